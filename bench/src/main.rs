@@ -1,0 +1,3 @@
+//! Workloads against a mounted directory, peers side by side.
+
+fn main() {}

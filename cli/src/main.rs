@@ -1,0 +1,3 @@
+//! The one binary of Holdfast: every role, up, administration and user commands.
+
+fn main() {}

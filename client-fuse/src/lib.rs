@@ -1,0 +1,1 @@
+//! FUSE adapter over the Holdfast client, and mounting.

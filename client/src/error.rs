@@ -1,0 +1,103 @@
+//! Why an operation failed, and the one place where that becomes an errno.
+
+use holdfast_proto::meta::Code;
+
+/// Why a file system operation failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The metadata table refused.
+    #[error("refused: {code:?} {detail}")]
+    Refused {
+        /// Its reason.
+        code: Code,
+        /// For people.
+        detail: String,
+    },
+    /// No answer within the request's deadline.
+    #[error("no answer within the deadline: {0}")]
+    TimedOut(String),
+    /// Data could not be written anywhere, or a write-back failed before (R22).
+    #[error("data was not written: {0}")]
+    WriteLost(String),
+    /// Data could not be read from enough members.
+    #[error("data cannot be read: {0}")]
+    Unreadable(String),
+    /// The session was expired or fenced; what was not flushed is lost and reported.
+    #[error("the session was closed by the cluster")]
+    SessionLost,
+    /// The disks are full.
+    #[error("no space left on the volume's disks")]
+    NoSpace,
+    /// The volume's quota is used up.
+    #[error("the volume's quota is used up")]
+    Quota,
+    /// The handle does not exist, or does not allow this.
+    #[error("bad file handle")]
+    BadHandle,
+    /// The mount is read-only.
+    #[error("mounted read-only")]
+    ReadOnly,
+    /// An argument does not make sense.
+    #[error("invalid argument: {0}")]
+    Invalid(&'static str),
+    /// lseek beyond the end, or no data behind the offset.
+    #[error("no such offset")]
+    NoSuchOffset,
+    /// The offset or length is over what a file can have.
+    #[error("file too large")]
+    FileTooLarge,
+    /// The volume or its manager cannot be reached or refuses this client.
+    #[error("{0}")]
+    Mount(String),
+}
+
+impl Error {
+    /// The errno a system call answers for this. Exhaustive: a new error does not compile until somebody has decided.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Refused { code, .. } => errno_of(*code),
+            Self::TimedOut(_) | Self::WriteLost(_) | Self::Unreadable(_) | Self::SessionLost | Self::Mount(_) => {
+                libc::EIO
+            }
+            Self::NoSpace => libc::ENOSPC,
+            Self::Quota => libc::EDQUOT,
+            Self::BadHandle => libc::EBADF,
+            Self::ReadOnly => libc::EROFS,
+            Self::Invalid(_) => libc::EINVAL,
+            Self::NoSuchOffset => libc::ENXIO,
+            Self::FileTooLarge => libc::EFBIG,
+        }
+    }
+}
+
+fn errno_of(code: Code) -> i32 {
+    match code {
+        Code::NotFound => libc::ENOENT,
+        Code::Exists => libc::EEXIST,
+        Code::NotDirectory => libc::ENOTDIR,
+        Code::IsDirectory => libc::EISDIR,
+        Code::NotEmpty => libc::ENOTEMPTY,
+        Code::Invalid => libc::EINVAL,
+        Code::NameTooLong => libc::ENAMETOOLONG,
+        Code::TooManyLinks => libc::EMLINK,
+        Code::NoData => libc::ENODATA,
+        Code::TooBig => libc::E2BIG,
+        Code::FileTooLarge => libc::EFBIG,
+        Code::NoSpace => libc::ENOSPC,
+        Code::Quota => libc::EDQUOT,
+        Code::Stale => libc::ESTALE,
+        Code::NotSupported => libc::EOPNOTSUPP,
+        Code::NotPermitted => libc::EPERM,
+        Code::Ok
+        | Code::SessionExpired
+        | Code::SequenceStale
+        | Code::NotLeader
+        | Code::NoSuchVolume
+        | Code::Unavailable
+        | Code::TableStopped
+        | Code::RewriteChunk
+        | Code::Truncated
+        | Code::Changed => libc::EIO,
+    }
+}

@@ -1,0 +1,103 @@
+//! Small files that survive a crash whole, and locked directories.
+//!
+//! A file is replaced by writing a temporary beside it, syncing it, renaming it over, and syncing the directory: a
+//! crash after any line leaves the old content or the new one, never a mixture.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Replaces `path` by a file of these bytes; durable when it returns.
+///
+/// # Errors
+/// Any I/O error; the old content then stands.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    sync_parent(path)
+}
+
+/// Makes the directory entry of `path` durable.
+///
+/// # Errors
+/// Any I/O error.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    File::open(parent)?.sync_all()
+}
+
+/// A directory that only one process uses. Released when dropped, and by the kernel when the process dies.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    _file: File,
+}
+
+/// Why a directory could not be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody holds it.
+    #[error("{} is in use by another holdfast process", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The lock file could not be opened.
+    #[error("cannot lock {}: {source}", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl DirectoryLock {
+    /// Locks a directory that exists, by its file `lock`.
+    ///
+    /// # Errors
+    /// [`LockError::InUse`] if another process, or another lock of this one, holds it.
+    pub fn acquire(directory: &Path) -> Result<Self, LockError> {
+        let io_error = |source| LockError::Io { path: directory.to_owned(), source };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join("lock"))
+            .map_err(io_error)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(LockError::InUse { path: directory.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(io_error(source)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replaced_file_has_the_new_content_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("superblock");
+        replace_file(&path, b"one").unwrap();
+        replace_file(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_directory_is_locked_once_until_released() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = DirectoryLock::acquire(dir.path()).unwrap();
+        assert!(matches!(DirectoryLock::acquire(dir.path()), Err(LockError::InUse { .. })));
+        drop(held);
+        DirectoryLock::acquire(dir.path()).unwrap();
+    }
+}

@@ -1,0 +1,102 @@
+//! Ids as types. Every id is a 64-bit number given out once and never reused; 0 is never an id.
+
+use std::fmt;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub u64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}", self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+        impl From<u64> for $name {
+            fn from(raw: u64) -> Self {
+                Self(raw)
+            }
+        }
+    };
+}
+
+id!(/// A process that hosts tables or disks.
+    NodeId, "n");
+id!(/// One disk of a datanode.
+    DiskId, "d");
+id!(/// A volume: one file system instance.
+    VolumeId, "v");
+id!(/// Which life of a volume's table: raised by a restore from backup, so that ids of another life never match (R3).
+    Incarnation, "i");
+id!(/// An inode of a volume. The root directory is [`InodeId::ROOT`].
+    InodeId, "ino");
+id!(/// One attempt at writing a chunk: one content, one member set (R1).
+    ChunkId, "c");
+id!(/// A block group of a volume.
+    GroupId, "g");
+id!(/// One mounted client, as a table knows it.
+    SessionId, "s");
+
+impl InodeId {
+    /// The root directory of every volume.
+    pub const ROOT: Self = Self(1);
+}
+
+/// A cluster's identity: 16 random bytes, shown as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ClusterId(pub [u8; 16]);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+impl fmt::Debug for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not 32 hexadecimal digits.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a cluster id has 32 hexadecimal digits")]
+pub struct ParseClusterIdError;
+
+impl std::str::FromStr for ClusterId {
+    type Err = ParseClusterIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(ParseClusterIdError);
+        }
+        let mut id = [0; 16];
+        for (byte, pair) in id.iter_mut().zip(0..) {
+            *byte = u8::from_str_radix(&text[2 * pair..2 * pair + 2], 16).map_err(|_| ParseClusterIdError)?;
+        }
+        Ok(Self(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_id_reads_back_what_it_prints() {
+        let id = ClusterId([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 254, 255]);
+        assert_eq!(id.to_string().parse(), Ok(id));
+    }
+
+    #[test]
+    fn a_malformed_cluster_id_is_refused() {
+        for text in ["", "00", "zz000000000000000000000000000000", "+1000000000000000000000000000000"] {
+            assert_eq!(text.parse::<ClusterId>(), Err(ParseClusterIdError), "{text}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The shard store and its server.

@@ -1,0 +1,1 @@
+//! The metadata table of a volume and the server that hosts its replicas.

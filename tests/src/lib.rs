@@ -1,0 +1,1 @@
+//! End-to-end tests: the cluster harness, POSIX, faults.

@@ -1,0 +1,1 @@
+//! Framed RPC for Holdfast's hot paths.

@@ -1,3 +1,42 @@
-//! The project's own tasks: test, bench.
+//! The project's own tasks: `cargo xtask test` proves the tree, `cargo xtask bench` measures it.
 
-fn main() {}
+mod bench;
+mod build;
+mod command;
+mod install;
+mod lint;
+mod suite;
+mod tally;
+mod test;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The tasks of Holdfast's own development")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing, lint, build, and run every test
+    Test(test::Arguments),
+    /// Build the benchmark and run it; arguments are passed on to `holdfast-bench run`
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The lint stage: formatting, clippy, and what the dependencies are allowed to be. Each is one check of the tally.
+
+use crate::command::{cargo, succeeds};
+use crate::tally::Tally;
+use anyhow::Result;
+
+/// Runs all of them, so that one run shows everything there is to mend.
+pub(crate) fn run() -> Result<Tally> {
+    let mut tally = Tally::default();
+    let checks: [&[&str]; 3] = [
+        &["fmt", "--all", "--check"],
+        // In the profile of the build, so that build scripts and procedural macros are made once.
+        &["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+        // Advisory databases are not to be had offline; deny.toml lists the known ones by hand.
+        &["deny", "--offline", "check", "bans", "licenses", "sources"],
+    ];
+    for arguments in checks {
+        tally += Tally::check(succeeds(cargo().args(arguments))?);
+    }
+    Ok(tally)
+}

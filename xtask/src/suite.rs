@@ -1,0 +1,121 @@
+//! Running test programs and reading their results. Unit and model tests run two programs at a time; the rooms of the
+//! end-to-end tests run one after another, because each starts a cluster of ten processes on two cores.
+
+use crate::build::TestProgram;
+use crate::command::{Captured, capture};
+use crate::tally::Tally;
+use anyhow::{Result, bail};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Longest that one program of unit or model tests may take.
+const UNIT_PROGRAM_LIMIT: Duration = Duration::from_secs(600);
+/// Longest that one room of the end-to-end tests may take; each of its tests has its own, much shorter, deadline.
+const ROOM_LIMIT: Duration = Duration::from_secs(1200);
+/// Unit test programs running at once: most of them use one core most of the time.
+const UNIT_PROGRAMS_AT_ONCE: usize = 2;
+
+/// The package whose integration tests are the rooms.
+const ROOMS_PACKAGE: &str = "holdfast-tests";
+
+/// Unit and model tests: every program that is not a room.
+pub(crate) fn unit(programs: &[TestProgram], filters: &[String]) -> Result<Tally> {
+    let queue: Mutex<Vec<&TestProgram>> = Mutex::new(programs.iter().filter(|p| !is_room(p)).rev().collect());
+    let total = Mutex::new(Ok(Tally::default()));
+    let worker = || {
+        while let Some(program) = queue.lock().expect("no worker panics holding it").pop() {
+            let outcome = run_program(program, filters, UNIT_PROGRAM_LIMIT, false);
+            let mut total = total.lock().expect("no worker panics holding it");
+            match (outcome, total.as_mut()) {
+                (Ok(tally), Ok(sum)) => *sum += tally,
+                (Err(error), Ok(_)) => *total = Err(error),
+                (_, Err(_)) => {}
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..UNIT_PROGRAMS_AT_ONCE {
+            scope.spawn(worker);
+        }
+    });
+    total.into_inner().expect("no worker panics holding it")
+}
+
+/// End-to-end tests: a filter may name a room or a part of a test's name.
+pub(crate) fn end_to_end(programs: &[TestProgram], filters: &[String]) -> Result<Tally> {
+    let rooms: Vec<&TestProgram> = programs.iter().filter(|p| is_room(p)).collect();
+    if rooms.is_empty() {
+        bail!("there are no end-to-end tests in {ROOMS_PACKAGE}");
+    }
+    let (room_names, test_names): (Vec<_>, Vec<_>) =
+        filters.iter().cloned().partition(|filter| rooms.iter().any(|room| room.target == *filter));
+    let mut total = Tally::default();
+    for room in rooms {
+        if room_names.is_empty() || room_names.contains(&room.target) {
+            total += run_program(room, &test_names, ROOM_LIMIT, true)?;
+        }
+    }
+    Ok(total)
+}
+
+fn is_room(program: &TestProgram) -> bool {
+    program.package == ROOMS_PACKAGE && program.integration
+}
+
+fn run_program(program: &TestProgram, filters: &[String], limit: Duration, live: bool) -> Result<Tally> {
+    let started = Instant::now();
+    let mut command = Command::new(&program.executable);
+    command.args(filters).current_dir(&program.directory).env("CARGO_MANIFEST_DIR", &program.directory);
+    let captured = capture(&mut command, limit, |line| {
+        if live && line.starts_with("test ") && !line.starts_with("test result: ") {
+            println!("  {}::{}", program.target, line.trim_start_matches("test "));
+        }
+    })?;
+    let tally = judge(&captured);
+    if tally.failed > 0 {
+        println!(
+            "---- output of {} {} ----\n{}---- end of output ----",
+            program.package, program.target, captured.output
+        );
+    }
+    if tally != Tally::default() {
+        println!("{:<20} {:<18} {:>6.1} s  {tally}", program.package, program.target, started.elapsed().as_secs_f64());
+    }
+    Ok(tally)
+}
+
+/// A program that ended badly has at least one failure, whatever it counted before it died.
+fn judge(captured: &Captured) -> Tally {
+    let mut tally = Tally::of_output(&captured.output).unwrap_or_default();
+    let ended_well = captured.status.is_some_and(|status| status.success());
+    if !ended_well && tally.failed == 0 {
+        tally += Tally::FAILED;
+    }
+    tally
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(script: &str) -> Tally {
+        judge(&capture(Command::new("sh").args(["-c", script]), Duration::from_secs(20), |_| {}).unwrap())
+    }
+
+    #[test]
+    fn a_program_that_dies_without_a_result_has_failed_once() {
+        assert_eq!(judged("kill -9 $$"), Tally::FAILED);
+    }
+
+    #[test]
+    fn a_program_that_says_ok_but_exits_badly_has_failed() {
+        assert_eq!(judged("echo 'test result: ok. 2 passed; 0 failed; 0 ignored'; exit 1").failed, 1);
+    }
+
+    #[test]
+    fn failures_that_were_counted_are_not_counted_again() {
+        let tally = judged("echo 'test result: FAILED. 2 passed; 3 failed; 1 ignored'; exit 101");
+        assert_eq!(tally, Tally { passed: 2, failed: 3, skipped: 1 });
+    }
+}

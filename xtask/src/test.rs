@@ -1,0 +1,95 @@
+//! `cargo xtask test`: the stages in their order, each with its time and its budget, and one closing line.
+
+use crate::tally::{StageReport, Tally};
+use crate::{build, install, lint, suite};
+use anyhow::Result;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// The part of the tests to run; all of them by default.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// Formatting, clippy, cargo deny
+    Lint,
+    /// Unit and model tests of every crate
+    Unit,
+    /// End-to-end tests on a mounted cluster
+    E2e,
+}
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Run this part only; may be given more than once
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
+    /// Run only tests whose name contains one of these; for end-to-end tests, also the name of a room
+    filters: Vec<String>,
+}
+
+/// What the stages have come to so far.
+struct Run {
+    reports: Vec<StageReport>,
+}
+
+impl Run {
+    /// Runs one stage. A stage that could not be carried out counts as one failure; whether it was carried out.
+    fn stage(&mut self, name: &'static str, budget_minutes: u64, body: impl FnOnce() -> Result<Tally>) -> bool {
+        println!("==> {name}");
+        let started = Instant::now();
+        let outcome = body();
+        let carried_out = outcome.is_ok();
+        let tally = outcome.unwrap_or_else(|error| {
+            println!("{name}: {error:#}");
+            Tally::FAILED
+        });
+        let report =
+            StageReport { name, tally, took: started.elapsed(), budget: Duration::from_secs(budget_minutes * 60) };
+        println!("<== {report}");
+        self.reports.push(report);
+        carried_out
+    }
+
+    /// Prints the table and the closing line.
+    fn close(self) -> ExitCode {
+        let mut total = Tally::default();
+        println!();
+        for report in &self.reports {
+            println!("{report}");
+            total += report.tally;
+        }
+        println!("\n{total}");
+        if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+/// Runs the stages that were asked for.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let wants = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    let mut run = Run { reports: Vec::new() };
+    if !run.stage("install", 4, || install::tools_of_test().map(|()| Tally::default())) {
+        return Ok(run.close());
+    }
+    if wants(Part::Lint) {
+        run.stage("lint", 4, lint::run);
+    }
+    if wants(Part::Unit) || wants(Part::E2e) {
+        let mut programs = Vec::new();
+        run.stage("build", 8, || {
+            let built = build::run()?;
+            let tally = Tally { failed: usize::from(built.is_none()), ..Tally::default() };
+            programs = built.unwrap_or_default();
+            Ok(tally)
+        });
+        if programs.is_empty() {
+            return Ok(run.close());
+        }
+        if wants(Part::Unit) {
+            run.stage("unit", 4, || suite::unit(&programs, &arguments.filters));
+        }
+        if wants(Part::E2e) {
+            run.stage("end to end", 10, || suite::end_to_end(&programs, &arguments.filters));
+        }
+    }
+    Ok(run.close())
+}

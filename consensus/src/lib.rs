@@ -1,1 +1,15 @@
 //! raft-rs as a sans-IO core, the shared write-ahead log, snapshots, and the multi-group driver.
+
+mod config;
+mod group;
+mod machine;
+mod node;
+mod outbox;
+mod status;
+
+pub use config::{COMMAND_BYTES_MAX, ELECTION_TICKS, HEARTBEAT_TICKS, NodeConfig};
+pub use group::Group;
+pub use machine::{Broken, Snapshot, StateMachine};
+pub use node::Node;
+pub use outbox::{GroupMessage, Outbox};
+pub use status::{GroupError, GroupStatus, OpenError, ProposeError, ReadError, Role};

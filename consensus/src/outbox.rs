@@ -1,0 +1,26 @@
+//! The way out to other nodes. Consensus only hands bytes over; carrying them is somebody else's trade.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use holdfast_common::NodeId;
+
+/// One message of one group, opaque to its carrier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupMessage {
+    /// The group it belongs to.
+    pub group: u64,
+    /// The encoded message.
+    pub bytes: Bytes,
+}
+
+/// Carries messages to other nodes. Losing, delaying, reordering and doubling them is allowed; changing them is not.
+pub trait Outbox: Send + Sync + 'static {
+    /// Sends messages to a node. Called once per node and driver turn, from the driver's thread: must not block.
+    fn send(&self, to: NodeId, messages: Vec<GroupMessage>);
+
+    /// Ships a snapshot: the message together with the file's content, for [`crate::Node::deliver_snapshot`] at the
+    /// other end. Must not block. The outcome is reported to [`crate::Node::report_snapshot`]; the file may vanish
+    /// at any time, which counts as a failure.
+    fn send_snapshot(&self, to: NodeId, message: GroupMessage, file: PathBuf);
+}

@@ -1,0 +1,130 @@
+//! What a group says about itself, and why it refuses.
+
+use std::io;
+use std::path::PathBuf;
+
+use holdfast_common::NodeId;
+
+/// The part a replica plays in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Role {
+    /// Follows a leader, or waits for one.
+    #[default]
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Orders commands and answers.
+    Leader,
+    /// Takes part no more on this node: dropped, broken, or its log failed.
+    Stopped,
+}
+
+/// A replica's view of its group.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct GroupStatus {
+    /// The part this replica plays.
+    pub role: Role,
+    /// The term it is in.
+    pub term: u64,
+    /// The leader of that term, if known.
+    pub leader: Option<NodeId>,
+    /// Index of the last command in the state.
+    pub applied: u64,
+    /// Index of the last entry known to be committed.
+    pub commit: u64,
+    /// Why it is [`Role::Stopped`].
+    pub stopped: Option<String>,
+}
+
+/// Why a proposal has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Certainly not executed: another replica leads, or none does.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who leads, if known.
+        leader: Option<NodeId>,
+    },
+    /// It may have happened or may still happen: retry under the same sequence number.
+    #[error("the outcome is unknown")]
+    Unknown,
+    /// Certainly not executed: too much is waiting.
+    #[error("too many proposals are waiting")]
+    Overloaded,
+    /// Certainly not executed, and never will be: longer than [`crate::COMMAND_BYTES_MAX`].
+    #[error("the command is too large")]
+    TooLarge,
+    /// Certainly not executed: this replica takes part no more.
+    #[error("the group is stopped on this node")]
+    Stopped,
+}
+
+/// Why a read may not go ahead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Another replica leads, or none does.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who leads, if known.
+        leader: Option<NodeId>,
+    },
+    /// Too much is waiting.
+    #[error("too many reads are waiting")]
+    Overloaded,
+    /// This replica takes part no more.
+    #[error("the group is stopped on this node")]
+    Stopped,
+}
+
+/// Why a group was not created or dropped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GroupError {
+    /// The voters are none, have a double or a zero, or do not name this node.
+    #[error("the voters of a group must be distinct, non-zero and include this node")]
+    BadVoters,
+    /// The group is there, with other voters.
+    #[error("group {0} exists with other voters")]
+    Exists(u64),
+    /// The node was shut down or its log failed.
+    #[error("the node is stopped")]
+    Stopped,
+}
+
+/// Why a node did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file operation failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The directory worked in.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The log or a snapshot is damaged where it was durable: this replica must not vote and has to be rebuilt (R24).
+    #[error("{}: {what}; this replica must be rebuilt from the others", path.display())]
+    Damaged {
+        /// The directory worked in.
+        path: PathBuf,
+        /// What is damaged.
+        what: String,
+    },
+    /// Written by a newer version.
+    #[error("{}: format version {found} is newer than this program knows ({known})", path.display())]
+    NewerVersion {
+        /// The directory worked in.
+        path: PathBuf,
+        /// Version found.
+        found: u32,
+        /// Newest version known.
+        known: u32,
+    },
+    /// A state machine refused its snapshot.
+    #[error("group {group}: {reason}")]
+    Restore {
+        /// The group.
+        group: u64,
+        /// Why.
+        reason: String,
+    },
+}

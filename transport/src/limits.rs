@@ -1,0 +1,89 @@
+//! Limits of frames, connections and queues, all with names.
+
+use std::time::Duration;
+
+/// Largest protobuf header of a frame: a commit of 4096 extents or a long directory listing is some 200 KiB.
+pub const HEADER_BYTES_MAX: u32 = 1 << 20;
+/// Largest body of a frame: four of the largest chunks.
+pub const BODY_BYTES_MAX: u32 = 16 << 20;
+/// Largest protobuf header before the peers have agreed to talk.
+pub(crate) const HELLO_BYTES_MAX: u32 = 4096;
+/// Pieces of memory handed to the kernel in one vectored write; more do not make it cheaper.
+pub(crate) const WRITE_SLICES_MAX: usize = 64;
+/// Intervals of silence, pings included, after which a peer counts as dead.
+pub(crate) const SILENT_INTERVALS_MAX: u32 = 3;
+
+const _: () = assert!(BODY_BYTES_MAX >= holdfast_common::limits::CHUNK_BYTES_MAX);
+const _: () = assert!(HELLO_BYTES_MAX < HEADER_BYTES_MAX);
+
+/// What a client allows itself.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientLimits {
+    /// Calls waiting for their answer on one connection; more wait for a place until their deadline.
+    pub in_flight_max: usize,
+    /// One-way frames waiting to be written on one connection; more are dropped.
+    pub one_way_queue_max: usize,
+    /// Connections to one peer. Calls with bulk bodies use the last one, so that small calls do not queue behind them.
+    pub connections_per_peer: usize,
+    /// Body length from which a call counts as bulk.
+    pub bulk_bytes: usize,
+    /// Longest wait for a connection and its handshake.
+    pub connect_timeout: Duration,
+    /// Pause after a first failed connect; doubles up to `backoff_max`. Calls in the pause fail at once.
+    pub backoff_min: Duration,
+    /// Longest pause between attempts to connect.
+    pub backoff_max: Duration,
+    /// Silence after which the peer is pinged; three times this and the connection is given up.
+    pub ping_interval: Duration,
+}
+
+impl Default for ClientLimits {
+    fn default() -> Self {
+        Self {
+            in_flight_max: 256,
+            one_way_queue_max: 4096,
+            connections_per_peer: 1,
+            bulk_bytes: 64 << 10,
+            connect_timeout: Duration::from_secs(2),
+            backoff_min: Duration::from_millis(10),
+            backoff_max: Duration::from_millis(200),
+            ping_interval: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a server takes.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerLimits {
+    /// Connections at once; more are refused in the handshake.
+    pub connections_max: usize,
+    /// Requests of one connection from arrival until their answer is written; more are refused as overload.
+    pub in_flight_per_connection_max: usize,
+    /// Requests of all connections together; more are refused as overload.
+    pub in_flight_max: usize,
+    /// Bytes of request bodies in memory, of all connections together; more are refused as overload.
+    pub request_bytes_max: usize,
+    /// Frames waiting to be written on one connection; a peer that lets more pile up is disconnected.
+    pub send_queue_max: usize,
+    /// Longest wait for a new connection's hello.
+    pub handshake_timeout: Duration,
+    /// Silence after which the peer is pinged; three times this and the connection is given up.
+    pub ping_interval: Duration,
+    /// How long a shutdown waits for running requests.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            connections_max: 4096,
+            in_flight_per_connection_max: 1024,
+            in_flight_max: 16 << 10,
+            request_bytes_max: 1 << 30,
+            send_queue_max: 4096,
+            handshake_timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(5),
+        }
+    }
+}

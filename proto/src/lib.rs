@@ -1,7 +1,8 @@
 //! Wire messages and persisted records of Holdfast, generated from `schema/`, and the numbers that name methods.
 //!
 //! Three rooms: [`meta`] and [`data`] travel on the hot paths in transport frames, [`control`] is the volume
-//! manager's gRPC, [`record`] is what Raft entries hold. Fields are only ever added.
+//! manager's gRPC, [`record`] is what a table's Raft entries hold, [`cluster`]
+//! what the volume manager's do. Fields are only ever added.
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, unreachable_pub)]
 pub mod meta {
@@ -18,6 +19,18 @@ pub mod control {
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, unreachable_pub)]
 pub mod record {
     tonic::include_proto!("holdfast.record");
+}
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, unreachable_pub)]
+pub mod cluster {
+    tonic::include_proto!("holdfast.cluster");
+}
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, unreachable_pub)]
+pub mod raft {
+    tonic::include_proto!("holdfast.raft");
+}
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, unreachable_pub)]
+pub mod snapshot {
+    tonic::include_proto!("holdfast.snapshot");
 }
 
 /// Method numbers of the framed transport. A number is never given to another method.

@@ -1,1 +1,10 @@
-//! Cluster membership, placement and volumes.
+//! The volume manager: cluster membership, placement and volumes.
+//!
+//! [`state`], [`placement`], [`capacity`] and [`liveness`] decide and do no I/O. [`machine`] puts the state into a
+//! consensus group, and [`server`] is the shell: gRPC, clock, disk.
+
+pub mod capacity;
+pub mod liveness;
+pub mod placement;
+pub mod state;
+pub mod superblock;

@@ -1,0 +1,209 @@
+//! The small file that says what a directory is: magic, format version, a record, a checksum. Also used by `holdfast up`.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 8 | magic, by kind of directory |
+//! | 4 | format version, little-endian: raised when older programs must keep off |
+//! | 4 | length of the record, little-endian |
+//! | n | the record, prost |
+//! | 4 | CRC32C of all before, little-endian |
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use holdfast_common::checksum::crc32c;
+use holdfast_common::durable::replace_file;
+
+/// The file's name in its directory.
+pub const FILE_NAME: &str = "superblock";
+/// Longest record; the file is refused above.
+const RECORD_BYTES_MAX: usize = 64 << 10;
+const HEADER_BYTES: usize = 16;
+const CHECKSUM_BYTES: usize = 4;
+
+/// Which kind of directory, and the newest format this program knows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// First bytes of the file.
+    pub magic: [u8; 8],
+    /// Newest known format version.
+    pub version: u32,
+    /// For people.
+    pub name: &'static str,
+}
+
+/// Why a superblock could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperblockError {
+    /// There is none.
+    #[error("{} is not formatted as {name}", path.display())]
+    NotFormatted {
+        /// The directory.
+        path: PathBuf,
+        /// What it should be.
+        name: &'static str,
+    },
+    /// There is one of another kind.
+    #[error("{} is not {name}: its superblock is of another kind", path.display())]
+    OtherKind {
+        /// The directory.
+        path: PathBuf,
+        /// What it should be.
+        name: &'static str,
+    },
+    /// Written by a newer program.
+    #[error("{} has format version {found}, this program knows up to {known}: use a newer holdfast", path.display())]
+    Newer {
+        /// The directory.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest known one.
+        known: u32,
+    },
+    /// It does not verify.
+    #[error("the superblock of {} is damaged", path.display())]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// There is one already.
+    #[error("{} is formatted already", path.display())]
+    Exists {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// Whether the directory has a superblock, of whatever kind.
+#[must_use]
+pub fn exists(directory: &Path) -> bool {
+    directory.join(FILE_NAME).exists()
+}
+
+/// Reads a directory's record.
+///
+/// # Errors
+/// [`SuperblockError`].
+pub fn read<M: prost::Message + Default>(directory: &Path, kind: Kind) -> Result<M, SuperblockError> {
+    let path = directory.to_owned();
+    let bytes = match std::fs::read(directory.join(FILE_NAME)) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(SuperblockError::NotFormatted { path, name: kind.name });
+        }
+        Err(source) => return Err(SuperblockError::Io { path, source }),
+    };
+    decode(&bytes, kind).map_err(|problem| match problem {
+        Problem::OtherKind => SuperblockError::OtherKind { path, name: kind.name },
+        Problem::Newer(found) => SuperblockError::Newer { path, found, known: kind.version },
+        Problem::Damaged => SuperblockError::Damaged { path },
+    })
+}
+
+/// Writes a directory's record; durable when it returns.
+///
+/// # Errors
+/// [`SuperblockError::Io`]; the old record then stands.
+pub fn write<M: prost::Message>(directory: &Path, kind: Kind, record: &M) -> Result<(), SuperblockError> {
+    replace_file(&directory.join(FILE_NAME), &encode(kind, record))
+        .map_err(|source| SuperblockError::Io { path: directory.to_owned(), source })
+}
+
+enum Problem {
+    OtherKind,
+    Newer(u32),
+    Damaged,
+}
+
+fn encode<M: prost::Message>(kind: Kind, record: &M) -> Vec<u8> {
+    let record = record.encode_to_vec();
+    let length = u32::try_from(record.len()).expect("superblock records are small by construction");
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + record.len() + CHECKSUM_BYTES);
+    bytes.extend_from_slice(&kind.magic);
+    bytes.extend_from_slice(&kind.version.to_le_bytes());
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(&record);
+    let checksum = crc32c(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+fn decode<M: prost::Message + Default>(bytes: &[u8], kind: Kind) -> Result<M, Problem> {
+    let word = |at: usize| -> Option<u32> {
+        bytes.get(at..at + 4).and_then(|b| <[u8; 4]>::try_from(b).ok()).map(u32::from_le_bytes)
+    };
+    if bytes.get(..8) != Some(&kind.magic[..]) {
+        return Err(Problem::OtherKind);
+    }
+    // The version comes first: what follows it is only known to a program that knows the version.
+    let version = word(8).ok_or(Problem::Damaged)?;
+    if version > kind.version {
+        return Err(Problem::Newer(version));
+    }
+    let length = word(12).and_then(|l| usize::try_from(l).ok()).ok_or(Problem::Damaged)?;
+    if length > RECORD_BYTES_MAX || bytes.len() != HEADER_BYTES + length + CHECKSUM_BYTES {
+        return Err(Problem::Damaged);
+    }
+    let (covered, _) = bytes.split_at(HEADER_BYTES + length);
+    if word(covered.len()) != Some(crc32c(covered)) {
+        return Err(Problem::Damaged);
+    }
+    M::decode(&covered[HEADER_BYTES..]).map_err(|_| Problem::Damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_proto::cluster::VolmgrSuperblock;
+
+    const KIND: Kind = Kind { magic: *b"HFTESTS1", version: 1, name: "a test directory" };
+
+    fn record() -> VolmgrSuperblock {
+        VolmgrSuperblock { cluster: vec![7; 16].into(), generation: 3 }
+    }
+
+    #[test]
+    fn a_superblock_reads_back_and_its_bytes_are_pinned() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), KIND, &record()).unwrap();
+        assert_eq!(read::<VolmgrSuperblock>(dir.path(), KIND).unwrap(), record());
+        let bytes = std::fs::read(dir.path().join(FILE_NAME)).unwrap();
+        let mut expected = b"HFTESTS1\x01\0\0\0\x14\0\0\0\x0a\x10".to_vec();
+        expected.extend_from_slice(&[7; 16]);
+        expected.extend_from_slice(b"\x10\x03");
+        assert_eq!(bytes[..expected.len()], expected);
+        assert_eq!(bytes.len(), expected.len() + 4);
+    }
+
+    #[test]
+    fn missing_foreign_newer_and_damaged_superblocks_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        let read = |kind| read::<VolmgrSuperblock>(path, kind).unwrap_err();
+        assert!(matches!(read(KIND), SuperblockError::NotFormatted { .. }));
+        write(path, KIND, &record()).unwrap();
+        assert!(matches!(read(Kind { magic: *b"HFOTHER1", ..KIND }), SuperblockError::OtherKind { .. }));
+        write(path, Kind { version: 2, ..KIND }, &record()).unwrap();
+        assert!(matches!(read(KIND), SuperblockError::Newer { found: 2, known: 1, .. }));
+        let good = encode(KIND, &record());
+        for index in 12..good.len() {
+            let mut bad = good.clone();
+            bad[index] ^= 1;
+            std::fs::write(path.join(FILE_NAME), &bad).unwrap();
+            assert!(matches!(read(KIND), SuperblockError::Damaged { .. }), "byte {index}");
+        }
+        for length in 8..good.len() {
+            std::fs::write(path.join(FILE_NAME), &good[..length]).unwrap();
+            assert!(matches!(read(KIND), SuperblockError::Damaged { .. }), "length {length}");
+        }
+    }
+}

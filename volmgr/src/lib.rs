@@ -1,10 +1,14 @@
 //! The volume manager: cluster membership, placement and volumes.
 //!
 //! [`state`], [`placement`], [`capacity`] and [`liveness`] decide and do no I/O. [`machine`] puts the state into a
-//! consensus group, and [`server`] is the shell: gRPC, clock, disk.
+//! consensus group, and the server is the shell: gRPC, clock, disk.
 
 pub mod capacity;
 pub mod liveness;
+pub mod machine;
 pub mod placement;
+mod server;
 pub mod state;
 pub mod superblock;
+
+pub use server::{StartError, Volmgr, VolmgrConfig, cluster_of, format, start};

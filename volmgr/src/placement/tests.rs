@@ -71,7 +71,7 @@ fn the_check_finds_what_is_wrong() {
     assert_eq!(check_group(&candidates, 3, &[member(1), member(2)]), Err(Violation::Width));
     assert_eq!(check_group(&candidates, 3, &[member(1), member(2), member(1)]), Err(Violation::SameDisk(DiskId(1))));
     assert_eq!(check_group(&candidates, 3, &[member(1), member(2), member(9)]), Err(Violation::UnknownDisk(DiskId(9))));
-    let mut same_node = candidates.clone();
+    let mut same_node = candidates;
     same_node[0].node = NodeId(102);
     let crowded = [Member { disk: DiskId(1), node: NodeId(102) }, member(2), member(3)];
     assert_eq!(

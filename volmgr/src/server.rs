@@ -1,0 +1,230 @@
+//! The volume manager's life: formatted, started, served, stopped. Everything it decides is decided elsewhere.
+
+mod admin;
+mod core;
+mod nodes;
+mod route;
+mod view;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_common::durable::{DirectoryLock, LockError, sync_parent};
+use holdfast_common::{ClusterId, NodeId};
+use holdfast_consensus::{GroupError, GroupMessage, Node, NodeConfig, OpenError, Outbox};
+use holdfast_proto::cluster::VolmgrSuperblock;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::server::TcpIncoming;
+
+use self::core::Core;
+use crate::machine::ClusterMachine;
+use crate::state::{VOLMGR_GROUP, VOLMGR_NODE};
+use crate::superblock::{self, Kind, SuperblockError};
+
+/// What a volume manager's directory is.
+const KIND: Kind = Kind { magic: *b"HFVOLMGR", version: 1, name: "a volume manager's directory" };
+/// Where its log and snapshots live, below its directory.
+const CONSENSUS_DIRECTORY: &str = "consensus";
+/// A group of one voter has nobody to wait for: short ticks make its only election short.
+const TICK: Duration = Duration::from_millis(20);
+/// Longest wait for connections to end at a shutdown; what is in flight then is cut, as by a crash.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+/// How often time is told to the liveness.
+const LIVENESS_TICK: Duration = Duration::from_millis(250);
+
+/// Where a volume manager lives and listens.
+#[derive(Clone, Debug)]
+pub struct VolmgrConfig {
+    /// Its directory, formatted before.
+    pub directory: PathBuf,
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+}
+
+/// Why a volume manager was not formatted or did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The directory is not what it should be.
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+    /// Somebody else runs it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: {}", bind_reason(source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file operation failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The log did not open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The group could not be made.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// The group does not answer.
+    #[error("the volume manager's log does not accept entries: {0}")]
+    Stuck(String),
+}
+
+fn bind_reason(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "the port is in use".to_owned(),
+        io::ErrorKind::AddrNotAvailable => "this host has no such address".to_owned(),
+        _ => source.to_string(),
+    }
+}
+
+/// Makes a directory the home of a new cluster's volume manager.
+///
+/// # Errors
+/// [`StartError`], among others [`SuperblockError::Exists`]: a formatted directory is left as it is.
+pub fn format(directory: &Path) -> Result<ClusterId, StartError> {
+    let io_error = |source| StartError::Io { path: directory.to_owned(), source };
+    std::fs::create_dir_all(directory).map_err(io_error)?;
+    let _lock = DirectoryLock::acquire(directory)?;
+    if superblock::exists(directory) {
+        return Err(SuperblockError::Exists { path: directory.to_owned() }.into());
+    }
+    let cluster = ClusterId(core::random_bytes().map_err(io_error)?);
+    let record = VolmgrSuperblock { cluster: cluster.0.to_vec().into(), generation: 0 };
+    superblock::write(directory, KIND, &record)?;
+    sync_parent(directory).map_err(io_error)?;
+    Ok(cluster)
+}
+
+/// The cluster whose volume manager lives in a directory.
+///
+/// # Errors
+/// [`SuperblockError`].
+pub fn cluster_of(directory: &Path) -> Result<ClusterId, SuperblockError> {
+    let record: VolmgrSuperblock = superblock::read(directory, KIND)?;
+    cluster_id(directory, &record)
+}
+
+fn cluster_id(directory: &Path, record: &VolmgrSuperblock) -> Result<ClusterId, SuperblockError> {
+    <[u8; 16]>::try_from(&record.cluster[..])
+        .map(ClusterId)
+        .map_err(|_| SuperblockError::Damaged { path: directory.to_owned() })
+}
+
+/// A running volume manager.
+pub struct Volmgr {
+    local_addr: SocketAddr,
+    cluster: ClusterId,
+    node: Arc<Node<ClusterMachine>>,
+    stop: Option<oneshot::Sender<()>>,
+    server: JoinHandle<()>,
+    ticker: JoinHandle<()>,
+    _lock: DirectoryLock,
+}
+
+/// Starts the volume manager of a formatted directory. Must run inside a tokio runtime.
+///
+/// # Errors
+/// [`StartError`]; nothing serves then.
+pub async fn start(config: VolmgrConfig) -> Result<Volmgr, StartError> {
+    let directory = &config.directory;
+    cluster_of(directory)?;
+    let lock = DirectoryLock::acquire(directory)?;
+    let listen_error = |source| StartError::Listen { address: config.listen, source };
+    // TCP_NODELAY belongs on the incoming itself: on the server builder it is lost, and small answers stall 40 ms.
+    let incoming = TcpIncoming::bind(config.listen).map_err(listen_error)?.with_nodelay(Some(true));
+    let local_addr = incoming.local_addr().map_err(listen_error)?;
+    let cluster = raise_generation(directory)?;
+    let node = Arc::new(open_consensus(directory.join(CONSENSUS_DIRECTORY)).await?);
+    let group = node.group(VOLMGR_GROUP).ok_or(GroupError::Stopped)?;
+    let core = Arc::new(Core::new(cluster, group));
+    core.initialise().await.map_err(|status| StartError::Stuck(status.message().to_owned()))?;
+    let ticker = tokio::spawn(tick(Arc::clone(&core)));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tonic::transport::Server::builder().serve_with_incoming_shutdown(
+        route::Route::new(core),
+        incoming,
+        async move {
+            let _ = stopped.await;
+        },
+    );
+    let server = tokio::spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the volume manager's server ended");
+        }
+    });
+    Ok(Volmgr { local_addr, cluster, node, stop: Some(stop), server, ticker, _lock: lock })
+}
+
+fn raise_generation(directory: &Path) -> Result<ClusterId, StartError> {
+    let mut record: VolmgrSuperblock = superblock::read(directory, KIND)?;
+    record.generation += 1;
+    superblock::write(directory, KIND, &record)?;
+    Ok(cluster_id(directory, &record)?)
+}
+
+async fn open_consensus(directory: PathBuf) -> Result<Node<ClusterMachine>, StartError> {
+    let open = move || -> Result<Node<ClusterMachine>, StartError> {
+        let config = NodeConfig { tick: TICK, ..NodeConfig::new(VOLMGR_NODE, directory) };
+        let node = Node::open(config, Arc::new(NoPeers), |_| ClusterMachine::default())?;
+        node.create_group(VOLMGR_GROUP, &[VOLMGR_NODE])?;
+        Ok(node)
+    };
+    tokio::task::spawn_blocking(open).await.map_err(|error| StartError::Stuck(error.to_string()))?
+}
+
+async fn tick(core: Arc<Core>) {
+    let mut interval = tokio::time::interval(LIVENESS_TICK);
+    loop {
+        interval.tick().await;
+        core.tick();
+    }
+}
+
+/// The only voter has nobody to write to.
+struct NoPeers;
+
+impl Outbox for NoPeers {
+    fn send(&self, _to: NodeId, _messages: Vec<GroupMessage>) {}
+    fn send_snapshot(&self, _to: NodeId, _message: GroupMessage, _file: PathBuf) {}
+}
+
+impl Volmgr {
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The cluster it manages.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// Stops answering and stops the log. Everything answered is durable anyway.
+    pub async fn shutdown(mut self) {
+        self.ticker.abort();
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        if tokio::time::timeout(SHUTDOWN_GRACE, &mut self.server).await.is_err() {
+            self.server.abort();
+        }
+        let node = Arc::clone(&self.node);
+        if let Err(error) = tokio::task::spawn_blocking(move || node.shutdown()).await {
+            tracing::error!(%error, "the volume manager's log did not stop");
+        }
+    }
+}

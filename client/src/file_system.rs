@@ -1,11 +1,12 @@
 //! The file system as callers see it: one method an operation, none of them names FUSE.
 
-use crate::{
-    Attributes, DirectoryEntry, Error, FallocateMode, FileSystemStat, NewNode, OpenMode, RenameMode, SetAttributes,
-    Whence, XattrMode,
-};
-use bytes::Bytes;
-use holdfast_common::InodeId;
+mod data;
+mod names;
+
+use crate::mount::Mounted;
+use crate::{Attributes, Error, FileSystemStat, NodeKind};
+use holdfast_proto::meta::{Attr, Code, Kind, ReadResponse, StatFs, read_request};
+use std::sync::Arc;
 
 /// How to mount a volume.
 #[derive(Clone, Debug)]
@@ -18,7 +19,7 @@ pub struct MountConfig {
     pub client_key: Vec<u8>,
     /// For people, in lists of sessions.
     pub description: String,
-    /// Nothing is changed, no session is needed to write.
+    /// Nothing may be changed.
     pub read_only: bool,
     /// Budget of dirty data, readahead and caches together (D12).
     pub memory_bytes: usize,
@@ -29,148 +30,100 @@ pub struct MountConfig {
 pub struct FileHandle(pub u64);
 
 /// A mounted volume. Cheap to clone. Every call ends within its deadline.
-#[derive(Clone, Debug)]
-pub struct FileSystem {}
+#[derive(Clone)]
+pub struct FileSystem {
+    mounted: Arc<Mounted>,
+}
 
-#[allow(clippy::unused_async, missing_docs, clippy::missing_errors_doc)]
+impl std::fmt::Debug for FileSystem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileSystem").field("volume", &self.mounted.metadata.volume()).finish_non_exhaustive()
+    }
+}
+
 impl FileSystem {
     /// Finds the volume and opens a session. Must run inside a tokio runtime, which carries the background work.
-    pub async fn mount(_config: MountConfig) -> Result<Self, Error> {
-        Err(Error::SessionLost)
+    ///
+    /// # Errors
+    /// [`Error::Mount`] with a sentence for people, or what the metadata table answered.
+    pub async fn mount(config: MountConfig) -> Result<Self, Error> {
+        Ok(Self { mounted: Mounted::new(config).await? })
     }
-    /// Flushes everything, closes the session. Later calls fail.
+
+    /// Flushes everything and closes the session. Later calls fail.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if not everything could be flushed.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        Err(Error::SessionLost)
+        self.mounted.shutdown().await
     }
-    /// Makes everything written so far durable (syncfs).
+
+    /// Makes everything written so far durable. A lost write stays with its file, to be reported there.
+    ///
+    /// # Errors
+    /// None at present.
     pub async fn sync_all(&self) -> Result<(), Error> {
-        Err(Error::SessionLost)
+        self.mounted.flusher.flush_everything().await;
+        Ok(())
     }
 
-    pub async fn lookup(&self, _parent: InodeId, _name: &[u8]) -> Result<Attributes, Error> {
-        Err(Error::SessionLost)
-    }
-    pub async fn get_attributes(&self, _inode: InodeId) -> Result<Attributes, Error> {
-        Err(Error::SessionLost)
-    }
-    pub async fn set_attributes(&self, _inode: InodeId, _set: SetAttributes) -> Result<Attributes, Error> {
-        Err(Error::SessionLost)
-    }
-    pub async fn read_link(&self, _inode: InodeId) -> Result<Bytes, Error> {
-        Err(Error::SessionLost)
-    }
-    /// `mode` has the umask applied.
-    pub async fn create_node(
-        &self,
-        _parent: InodeId,
-        _name: &[u8],
-        _node: NewNode,
-        _mode: u32,
-        _uid: u32,
-        _gid: u32,
-    ) -> Result<Attributes, Error> {
-        Err(Error::SessionLost)
-    }
-    pub async fn link(&self, _inode: InodeId, _parent: InodeId, _name: &[u8]) -> Result<Attributes, Error> {
-        Err(Error::SessionLost)
-    }
-    pub async fn unlink(&self, _parent: InodeId, _name: &[u8]) -> Result<(), Error> {
-        Err(Error::SessionLost)
-    }
-    pub async fn remove_directory(&self, _parent: InodeId, _name: &[u8]) -> Result<(), Error> {
-        Err(Error::SessionLost)
-    }
-    pub async fn rename(
-        &self,
-        _parent: InodeId,
-        _name: &[u8],
-        _new_parent: InodeId,
-        _new_name: &[u8],
-        _mode: RenameMode,
-    ) -> Result<(), Error> {
-        Err(Error::SessionLost)
-    }
-
-    /// Creates and opens. An existing file is opened as it is, unless `exclusive`.
-    #[allow(clippy::too_many_arguments)]
-    pub async fn create(
-        &self,
-        _parent: InodeId,
-        _name: &[u8],
-        _mode: u32,
-        _uid: u32,
-        _gid: u32,
-        _exclusive: bool,
-        _open: OpenMode,
-    ) -> Result<(Attributes, FileHandle), Error> {
-        Err(Error::SessionLost)
-    }
-    pub async fn open(&self, _inode: InodeId, _open: OpenMode) -> Result<FileHandle, Error> {
-        Err(Error::SessionLost)
-    }
-    /// At most `length_bytes`, less only at the end of the file. Pieces in order.
-    pub async fn read(&self, _handle: FileHandle, _offset: u64, _length_bytes: u32) -> Result<Vec<Bytes>, Error> {
-        Err(Error::SessionLost)
-    }
-    /// All of `data` or an error. With `OpenMode::append` the offset is the end of the file.
-    pub async fn write(
-        &self,
-        _handle: FileHandle,
-        _offset: u64,
-        _data: Bytes,
-        _kill_suid_sgid: bool,
-    ) -> Result<(), Error> {
-        Err(Error::SessionLost)
-    }
-    /// At each close(2): everything written becomes visible to other mounts; reports a lost write once (R22).
-    pub async fn flush(&self, _handle: FileHandle) -> Result<(), Error> {
-        Err(Error::SessionLost)
-    }
-    /// fsync(2), fdatasync(2).
-    pub async fn fsync(&self, _handle: FileHandle) -> Result<(), Error> {
-        Err(Error::SessionLost)
-    }
-    /// The last close. The handle is gone after it.
-    pub async fn release(&self, _handle: FileHandle) -> Result<(), Error> {
-        Err(Error::SessionLost)
-    }
-    pub async fn fallocate(
-        &self,
-        _handle: FileHandle,
-        _offset: u64,
-        _length_bytes: u64,
-        _mode: FallocateMode,
-    ) -> Result<(), Error> {
-        Err(Error::SessionLost)
-    }
-    pub async fn seek(&self, _handle: FileHandle, _offset: u64, _whence: Whence) -> Result<u64, Error> {
-        Err(Error::SessionLost)
-    }
-
-    /// Up to `max_entries` entries behind the cookie (0: from the start), in cookie order; empty at the end.
-    pub async fn read_directory(
-        &self,
-        _inode: InodeId,
-        _after_cookie: u64,
-        _max_entries: u32,
-        _with_attributes: bool,
-    ) -> Result<Vec<DirectoryEntry>, Error> {
-        Err(Error::SessionLost)
-    }
+    /// Sizes for statfs(2).
+    ///
+    /// # Errors
+    /// What the table answers, or no answer.
     pub async fn stat_file_system(&self) -> Result<FileSystemStat, Error> {
-        Err(Error::SessionLost)
+        let stat = self.ask(read_request::Op::StatFs(StatFs {})).await?.stat.unwrap_or_default();
+        let left = if stat.quota_bytes == 0 { u64::MAX } else { stat.quota_bytes.saturating_sub(stat.used_bytes) };
+        let available_bytes = stat.available_bytes.min(left);
+        Ok(FileSystemStat { total_bytes: stat.used_bytes + available_bytes, available_bytes, inodes: stat.inodes })
     }
 
-    pub async fn get_xattr(&self, _inode: InodeId, _name: &[u8]) -> Result<Bytes, Error> {
-        Err(Error::SessionLost)
+    async fn ask(&self, op: read_request::Op) -> Result<ReadResponse, Error> {
+        self.mounted.metadata.read(op).await
     }
-    pub async fn list_xattr(&self, _inode: InodeId) -> Result<Vec<Bytes>, Error> {
-        Err(Error::SessionLost)
+
+    fn check_writable(&self) -> Result<(), Error> {
+        if self.mounted.read_only { Err(Error::ReadOnly) } else { Ok(()) }
     }
-    pub async fn set_xattr(&self, _inode: InodeId, _name: &[u8], _value: Bytes, _mode: XattrMode) -> Result<(), Error> {
-        Err(Error::SessionLost)
+
+    /// Attributes from the table as this mount must show them.
+    fn show(&self, attributes: Option<Attr>) -> Result<Attributes, Error> {
+        attributes_of(&self.mounted.files.see(attributes.ok_or_else(missing)?))
     }
-    pub async fn remove_xattr(&self, _inode: InodeId, _name: &[u8]) -> Result<(), Error> {
-        Err(Error::SessionLost)
+}
+
+/// An answer that lacks what its request is for: a table of another version, or a bug.
+fn missing() -> Error {
+    Error::Refused { code: Code::Unavailable, detail: "the answer lacks its attributes".to_owned() }
+}
+
+fn kind_of(kind: Kind) -> Result<NodeKind, Error> {
+    match kind {
+        Kind::File => Ok(NodeKind::File),
+        Kind::Directory => Ok(NodeKind::Directory),
+        Kind::Symlink => Ok(NodeKind::Symlink),
+        Kind::Fifo => Ok(NodeKind::Fifo),
+        Kind::Socket => Ok(NodeKind::Socket),
+        Kind::CharDevice => Ok(NodeKind::CharDevice),
+        Kind::BlockDevice => Ok(NodeKind::BlockDevice),
+        Kind::Unknown => Err(missing()),
     }
+}
+
+fn attributes_of(attr: &Attr) -> Result<Attributes, Error> {
+    Ok(Attributes {
+        inode: attr.inode.into(),
+        kind: kind_of(attr.kind())?,
+        mode: attr.mode,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        size_bytes: attr.size_bytes,
+        mapped_bytes: attr.mapped_bytes,
+        atime_ns: attr.atime_ns,
+        mtime_ns: attr.mtime_ns,
+        ctime_ns: attr.ctime_ns,
+        btime_ns: attr.btime_ns,
+    })
 }

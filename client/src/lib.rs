@@ -1,7 +1,23 @@
 //! A Holdfast volume as a library: the metadata client, the write pipeline and the read path. Knows nothing of FUSE.
 
+mod block_cache;
+mod chunk_reader;
+mod chunk_writer;
+mod cluster_map;
+mod dirty;
 pub mod error;
+mod extent_map;
 pub mod file_system;
+mod files;
+mod flusher;
+mod inode;
+mod latency;
+mod metadata;
+mod mount;
+mod packer;
+mod quota;
+mod readahead;
+mod session;
 pub mod types;
 
 pub use error::Error;

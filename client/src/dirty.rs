@@ -1,0 +1,362 @@
+//! The written and not yet flushed ranges of one file. Pure.
+//!
+//! Ranges never overlap; a later write cuts what it covers. Small adjoining writes grow one buffer, so that a file
+//! written in lines does not become a map of lines.
+
+use crate::quota::charge;
+use bytes::{Bytes, BytesMut};
+use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
+
+/// A buffer grows up to this; beyond, the next write starts another. One kernel write request is at most 1 MiB.
+const GROWING_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes of one range.
+#[derive(Debug, Clone)]
+enum Piece {
+    /// Still taking adjoining writes.
+    Growing(BytesMut),
+    /// Final.
+    Frozen(Bytes),
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        match self {
+            Self::Growing(b) => b.len(),
+            Self::Frozen(b) => b.len(),
+        }
+    }
+
+    fn freeze(self) -> Bytes {
+        match self {
+            Self::Growing(b) => b.freeze(),
+            Self::Frozen(b) => b,
+        }
+    }
+}
+
+/// Ranges of one file by offset.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct DirtyMap {
+    pieces: BTreeMap<u64, Piece>,
+    bytes: usize,
+}
+
+fn end(offset: u64, piece: &Piece) -> u64 {
+    offset + piece.len() as u64
+}
+
+impl DirtyMap {
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// One past the last byte; 0 if there is none.
+    pub(crate) fn end(&self) -> u64 {
+        self.pieces.last_key_value().map_or(0, |(offset, piece)| end(*offset, piece))
+    }
+
+    /// Ranges held.
+    pub(crate) fn pieces_count(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Writes `data` at `offset` over what is there. Answers how many bytes held before it replaced.
+    pub(crate) fn write(&mut self, offset: u64, data: Bytes) -> usize {
+        if data.is_empty() {
+            return 0;
+        }
+        let before = self.bytes;
+        let added = data.len();
+        self.cut(offset, offset + data.len() as u64);
+        self.bytes += added;
+        if !self.grow(offset, &data) {
+            let piece = if data.len() < GROWING_BYTES_MAX / 4 {
+                Piece::Growing(BytesMut::from(&data[..]))
+            } else {
+                Piece::Frozen(data)
+            };
+            self.pieces.insert(offset, piece);
+        }
+        before + added - self.bytes
+    }
+
+    /// Appends to the range that ends at `offset`, if it still grows.
+    fn grow(&mut self, offset: u64, data: &Bytes) -> bool {
+        let Some((start, Piece::Growing(buffer))) = self.pieces.range_mut(..offset).next_back() else {
+            return false;
+        };
+        if start + buffer.len() as u64 != offset || buffer.len() + data.len() > GROWING_BYTES_MAX {
+            return false;
+        }
+        buffer.extend_from_slice(data);
+        true
+    }
+
+    /// Forgets what lies in `from..to`.
+    pub(crate) fn cut(&mut self, from: u64, to: u64) {
+        let first = self
+            .pieces
+            .range(..=from)
+            .next_back()
+            .filter(|(offset, piece)| end(**offset, piece) > from)
+            .map(|(offset, _)| *offset);
+        let keys: Vec<u64> = first
+            .into_iter()
+            .chain(self.pieces.range((Excluded(from), Unbounded)).map(|(o, _)| *o).take_while(|o| *o < to))
+            .collect();
+        for start in keys {
+            let Some(piece) = self.pieces.remove(&start) else { continue };
+            let bytes = piece.freeze();
+            self.bytes -= bytes.len();
+            let stop = start + bytes.len() as u64;
+            if start < from {
+                self.insert_frozen(start, bytes.slice(..to_index(from - start)));
+            }
+            if stop > to {
+                self.insert_frozen(to, bytes.slice(to_index(to - start)..));
+            }
+        }
+    }
+
+    fn insert_frozen(&mut self, offset: u64, bytes: Bytes) {
+        self.bytes += bytes.len();
+        self.pieces.insert(offset, Piece::Frozen(bytes));
+    }
+
+    /// Takes ranges in ascending order, at most `limit_bytes` of them (the last one is cut there) and at most
+    /// `limit_pieces`. What is left has higher offsets only, so that a crash between the commits of the two never
+    /// shows a later byte without an earlier one.
+    pub(crate) fn take(&mut self, limit_bytes: usize, limit_pieces: usize) -> FrozenRanges {
+        let mut ranges = Vec::new();
+        let mut room = limit_bytes;
+        while room > 0 && ranges.len() < limit_pieces {
+            let Some((offset, piece)) = self.pieces.pop_first() else { break };
+            let mut bytes = piece.freeze();
+            self.bytes -= bytes.len();
+            if bytes.len() > room {
+                let rest = bytes.split_off(room);
+                self.insert_frozen(offset + room as u64, rest);
+            }
+            room -= bytes.len();
+            ranges.push((offset, bytes));
+        }
+        FrozenRanges { ranges }
+    }
+
+    /// Copies what lies in `offset..offset + out.len()` over `out`.
+    pub(crate) fn overlay(&self, offset: u64, out: &mut Overlay) {
+        let stop = offset + out.len();
+        let first = self.pieces.range(..=offset).next_back().map_or(offset, |(o, _)| *o);
+        for (start, piece) in self.pieces.range(first..stop) {
+            match piece {
+                Piece::Growing(b) => out.put(offset, *start, b),
+                Piece::Frozen(b) => out.put(offset, *start, b),
+            }
+        }
+    }
+
+    /// Whether anything lies in `from..to`.
+    pub(crate) fn touches(&self, from: u64, to: u64) -> bool {
+        self.pieces.range(..to).next_back().is_some_and(|(offset, piece)| end(*offset, piece) > from)
+    }
+
+    /// The ranges, ascending.
+    #[cfg(test)]
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.pieces.iter().map(|(offset, piece)| (*offset, end(*offset, piece)))
+    }
+}
+
+fn to_index(distance: u64) -> usize {
+    usize::try_from(distance).expect("a distance inside one buffer")
+}
+
+/// Ranges taken out of a [`DirtyMap`] to be flushed: ascending, not overlapping, never changed again.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct FrozenRanges {
+    pub(crate) ranges: Vec<(u64, Bytes)>,
+}
+
+impl FrozenRanges {
+    pub(crate) fn bytes(&self) -> usize {
+        self.ranges.iter().map(|(_, b)| b.len()).sum()
+    }
+
+    /// What the ranges are charged of the quota.
+    pub(crate) fn charge(&self) -> u64 {
+        self.ranges.iter().map(|(offset, bytes)| charge(*offset, bytes.len() as u64)).sum()
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.ranges.last().map_or(0, |(offset, b)| offset + b.len() as u64)
+    }
+
+    pub(crate) fn overlay(&self, offset: u64, out: &mut Overlay) {
+        let stop = offset + out.len();
+        let first = self.ranges.partition_point(|(o, b)| o + b.len() as u64 <= offset);
+        for (start, bytes) in self.ranges[first..].iter().take_while(|(o, _)| *o < stop) {
+            out.put(offset, *start, bytes);
+        }
+    }
+}
+
+/// A buffer being filled from several layers, and which of its bytes no layer has given yet.
+#[derive(Debug)]
+pub(crate) struct Overlay {
+    buffer: BytesMut,
+    /// Ranges of the buffer filled so far: start to end, not overlapping, not adjoining.
+    filled: BTreeMap<usize, usize>,
+}
+
+impl Overlay {
+    pub(crate) fn new(length: usize) -> Self {
+        Self { buffer: BytesMut::zeroed(length), filled: BTreeMap::new() }
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.buffer.len() as u64
+    }
+
+    /// Puts the part of `bytes` (which stand at `start` in the file) that falls into the window at `window` where
+    /// nothing was put before: layers are given from the newest to the oldest.
+    pub(crate) fn put(&mut self, window: u64, start: u64, bytes: &[u8]) {
+        let from = start.max(window);
+        let to = (start + bytes.len() as u64).min(window + self.len());
+        if from >= to {
+            return;
+        }
+        let (lo, hi) = (to_index(from - window), to_index(to - window));
+        for (gap_from, gap_to) in self.gaps_in(lo, hi) {
+            let source = to_index(window + gap_from as u64 - start);
+            self.buffer[gap_from..gap_to].copy_from_slice(&bytes[source..source + (gap_to - gap_from)]);
+        }
+        self.mark(lo, hi);
+    }
+
+    fn gaps_in(&self, lo: usize, hi: usize) -> Vec<(usize, usize)> {
+        let mut gaps = Vec::new();
+        let mut at = self.filled.range(..=lo).next_back().map_or(lo, |(_, e)| lo.max(*e));
+        for (start, stop) in self.filled.range(lo..hi) {
+            if at < *start {
+                gaps.push((at, *start));
+            }
+            at = at.max(*stop);
+        }
+        if at < hi {
+            gaps.push((at, hi));
+        }
+        gaps
+    }
+
+    fn mark(&mut self, mut lo: usize, mut hi: usize) {
+        if let Some((start, stop)) = self.filled.range(..=lo).next_back().map(|(s, e)| (*s, *e))
+            && stop >= lo
+        {
+            lo = start;
+            hi = hi.max(stop);
+            self.filled.remove(&start);
+        }
+        while let Some((start, stop)) = self.filled.range(lo..=hi).next().map(|(s, e)| (*s, *e)) {
+            hi = hi.max(stop);
+            self.filled.remove(&start);
+        }
+        self.filled.insert(lo, hi);
+    }
+
+    /// What no layer has given, as ranges of the window.
+    pub(crate) fn gaps(&self) -> Vec<(usize, usize)> {
+        self.gaps_in(0, self.buffer.len())
+    }
+
+    /// The bytes; what no layer gave is zeros.
+    pub(crate) fn finish(self) -> Bytes {
+        self.buffer.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(map: &DirtyMap, offset: u64, length: usize) -> (Bytes, Vec<(usize, usize)>) {
+        let mut out = Overlay::new(length);
+        map.overlay(offset, &mut out);
+        let gaps = out.gaps();
+        (out.finish(), gaps)
+    }
+
+    #[test]
+    fn small_adjoining_writes_become_one_piece() {
+        let mut map = DirtyMap::default();
+        for line in 0..100u64 {
+            map.write(line * 10, Bytes::from_static(b"0123456789"));
+        }
+        assert_eq!(map.pieces_count(), 1);
+        assert_eq!(map.bytes(), 1000);
+    }
+
+    #[test]
+    fn taking_leaves_only_higher_offsets() {
+        let mut map = DirtyMap::default();
+        map.write(1000, Bytes::from(vec![2; 100]));
+        map.write(0, Bytes::from(vec![1; 100]));
+        let taken = map.take(150, 10);
+        assert_eq!(taken.ranges.iter().map(|(o, b)| (*o, b.len())).collect::<Vec<_>>(), [(0, 100), (1000, 50)]);
+        assert_eq!(map.ranges().collect::<Vec<_>>(), [(1050, 1100)]);
+        assert_eq!(map.bytes(), 50);
+    }
+
+    #[test]
+    fn a_newer_layer_hides_an_older_one() {
+        let mut out = Overlay::new(10);
+        out.put(0, 2, b"new");
+        out.put(0, 0, b"olderolder");
+        assert_eq!(&out.finish()[..], b"olnewolder");
+    }
+
+    proptest! {
+        /// Random writes, cuts and takes against a plain array of bytes.
+        #[test]
+        fn behaves_like_an_array(ops in proptest::collection::vec((0u8..8, 0u64..300, 1usize..120), 1..60)) {
+            let mut map = DirtyMap::default();
+            let mut model: Vec<Option<u8>> = vec![None; 600];
+            for (stamp, (kind, offset, length)) in (1u8..).zip(ops) {
+                let span = usize::try_from(offset).unwrap()..usize::try_from(offset).unwrap() + length;
+                match kind {
+                    0 => {
+                        map.cut(offset, offset + length as u64);
+                        model[span].fill(None);
+                    }
+                    1 => {
+                        for (start, bytes) in map.take(length, 3).ranges {
+                            for (i, b) in bytes.iter().enumerate() {
+                                let cell = &mut model[usize::try_from(start).unwrap() + i];
+                                prop_assert_eq!(*cell, Some(*b));
+                                *cell = None;
+                            }
+                        }
+                    }
+                    _ => {
+                        let replaced = map.write(offset, Bytes::from(vec![stamp; length]));
+                        prop_assert_eq!(replaced, model[span.clone()].iter().flatten().count());
+                        model[span].fill(Some(stamp));
+                    }
+                }
+                prop_assert_eq!(map.bytes(), model.iter().flatten().count());
+                let (bytes, gaps) = read(&map, 0, model.len());
+                for (i, cell) in model.iter().enumerate() {
+                    prop_assert_eq!(bytes[i], cell.unwrap_or(0));
+                    prop_assert_eq!(gaps.iter().any(|(a, b)| (*a..*b).contains(&i)), cell.is_none());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The session's reservation of the volume's quota: EDQUOT is said at write(2), before data is taken in.
+//!
+//! Each dirty range is charged the 4 KiB pages it touches, which is never less than what it will map. The table holds
+//! the session's reservation; it is raised in steps, and consumed by commits.
+
+use crate::Error;
+use crate::metadata::Metadata;
+use holdfast_common::limits::PAGE_BYTES;
+use holdfast_proto::meta::{Code, ReserveQuota, mutation};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Reserved beyond the present need, so that one Raft entry serves many writes.
+const SLACK_BYTES: u64 = 64 << 20;
+
+#[derive(Debug, Default)]
+struct Account {
+    /// What the table holds for the session.
+    reserved_bytes: u64,
+    /// What dirty and flushing data was charged.
+    charged_bytes: u64,
+}
+
+/// The quota of one mount. Without a quota nothing is reserved.
+pub(crate) struct Quota {
+    metadata: Arc<Metadata>,
+    limited: bool,
+    account: Mutex<Account>,
+    /// Held while the reservation is changed.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// 4 KiB pages that a range touches, in bytes.
+pub(crate) fn charge(offset: u64, length: u64) -> u64 {
+    let page = u64::from(PAGE_BYTES);
+    if length == 0 { 0 } else { (offset + length).div_ceil(page) * page - offset / page * page }
+}
+
+impl Quota {
+    pub(crate) fn new(metadata: Arc<Metadata>, limited: bool) -> Self {
+        Self { metadata, limited, account: Mutex::default(), changing: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Charges a write before it is taken in. `flush` writes back what is dirty, which turns cautious charges into true
+    /// ones; it is called once before the quota is called used up.
+    pub(crate) async fn take(&self, offset: u64, length: u64, flush: impl AsyncFnOnce()) -> Result<(), Error> {
+        if !self.limited {
+            return Ok(());
+        }
+        let wanted = charge(offset, length);
+        if self.try_charge(wanted) {
+            return Ok(());
+        }
+        let _one = self.changing.lock().await;
+        if self.try_charge(wanted) {
+            return Ok(());
+        }
+        match self.raise(wanted).await {
+            Err(Error::Quota) => {}
+            other => return other,
+        }
+        flush().await;
+        self.raise(wanted).await
+    }
+
+    fn try_charge(&self, wanted: u64) -> bool {
+        let mut account = self.account.lock();
+        let fits = account.charged_bytes + wanted <= account.reserved_bytes;
+        if fits {
+            account.charged_bytes += wanted;
+        }
+        fits
+    }
+
+    /// Reserves with slack, else just what is needed.
+    async fn raise(&self, wanted: u64) -> Result<(), Error> {
+        for slack in [SLACK_BYTES, 0] {
+            let target = self.account.lock().charged_bytes + wanted + slack;
+            match self.metadata.mutate(mutation::Op::ReserveQuota(ReserveQuota { bytes: target })).await {
+                Ok(response) => {
+                    let mut account = self.account.lock();
+                    account.reserved_bytes = response.reserved_bytes;
+                    account.charged_bytes += wanted;
+                    return Ok(());
+                }
+                Err(Error::Refused { code: Code::Quota, .. }) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Err(Error::Quota)
+    }
+
+    /// Whether commits consume a reservation.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.limited
+    }
+
+    /// A generation has ended: its charge is gone, and so is that part of the reservation.
+    pub(crate) fn flushed(&self, charged_bytes: u64) {
+        if self.limited {
+            let mut account = self.account.lock();
+            account.charged_bytes = account.charged_bytes.saturating_sub(charged_bytes);
+            account.reserved_bytes = account.reserved_bytes.saturating_sub(charged_bytes);
+        }
+    }
+
+    /// A new session holds nothing.
+    pub(crate) fn reset(&self) {
+        self.account.lock().reserved_bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_charged_the_pages_it_touches() {
+        assert_eq!(charge(0, 0), 0);
+        assert_eq!(charge(0, 1), 4096);
+        assert_eq!(charge(4095, 2), 8192);
+        assert_eq!(charge(4096, 4096), 4096);
+    }
+}

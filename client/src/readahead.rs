@@ -1,0 +1,91 @@
+//! When to read ahead of a reader, and how far. Pure.
+
+/// Window of a reader that just became sequential.
+const WINDOW_FIRST_BYTES: u64 = 1 << 20;
+/// Largest window: two chunks at full width, so that one is being consumed while the next arrives.
+const WINDOW_MAX_BYTES: u64 = 8 << 20;
+/// The kernel's own readahead runs in parallel and may arrive out of order by this much.
+const DISORDER_BYTES: u64 = 1 << 20;
+
+/// One open file's reading pattern.
+#[derive(Debug, Default)]
+pub(crate) struct Readahead {
+    /// One past the furthest byte read in this run.
+    next_offset: u64,
+    /// One past the furthest byte asked for ahead.
+    ahead_to: u64,
+    window_bytes: u64,
+}
+
+/// What to do for one read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Advice {
+    /// Fetch whole blocks: neighbours will be wanted.
+    pub(crate) sequential: bool,
+    /// Load this range ahead.
+    pub(crate) ahead: Option<(u64, u64)>,
+}
+
+impl Readahead {
+    /// Takes note of a read and advises.
+    pub(crate) fn read(&mut self, offset: u64, length: u64, size_bytes: u64) -> Advice {
+        let stop = offset + length;
+        let sequential = offset <= self.next_offset + DISORDER_BYTES && stop + DISORDER_BYTES >= self.next_offset;
+        if !sequential {
+            *self = Self { next_offset: stop, ahead_to: stop, window_bytes: 0 };
+            return Advice { sequential: false, ahead: None };
+        }
+        self.next_offset = self.next_offset.max(stop);
+        self.ahead_to = self.ahead_to.max(stop);
+        if self.window_bytes > 0 && self.ahead_to > self.next_offset + self.window_bytes / 2 {
+            return Advice { sequential: true, ahead: None };
+        }
+        self.window_bytes = (self.window_bytes * 2).clamp(WINDOW_FIRST_BYTES, WINDOW_MAX_BYTES);
+        let from = self.ahead_to;
+        let to = (self.next_offset + self.window_bytes).min(size_bytes);
+        if from >= to {
+            return Advice { sequential: true, ahead: None };
+        }
+        self.ahead_to = to;
+        Advice { sequential: true, ahead: Some((from, to)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_sequential_reader_is_kept_ahead_of_without_asking_twice() {
+        let mut readahead = Readahead::default();
+        let mut ahead = 0;
+        for i in 0..64 {
+            let advice = readahead.read(i * MIB / 8, MIB / 8, 100 * MIB);
+            assert!(advice.sequential);
+            if let Some((from, to)) = advice.ahead {
+                assert!(from >= ahead, "{from} was asked before");
+                ahead = to;
+            }
+            assert!(ahead > (i + 1) * MIB / 8);
+        }
+        assert!(ahead <= 64 * MIB / 8 + WINDOW_MAX_BYTES);
+    }
+
+    #[test]
+    fn a_random_reader_is_left_alone() {
+        let mut readahead = Readahead::default();
+        for i in [50u64, 10, 90, 30] {
+            let advice = readahead.read(i * MIB, 4096, 100 * MIB);
+            assert_eq!(advice, Advice { sequential: false, ahead: None });
+        }
+    }
+
+    #[test]
+    fn nothing_is_asked_behind_the_end() {
+        let mut readahead = Readahead::default();
+        assert_eq!(readahead.read(0, 4096, 10_000).ahead, Some((4096, 10_000)));
+        assert_eq!(readahead.read(4096, 4096, 10_000).ahead, None);
+    }
+}

@@ -144,16 +144,23 @@ impl ClusterMap {
 
     /// The members of a group that a new chunk may use now: present, thought alive, not avoided.
     pub(crate) fn usable_members(&self, group: &BlockGroup, now: Instant) -> Vec<Member> {
-        let places = self.places.read();
         let health = self.health.lock();
+        let avoided = |disk| health.get(&disk).and_then(|h| h.avoid_until).is_some_and(|until| now < until);
+        let mut members = self.reachable_members(group);
+        members.retain(|member| !avoided(member.disk));
+        members
+    }
+
+    /// The members of a group whose nodes are thought alive, also those without space.
+    pub(crate) fn reachable_members(&self, group: &BlockGroup) -> Vec<Member> {
+        let places = self.places.read();
         (0u8..)
             .zip(&group.slots)
             .filter(|(_, slot)| slot.disk != 0)
             .filter_map(|(index, slot)| {
-                let (disk, node) = (DiskId(slot.disk), NodeId(slot.node));
+                let node = NodeId(slot.node);
                 let place = places.nodes.get(&node).filter(|p| p.alive)?;
-                let avoided = health.get(&disk).and_then(|h| h.avoid_until).is_some_and(|until| now < until);
-                (!avoided).then_some(Member { slot: index, disk, node, address: place.address })
+                Some(Member { slot: index, disk: DiskId(slot.disk), node, address: place.address })
             })
             .collect()
     }

@@ -10,6 +10,7 @@ use crate::inode::{Freeze, Frozen, Inode};
 use crate::metadata::Metadata;
 use crate::packer::{PlannedChunk, pack};
 use crate::quota::Quota;
+use crate::space::Space;
 use bytes::Bytes;
 use holdfast_common::InodeId;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX};
@@ -68,6 +69,11 @@ impl DirtyBudget {
         self.free.add_permits(bytes);
     }
 
+    /// Bytes taken now.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.total_bytes.saturating_sub(self.free.available_permits()) as u64
+    }
+
     /// Less than half is free: time to flush whatever is dirty.
     pub(crate) fn is_pressed(&self) -> bool {
         self.free.available_permits() < self.total_bytes / 2
@@ -80,6 +86,7 @@ pub(crate) struct Flusher {
     chunks: Arc<ChunkWriter>,
     pub(crate) budget: DirtyBudget,
     pub(crate) quota: Arc<Quota>,
+    pub(crate) space: Space,
     queue: Mutex<VecDeque<Work>>,
     wake: Notify,
     /// Inodes with dirty data.
@@ -93,6 +100,7 @@ impl Flusher {
         metadata: Arc<Metadata>,
         chunks: Arc<ChunkWriter>,
         quota: Arc<Quota>,
+        space: Space,
         dirty_bytes: usize,
     ) -> Self {
         Self {
@@ -100,6 +108,7 @@ impl Flusher {
             chunks,
             budget: DirtyBudget::new(dirty_bytes),
             quota,
+            space,
             queue: Mutex::default(),
             wake: Notify::new(),
             dirty: Mutex::default(),
@@ -262,7 +271,9 @@ impl Flusher {
     }
 
     fn release(&self, work: &Work) {
-        self.budget.give_back(work.frozen.ranges.bytes());
+        let bytes = work.frozen.ranges.bytes();
+        self.budget.give_back(bytes);
+        self.space.flushed(bytes);
         self.quota.flushed(work.frozen.charged_bytes);
     }
 

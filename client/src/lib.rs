@@ -18,6 +18,7 @@ mod packer;
 mod quota;
 mod readahead;
 mod session;
+mod space;
 pub mod types;
 
 pub use error::Error;

@@ -9,6 +9,7 @@ use crate::flusher::Flusher;
 use crate::metadata::Metadata;
 use crate::quota::Quota;
 use crate::session::SessionKeeper;
+use crate::space::Space;
 use crate::{Error, MountConfig};
 use holdfast_common::{ClusterId, Incarnation, NodeId, VolumeId};
 use holdfast_erasure::CodeMode;
@@ -86,6 +87,7 @@ impl Mounted {
             latency: Mutex::new(ChunkWriter::initial_latency()),
         });
         let dirty_bytes = config.memory_bytes / DIRTY_SHARE;
+        let space = Space::new(transport.clone(), Arc::clone(&map), Arc::clone(&metadata), code);
         let reader = Arc::new(ChunkReader {
             transport,
             map: Arc::clone(&map),
@@ -95,7 +97,7 @@ impl Mounted {
             latency: Mutex::new(ChunkReader::initial_latency()),
         });
         let quota = Arc::new(Quota::new(Arc::clone(&metadata), volume.quota_bytes > 0));
-        let flusher = Arc::new(Flusher::new(Arc::clone(&metadata), writer, quota, dirty_bytes));
+        let flusher = Arc::new(Flusher::new(Arc::clone(&metadata), writer, quota, space, dirty_bytes));
         let mounted = Arc::new(Self {
             read_only: config.read_only,
             metadata,

@@ -128,7 +128,7 @@ impl FileSystem {
         let flusher = &self.mounted.flusher;
         let bytes = data.len();
         flusher.budget.take(bytes).await;
-        if let Err(error) = flusher.quota.take(start, length, async || flusher.flush_everything().await).await {
+        if let Err(error) = self.admit(start, length).await {
             flusher.budget.give_back(bytes);
             return Err(error);
         }
@@ -148,6 +148,17 @@ impl FileSystem {
             flusher.flush(&file.inode).await?;
         }
         Ok(())
+    }
+
+    /// Reserves what a write needs of the disks and of the quota: ENOSPC and EDQUOT are said here.
+    async fn admit(&self, start: u64, length: u64) -> Result<(), Error> {
+        let flusher = &self.mounted.flusher;
+        let flush = async || {
+            flusher.flush_everything().await;
+            flusher.budget.used_bytes()
+        };
+        flusher.space.cover(flusher.budget.used_bytes(), flush).await?;
+        flusher.quota.take(start, length, async || flusher.flush_everything().await).await
     }
 
     /// At each close(2): everything written becomes visible to other mounts; reports a lost write once (R22).

@@ -1,1 +1,22 @@
-//! End-to-end tests: the cluster harness, POSIX, faults.
+//! The end-to-end tests' harness. Each file of `tests/` is a room: one process, one mount namespace, a list of claims run
+//! one after another, mostly on one shared cluster. A claim that hangs is a failed claim: a watchdog aborts the mounts
+//! and ends the processes. See `docs/TESTING.md`.
+
+pub mod attribute;
+pub mod block;
+pub mod cluster;
+pub mod command;
+pub mod diagnose;
+pub mod manifest;
+pub mod namespace;
+pub mod posix;
+pub mod processes;
+pub mod random;
+pub mod room;
+pub mod tree;
+pub mod wait;
+mod watchdog;
+
+pub use cluster::{Cluster, Mounted};
+pub use command::Run;
+pub use room::{Claim, Room};

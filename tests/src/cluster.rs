@@ -1,0 +1,464 @@
+//! A cluster under test: `holdfast up` with every role as a process of its own, in a directory of its own, on ports that
+//! the kernel chose. The guard ends and removes all of it, whatever state it is in.
+
+use crate::command::{Ended, Run, holdfast_binary, tagged_command, wait_or_kill};
+use crate::namespace::{self, is_mounted};
+use crate::processes::{self, PART_VARIABLE, ProcessId};
+use crate::wait::{self, seconds};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What a start may take on a machine that builds at the same time; `lifecycle.rs` asserts the promised 30 s.
+const START_LIMIT: Duration = Duration::from_secs(90);
+/// What the end of killed processes may take.
+const KILL_LIMIT: Duration = Duration::from_secs(20);
+/// Promised: an asked-for stop ends within 20 s.
+pub const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Set: the directories of failed clusters stay.
+const KEEP_VARIABLE: &str = "HOLDFAST_TEST_KEEP";
+
+static NEXT_PART: AtomicU64 = AtomicU64::new(1);
+
+/// The room's directory, on a real disk: datanodes write with `O_DIRECT`. `HOLDFAST_TEST_DIR`, or the temporary directory.
+///
+/// # Panics
+/// If it cannot be made.
+#[must_use]
+pub fn room_directory() -> PathBuf {
+    let base = std::env::var_os("HOLDFAST_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let root = base.join(format!("holdfast-test-{}", std::process::id()));
+    std::fs::create_dir_all(&root).expect("the test directory can be made");
+    root.canonicalize().expect("a directory just made has a path")
+}
+
+/// Removes a directory, unless something is still mounted below it: a removal must never reach into a volume.
+pub fn remove_directory(root: &Path) {
+    let mounted: Vec<_> = namespace::mounts().into_iter().filter(|m| m.point.starts_with(root)).collect();
+    if let Some(line) = mounted.first() {
+        eprintln!("harness: {} is still mounted; {} stays", line.point.display(), root.display());
+        return;
+    }
+    if std::env::var_os(KEEP_VARIABLE).is_some() && std::thread::panicking() {
+        eprintln!("harness: {} stays", root.display());
+        return;
+    }
+    if let Err(error) = std::fs::remove_dir_all(root)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        eprintln!("harness: cannot remove {}: {error}", root.display());
+    }
+}
+
+/// One role's process, as `up` reported it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// `datanode`, say.
+    pub role: String,
+    /// Which one of its role, from 0.
+    pub index: u64,
+    /// Its process now.
+    pub pid: ProcessId,
+    /// Where it listens; empty for a mount.
+    pub address: String,
+}
+
+/// What `up` says when it is ready.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// Where the volume manager listens.
+    pub volmgr: String,
+    /// The volume that is mounted.
+    pub volume: String,
+    /// The cluster's id.
+    pub cluster: String,
+    /// The roles' processes.
+    pub processes: Vec<Process>,
+}
+
+/// A running (or, between [`Cluster::stop`] and [`Cluster::up`], stopped) cluster.
+pub struct Cluster {
+    root: PathBuf,
+    part: String,
+    arguments: Vec<OsString>,
+    up: Option<Child>,
+    ready: Option<Ready>,
+    connections: Vec<u32>,
+}
+
+impl Cluster {
+    /// Makes and starts a cluster with these arguments of `up` besides the usual ones.
+    ///
+    /// # Panics
+    /// If it is not ready in time; with what it said.
+    #[track_caller]
+    #[must_use]
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut cluster = Self::prepare(arguments);
+        cluster.up();
+        cluster
+    }
+
+    /// A cluster that is not started yet.
+    ///
+    /// # Panics
+    /// If its directory cannot be made.
+    #[must_use]
+    pub fn prepare(arguments: &[&str]) -> Self {
+        let part = format!("{}.{}", std::process::id(), NEXT_PART.fetch_add(1, Ordering::Relaxed));
+        let root = room_directory().join(format!("cluster-{part}"));
+        std::fs::create_dir_all(&root).expect("the cluster's directory can be made");
+        let arguments = arguments.iter().map(OsString::from).collect();
+        Self { root, part, arguments, up: None, ready: None, connections: Vec::new() }
+    }
+
+    /// The directory that holds everything of this cluster.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What is given as `--dir`.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    /// Where the volume is mounted.
+    #[must_use]
+    pub fn mount(&self) -> PathBuf {
+        self.root.join("mnt")
+    }
+
+    /// What the running `up` said when it was ready.
+    ///
+    /// # Panics
+    /// If it is not running.
+    #[must_use]
+    pub fn ready(&self) -> &Ready {
+        self.ready.as_ref().expect("the cluster is up")
+    }
+
+    /// The process of `up` itself.
+    ///
+    /// # Panics
+    /// If it is not running.
+    #[must_use]
+    pub fn up_pid(&self) -> ProcessId {
+        self.up.as_ref().expect("the cluster is up").id()
+    }
+
+    /// What `up` has said to its standard error since the cluster was made.
+    #[must_use]
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.root.join("up.err")).unwrap_or_default()
+    }
+
+    /// The command of `up`, with more arguments; nothing is started.
+    #[must_use]
+    pub fn up_command(&self) -> Command {
+        let mut command = tagged_command(holdfast_binary(), &self.part);
+        command.arg("up").arg("--dir").arg(self.data()).arg("--mount").arg(self.mount());
+        command.args(["--listen", "127.0.0.1:0", "--separate-processes", "--json"]).args(&self.arguments);
+        command
+    }
+
+    /// Starts it, again if it ran before, and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it is not ready in time; with what it said.
+    #[track_caller]
+    pub fn up(&mut self) {
+        assert!(self.up.is_none(), "the cluster is up already");
+        let out = self.root.join("up.out");
+        let stdout = File::create(&out).expect("the cluster's directory can be written");
+        let stderr = OpenOptions::new().create(true).append(true).open(self.root.join("up.err"));
+        let mut command = self.up_command();
+        command.stdout(stdout).stderr(stderr.expect("the cluster's directory can be written"));
+        die_with_parent(&mut command);
+        let mut child = command.spawn().expect("holdfast can be started");
+        let found = wait::until(START_LIMIT, || {
+            let text = std::fs::read_to_string(&out).unwrap_or_default();
+            let ready = text.lines().find_map(parse_ready);
+            let ended = child.try_wait().ok().flatten();
+            (ready.is_some() || ended.is_some()).then_some((ready, ended))
+        });
+        self.up = Some(child);
+        match found {
+            Some((Some(ready), _)) => self.ready = Some(ready),
+            Some((None, ended)) => panic!("up ended before it was ready: {ended:?}\n{}", self.said()),
+            None => panic!("up was not ready within {} s\n{}", START_LIMIT.as_secs(), self.said()),
+        }
+        let mount = self.mount();
+        assert!(is_mounted(&mount), "up says it is ready, but nothing is mounted at {}", mount.display());
+        self.connections.extend(namespace::fuse_mounts_below(&mount).iter().map(|line| line.minor));
+    }
+
+    /// Stops it as Ctrl-C does, and demands that it ends well within the promised time and leaves no mount.
+    ///
+    /// # Panics
+    /// If it does not.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        processes::signal(self.up_pid(), Signal::SIGINT);
+        let status = self.wait_for_end(STOP_LIMIT);
+        assert!(status.is_some_and(|s| s.success()), "up ended with {status:?} after SIGINT\n{}", self.said());
+        assert!(!is_mounted(&self.mount()), "up ended and left its mount behind");
+        wait::for_state("every role has ended", seconds(5), || processes::tagged(&self.tag()).is_empty());
+    }
+
+    /// Waits for the end of `up`; `None` if it does not come (it is then killed).
+    ///
+    /// # Panics
+    /// If it is not running.
+    pub fn wait_for_end(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let mut child = self.up.take().expect("the cluster is up");
+        self.ready = None;
+        wait_or_kill(&mut child, limit)
+    }
+
+    /// kill -9 of everything at once: `up`, every role, the mount. The mount stays behind, dead.
+    ///
+    /// # Panics
+    /// If something does not die.
+    #[track_caller]
+    pub fn kill_everything(&mut self) {
+        let up = self.up_pid();
+        let roles = processes::tagged(&self.tag()).into_iter().filter(|pid| *pid != up);
+        let pids: Vec<ProcessId> = std::iter::once(up).chain(roles).collect();
+        let mut child = self.up.take().expect("the cluster is up");
+        for pid in &pids {
+            processes::signal(*pid, Signal::SIGKILL);
+        }
+        // `up` might have restarted a role between the list and its own death.
+        let gone = wait::until(KILL_LIMIT, || {
+            child.try_wait().ok().flatten()?;
+            let left = processes::tagged(&self.tag());
+            for pid in &left {
+                processes::signal(*pid, Signal::SIGKILL);
+            }
+            left.is_empty().then_some(())
+        });
+        assert!(gone.is_some(), "killed processes are still there: {:?}", processes::tagged(&self.tag()));
+        self.ready = None;
+    }
+
+    /// The process of a role now, which is another than at the start if it was killed since.
+    ///
+    /// # Panics
+    /// If there is no such role.
+    #[track_caller]
+    #[must_use]
+    pub fn pid(&self, role: &str, index: u64) -> Option<ProcessId> {
+        let known = self.ready().processes.iter().find(|p| p.role == role && p.index == index);
+        let known = known.unwrap_or_else(|| panic!("the cluster has no {role} {index}: {:?}", self.ready()));
+        let file = self.data().join("run").join(format!("{role}-{index}.pid"));
+        let now = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
+        Some(now.unwrap_or(known.pid)).filter(|pid| processes::is_alive(*pid))
+    }
+
+    /// kill -9 of one role.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[track_caller]
+    pub fn kill(&self, role: &str, index: u64) -> ProcessId {
+        let pid = self.pid(role, index).unwrap_or_else(|| panic!("{role} {index} does not run\n{}", self.said()));
+        processes::signal(pid, Signal::SIGKILL);
+        pid
+    }
+
+    /// Waits until a killed role runs again, as another process.
+    ///
+    /// # Panics
+    /// If it does not within `limit`.
+    #[track_caller]
+    pub fn wait_for_another(&self, role: &str, index: u64, killed: ProcessId, limit: Duration) {
+        wait::for_state(&format!("{role} {index} runs again"), limit, || {
+            self.pid(role, index).is_some_and(|pid| pid != killed)
+        });
+    }
+
+    /// Runs a `holdfast` command against this cluster's volume manager.
+    ///
+    /// # Panics
+    /// If the command cannot be started.
+    #[track_caller]
+    #[must_use]
+    pub fn admin(&self, arguments: &[&str]) -> Ended {
+        Run::holdfast().args(arguments).args(["--volmgr", &self.ready().volmgr]).end()
+    }
+
+    /// The same, which has to succeed; its standard output.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[track_caller]
+    pub fn admin_ok(&self, arguments: &[&str]) -> String {
+        let ended = self.admin(arguments);
+        assert!(ended.status.is_some_and(|status| status.success()), "{}", ended.describe());
+        ended.stdout
+    }
+
+    /// Mounts a volume of this cluster a second time, by `holdfast mount`.
+    ///
+    /// # Panics
+    /// If it is not mounted in time.
+    #[track_caller]
+    #[must_use]
+    pub fn mount_again(&self, volume: &str) -> Mounted {
+        Mounted::mount(self, volume)
+    }
+
+    /// What the environment of this cluster's processes says.
+    #[must_use]
+    pub fn tag(&self) -> String {
+        format!("{PART_VARIABLE}={}", self.part)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let mut pids: Vec<ProcessId> = self.up.iter().map(Child::id).collect();
+        pids.extend(processes::tagged(&self.tag()));
+        // Aborting first: a process that waits in a dead mount could not die.
+        self.connections.iter().for_each(|minor| namespace::abort(*minor));
+        namespace::abort_and_detach_below(&self.root);
+        let stuck = processes::kill_all(&pids, KILL_LIMIT);
+        if let Some(mut child) = self.up.take() {
+            wait_or_kill(&mut child, seconds(5));
+        }
+        // It may have mounted between the two.
+        namespace::abort_and_detach_below(&self.root);
+        if stuck.is_empty() {
+            remove_directory(&self.root);
+        } else {
+            eprintln!("harness: {stuck:?} could not be killed; {} stays", self.root.display());
+        }
+    }
+}
+
+/// A mount made by `holdfast mount`.
+pub struct Mounted {
+    point: PathBuf,
+    child: Child,
+    log: PathBuf,
+    minor: Option<u32>,
+}
+
+impl Mounted {
+    #[track_caller]
+    fn mount(cluster: &Cluster, volume: &str) -> Self {
+        let number = NEXT_PART.fetch_add(1, Ordering::Relaxed);
+        let (point, log) =
+            (cluster.root().join(format!("mnt{number}")), cluster.root().join(format!("mnt{number}.err")));
+        std::fs::create_dir_all(&point).expect("a mount point can be made");
+        let mut command = tagged_command(holdfast_binary(), &cluster.part);
+        command.arg("mount").arg(format!("{}/{volume}", cluster.ready().volmgr)).arg(&point).arg("--foreground");
+        let log_file = File::create(&log).expect("the cluster's directory can be written");
+        command.stdout(log_file.try_clone().expect("a file can be duplicated")).stderr(log_file);
+        die_with_parent(&mut command);
+        let child = command.spawn().expect("holdfast can be started");
+        let mut mounted = Self { point, child, log, minor: None };
+        wait::until(seconds(30), || {
+            let ended = mounted.child.try_wait().ok().flatten().is_some();
+            (ended || is_mounted(&mounted.point)).then_some(())
+        });
+        mounted.minor = namespace::fuse_mounts_below(&mounted.point).first().map(|line| line.minor);
+        assert!(mounted.minor.is_some(), "{volume} was not mounted: {}", mounted.said());
+        mounted
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn point(&self) -> &Path {
+        &self.point
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> ProcessId {
+        self.child.id()
+    }
+
+    /// What it printed.
+    #[must_use]
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Unmounts by `umount`, and demands that the process ends well by itself.
+    ///
+    /// # Panics
+    /// If it does not.
+    #[track_caller]
+    pub fn unmount(mut self) {
+        Run::new("umount").arg(&self.point).limit(STOP_LIMIT).ok();
+        let status = wait_or_kill(&mut self.child, STOP_LIMIT);
+        assert!(status.is_some_and(|s| s.success()), "the mount ended with {status:?}: {}", self.said());
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Some(minor) = self.minor.filter(|_| is_mounted(&self.point)) {
+            namespace::abort(minor);
+        }
+        namespace::detach(&self.point);
+        wait_or_kill(&mut self.child, Duration::from_secs(1));
+    }
+}
+
+/// Asks the kernel to kill the child when the room's main thread dies, however it dies.
+fn die_with_parent(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let set = || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from);
+    // SAFETY: the closure makes one system call between fork and exec; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(set) };
+}
+
+/// `{"ready":true,"volmgr":"127.0.0.1:1","volume":"demo","processes":[{"role":..,"index":..,"pid":..,"address":..}],..}`
+fn parse_ready(line: &str) -> Option<Ready> {
+    let value: Value = serde_json::from_str(line).ok()?;
+    if value["ready"] != true {
+        return None;
+    }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let process = |entry: &Value| {
+        Some(Process {
+            role: text(&entry["role"]),
+            index: entry["index"].as_u64().unwrap_or_default(),
+            pid: ProcessId::try_from(entry["pid"].as_u64()?).ok()?,
+            address: text(&entry["address"]),
+        })
+    };
+    Some(Ready {
+        volmgr: text(&value["volmgr"]),
+        volume: text(&value["volume"]),
+        cluster: text(&value["cluster"]),
+        processes: value["processes"].as_array()?.iter().filter_map(process).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ready_line_is_understood_and_others_are_not() {
+        let ready = parse_ready(
+            r#"{"ready":true,"volmgr":"127.0.0.1:9","volume":"demo","cluster":"ab","processes":[{"role":"datanode","index":2,"pid":77,"address":"127.0.0.1:8"}]}"#,
+        )
+        .unwrap();
+        assert_eq!((ready.volmgr.as_str(), ready.volume.as_str()), ("127.0.0.1:9", "demo"));
+        assert_eq!((ready.processes[0].role.as_str(), ready.processes[0].pid), ("datanode", 77));
+        assert!(parse_ready("starting metanode 1").is_none());
+        assert!(parse_ready(r#"{"ready":false}"#).is_none());
+    }
+}

@@ -1,0 +1,161 @@
+//! The room's processes. Everything that a room starts carries a tag in its environment, and so does everything that
+//! these start in turn; so all of them are found again, whatever their parents and process groups have become. The
+//! room never ends a process without its tag.
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Environment variable that names the room.
+pub const ROOM_VARIABLE: &str = "HOLDFAST_TEST_ROOM";
+/// Environment variable that names the cluster or the second mount within the room.
+pub const PART_VARIABLE: &str = "HOLDFAST_TEST_PART";
+
+/// A process, by its number.
+pub type ProcessId = u32;
+
+/// This room's tag.
+#[must_use]
+pub fn room_tag() -> String {
+    format!("{ROOM_VARIABLE}={}", std::process::id())
+}
+
+/// The living processes whose environment has this `NAME=value`.
+#[must_use]
+pub fn tagged(tag: &str) -> Vec<ProcessId> {
+    let own = std::process::id();
+    all().into_iter().filter(|pid| *pid != own && has_variable(*pid, tag)).collect()
+}
+
+fn has_variable(pid: ProcessId, tag: &str) -> bool {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment.split(|byte| *byte == 0).any(|variable| variable == tag.as_bytes())
+}
+
+fn all() -> Vec<ProcessId> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Sends a signal; `false` if the process is gone.
+///
+/// # Panics
+/// If the signal may not be sent: the room is root.
+#[track_caller]
+pub fn signal(pid: ProcessId, signal: Signal) -> bool {
+    match kill(number(pid), signal) {
+        Ok(()) => true,
+        Err(Errno::ESRCH) => false,
+        Err(error) => panic!("cannot signal {pid}: {error}"),
+    }
+}
+
+fn number(pid: ProcessId) -> Pid {
+    Pid::from_raw(i32::try_from(pid).expect("process ids are below 2^22"))
+}
+
+/// Whether it runs: neither gone nor waiting to be reaped.
+#[must_use]
+pub fn is_alive(pid: ProcessId) -> bool {
+    state(pid).is_some_and(|state| state != 'Z' && state != 'X')
+}
+
+/// The state letter of `/proc/PID/stat`.
+#[must_use]
+pub fn state(pid: ProcessId) -> Option<char> {
+    let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything.
+    line.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+/// The executable's short name.
+#[must_use]
+pub fn name(pid: ProcessId) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
+/// The command line, arguments separated by spaces.
+#[must_use]
+pub fn command_line(pid: ProcessId) -> String {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
+}
+
+/// Resident memory, now and at its peak so far, in bytes.
+#[must_use]
+pub fn resident_bytes(pid: ProcessId) -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| -> Option<u64> {
+        let line = status.lines().find(|line| line.starts_with(name))?;
+        let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        Some(kibibytes * 1024)
+    };
+    Some((field("VmRSS:")?, field("VmHWM:")?))
+}
+
+/// Threads that wait in the kernel without being interruptible, with their kernel stacks.
+#[must_use]
+pub fn stuck_threads() -> Vec<String> {
+    let mut stuck = Vec::new();
+    for pid in all() {
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        for task in tasks.flatten().map(|entry| entry.path()) {
+            if let Some(report) = stuck_thread(pid, &task) {
+                stuck.push(report);
+            }
+        }
+    }
+    stuck
+}
+
+fn stuck_thread(pid: ProcessId, task: &std::path::Path) -> Option<String> {
+    let line = std::fs::read_to_string(task.join("stat")).ok()?;
+    let state = line.rsplit_once(')')?.1.trim_start().chars().next()?;
+    let stack = std::fs::read_to_string(task.join("stack")).unwrap_or_default();
+    // A thread waiting for FUSE may be in an interruptible sleep too.
+    (state == 'D' || stack.contains("fuse_")).then(|| format!("{pid} {} state {state}\n{stack}", name(pid)))
+}
+
+/// Kills these at once, the first ones first, and waits until they are gone; those that would not die.
+pub fn kill_all(pids: &[ProcessId], limit: Duration) -> Vec<ProcessId> {
+    for pid in pids {
+        signal(*pid, Signal::SIGKILL);
+    }
+    let gone = || pids.iter().all(|pid| !is_alive(*pid)).then_some(());
+    if crate::wait::until(limit, gone).is_some() {
+        return Vec::new();
+    }
+    pids.iter().copied().filter(|pid| is_alive(*pid)).collect()
+}
+
+/// Files that a process has open, as links say.
+#[must_use]
+pub fn open_files(pid: ProcessId) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tagged_process_is_found_and_killed_and_its_children_too() {
+        let (name, value) = (PART_VARIABLE, format!("unit-{}", std::process::id()));
+        let mut child =
+            std::process::Command::new("sh").args(["-c", "sleep 60 & wait"]).env(name, &value).spawn().unwrap();
+        let tag = format!("{name}={value}");
+        let both = crate::wait::until(Duration::from_secs(10), || Some(tagged(&tag)).filter(|pids| pids.len() == 2));
+        assert_eq!(kill_all(&both.unwrap(), Duration::from_secs(10)), Vec::<ProcessId>::new());
+        assert!(tagged(&tag).is_empty());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_memory_of_this_process_is_known() {
+        let (now, peak) = resident_bytes(std::process::id()).unwrap();
+        assert!(now > 0 && peak >= now);
+    }
+}

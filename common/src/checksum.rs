@@ -108,6 +108,9 @@ mod tests {
     #[test]
     fn the_checksum_of_a_page_is_pinned() {
         assert_eq!(crc32c(b"123456789"), 0xE306_9283);
-        assert_eq!(PLACE.page_checksum(0, &[0; 4096]), PLACE.page_checksum(0, &[0; 4096]));
+        // The seed, byte by byte: volume 7, chunk 9, shard 2, page 3, all little-endian; then the page.
+        let mut bytes = vec![7, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 2, 3, 0, 0, 0];
+        bytes.extend_from_slice(b"page");
+        assert_eq!(PLACE.page_checksum(3, b"page"), crc32c(&bytes));
     }
 }

@@ -1,0 +1,289 @@
+//! A volume's metadata table: a deterministic state machine over ordered copy-on-write trees (D3, D4).
+//!
+//! `apply` takes one command of the log and either changes everything it says or nothing: every operation first checks
+//! all its preconditions, then changes. Nothing here names a clock, a file, randomness or a hash map; time, ids and
+//! choices ride in the command. Readers return what a linearizable read may answer once a read barrier has passed.
+
+mod attributes;
+mod check;
+mod commit;
+mod extents;
+mod groups;
+mod key;
+mod namespace;
+mod read;
+mod records;
+mod rename;
+mod session;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod xattr;
+
+pub use check::CheckError;
+pub use groups::Capacity;
+pub use read::{DirectoryPage, FreedChunk};
+pub use snapshot::{FrozenTable, RestoreError};
+
+use bytes::Bytes;
+use holdfast_common::{ChunkId, GroupId, Incarnation, InodeId, SessionId, VolumeId};
+use holdfast_proto::meta::mutation::Op;
+use holdfast_proto::meta::{Code, MutateResponse};
+use holdfast_proto::record::TableCommand;
+use key::NameKey;
+use records::{Chunk, Dentry, Group, Inode, Run, Session};
+use tree::Tree;
+
+/// The version of [`TableCommand`] that this table understands; any other halts the replica (R26).
+pub const COMMAND_VERSION: u32 = 1;
+
+/// An invariant does not hold, or a command is not understood: the replica must stop this table (R26).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("metadata table broken: {0}")]
+pub struct Broken(pub String);
+
+/// Why an operation did not happen. `Refused` has changed nothing.
+#[derive(Debug, PartialEq, Eq)]
+enum Fault {
+    Refused(Code),
+    Broken(Broken),
+}
+impl From<Code> for Fault {
+    fn from(code: Code) -> Self {
+        Self::Refused(code)
+    }
+}
+impl From<Broken> for Fault {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
+}
+type Outcome<T> = Result<T, Fault>;
+
+fn broken<T>(what: impl Into<String>) -> Result<T, Broken> {
+    Err(Broken(what.into()))
+}
+
+/// What the volume manager decided about the volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// The volume; also the number of its Raft group.
+    pub volume: VolumeId,
+    /// Which life of the volume's table (R3).
+    pub incarnation: Incarnation,
+    /// k.
+    pub data_shards: u8,
+    /// m.
+    pub parity_shards: u8,
+    /// Most mapped bytes; 0: no quota.
+    pub quota_bytes: u64,
+    /// For people.
+    pub name: String,
+}
+
+/// The metadata table. Cloning is O(1) and gives a frozen copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    configuration: Option<Configuration>,
+    counters: Counters,
+    inodes: Tree<InodeId, Inode>,
+    dentries: Tree<NameKey, Dentry>,
+    /// (parent, cookie) to (parent, name): readdir in an order that no change disturbs.
+    cookies: Tree<(InodeId, u64), NameKey>,
+    extents: Tree<(InodeId, u64), Run>,
+    chunks: Tree<ChunkId, Chunk>,
+    /// Chunks without live bytes by (time freed, id), until they are deleted on the datanodes and forgotten.
+    freed: Tree<(i64, ChunkId), ()>,
+    xattrs: Tree<NameKey, Bytes>,
+    /// Inodes without a name, until the leader knows that nobody has them open.
+    orphans: Tree<InodeId, ()>,
+    sessions: Tree<SessionId, Session>,
+    client_keys: Tree<Bytes, SessionId>,
+    groups: Tree<GroupId, Group>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Counters {
+    next_inode: u64,
+    next_chunk: u64,
+    next_session: u64,
+    next_group: u64,
+    /// Commits of chunks below are refused (R4).
+    floor: u64,
+    last_time_ns: i64,
+    mapped_pages: u64,
+    reserved_bytes: u64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            next_inode: InodeId::ROOT.0 + 1,
+            next_chunk: 1,
+            next_session: 1,
+            next_group: 1,
+            floor: 0,
+            last_time_ns: 0,
+            mapped_pages: 0,
+            reserved_bytes: 0,
+        }
+    }
+}
+
+/// The answer to a command: made now, or remembered from the first time (R8).
+enum Answer {
+    Fresh(MutateResponse),
+    FreshEncoded(MutateResponse, Bytes),
+    Remembered(Bytes),
+}
+
+impl Table {
+    /// A table before its first entry, which must be `Configure`.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Applies one command of the log.
+    ///
+    /// # Errors
+    /// [`Broken`] if an invariant does not hold or the command is not understood; the table must not be used any more.
+    pub fn apply(&mut self, command: &TableCommand) -> Result<MutateResponse, Broken> {
+        match self.answer(command)? {
+            Answer::Fresh(response) | Answer::FreshEncoded(response, _) => Ok(response),
+            Answer::Remembered(bytes) => decode_reply(&bytes),
+        }
+    }
+
+    /// As [`Table::apply`], with the response encoded as the table remembers it.
+    ///
+    /// # Errors
+    /// As [`Table::apply`].
+    pub fn apply_encoded(&mut self, command: &TableCommand) -> Result<Bytes, Broken> {
+        Ok(match self.answer(command)? {
+            Answer::Fresh(response) => prost::Message::encode_to_vec(&response).into(),
+            Answer::FreshEncoded(_, bytes) | Answer::Remembered(bytes) => bytes,
+        })
+    }
+
+    fn answer(&mut self, command: &TableCommand) -> Result<Answer, Broken> {
+        if command.version != COMMAND_VERSION {
+            return broken(format!("command version {}", command.version));
+        }
+        let Some(op) = command.mutation.as_ref().and_then(|mutation| mutation.op.as_ref()) else {
+            return broken("a command that this version does not know");
+        };
+        // Saturating: a clock at the end of time must not stop the table.
+        let now_ns = command.time_ns.max(self.counters.last_time_ns.saturating_add(1));
+        if self.configuration.is_none() && !matches!(op, Op::Configure(_)) {
+            return Ok(Answer::Fresh(refusal(Code::Unavailable)));
+        }
+        if is_leader_only(op) || matches!(op, Op::OpenSession(_)) {
+            return Ok(Answer::Fresh(self.execute(op, SessionId(0), now_ns)?));
+        }
+        self.exactly_once(command, op, now_ns)
+    }
+
+    /// Runs the operation; a refusal becomes its response.
+    fn execute(&mut self, op: &Op, session: SessionId, now_ns: i64) -> Result<MutateResponse, Broken> {
+        match self.dispatch(op, session, now_ns) {
+            Ok(response) => {
+                self.counters.last_time_ns = now_ns;
+                Ok(response)
+            }
+            Err(Fault::Refused(code)) => Ok(refusal(code)),
+            Err(Fault::Broken(broken)) => Err(broken),
+        }
+    }
+
+    fn dispatch(&mut self, op: &Op, session: SessionId, now_ns: i64) -> Outcome<MutateResponse> {
+        match op {
+            Op::OpenSession(op) => self.open_session(op, now_ns),
+            Op::CloseSession(_) => self.close_session(session),
+            Op::Create(op) => self.create(op, now_ns),
+            Op::Link(op) => self.link(op, now_ns),
+            Op::Unlink(op) => self.unlink(op, now_ns),
+            Op::Rename(op) => self.rename(op, now_ns),
+            Op::SetAttr(op) => self.set_attr(op, now_ns),
+            Op::Commit(op) => self.commit(op, session, now_ns),
+            Op::Fallocate(op) => self.fallocate(op, now_ns),
+            Op::SetXattr(op) => self.set_xattr(op, now_ns),
+            Op::RemoveXattr(op) => self.remove_xattr(op, now_ns),
+            Op::ReserveChunks(op) => self.reserve_chunks(op, session),
+            Op::ReserveQuota(op) => self.reserve_quota(op, session),
+            Op::ExpireSessions(op) => self.expire_sessions(op),
+            Op::ReapOrphans(op) => self.reap_orphans(op, now_ns),
+            Op::AddGroups(op) => self.add_groups(op),
+            Op::VacateSlot(op) => self.vacate_slot(op),
+            Op::SetGroupState(op) => self.set_group_state(op),
+            Op::ForgetChunks(op) => self.forget_chunks(op),
+            Op::RaiseFloor(op) => self.raise_floor(op),
+            Op::Configure(op) => self.configure(op, now_ns),
+        }
+    }
+
+    /// A fingerprint of what replicas must agree on; cheap, so that it can be compared often.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let counters = &self.counters;
+        let words = [
+            counters.next_inode,
+            counters.next_chunk,
+            counters.next_session,
+            counters.next_group,
+            counters.floor,
+            counters.last_time_ns.cast_unsigned(),
+            counters.mapped_pages,
+            counters.reserved_bytes,
+            self.inodes.len() as u64,
+            self.dentries.len() as u64,
+            self.extents.len() as u64,
+            self.chunks.len() as u64,
+            self.freed.len() as u64,
+            self.xattrs.len() as u64,
+            self.sessions.len() as u64,
+        ];
+        // FNV-1a by words: stable across builds, and no two of these states meet by accident often enough to matter.
+        words.iter().fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3))
+    }
+}
+
+/// Whether only the leader itself may propose this.
+#[must_use]
+pub fn is_leader_only(op: &Op) -> bool {
+    match op {
+        Op::ExpireSessions(_)
+        | Op::ReapOrphans(_)
+        | Op::AddGroups(_)
+        | Op::VacateSlot(_)
+        | Op::SetGroupState(_)
+        | Op::ForgetChunks(_)
+        | Op::RaiseFloor(_)
+        | Op::Configure(_) => true,
+        Op::OpenSession(_)
+        | Op::CloseSession(_)
+        | Op::Create(_)
+        | Op::Link(_)
+        | Op::Unlink(_)
+        | Op::Rename(_)
+        | Op::SetAttr(_)
+        | Op::Commit(_)
+        | Op::Fallocate(_)
+        | Op::SetXattr(_)
+        | Op::RemoveXattr(_)
+        | Op::ReserveChunks(_)
+        | Op::ReserveQuota(_) => false,
+    }
+}
+
+/// A response that refuses.
+#[must_use]
+pub fn refusal(code: Code) -> MutateResponse {
+    MutateResponse { code: code.into(), ..MutateResponse::default() }
+}
+
+fn decode_reply(bytes: &Bytes) -> Result<MutateResponse, Broken> {
+    prost::Message::decode(bytes.as_ref())
+        .or_else(|error| broken(format!("a remembered reply does not decode: {error}")))
+}

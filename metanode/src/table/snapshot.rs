@@ -1,0 +1,436 @@
+//! Snapshots: a frozen copy is O(1) and written by another thread; a restore rebuilds the trees and what follows from
+//! them.
+//!
+//! The stream: 8 bytes magic, u32 version; then blocks of u32 length, u32 CRC32C of (length, payload), payload; all
+//! integers little-endian. A block's payload is a run of varint-delimited `SnapshotRecord`s of `snapshot.proto`, none
+//! cut by a block's end. The first record is the header, the last one the end with the number of records before it.
+
+use super::key::NameProbe;
+use super::records::{Body, Chunk, Dentry, Group, Inode, Run, Session, Slot};
+use super::tree::Tree;
+use super::{Configuration, Counters, Table};
+use bytes::{Buf, Bytes, BytesMut};
+use holdfast_common::checksum::{crc32c, crc32c_append};
+use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, InodeId, NodeId, SessionId, VolumeId};
+use holdfast_proto::meta::{GroupState, Kind};
+use holdfast_proto::snapshot::snapshot_record::Record;
+use holdfast_proto::snapshot::{
+    ChunkRange, ChunkState, DentryRecord, End, ExtentRecord, GroupRecord, Header, InodeRecord, Reply, SessionRecord,
+    SnapshotRecord, XattrRecord,
+};
+use prost::Message;
+use std::io::{self, Read, Write};
+
+const MAGIC: &[u8; 8] = b"HFTABLE\n";
+const VERSION: u32 = 1;
+/// A block is written once it has this much.
+const BLOCK_BYTES: usize = 64 << 10;
+/// No block is larger: one record on top of a full block, the largest being a session with all its replies.
+const BLOCK_BYTES_MAX: u32 = 512 << 20;
+
+/// A table as it was when the copy was made.
+#[derive(Clone, Debug)]
+pub struct FrozenTable(Table);
+
+/// Why a snapshot cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Reading failed, or the stream ended early.
+    #[error("cannot read the snapshot: {0}")]
+    Io(#[from] io::Error),
+    /// Not a snapshot of a table, or of a newer version.
+    #[error("not a snapshot this version can read")]
+    Version,
+    /// A block's checksum differs.
+    #[error("a block of the snapshot is damaged")]
+    Damaged,
+    /// Records do not fit together.
+    #[error("the snapshot's records are malformed: {0}")]
+    Malformed(&'static str),
+}
+
+impl From<prost::DecodeError> for RestoreError {
+    fn from(_: prost::DecodeError) -> Self {
+        Self::Malformed("a record does not decode")
+    }
+}
+
+impl Table {
+    /// A frozen copy, made in O(1).
+    #[must_use]
+    pub fn freeze(&self) -> FrozenTable {
+        FrozenTable(self.clone())
+    }
+
+    /// The table that a snapshot was made of.
+    ///
+    /// # Errors
+    /// Every damage to the stream; never panics on any bytes.
+    pub fn restore(from: &mut dyn Read) -> Result<Self, RestoreError> {
+        let mut blocks = BlockReader { from };
+        blocks.read_preamble()?;
+        let mut table = Self::default();
+        let mut records_count = 0;
+        loop {
+            let mut block = blocks.read_block()?;
+            while block.has_remaining() {
+                let record = SnapshotRecord::decode_length_delimited(&mut block)?;
+                let record = record.record.ok_or(RestoreError::Malformed("unknown record"))?;
+                match record {
+                    Record::End(end) if end.records_count == records_count && records_count > 0 => return Ok(table),
+                    Record::End(_) => return Err(RestoreError::Malformed("records are missing")),
+                    Record::Header(_) if records_count != 0 => {
+                        return Err(RestoreError::Malformed("a second header"));
+                    }
+                    Record::Header(header) => table.restore_header(&header)?,
+                    _ if records_count == 0 => return Err(RestoreError::Malformed("no header")),
+                    other => table.restore_record(other)?,
+                }
+                records_count += 1;
+            }
+        }
+    }
+
+    fn restore_header(&mut self, header: &Header) -> Result<(), RestoreError> {
+        self.counters = Counters {
+            next_inode: header.next_inode,
+            next_chunk: header.next_chunk,
+            next_session: header.next_session,
+            next_group: header.next_group,
+            floor: header.floor,
+            last_time_ns: header.last_time_ns,
+            mapped_pages: 0,
+            reserved_bytes: 0,
+        };
+        if header.configured {
+            self.configuration = Some(Configuration {
+                volume: VolumeId(header.volume),
+                incarnation: Incarnation(header.incarnation),
+                data_shards: narrow_u8(header.data_shards)?,
+                parity_shards: narrow_u8(header.parity_shards)?,
+                quota_bytes: header.quota_bytes,
+                name: header.name.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    fn restore_record(&mut self, record: Record) -> Result<(), RestoreError> {
+        match record {
+            Record::Header(_) | Record::End(_) => Err(RestoreError::Malformed("out of place")),
+            Record::Inode(record) => self.restore_inode(record),
+            Record::Dentry(record) => self.restore_dentry(&record),
+            Record::Extent(record) => {
+                let run = Run {
+                    length_bytes: record.length_bytes,
+                    chunk_offset: record.chunk_offset,
+                    chunk: ChunkId(record.chunk),
+                };
+                self.extents.insert((InodeId(record.inode), record.file_offset), run);
+                Ok(())
+            }
+            Record::Chunk(record) => self.restore_chunk(record),
+            Record::Xattr(record) => {
+                let probe = probe(record.inode, &record.name)?;
+                self.xattrs.insert(probe.to_key(), Bytes::copy_from_slice(&record.value));
+                Ok(())
+            }
+            Record::Session(record) => {
+                self.restore_session(&record);
+                Ok(())
+            }
+            Record::Group(record) => self.restore_group(record),
+        }
+    }
+
+    fn restore_inode(&mut self, record: InodeRecord) -> Result<(), RestoreError> {
+        let attr = record.attr.ok_or(RestoreError::Malformed("an inode without attributes"))?;
+        let kind = attr.kind();
+        let body = match kind {
+            Kind::Directory => Body::Directory { parent: InodeId(record.parent), next_cookie: record.next_cookie },
+            Kind::Symlink => Body::Symlink(record.target.as_ref().into()),
+            _ => Body::Plain,
+        };
+        let id = InodeId(attr.inode);
+        let mapped_pages = attr.mapped_bytes / u64::from(holdfast_common::limits::PAGE_BYTES);
+        self.counters.mapped_pages = self
+            .counters
+            .mapped_pages
+            .checked_add(mapped_pages)
+            .ok_or(RestoreError::Malformed("mapped pages overflow"))?;
+        if attr.nlink == 0 {
+            self.orphans.insert(id, ());
+        }
+        let inode = Inode {
+            kind,
+            mode: attr.mode,
+            nlink: attr.nlink,
+            uid: attr.uid,
+            gid: attr.gid,
+            rdev: attr.rdev,
+            size_bytes: attr.size_bytes,
+            mapped_pages,
+            atime_ns: attr.atime_ns,
+            mtime_ns: attr.mtime_ns,
+            ctime_ns: attr.ctime_ns,
+            btime_ns: attr.btime_ns,
+            truncate_generation: attr.truncate_generation,
+            data_version: attr.data_version,
+            body,
+        };
+        self.inodes.insert(id, inode);
+        Ok(())
+    }
+
+    /// Inodes come before dentries, so that the kind is known.
+    fn restore_dentry(&mut self, record: &DentryRecord) -> Result<(), RestoreError> {
+        let inode = InodeId(record.inode);
+        let kind = self.inodes.get(&inode).ok_or(RestoreError::Malformed("a name of no inode"))?.kind;
+        let key = probe(record.parent, &record.name)?.to_key();
+        self.cookies.insert((InodeId(record.parent), record.cookie), key.clone());
+        self.dentries.insert(key, Dentry { inode, kind, cookie: record.cookie });
+        Ok(())
+    }
+
+    fn restore_chunk(&mut self, state: ChunkState) -> Result<(), RestoreError> {
+        let record = state.chunk.ok_or(RestoreError::Malformed("a chunk without a record"))?;
+        let id = ChunkId(record.chunk);
+        if state.live_bytes == 0 {
+            self.freed.insert((state.freed_ns, id), ());
+        }
+        let chunk = Chunk {
+            nonce: record.nonce,
+            group: GroupId(record.group),
+            epoch: record.epoch,
+            length_bytes: record.length_bytes,
+            shard_length_bytes: record.shard_length_bytes,
+            data_shards: narrow_u8(record.data_shards)?,
+            parity_shards: narrow_u8(record.parity_shards)?,
+            slots: record.slots.as_ref().into(),
+            live_bytes: state.live_bytes,
+            freed_ns: state.freed_ns,
+        };
+        self.chunks.insert(id, chunk);
+        Ok(())
+    }
+
+    fn restore_session(&mut self, record: &SessionRecord) {
+        let id = SessionId(record.session);
+        let client_key = Bytes::copy_from_slice(&record.client_key);
+        let mut replies = Tree::default();
+        for reply in &record.replies {
+            replies.insert(reply.sequence, Bytes::copy_from_slice(&reply.response));
+        }
+        self.counters.reserved_bytes = self.counters.reserved_bytes.saturating_add(record.reserved_bytes);
+        self.client_keys.insert(client_key.clone(), id);
+        let session = Session {
+            client_key,
+            description: record.description.as_str().into(),
+            opened_ns: record.opened_ns,
+            acknowledged_below: record.acknowledged_below,
+            replies,
+            chunk_ranges: record.ranges.iter().map(|range| range.first..range.end).collect(),
+            reserved_bytes: record.reserved_bytes,
+        };
+        self.sessions.insert(id, session);
+    }
+
+    fn restore_group(&mut self, record: GroupRecord) -> Result<(), RestoreError> {
+        let group = record.group.ok_or(RestoreError::Malformed("a group record without a group"))?;
+        if group.slots.len() != record.slot_epochs.len() {
+            return Err(RestoreError::Malformed("slots and their epochs differ in number"));
+        }
+        let state = GroupState::try_from(group.state).map_err(|_| RestoreError::Malformed("unknown group state"))?;
+        let slots = group.slots.iter().zip(&record.slot_epochs);
+        let restored = Group {
+            epoch: group.epoch,
+            slots: slots
+                .map(|(slot, &since_epoch)| Slot { disk: DiskId(slot.disk), node: NodeId(slot.node), since_epoch })
+                .collect(),
+            state,
+            used_bytes: group.used_bytes,
+            capacity_bytes: group.capacity_bytes,
+        };
+        self.groups.insert(GroupId(group.group), restored);
+        Ok(())
+    }
+
+    fn header(&self) -> Header {
+        let counters = &self.counters;
+        let mut header = Header {
+            configured: self.configuration.is_some(),
+            next_inode: counters.next_inode,
+            next_chunk: counters.next_chunk,
+            next_session: counters.next_session,
+            next_group: counters.next_group,
+            floor: counters.floor,
+            last_time_ns: counters.last_time_ns,
+            ..Header::default()
+        };
+        if let Some(configuration) = &self.configuration {
+            header.volume = configuration.volume.0;
+            header.incarnation = configuration.incarnation.0;
+            header.data_shards = configuration.data_shards.into();
+            header.parity_shards = configuration.parity_shards.into();
+            header.quota_bytes = configuration.quota_bytes;
+            header.name.clone_from(&configuration.name);
+        }
+        header
+    }
+}
+
+impl FrozenTable {
+    /// Writes the whole snapshot.
+    ///
+    /// # Errors
+    /// Any error of the writer.
+    pub fn write_to(&self, to: &mut dyn Write) -> io::Result<()> {
+        let table = &self.0;
+        let mut blocks = BlockWriter { to, block: BytesMut::with_capacity(2 * BLOCK_BYTES), records_count: 0 };
+        blocks.to.write_all(MAGIC)?;
+        blocks.to.write_all(&VERSION.to_le_bytes())?;
+        blocks.put(Record::Header(table.header()))?;
+        for (id, inode) in table.inodes.iter() {
+            blocks.put(Record::Inode(inode_record(*id, inode)))?;
+        }
+        for (key, dentry) in table.dentries.iter() {
+            blocks.put(Record::Dentry(DentryRecord {
+                parent: key.inode().0,
+                name: Bytes::copy_from_slice(key.name()),
+                inode: dentry.inode.0,
+                cookie: dentry.cookie,
+            }))?;
+        }
+        for ((inode, file_offset), run) in table.extents.iter() {
+            blocks.put(Record::Extent(ExtentRecord {
+                inode: inode.0,
+                file_offset: *file_offset,
+                length_bytes: run.length_bytes,
+                chunk: run.chunk.0,
+                chunk_offset: run.chunk_offset,
+            }))?;
+        }
+        for (id, chunk) in table.chunks.iter() {
+            let record = Some(chunk.record(*id));
+            blocks.put(Record::Chunk(ChunkState {
+                chunk: record,
+                live_bytes: chunk.live_bytes,
+                freed_ns: chunk.freed_ns,
+            }))?;
+        }
+        for (key, value) in table.xattrs.iter() {
+            let name = Bytes::copy_from_slice(key.name());
+            blocks.put(Record::Xattr(XattrRecord { inode: key.inode().0, name, value: value.clone() }))?;
+        }
+        for (id, session) in table.sessions.iter() {
+            blocks.put(Record::Session(session_record(*id, session)))?;
+        }
+        for (id, group) in table.groups.iter() {
+            let slot_epochs = group.slots.iter().map(|slot| slot.since_epoch).collect();
+            blocks.put(Record::Group(GroupRecord { group: Some(group.block_group(*id)), slot_epochs }))?;
+        }
+        blocks.finish()
+    }
+}
+
+fn inode_record(id: InodeId, inode: &Inode) -> InodeRecord {
+    let mut record = InodeRecord { attr: Some(inode.attr(id)), ..InodeRecord::default() };
+    match &inode.body {
+        Body::Plain => {}
+        Body::Directory { parent, next_cookie } => {
+            record.parent = parent.0;
+            record.next_cookie = *next_cookie;
+        }
+        Body::Symlink(target) => record.target = Bytes::copy_from_slice(target),
+    }
+    record
+}
+
+fn session_record(id: SessionId, session: &Session) -> SessionRecord {
+    let replies = session.replies.iter();
+    SessionRecord {
+        session: id.0,
+        client_key: session.client_key.clone(),
+        description: session.description.to_string(),
+        acknowledged_below: session.acknowledged_below,
+        reserved_bytes: session.reserved_bytes,
+        replies: replies.map(|(&sequence, response)| Reply { sequence, response: response.clone() }).collect(),
+        ranges: session.chunk_ranges.iter().map(|range| ChunkRange { first: range.start, end: range.end }).collect(),
+        opened_ns: session.opened_ns,
+    }
+}
+
+fn probe(inode: u64, name: &[u8]) -> Result<NameProbe, RestoreError> {
+    NameProbe::new(InodeId(inode), name).map_err(|_| RestoreError::Malformed("a name that cannot be"))
+}
+
+fn narrow_u8(value: u32) -> Result<u8, RestoreError> {
+    u8::try_from(value).map_err(|_| RestoreError::Malformed("too many shards"))
+}
+
+struct BlockWriter<'a> {
+    to: &'a mut dyn Write,
+    block: BytesMut,
+    records_count: u64,
+}
+
+impl BlockWriter<'_> {
+    fn put(&mut self, record: Record) -> io::Result<()> {
+        self.records_count += 1;
+        self.append(record)?;
+        if self.block.len() >= BLOCK_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn append(&mut self, record: Record) -> io::Result<()> {
+        SnapshotRecord { record: Some(record) }.encode_length_delimited(&mut self.block).map_err(io::Error::other)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let length = u32::try_from(self.block.len()).map_err(io::Error::other)?.to_le_bytes();
+        self.to.write_all(&length)?;
+        self.to.write_all(&crc32c_append(crc32c(&length), &self.block).to_le_bytes())?;
+        self.to.write_all(&self.block)?;
+        self.block.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.append(Record::End(End { records_count: self.records_count }))?;
+        self.flush()?;
+        self.to.flush()
+    }
+}
+
+struct BlockReader<'a> {
+    from: &'a mut dyn Read,
+}
+
+impl BlockReader<'_> {
+    fn read_u32(&mut self) -> io::Result<u32> {
+        let mut bytes = [0; 4];
+        self.from.read_exact(&mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn read_preamble(&mut self) -> Result<(), RestoreError> {
+        let mut magic = [0; MAGIC.len()];
+        self.from.read_exact(&mut magic)?;
+        let version = self.read_u32()?;
+        if &magic == MAGIC && version == VERSION { Ok(()) } else { Err(RestoreError::Version) }
+    }
+
+    fn read_block(&mut self) -> Result<Bytes, RestoreError> {
+        let length = self.read_u32()?;
+        let crc = self.read_u32()?;
+        if length == 0 || length > BLOCK_BYTES_MAX {
+            return Err(RestoreError::Damaged);
+        }
+        // Grows with what is really there: a damaged length must not reserve half a gigabyte.
+        let mut block = Vec::new();
+        self.from.take(length.into()).read_to_end(&mut block)?;
+        if u32::try_from(block.len()) != Ok(length) || crc32c_append(crc32c(&length.to_le_bytes()), &block) != crc {
+            return Err(RestoreError::Damaged);
+        }
+        Ok(block.into())
+    }
+}

@@ -1,0 +1,114 @@
+//! Commands and snapshots as bytes.
+
+use super::{Fixture, ROOT, chunk, command, create, file_commit};
+use crate::table::{RestoreError, Table};
+use holdfast_proto::meta::mutation::Op;
+use holdfast_proto::meta::{Code, Kind, Mutation, ReserveChunks, ReserveQuota, SetXattr, Unlink};
+use holdfast_proto::record::TableCommand;
+use prost::Message;
+
+#[test]
+fn the_bytes_of_a_command_are_pinned() {
+    let bytes = TableCommand { acknowledged_below: 2, ..command(create(ROOT, b"name", Kind::File), 0x0102, 9, 3) };
+    let golden = "080111020100000000000018092003280232151a13080112046e616d65180120a403280530064801";
+    let hex: String = bytes.encode_to_vec().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, golden);
+}
+
+/// A table with something in each of its trees.
+fn full_table() -> Fixture {
+    let mut fixture = Fixture::with_quota(1 << 30);
+    let directory = fixture.create(ROOT, b"d", Kind::Directory);
+    fixture.create(directory, b"s", Kind::Symlink);
+    let inode = fixture.create(directory, b"f", Kind::File);
+    let first = fixture.ok(Op::ReserveChunks(ReserveChunks { count: 5 })).first_chunk;
+    for id in [first, first + 2] {
+        assert_eq!(fixture.commit_one(chunk(id, 100), file_commit(inode, 50, 100, id)), Code::Ok);
+    }
+    let value = b"value"[..].into();
+    fixture.ok(Op::SetXattr(SetXattr { inode, name: b"user.x"[..].into(), value, create: true, replace: false }));
+    fixture.ok(Op::ReserveQuota(ReserveQuota { bytes: 12345 }));
+    fixture.create(ROOT, b"orphan", Kind::File);
+    fixture.ok(Op::Unlink(Unlink { parent: ROOT, name: b"orphan"[..].into(), directory: false }));
+    fixture.open_session(b"other");
+    fixture
+}
+
+fn image(table: &Table) -> Vec<u8> {
+    let mut image = Vec::new();
+    table.freeze().write_to(&mut image).unwrap();
+    image
+}
+
+#[test]
+fn a_restored_snapshot_equals_its_table_and_goes_on_alike() {
+    let mut fixture = full_table();
+    let mut restored = Table::restore(&mut image(&fixture.table).as_slice()).unwrap();
+    assert!(restored == fixture.table);
+    restored.check().unwrap();
+    assert_eq!(restored.digest(), fixture.table.digest());
+    let next = fixture.next_command(create(ROOT, b"next", Kind::File));
+    assert_eq!(restored.apply(&next), fixture.table.apply(&next));
+    assert!(restored == fixture.table);
+}
+
+#[test]
+fn a_frozen_copy_does_not_see_later_changes() {
+    let mut fixture = full_table();
+    let before = image(&fixture.table);
+    let frozen = fixture.table.freeze();
+    fixture.create(ROOT, b"later", Kind::File);
+    let mut late = Vec::new();
+    frozen.write_to(&mut late).unwrap();
+    assert!(late == before && image(&fixture.table) != before);
+}
+
+#[test]
+fn an_unconfigured_table_can_be_restored() {
+    let restored = Table::restore(&mut image(&Table::new()).as_slice()).unwrap();
+    assert!(restored == Table::new());
+}
+
+#[test]
+fn every_flipped_or_missing_byte_of_a_snapshot_is_found() {
+    let image = image(&full_table().table);
+    for at in 0..image.len() {
+        let mut damaged = image.clone();
+        damaged[at] ^= 0x10;
+        assert!(Table::restore(&mut damaged.as_slice()).is_err(), "byte {at}");
+        assert!(Table::restore(&mut &image[..at]).is_err(), "cut at {at}");
+    }
+    let mut newer = image;
+    newer[8] = 2;
+    assert!(matches!(Table::restore(&mut newer.as_slice()), Err(RestoreError::Version)));
+}
+
+#[test]
+fn commands_that_are_not_understood_halt_the_replica() {
+    let mut fixture = Fixture::new();
+    let mut unknown = fixture.next_command(create(ROOT, b"a", Kind::File));
+    unknown.mutation = Some(Mutation { op: None });
+    assert!(fixture.table.apply(&unknown).is_err());
+    let newer = TableCommand { version: 2, ..fixture.next_command(create(ROOT, b"a", Kind::File)) };
+    assert!(fixture.table.apply(&newer).is_err());
+}
+
+#[test]
+fn nothing_but_configuration_is_taken_by_an_empty_table() {
+    let mut table = Table::new();
+    let answer = table.apply(&command(create(ROOT, b"a", Kind::File), 1, 1, 1)).unwrap();
+    assert_eq!(answer.code(), Code::Unavailable);
+    assert!(table == Table::new());
+    assert_eq!(table.apply(&command(super::configure(0), 1, 0, 0)).unwrap().code(), Code::Ok);
+    let other = holdfast_proto::meta::Configure {
+        volume: 8,
+        incarnation: 1,
+        data_shards: 4,
+        parity_shards: 2,
+        quota_bytes: 0,
+        name: String::new(),
+    };
+    assert_eq!(table.apply(&command(Op::Configure(other), 1, 0, 0)).unwrap().code(), Code::Invalid);
+    assert_eq!(table.apply(&command(super::configure(77), 1, 0, 0)).unwrap().code(), Code::Ok);
+    assert_eq!(table.stat_fs().quota_bytes, 77);
+}

@@ -1,0 +1,332 @@
+//! The workloads, in the order they run, and what they share.
+//!
+//! Writes are timed to the end of their last fsync. "Cold" makes the system under test forget first ([`Cold`]) and
+//! drops the kernel's caches. Each workload makes what it needs if it is not there, so that any can run alone.
+
+mod random;
+mod sequential;
+mod small_files;
+mod tree;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::figures::{Figure, Outcome, Report, Unit};
+
+/// Sizes and choices, the same for every system of a run.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Size of the large file.
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) size_mb: usize,
+    /// Number of small files.
+    #[arg(long, default_value_t = 5000)]
+    pub(crate) files: usize,
+    /// Seconds for each random workload.
+    #[arg(long, default_value_t = 10.0)]
+    pub(crate) runtime: f64,
+    /// Only these figures, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+    /// An archive to unpack, read and remove.
+    #[arg(long)]
+    pub(crate) tar: Option<PathBuf>,
+}
+
+impl Options {
+    /// The same options as arguments of another process.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![
+            format!("--size-mb={}", self.size_mb),
+            format!("--files={}", self.files),
+            format!("--runtime={}", self.runtime),
+        ];
+        arguments.extend(self.only.iter().map(|name| format!("--only={name}")));
+        arguments.extend(self.tar.iter().map(|tar| format!("--tar={}", tar.display())));
+        arguments
+    }
+
+    /// Refuses what could not run, before anything is started.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.size_mb >= 4, "--size-mb must be at least 4");
+        anyhow::ensure!(self.files >= 10, "--files must be at least 10");
+        anyhow::ensure!(self.runtime > 0.0 && self.runtime.is_finite(), "--runtime must be positive");
+        for name in &self.only {
+            let known = WORKLOADS.iter().any(|workload| workload.name == name);
+            anyhow::ensure!(known, "--only names {name:?}, which is no figure; they are: {}", all_names());
+        }
+        if let Some(tar) = &self.tar {
+            fs::metadata(tar).with_context(|| format!("cannot read {}", tar.display()))?;
+        }
+        Ok(())
+    }
+}
+
+fn all_names() -> String {
+    WORKLOADS.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Makes a system's client forget what it cached.
+pub(crate) trait Cold {
+    fn forget(&mut self) -> anyhow::Result<()>;
+}
+
+/// A directory under test.
+pub(crate) struct Bench<'a> {
+    root: PathBuf,
+    options: &'a Options,
+    cold: &'a mut dyn Cold,
+}
+
+impl Bench<'_> {
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Cold caches, as far as can be.
+    fn make_cold(&mut self) -> anyhow::Result<()> {
+        self.cold.forget()?;
+        nix::unistd::sync();
+        fs::write("/proc/sys/vm/drop_caches", "3\n").context("cannot drop the kernel's caches (not root?)")
+    }
+
+    /// An empty directory of this name.
+    fn fresh_directory(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.path(name);
+        if path.exists() {
+            fs::remove_dir_all(&path)?;
+        }
+        fs::create_dir(&path)?;
+        Ok(path)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Large,
+    Small,
+    Tree,
+}
+
+struct Workload {
+    name: &'static str,
+    phase: Phase,
+    run: fn(&mut Bench<'_>) -> anyhow::Result<Figure>,
+}
+
+macro_rules! workloads {
+    ($($phase:ident $name:literal $run:expr;)*) => {
+        &[$(Workload { name: $name, phase: Phase::$phase, run: $run }),*]
+    };
+}
+
+const WORKLOADS: &[Workload] = workloads![
+    Large "seq_write_1m" sequential::write;
+    Large "seq_read_1m_cold" sequential::read_cold;
+    Large "seq_read_1m_warm" sequential::read_warm;
+    Large "seq_read_1m_direct" sequential::read_direct;
+    Large "seq_write_4jobs" sequential::write_four;
+    Large "seq_read_4jobs_cold" sequential::read_four_cold;
+    Large "rand_read_4k_direct" random::read_direct;
+    Large "rand_read_4k_direct_8j" random::read_direct_eight;
+    Large "rand_write_4k_direct" random::write_direct;
+    Large "rand_write_4k_buffered" random::write_buffered;
+    Large "rand_write_4k_fsync" random::write_fsync;
+    Small "create_4k_1t" small_files::create_one;
+    Small "stat_cold_1t" small_files::stat_one;
+    Small "ls_l" small_files::list;
+    Small "read_4k_cold_1t" small_files::read_one;
+    Small "unlink_1t" small_files::unlink_one;
+    Small "create_4k_8p" small_files::create_eight;
+    Small "read_4k_cold_8p" small_files::read_eight;
+    Small "stat_cold_8p" small_files::stat_eight;
+    Small "unlink_8p" small_files::unlink_eight;
+    Small "create_4k_fsync_1t" small_files::create_fsync;
+    Small "mkdir_1t" small_files::make_directories;
+    Small "rename_1t" small_files::rename_directories;
+    Tree "untar" tree::unpack;
+    Tree "read_tree_cold" tree::read_cold;
+    Tree "rm_tree" tree::remove;
+];
+
+/// Runs the workloads in `directory` and leaves it as it was.
+pub(crate) fn run(
+    system: &str,
+    cold_by: &str,
+    directory: &Path,
+    options: &Options,
+    cold: &mut dyn Cold,
+) -> anyhow::Result<Report> {
+    let root = directory.join("holdfast-bench");
+    fs::create_dir(&root).with_context(|| format!("cannot make {}", root.display()))?;
+    let mut bench = Bench { root, options, cold };
+    let mut figures = Vec::new();
+    let mut phase = Phase::Large;
+    for workload in WORKLOADS {
+        let chosen = options.only.is_empty() || options.only.iter().any(|name| name == workload.name);
+        if !chosen || (workload.phase == Phase::Tree && options.tar.is_none()) {
+            continue;
+        }
+        if phase != workload.phase {
+            phase = workload.phase;
+            remove_content(&bench.root)?;
+        }
+        let outcome = match (workload.run)(&mut bench) {
+            Ok(figure) => Outcome::Measured(figure),
+            Err(error) => Outcome::Failed { error: format!("{error:#}") },
+        };
+        eprintln!("  {system:<10} {:<24} {}", workload.name, serde_json::to_string(&outcome)?);
+        figures.push((workload.name.to_owned(), outcome));
+    }
+    fs::remove_dir_all(&bench.root).with_context(|| format!("cannot remove {}", bench.root.display()))?;
+    Ok(Report { system: system.to_owned(), cold_by: cold_by.to_owned(), figures })
+}
+
+fn remove_content(directory: &Path) -> anyhow::Result<()> {
+    fs::remove_dir_all(directory)?;
+    Ok(fs::create_dir(directory)?)
+}
+
+fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
+    let began = Instant::now();
+    work()?;
+    Ok(began.elapsed())
+}
+
+fn megabytes_per_s(megabytes_2: usize, time: Duration) -> Figure {
+    let value = megabytes_2 as f64 * 1.048_576 / time.as_secs_f64();
+    Figure { value, unit: Unit::MegabytesPerSecond, p99_us: None }
+}
+
+fn operations_per_s(count: usize, time: Duration) -> Figure {
+    Figure { value: count as f64 / time.as_secs_f64(), unit: Unit::OperationsPerSecond, p99_us: None }
+}
+
+fn seconds(time: Duration) -> Figure {
+    Figure { value: time.as_secs_f64(), unit: Unit::Seconds, p99_us: None }
+}
+
+/// Runs one closure per job at once; the first error, if any.
+fn at_once(jobs: usize, work: impl Fn(usize) -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..jobs)
+            .map(|job| {
+                let work = &work;
+                scope.spawn(move || work(job))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a job panicked"))))
+            .fold(Ok(()), anyhow::Result::and)
+    })
+}
+
+/// Numbers without a pattern, the same in every run (splitmix64).
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit.max(1)
+    }
+}
+
+/// Memory aligned to a page, as O_DIRECT wants it, filled with noise.
+struct Aligned {
+    memory: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Aligned {
+    fn new(length: usize) -> Self {
+        const ALIGNMENT: usize = 4096;
+        let memory = vec![0; length + ALIGNMENT];
+        let start = memory.as_ptr().align_offset(ALIGNMENT);
+        let mut aligned = Self { memory, start, length };
+        // Filled once the start is known, so that two of one length have the same content.
+        let mut noise = Noise(length as u64);
+        for bytes in aligned.bytes_mut().chunks_mut(8) {
+            bytes.copy_from_slice(&noise.next().to_le_bytes()[..bytes.len()]);
+        }
+        aligned
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.memory[self.start..self.start + self.length]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.length]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Counted(usize);
+
+    impl Cold for Counted {
+        fn forget(&mut self) -> anyhow::Result<()> {
+            self.0 += 1;
+            anyhow::bail!("not here")
+        }
+    }
+
+    fn options(only: &[&str]) -> Options {
+        let only = only.iter().map(|name| (*name).to_owned()).collect();
+        Options { size_mb: 4, files: 16, runtime: 0.01, only, tar: None }
+    }
+
+    #[test]
+    fn buffers_of_one_length_have_one_content() {
+        let buffers: Vec<_> = (0..5).map(|_| Aligned::new(4096)).collect();
+        assert!(buffers.iter().all(|buffer| buffer.bytes() == buffers[0].bytes()));
+        assert!(buffers.iter().all(|buffer| buffer.bytes().as_ptr().align_offset(4096) == 0));
+    }
+
+    #[test]
+    fn a_failed_workload_is_reported_and_the_others_run_and_the_directory_is_left_empty() {
+        let directory = std::env::temp_dir().join(format!("holdfast-bench-test-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let mut cold = Counted(0);
+        let options = options(&["unlink_8p", "seq_read_1m_cold", "rename_1t"]);
+        let report = run("test", "nothing", &directory, &options, &mut cold).unwrap();
+        fs::remove_dir(&directory).unwrap();
+        let names: Vec<_> = report.figures.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["seq_read_1m_cold", "unlink_8p", "rename_1t"]);
+        assert_eq!((report.failures(), cold.0), (1, 1));
+        assert!(matches!(&report.figures[0].1, Outcome::Failed { error } if error == "not here"));
+    }
+
+    #[test]
+    fn options_survive_being_arguments() {
+        #[derive(clap::Parser)]
+        struct Outer {
+            #[command(flatten)]
+            options: Options,
+        }
+        let mut before = options(&["seq_write_1m", "untar"]);
+        before.tar = Some("/tmp/x y.tar".into());
+        let arguments = std::iter::once("bench".to_owned()).chain(before.arguments());
+        let after = <Outer as clap::Parser>::parse_from(arguments).options;
+        assert_eq!(format!("{after:?}"), format!("{before:?}"));
+    }
+
+    #[test]
+    fn an_unknown_figure_is_refused_before_anything_starts() {
+        assert!(options(&["seq_wrte"]).check().unwrap_err().to_string().contains("seq_write_1m"));
+        assert!(options(&[]).check().is_ok());
+    }
+}

@@ -1,49 +1,123 @@
 //! The handle of one group on this node: propose, read, look.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-use crate::{GroupStatus, ProposeError, ReadError, StateMachine};
+use crate::config::COMMAND_BYTES_MAX;
+use crate::driver::queue::{Item, Queue, Refused};
+use crate::{GroupStatus, ProposeError, ReadError, StateMachine, clock, driver};
 
-/// A group's state as handles share it with the driver.
+/// A group as its handles and the driver share it.
 pub(crate) struct Shared<S> {
     pub(crate) state: RwLock<S>,
-    pub(crate) status: watch::Sender<GroupStatus>,
+    pub(crate) applied: AtomicU64,
+    commit: AtomicU64,
+    /// Until when reads go ahead without asking the driver (CLOCK_BOOTTIME). Everything committed before the lease was
+    /// granted is in the state by then.
+    lease_until_ns: AtomicU64,
+    status: watch::Sender<GroupStatus>,
+}
+
+impl<S> Shared<S> {
+    /// Publishes what the driver knows; those who watch are only woken by what they can see changing.
+    pub(crate) fn publish(&self, status: GroupStatus, lease_until_ns: u64) {
+        self.applied.store(status.applied, Ordering::Release);
+        self.commit.store(status.commit, Ordering::Release);
+        self.lease_until_ns.store(lease_until_ns, Ordering::Release);
+        self.status.send_if_modified(|old| {
+            let same = (old.role, old.term, old.leader, &old.stopped)
+                == (status.role, status.term, status.leader, &status.stopped);
+            if !same {
+                *old = status;
+            }
+            !same
+        });
+    }
+
+    /// Publishes that this group stopped.
+    pub(crate) fn stop(&self, reason: &str) {
+        let status = driver::stopped(&self.status(), reason);
+        self.publish(status, 0);
+    }
+
+    fn status(&self) -> GroupStatus {
+        let (applied, commit) = (self.applied.load(Ordering::Acquire), self.commit.load(Ordering::Acquire));
+        GroupStatus { applied, commit: commit.max(applied), ..self.status.borrow().clone() }
+    }
 }
 
 /// A handle on a group of this node; cheap to clone.
 pub struct Group<S> {
+    id: u64,
     shared: Arc<Shared<S>>,
+    queue: Arc<Queue>,
 }
 
 impl<S> Clone for Group<S> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
+        Self { id: self.id, shared: Arc::clone(&self.shared), queue: Arc::clone(&self.queue) }
     }
 }
 
 impl<S: StateMachine> Group<S> {
-    /// Proposes a command and waits for its answer: committed by a majority's stable storage and applied here.
+    pub(crate) fn new(id: u64, state: S, queue: Arc<Queue>) -> Self {
+        let shared = Shared {
+            state: RwLock::new(state),
+            applied: AtomicU64::new(0),
+            commit: AtomicU64::new(0),
+            lease_until_ns: AtomicU64::new(0),
+            status: watch::Sender::new(GroupStatus::default()),
+        };
+        Self { id, shared: Arc::new(shared), queue }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared<S>> {
+        &self.shared
+    }
+
+    /// The group's id.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Proposes a command and waits for its answer: committed by a majority's stable storage and applied here. An empty
+    /// command is committed like any other, but never handed to the state machine. Cancelling the future does not
+    /// cancel the command. An unreachable majority is reported within two election timeouts.
     ///
     /// # Errors
     /// See [`ProposeError`]; only [`ProposeError::Unknown`] leaves open whether it happens.
     pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
-        drop(command);
-        Err(ProposeError::Stopped)
+        if command.len() > COMMAND_BYTES_MAX {
+            return Err(ProposeError::TooLarge);
+        }
+        let (ticket, answer) = oneshot::channel();
+        self.queue.push(Item::Propose { group: self.id, command, ticket }).map_err(|refused| match refused {
+            Refused::Full => ProposeError::Overloaded,
+            Refused::Closed => ProposeError::Stopped,
+        })?;
+        answer.await.unwrap_or(Err(ProposeError::Unknown))
     }
 
-    /// Waits until [`Self::state`] holds everything acknowledged before this call, by any node.
+    /// Waits until [`Self::state`] holds everything acknowledged before this call, by any node. Costs nothing under the
+    /// leader's lease, else one round to a majority.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn read_barrier(&self) -> Result<(), ReadError> {
-        Err(ReadError::Stopped)
+        if clock::now_ns() < self.shared.lease_until_ns.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let (ticket, answer) = oneshot::channel();
+        self.queue.push(Item::Read { group: self.id, ticket }).map_err(driver::read_refused)?;
+        answer.await.unwrap_or(Err(ReadError::Stopped))
     }
 
-    /// The state machine. Hold the guard briefly and never across an await: the driver waits for it.
+    /// The state machine. Hold the guard briefly and never across an await: the driver of all groups waits for it.
     #[must_use]
     pub fn state(&self) -> &RwLock<S> {
         &self.shared.state
@@ -52,7 +126,7 @@ impl<S: StateMachine> Group<S> {
     /// What this replica knows of its group now.
     #[must_use]
     pub fn status(&self) -> GroupStatus {
-        self.shared.status.borrow().clone()
+        self.shared.status()
     }
 
     /// Follows changes of role, term, leader and stop; `applied` and `commit` are as of the last such change.

@@ -1,11 +1,19 @@
 //! raft-rs as a sans-IO core, the shared write-ahead log, snapshots, and the multi-group driver.
 
+mod clock;
 mod config;
+mod core;
+mod disk;
+mod driver;
 mod group;
+mod log;
 mod machine;
 mod node;
 mod outbox;
+mod random;
+mod snapshot;
 mod status;
+mod turn;
 
 pub use config::{COMMAND_BYTES_MAX, ELECTION_TICKS, HEARTBEAT_TICKS, NodeConfig};
 pub use group::Group;

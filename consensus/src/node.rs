@@ -1,24 +1,38 @@
 //! A node: the log, the snapshots and the driver of all groups of a process.
 
 use std::collections::BTreeMap;
-use std::marker::PhantomData;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 
 use holdfast_common::NodeId;
+use parking_lot::{Mutex, RwLock};
 
+use crate::core::CoreOptions;
+use crate::disk::{Directory, Disk};
+use crate::driver::queue::{ControlTicket, Item, Queue};
+use crate::driver::worker::{Job, Make, Restored, Worker};
+use crate::driver::{Driver, Groups, control_refused};
+use crate::log::batch::LOG_VERSION;
+use crate::log::replay::Replayed;
+use crate::log::segment::Preparation;
+use crate::log::{Log, LogOptions, RecoveryError};
+use crate::snapshot::{self, SNAPSHOT_VERSION, SnapshotError};
+use crate::turn::NodeCore;
 use crate::{Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, StateMachine};
 
-/// All groups of this process, their shared log and their driver.
+/// All groups of this process, their shared log and their driver. Dropping it shuts it down.
 pub struct Node<S> {
-    config: NodeConfig,
-    groups: BTreeMap<u64, Group<S>>,
-    _machine: PhantomData<S>,
+    queue: Arc<Queue>,
+    groups: Groups<S>,
+    snapshot_directory: PathBuf,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl<S: StateMachine> Node<S> {
     /// Replays log and snapshots, resumes all groups found on disk, and starts the driver. `make` makes the empty
-    /// state machine of a group.
+    /// state machine of a group. Blocks for as long as that takes.
     ///
     /// # Errors
     /// See [`OpenError`]: nothing has voted or answered then.
@@ -27,8 +41,64 @@ impl<S: StateMachine> Node<S> {
         outbox: Arc<dyn Outbox>,
         make: impl Fn(u64) -> S + Send + 'static,
     ) -> Result<Self, OpenError> {
-        drop((outbox, make));
-        Ok(Self { config, groups: BTreeMap::new(), _machine: PhantomData })
+        let log_directory = config.directory.join("log");
+        let snapshot_directory = config.directory.join("snapshots");
+        let io_error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError::Io { path, source }
+        };
+        let log_disk: Arc<dyn Disk> = Arc::new(Directory::open(&log_directory).map_err(io_error(&log_directory))?);
+        let snapshots: Arc<dyn Disk> =
+            Arc::new(Directory::open(&snapshot_directory).map_err(io_error(&snapshot_directory))?);
+        let options = LogOptions {
+            segment_bytes: config.segment_bytes,
+            bytes_max: config.log_bytes_max,
+            tail_entries: config.tail_entries,
+            identity: random_identity().map_err(io_error(Path::new("/dev/urandom")))?,
+        };
+        let (mut log, replayed) =
+            Log::open(Arc::clone(&log_disk), options).map_err(|error| log_error(&log_directory, error))?;
+        let queue = Arc::new(Queue::new(config.queue_bytes_max, config.queue_inputs_max));
+        let make: Make<S> = Arc::new(Mutex::new(make));
+        let groups = restore_groups(&*snapshots, &snapshot_directory, &replayed, &make, &queue)?;
+        let next_file = clear_files(&*snapshots, &replayed).map_err(io_error(&snapshot_directory))?;
+
+        let (filler, fillings) = mpsc::channel::<(Preparation, mpsc::Sender<_>)>();
+        log.set_filler(filler);
+        let fill = move || {
+            for (preparation, done) in fillings {
+                // Nobody waits for it when the node stops.
+                let _ = done.send(preparation.run(&*log_disk));
+            }
+        };
+        let (jobs, work) = mpsc::channel::<Job>();
+        let restored: Restored<S> = Arc::default();
+        let worker = Worker {
+            disk: Arc::clone(&snapshots),
+            queue: Arc::clone(&queue),
+            make: Arc::clone(&make),
+            restored: Arc::clone(&restored),
+        };
+        let groups: Groups<S> = Arc::new(RwLock::new(groups));
+        let driver = Driver {
+            core: NodeCore::new(core_options(&config), replayed, next_file),
+            log,
+            queue: Arc::clone(&queue),
+            outbox,
+            groups: Arc::clone(&groups),
+            snapshots,
+            jobs,
+            make,
+            restored,
+            tick: config.tick,
+        };
+        let threads = start(vec![
+            ("consensus-fill", Box::new(fill)),
+            ("consensus-snap", Box::new(move || worker.run(&work))),
+            ("consensus-drive", Box::new(move || driver.run())),
+        ]);
+        let threads = Mutex::new(threads.map_err(io_error(&config.directory))?);
+        Ok(Self { queue, groups, snapshot_directory, threads })
     }
 
     /// Creates this node's replica of a group; durable when it returns. Every replica is created with the same
@@ -37,53 +107,157 @@ impl<S: StateMachine> Node<S> {
     /// # Errors
     /// See [`GroupError`].
     pub fn create_group(&self, group: u64, voters: &[NodeId]) -> Result<(), GroupError> {
-        let _ = (group, voters);
-        Err(GroupError::Stopped)
+        self.control(|ticket| Item::Create { group, voters: voters.to_vec(), ticket })
     }
 
-    /// Drops this node's replica of a group, if there is one, with its snapshots; durable when it returns.
+    /// Drops this node's replica of a group, if there is one, with its snapshots; durable when it returns. Blocks for
+    /// about one sync of the log. Never create a group under an id that was dropped: the replica's votes are forgotten.
     ///
     /// # Errors
     /// See [`GroupError`].
     pub fn drop_group(&self, group: u64) -> Result<(), GroupError> {
-        let _ = group;
-        Err(GroupError::Stopped)
+        self.control(|ticket| Item::Drop { group, ticket })
+    }
+
+    fn control(&self, item: impl FnOnce(ControlTicket) -> Item) -> Result<(), GroupError> {
+        let (ticket, result) = mpsc::channel();
+        self.queue.push_always(item(ticket)).map_err(control_refused)?;
+        result.recv().unwrap_or(Err(GroupError::Stopped))
     }
 
     /// The groups of this node.
     #[must_use]
     pub fn groups(&self) -> Vec<u64> {
-        self.groups.keys().copied().collect()
+        self.groups.read().keys().copied().collect()
     }
 
     /// The handle of a group.
     #[must_use]
     pub fn group(&self, group: u64) -> Option<Group<S>> {
-        self.groups.get(&group).cloned()
+        self.groups.read().get(&group).cloned()
     }
 
     /// Takes messages in that another node's outbox sent. Does not block; drops them when too much is waiting.
     pub fn deliver(&self, from: NodeId, messages: Vec<GroupMessage>) {
-        let _ = (from, messages);
+        for message in messages {
+            // Raft repeats what gets lost.
+            let _ = self.queue.push(Item::Message { from, message });
+        }
     }
 
-    /// Where files for [`Self::deliver_snapshot`] are best put: same file system, cleared at open.
+    /// Where files for [`Self::deliver_snapshot`] are best put: same file system, cleared at open. Names that do not
+    /// end in `.snap` are free to use.
     #[must_use]
     pub fn snapshot_directory(&self) -> PathBuf {
-        self.config.directory.join("snapshots")
+        self.snapshot_directory.clone()
     }
 
     /// Takes a snapshot in that another node's outbox shipped; `file` is this node's from now on.
     pub fn deliver_snapshot(&self, from: NodeId, message: GroupMessage, file: PathBuf) {
-        let _ = (from, message, file);
+        let _ = self.queue.push_always(Item::SnapshotFile { from, message, file });
     }
 
     /// Says how [`Outbox::send_snapshot`] went.
     pub fn report_snapshot(&self, group: u64, to: NodeId, ok: bool) {
-        let _ = (group, to, ok);
+        let _ = self.queue.push_always(Item::SnapshotReported { group, to, ok });
     }
+}
 
+impl<S> Node<S> {
     /// Stops the driver and waits for it. Everything acknowledged is durable anyway; what waits is answered
     /// [`crate::ProposeError::Unknown`] or [`crate::ProposeError::Stopped`].
-    pub fn shutdown(&self) {}
+    pub fn shutdown(&self) {
+        self.queue.close();
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the consensus node had panicked");
+            }
+        }
+    }
+}
+
+impl<S> Drop for Node<S> {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+type Task = Box<dyn FnOnce() + Send>;
+
+fn start(tasks: Vec<(&str, Task)>) -> io::Result<Vec<JoinHandle<()>>> {
+    tasks.into_iter().map(|(name, task)| std::thread::Builder::new().name(name.to_owned()).spawn(task)).collect()
+}
+
+fn core_options(config: &NodeConfig) -> CoreOptions {
+    CoreOptions {
+        node: config.node.0,
+        seed: config.seed,
+        tick_ns: u64::try_from(config.tick.as_nanos()).unwrap_or(u64::MAX / 100),
+        snapshot_log_bytes: config.snapshot_log_bytes,
+        tail_bytes: config.tail_bytes,
+        tail_entries: config.tail_entries,
+    }
+}
+
+fn restore_groups<S: StateMachine>(
+    disk: &dyn Disk,
+    directory: &Path,
+    replayed: &BTreeMap<u64, Replayed>,
+    make: &Make<S>,
+    queue: &Arc<Queue>,
+) -> Result<BTreeMap<u64, Group<S>>, OpenError> {
+    let mut groups = BTreeMap::new();
+    for (id, group) in replayed {
+        let mut state = (make.lock())(*id);
+        let mark = group.state.snapshot;
+        if mark.index > 0 {
+            snapshot::restore_current(disk, *id, mark, &mut state)
+                .map_err(|error| snapshot_error(directory, *id, error))?;
+        }
+        groups.insert(*id, Group::new(*id, state, Arc::clone(queue)));
+    }
+    Ok(groups)
+}
+
+/// Removes every file that is nobody's current snapshot; returns a number above all of theirs.
+fn clear_files(disk: &dyn Disk, replayed: &BTreeMap<u64, Replayed>) -> io::Result<u64> {
+    let mut next = 1;
+    for name in disk.list()? {
+        let parsed = snapshot::parse_name(&name);
+        next = next.max(parsed.map_or(0, |(_, file)| file) + 1);
+        let current = |(group, file)| replayed.get(&group).is_some_and(|r| r.state.snapshot.file == file);
+        if !parsed.is_some_and(current) {
+            disk.remove(&name)?;
+        }
+    }
+    let current = replayed.values().map(|group| group.state.snapshot.file + 1).max();
+    Ok(next.max(current.unwrap_or(1)))
+}
+
+fn log_error(path: &Path, error: RecoveryError) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        RecoveryError::Io(source) => OpenError::Io { path, source },
+        RecoveryError::NewerVersion(found) => OpenError::NewerVersion { path, found, known: LOG_VERSION },
+        RecoveryError::Damaged { .. } | RecoveryError::Contradiction(_) => {
+            OpenError::Damaged { path, what: error.to_string() }
+        }
+    }
+}
+
+fn snapshot_error(path: &Path, group: u64, error: SnapshotError) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        SnapshotError::Io(source) => OpenError::Io { path, source },
+        SnapshotError::NewerVersion(found) => OpenError::NewerVersion { path, found, known: SNAPSHOT_VERSION },
+        SnapshotError::Damaged(_) => OpenError::Damaged { path, what: format!("group {group}: {error}") },
+        SnapshotError::Refused(reason) => OpenError::Restore { group, reason },
+    }
+}
+
+/// An identity for a new log: recycled bytes of another log never pass for its own.
+fn random_identity() -> io::Result<[u8; 16]> {
+    let mut identity = [0; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut identity)?;
+    Ok(identity)
 }

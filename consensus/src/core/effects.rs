@@ -1,0 +1,88 @@
+//! What a turn wants done. Its shell does it in this order: send, install, apply and answer, fail, reads, leases, freeze,
+//! remove; and `records` must be durable before it says `persisted`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use holdfast_common::NodeId;
+
+use crate::log::record::{Record, SnapshotMark};
+use crate::outbox::GroupMessage;
+use crate::status::{ProposeError, ReadError};
+
+/// A committed command, with whoever waits for its answer. Without data it is a leader's mark, not to be applied.
+pub(crate) struct Command<P> {
+    pub(crate) index: u64,
+    pub(crate) data: Bytes,
+    pub(crate) ticket: Option<P>,
+}
+
+/// Committed commands of a group, to be applied in this order.
+pub(crate) struct Apply<P> {
+    pub(crate) group: u64,
+    pub(crate) commands: Vec<Command<P>>,
+}
+
+/// A delivered snapshot is current: its state takes the place of the group's.
+pub(crate) struct Install {
+    pub(crate) group: u64,
+    pub(crate) mark: SnapshotMark,
+}
+
+/// A group's state, as applied now, is to be frozen and written to the file of `mark`.
+pub(crate) struct Freeze {
+    pub(crate) group: u64,
+    pub(crate) mark: SnapshotMark,
+    pub(crate) voters: Vec<u64>,
+    pub(crate) learners: Vec<u64>,
+}
+
+/// A snapshot file to ship.
+pub(crate) struct SnapshotOut {
+    pub(crate) to: NodeId,
+    pub(crate) message: GroupMessage,
+    pub(crate) file: u64,
+}
+
+/// Everything a turn wants done.
+pub(crate) struct Effects<P, R> {
+    pub(crate) messages: BTreeMap<NodeId, Vec<GroupMessage>>,
+    pub(crate) snapshots: Vec<SnapshotOut>,
+    pub(crate) records: Vec<Record>,
+    pub(crate) installs: Vec<Install>,
+    pub(crate) applies: Vec<Apply<P>>,
+    pub(crate) failed: Vec<(P, ProposeError)>,
+    pub(crate) reads: Vec<(R, Result<(), ReadError>)>,
+    pub(crate) freezes: Vec<Freeze>,
+    /// Snapshot files nobody needs: (group, file number).
+    pub(crate) removals: Vec<(u64, u64)>,
+    /// Groups that stop, and why.
+    pub(crate) broken: Vec<(u64, String)>,
+    /// Groups whose status or lease may have changed.
+    pub(crate) touched: BTreeSet<u64>,
+}
+
+impl<P, R> Default for Effects<P, R> {
+    fn default() -> Self {
+        Self {
+            messages: BTreeMap::new(),
+            snapshots: Vec::new(),
+            records: Vec::new(),
+            installs: Vec::new(),
+            applies: Vec::new(),
+            failed: Vec::new(),
+            reads: Vec::new(),
+            freezes: Vec::new(),
+            removals: Vec::new(),
+            broken: Vec::new(),
+            touched: BTreeSet::new(),
+        }
+    }
+}
+
+impl<P, R> Effects<P, R> {
+    /// Lets go of a snapshot's file, if it has one.
+    pub(super) fn remove(&mut self, group: u64, mark: Option<SnapshotMark>) {
+        self.removals.extend(mark.filter(|mark| mark.file != 0).map(|mark| (group, mark.file)));
+    }
+}

@@ -1,0 +1,283 @@
+//! The thread that drives all groups of a node, and owns the order: send what may go early, apply what is durable,
+//! write one batch, sync once, then send, apply and answer what that allows.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use holdfast_common::NodeId;
+use parking_lot::RwLock;
+
+use crate::clock;
+use crate::core::effects::{Apply, Effects};
+use crate::disk::Disk;
+use crate::group::{Group, Shared};
+use crate::log::Log;
+use crate::machine::StateMachine;
+use crate::outbox::Outbox;
+use crate::snapshot::{self, SnapshotHeader};
+use crate::status::{GroupError, GroupStatus, ReadError, Role};
+use crate::turn::{Input, NodeCore, panic_text};
+use queue::{ControlTicket, Item, ProposeTicket, Queue, ReadTicket};
+use worker::{Job, Make, Restored};
+
+pub(crate) mod queue;
+pub(crate) mod worker;
+
+/// The groups of a node as its handles see them.
+pub(crate) type Groups<S> = Arc<RwLock<BTreeMap<u64, Group<S>>>>;
+type TurnEffects = Effects<ProposeTicket, ReadTicket>;
+
+/// Everything the thread owns.
+pub(crate) struct Driver<S> {
+    pub(crate) core: NodeCore<ProposeTicket, ReadTicket>,
+    pub(crate) log: Log,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) outbox: Arc<dyn Outbox>,
+    pub(crate) groups: Groups<S>,
+    pub(crate) snapshots: Arc<dyn Disk>,
+    pub(crate) jobs: mpsc::Sender<Job>,
+    pub(crate) make: Make<S>,
+    pub(crate) restored: Restored<S>,
+    pub(crate) tick: Duration,
+}
+
+/// Creations and drops of a turn, answered when they are durable.
+struct Controls<S> {
+    created: BTreeMap<u64, Group<S>>,
+    dropped: Vec<u64>,
+    tickets: Vec<ControlTicket>,
+}
+
+impl<S: StateMachine> Driver<S> {
+    /// Runs until the queue is closed or the log fails.
+    pub(crate) fn run(mut self) {
+        let mut next_tick = Instant::now();
+        while let Some(items) = self.queue.take(next_tick) {
+            // Inputs were taken before this: reads among them came before it.
+            let now = clock::now_ns();
+            let mut inputs = Vec::with_capacity(items.len() + 1);
+            let mut controls = Controls { created: BTreeMap::new(), dropped: Vec::new(), tickets: Vec::new() };
+            for item in items {
+                inputs.extend(self.input(item, &mut controls));
+            }
+            let instant = Instant::now();
+            if instant >= next_tick {
+                // Missed ticks are not made up for: an election timeout must never pass faster than real time.
+                next_tick = instant + self.tick;
+                inputs.push(Input::Tick);
+                self.core.carry_forward(&self.log.holders());
+            }
+            if let Err(error) = self.turn(now, inputs, &controls.created) {
+                tracing::error!(%error, "this node takes part in no group any more; restart it after the disk was checked");
+                self.queue.close();
+                self.stop_all(&error.to_string());
+                return;
+            }
+            self.conclude(controls);
+        }
+        self.stop_all("shut down");
+    }
+
+    fn input(&mut self, item: Item, controls: &mut Controls<S>) -> Option<Input<ProposeTicket, ReadTicket>> {
+        Some(match item {
+            Item::Propose { group, command, ticket } => Input::Propose { group, command, ticket },
+            Item::Read { group, ticket } => Input::Read { group, ticket },
+            Item::Message { from, message } => Input::Message { from, group: message.group, bytes: message.bytes },
+            Item::SnapshotDelivered { from, message, mark } => {
+                Input::SnapshotDelivered { from, group: message.group, bytes: message.bytes, mark }
+            }
+            Item::SnapshotWritten { group, mark, ok } => Input::SnapshotWritten { group, mark, ok },
+            Item::SnapshotReported { group, to, ok } => Input::SnapshotReported { group, to, ok },
+            Item::SnapshotFile { from, message, file } => {
+                let number = self.core.reserve_file();
+                self.job(Job::Receive { from, message, path: file, file: number });
+                return None;
+            }
+            Item::Create { group, voters, ticket } => {
+                self.create(group, &voters, ticket, controls);
+                return None;
+            }
+            Item::Drop { group, ticket } => {
+                if self.core.drop_group(group) {
+                    controls.created.remove(&group);
+                    controls.dropped.push(group);
+                }
+                controls.tickets.push(ticket);
+                return None;
+            }
+        })
+    }
+
+    fn create(&mut self, group: u64, voters: &[NodeId], ticket: ControlTicket, controls: &mut Controls<S>) {
+        match self.core.create(group, voters) {
+            Ok(new) => {
+                if new {
+                    let state = (self.make.lock())(group);
+                    controls.created.insert(group, Group::new(group, state, Arc::clone(&self.queue)));
+                }
+                controls.tickets.push(ticket);
+            }
+            Err(error) => drop(ticket.send(Err(error))),
+        }
+    }
+
+    /// One turn, with as many batches as it takes until nothing is left to be made durable.
+    fn turn(
+        &mut self,
+        now: u64,
+        inputs: Vec<Input<ProposeTicket, ReadTicket>>,
+        created: &BTreeMap<u64, Group<S>>,
+    ) -> Result<(), crate::log::LogFailed> {
+        let mut effects = self.core.step(now, inputs);
+        loop {
+            let records = std::mem::take(&mut effects.records);
+            self.perform(effects, created);
+            if records.is_empty() {
+                return Ok(());
+            }
+            self.log.append(records)?;
+            self.log.sync()?;
+            effects = self.core.persisted();
+        }
+    }
+
+    /// Makes durable creations and drops known.
+    fn conclude(&mut self, controls: Controls<S>) {
+        if controls.tickets.is_empty() {
+            return;
+        }
+        let mut groups = self.groups.write();
+        for group in &controls.dropped {
+            if let Some(dropped) = groups.remove(group) {
+                dropped.shared().stop("dropped");
+            }
+        }
+        groups.extend(controls.created);
+        drop(groups);
+        controls.dropped.into_iter().for_each(|group| self.job(Job::RemoveGroup { group }));
+        // Whoever does not wait any more need not be told.
+        controls.tickets.into_iter().for_each(|ticket| drop(ticket.send(Ok(()))));
+    }
+
+    fn shared(&self, group: u64, created: &BTreeMap<u64, Group<S>>) -> Option<Arc<Shared<S>>> {
+        let found = created.get(&group).map(|group| Arc::clone(group.shared()));
+        found.or_else(|| self.groups.read().get(&group).map(|group| Arc::clone(group.shared())))
+    }
+
+    fn perform(&mut self, effects: TurnEffects, created: &BTreeMap<u64, Group<S>>) {
+        for (to, messages) in effects.messages {
+            self.outbox.send(to, messages);
+        }
+        for out in effects.snapshots {
+            let path = self.snapshots.path(&snapshot::name(out.message.group, out.file));
+            self.outbox.send_snapshot(out.to, out.message, path);
+        }
+        for install in effects.installs {
+            let restored = self.restored.lock().remove(&(install.group, install.mark.file));
+            match (restored, self.shared(install.group, created)) {
+                (Some(state), Some(shared)) => *shared.state.write() = state,
+                _ => self.core.stop(install.group, "a delivered snapshot was lost"),
+            }
+        }
+        for apply in effects.applies {
+            self.apply(apply, created);
+        }
+        for (ticket, error) in effects.failed {
+            drop(ticket.send(Err(error)));
+        }
+        for (group, reason) in effects.broken {
+            tracing::error!(group, %reason, "a group is stopped on this node; its other replicas go on");
+        }
+        for group in effects.touched {
+            self.publish(group, created);
+        }
+        for (ticket, result) in effects.reads {
+            drop(ticket.send(result));
+        }
+        for freeze in effects.freezes {
+            let Some(shared) = self.shared(freeze.group, created) else { continue };
+            let state = shared.state.read().snapshot();
+            let (voters, learners) = (freeze.voters, freeze.learners);
+            let (index, term) = (freeze.mark.index, freeze.mark.term);
+            let header = SnapshotHeader { group: freeze.group, index, term, voters, learners };
+            self.job(Job::Write { header, mark: freeze.mark, state });
+        }
+        for (group, file) in effects.removals {
+            self.job(Job::Remove { group, file });
+        }
+    }
+
+    /// Applies commands under one guard and answers behind it.
+    fn apply(&mut self, apply: Apply<ProposeTicket>, created: &BTreeMap<u64, Group<S>>) {
+        let Some(shared) = self.shared(apply.group, created) else { return };
+        if self.core.status(apply.group).is_none_or(|(status, _)| status.role == Role::Stopped) {
+            return;
+        }
+        let mut answers = Vec::with_capacity(apply.commands.len());
+        let mut broken = None;
+        let mut state = shared.state.write();
+        for command in apply.commands {
+            let result = if command.data.is_empty() {
+                Ok(Ok(Bytes::new()))
+            } else {
+                catch_unwind(AssertUnwindSafe(|| state.apply(command.index, &command.data)))
+            };
+            match result {
+                Ok(Ok(answer)) => answers.extend(command.ticket.map(|ticket| (ticket, answer))),
+                Ok(Err(reason)) => broken = Some(format!("apply of {}: {reason}", command.index)),
+                Err(panic) => broken = Some(format!("apply of {}: {}", command.index, panic_text(&*panic))),
+            }
+            if broken.is_some() {
+                break;
+            }
+            shared.applied.store(command.index, Ordering::Release);
+        }
+        drop(state);
+        for (ticket, answer) in answers {
+            drop(ticket.send(Ok(answer)));
+        }
+        if let Some(reason) = broken {
+            self.core.stop(apply.group, &reason);
+        }
+    }
+
+    /// Lets handles see a group's role and lease.
+    fn publish(&self, group: u64, created: &BTreeMap<u64, Group<S>>) {
+        let (Some(shared), Some((status, lease))) = (self.shared(group, created), self.core.status(group)) else {
+            return;
+        };
+        shared.publish(status, lease);
+    }
+
+    fn stop_all(&self, reason: &str) {
+        self.groups.read().values().for_each(|group| group.shared().stop(reason));
+    }
+
+    fn job(&self, job: Job) {
+        // The worker outlives the driver; were it gone, the file would be cleared away at the next start.
+        drop(self.jobs.send(job));
+    }
+}
+
+/// The status of a group that stopped.
+pub(crate) fn stopped(status: &GroupStatus, reason: &str) -> GroupStatus {
+    let stopped = status.stopped.clone().or(Some(reason.to_owned()));
+    GroupStatus { role: Role::Stopped, leader: None, stopped, ..status.clone() }
+}
+
+/// What a refused control says.
+pub(crate) fn control_refused(_: queue::Refused) -> GroupError {
+    GroupError::Stopped
+}
+
+/// What a refused read says.
+pub(crate) fn read_refused(refused: queue::Refused) -> ReadError {
+    match refused {
+        queue::Refused::Full => ReadError::Overloaded,
+        queue::Refused::Closed => ReadError::Stopped,
+    }
+}

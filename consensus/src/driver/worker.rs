@@ -1,0 +1,118 @@
+//! The thread for what takes long: writing frozen states, verifying and restoring delivered ones, removing files.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+
+use holdfast_common::NodeId;
+use parking_lot::Mutex;
+
+use super::queue::{Item, Queue};
+use crate::disk::Disk;
+use crate::log::record::SnapshotMark;
+use crate::machine::{Snapshot, StateMachine};
+use crate::outbox::GroupMessage;
+use crate::snapshot::{self, SnapshotError, SnapshotHeader};
+
+/// Makes the empty state machine of a group.
+pub(crate) type Make<S> = Arc<Mutex<dyn Fn(u64) -> S + Send>>;
+/// Restored states on their way to the driver, by group and file.
+pub(crate) type Restored<S> = Arc<Mutex<BTreeMap<(u64, u64), S>>>;
+
+/// One thing to do.
+pub(crate) enum Job {
+    Write { header: SnapshotHeader, mark: SnapshotMark, state: Box<dyn Snapshot> },
+    Receive { from: NodeId, message: GroupMessage, path: PathBuf, file: u64 },
+    Remove { group: u64, file: u64 },
+    RemoveGroup { group: u64 },
+}
+
+/// The thread's own.
+pub(crate) struct Worker<S> {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) make: Make<S>,
+    pub(crate) restored: Restored<S>,
+}
+
+impl<S: StateMachine> Worker<S> {
+    /// Works until nobody can send jobs any more.
+    pub(crate) fn run(&self, jobs: &mpsc::Receiver<Job>) {
+        while let Ok(job) = jobs.recv() {
+            match job {
+                Job::Write { header, mark, state } => self.write(&header, mark, &*state),
+                Job::Receive { from, message, path, file } => self.receive(from, message, &path, file),
+                Job::Remove { group, file } => self.remove(group, file),
+                Job::RemoveGroup { group } => self.remove_group(group),
+            }
+        }
+    }
+
+    fn write(&self, header: &SnapshotHeader, mark: SnapshotMark, state: &dyn Snapshot) {
+        let group = header.group;
+        let written = snapshot::write(&*self.disk, mark.file, header, state);
+        let ok = written.is_ok();
+        let mark = match written {
+            Ok(bytes) => SnapshotMark { bytes, ..mark },
+            Err(error) => {
+                tracing::error!(group, index = mark.index, %error, "a snapshot could not be written; trying again later");
+                self.remove(group, mark.file);
+                mark
+            }
+        };
+        // A closed queue means that the node stops; the next open clears the file away.
+        let _ = self.queue.push_always(Item::SnapshotWritten { group, mark, ok });
+    }
+
+    fn receive(&self, from: NodeId, message: GroupMessage, path: &Path, file: u64) {
+        let group = message.group;
+        match self.try_receive(group, path, file) {
+            Ok(mark) => {
+                let _ = self.queue.push_always(Item::SnapshotDelivered { from, message, mark });
+            }
+            Err(error) => {
+                tracing::warn!(group, %from, %error, "a snapshot from another node was dropped");
+                let _ = std::fs::remove_file(path);
+                self.remove(group, file);
+            }
+        }
+    }
+
+    fn try_receive(&self, group: u64, path: &Path, file: u64) -> Result<SnapshotMark, SnapshotError> {
+        let name = snapshot::name(group, file);
+        let target = self.disk.path(&name);
+        if std::fs::rename(path, &target).is_err() {
+            // Another file system.
+            std::fs::copy(path, &target)?;
+            std::fs::remove_file(path)?;
+        }
+        let handle = self.disk.open(&name)?;
+        let mut machine = (self.make.lock())(group);
+        let (header, bytes) = snapshot::restore(&*handle, &mut machine)?;
+        if header.group != group {
+            return Err(SnapshotError::Damaged("it is another group's"));
+        }
+        // Durable before the log may name it (R25).
+        handle.sync()?;
+        self.disk.sync_names()?;
+        self.restored.lock().insert((group, file), machine);
+        Ok(SnapshotMark { index: header.index, term: header.term, file, bytes })
+    }
+
+    fn remove(&self, group: u64, file: u64) {
+        self.restored.lock().remove(&(group, file));
+        match self.disk.remove(&snapshot::name(group, file)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(group, file, %error, "an old snapshot could not be removed; the next start will");
+            }
+            _ => {}
+        }
+    }
+
+    fn remove_group(&self, group: u64) {
+        let names = self.disk.list().unwrap_or_default();
+        let files = names.iter().filter_map(|name| snapshot::parse_name(name));
+        files.filter(|(owner, _)| *owner == group).for_each(|(_, file)| self.remove(group, file));
+    }
+}

@@ -1,0 +1,203 @@
+//! The shared write-ahead log of all groups of a process (R23 to R25, docs/disk-format/log.md).
+//!
+//! It is written by one thread: `append` batches, then `sync` once. Segments are filled with zeros before they are used
+//! and recycled afterwards, so that `append` and `sync` never change a file's length or blocks. After a failed write
+//! or sync the log is poisoned: whether the bytes are durable is unknown for good, so nothing may be acknowledged or
+//! voted any more, and trying again would let the kernel claim a success that it cannot keep.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, mpsc};
+
+use crate::disk::{Disk, DiskFile};
+use batch::{Position, SEGMENT_HEADER_BYTES, SegmentHeader, batch_bytes, split};
+use pins::AllPins;
+use record::Record;
+use segment::Preparation;
+
+pub(crate) mod batch;
+mod pins;
+pub(crate) mod record;
+mod recovery;
+pub(crate) mod replay;
+pub(crate) mod segment;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use recovery::RecoveryError;
+
+/// Obsolete segments kept for recycling; more are removed.
+const SPARES_MAX: usize = 2;
+
+/// Settings of a log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogOptions {
+    /// Size of new segments.
+    pub(crate) segment_bytes: u32,
+    /// Size of the log above which [`Log::holders`] names groups to carry forward.
+    pub(crate) bytes_max: u64,
+    /// Entries below a snapshot that replay keeps.
+    pub(crate) tail_entries: u64,
+    /// Identity of the log if there is none yet.
+    pub(crate) identity: [u8; 16],
+}
+
+/// Why nothing can be written any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the log failed: {0}")]
+pub(crate) struct LogFailed(#[from] io::Error);
+
+/// The segment being written.
+struct Current {
+    header: SegmentHeader,
+    file: Box<dyn DiskFile>,
+    bytes: u32,
+    offset: u32,
+}
+
+/// Where segments are prepared ahead of their use.
+pub(crate) type Filler = mpsc::Sender<(Preparation, mpsc::Sender<io::Result<Box<dyn DiskFile>>>)>;
+
+/// The log.
+pub(crate) struct Log {
+    disk: Arc<dyn Disk>,
+    options: LogOptions,
+    current: Current,
+    /// Everything before this is durable.
+    durable: Position,
+    pins: AllPins,
+    /// Oldest segment needed, as the next batch will say.
+    start: u64,
+    /// Oldest segment needed, as the last synced batch says: older ones may be overwritten.
+    durable_start: u64,
+    /// Segments that have a name, with their size; the current one is not among them, the one in preparation neither.
+    segments: BTreeMap<u64, u32>,
+    /// The next segment, in the filler's hands.
+    next: Option<mpsc::Receiver<io::Result<Box<dyn DiskFile>>>>,
+    filler: Option<Filler>,
+    unsynced: bool,
+    poisoned: bool,
+}
+
+impl Log {
+    /// Lets segments be prepared by another thread from now on.
+    pub(crate) fn set_filler(&mut self, filler: Filler) {
+        self.filler = Some(filler);
+        self.order_next();
+    }
+
+    /// Room of the largest batch.
+    fn batch_bytes_max(&self) -> usize {
+        self.options.segment_bytes as usize - SEGMENT_HEADER_BYTES
+    }
+
+    /// Writes records, as one batch unless they are too many for one; durable after [`Self::sync`].
+    pub(crate) fn append(&mut self, records: Vec<Record>) -> Result<(), LogFailed> {
+        self.guard(|log| log.try_append(records))
+    }
+
+    /// Makes everything appended durable.
+    pub(crate) fn sync(&mut self) -> Result<(), LogFailed> {
+        self.guard(Self::try_sync)
+    }
+
+    /// Groups that hold the oldest segment while the log is longer than its bound: write their state again.
+    pub(crate) fn holders(&self) -> Vec<u64> {
+        let total: u64 = self.segments.values().chain([&self.current.bytes]).map(|bytes| u64::from(*bytes)).sum();
+        if total <= self.options.bytes_max || self.start >= self.current.header.segment {
+            return Vec::new();
+        }
+        self.pins.holders(self.start)
+    }
+
+    fn guard(&mut self, action: impl FnOnce(&mut Self) -> io::Result<()>) -> Result<(), LogFailed> {
+        if self.poisoned {
+            return Err(LogFailed(io::Error::other("an earlier write failed")));
+        }
+        action(self).map_err(|error| {
+            self.poisoned = true;
+            LogFailed(error)
+        })
+    }
+
+    fn try_append(&mut self, records: Vec<Record>) -> io::Result<()> {
+        split(records, self.batch_bytes_max()).iter().try_for_each(|batch| self.append_batch(batch))
+    }
+
+    fn append_batch(&mut self, records: &[Record]) -> io::Result<()> {
+        let room = batch_bytes(records);
+        if room > self.batch_bytes_max() {
+            return Err(io::Error::other(format!("a batch of {room} bytes does not fit a segment")));
+        }
+        if self.current.offset as usize + room > self.current.bytes as usize {
+            self.switch()?;
+        }
+        let segment = self.current.header.segment;
+        records.iter().for_each(|record| self.pins.note(record, segment));
+        self.start = self.pins.oldest().unwrap_or(segment).min(segment);
+        let bytes = self.current.header.encode_batch(self.current.offset, self.durable, self.start, records);
+        self.current.file.write_at(u64::from(self.current.offset), &bytes)?;
+        self.current.offset += u32::try_from(bytes.len()).expect("a batch fits a segment");
+        self.unsynced = true;
+        Ok(())
+    }
+
+    fn try_sync(&mut self) -> io::Result<()> {
+        if !self.unsynced {
+            return Ok(());
+        }
+        self.current.file.sync()?;
+        self.unsynced = false;
+        self.durable = Position { segment: self.current.header.segment, offset: self.current.offset };
+        self.durable_start = self.start;
+        Ok(())
+    }
+
+    /// Goes on in the next segment. The old one is synced first, so that a segment's first batch always says where the
+    /// one before ends.
+    fn switch(&mut self) -> io::Result<()> {
+        self.try_sync()?;
+        let segment = self.current.header.segment + 1;
+        let file = match self.next.take() {
+            Some(next) => next.recv().map_err(|_| io::Error::other("the segment filler is gone"))??,
+            None => self.preparation(segment).run(&*self.disk)?,
+        };
+        self.segments.insert(self.current.header.segment, self.current.bytes);
+        self.current = Current {
+            header: SegmentHeader { log: self.current.header.log, segment },
+            file,
+            bytes: self.options.segment_bytes,
+            offset: SEGMENT_HEADER_BYTES as u32,
+        };
+        self.remove_surplus()?;
+        self.order_next();
+        Ok(())
+    }
+
+    fn order_next(&mut self) {
+        let Some(filler) = self.filler.clone() else { return };
+        let preparation = self.preparation(self.current.header.segment + 1);
+        let (done, next) = mpsc::channel();
+        // Without a filler the next segment is prepared when it is needed.
+        self.next = filler.send((preparation, done)).is_ok().then_some(next);
+    }
+
+    fn preparation(&mut self, segment: u64) -> Preparation {
+        let bytes = self.options.segment_bytes;
+        let obsolete = self.segments.range(..self.durable_start);
+        let recycled = obsolete.filter(|(_, size)| **size == bytes).map(|(segment, _)| *segment).next();
+        if let Some(recycled) = recycled {
+            self.segments.remove(&recycled);
+        }
+        Preparation { header: SegmentHeader { log: self.current.header.log, segment }, bytes, recycled }
+    }
+
+    fn remove_surplus(&mut self) -> io::Result<()> {
+        let obsolete: Vec<u64> = self.segments.range(..self.durable_start).map(|(segment, _)| *segment).collect();
+        for segment in obsolete.iter().skip(SPARES_MAX) {
+            self.disk.remove(&segment::name(*segment))?;
+            self.segments.remove(segment);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! Opening a log after whatever happened.
+//!
+//! Every first batch of a segment says where the log before it ends, and every batch what was durable when it was
+//! written. So the newest segment with a batch is the head, and going back from it gives what counts. Damage before a
+//! watermark is refused: something was acknowledged there. Behind the last watermark it is a torn tail, and ends the log.
+//!
+//! The part of the tail that no watermark covers may have been read from a page cache that never reaches the disk (R23):
+//! it is written again into a fresh segment and synced before this returns.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::batch::{Batch, HeaderError, Position, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, records, scan};
+use super::pins::AllPins;
+use super::record::Record;
+use super::replay::{Replay, Replayed};
+use super::segment::{Preparation, name, parse_name};
+use super::{Current, Log, LogOptions};
+use crate::disk::Disk;
+
+/// Why a log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecoveryError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("segment {segment:#x} of the log is damaged: {what}")]
+    Damaged { segment: u64, what: &'static str },
+    #[error("the log contradicts itself: {0}")]
+    Contradiction(String),
+    #[error("log version {0}")]
+    NewerVersion(u32),
+}
+
+/// What of the segments counts, oldest first: (segment, end of its valid part).
+struct Extent {
+    parts: Vec<(u64, u32)>,
+    /// Where the part begins that no watermark covers.
+    covered: Position,
+    start: u64,
+}
+
+impl Log {
+    /// Opens or makes the log of a disk. What it returns is durable.
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        options: LogOptions,
+    ) -> Result<(Self, BTreeMap<u64, Replayed>), RecoveryError> {
+        let scans = scan_all(&*disk)?;
+        let extent = extent(&scans)?;
+        let identity = scans.values().next().map_or(options.identity, |(scan, _)| scan.header.log);
+        let mut replay = Replay::new(options.tail_entries);
+        let mut pins = AllPins::default();
+        let mut tail = Vec::new();
+        for (segment, end) in &extent.parts {
+            let bytes = read(&*disk, *segment)?;
+            for batch in scans[segment].0.batches.iter().filter(|batch| batch.end <= *end) {
+                let records = batch_records(*segment, &bytes, batch)?;
+                if (Position { segment: *segment, offset: batch.offset }) >= extent.covered {
+                    tail.push(records.clone());
+                }
+                for record in records {
+                    pins.note(&record, *segment);
+                    replay.take(record);
+                }
+            }
+        }
+        let groups = replay.finish().map_err(RecoveryError::Contradiction)?;
+
+        // A number never used, because a batch of an earlier life that never became durable would pass in its own segment.
+        let segment = scans.keys().next_back().map_or(1, |last| last + 1);
+        let header = SegmentHeader { log: identity, segment };
+        let preparation = Preparation { header, bytes: options.segment_bytes, recycled: None };
+        let file = preparation.run(&*disk)?;
+        let current = Current { header, file, bytes: options.segment_bytes, offset: SEGMENT_HEADER_BYTES as u32 };
+        let mut log = Self {
+            disk,
+            options,
+            current,
+            durable: extent.covered,
+            pins,
+            start: extent.start,
+            durable_start: 0,
+            segments: scans.iter().map(|(segment, (_, bytes))| (*segment, *bytes)).collect(),
+            next: None,
+            filler: None,
+            unsynced: false,
+            poisoned: false,
+        };
+        for records in tail {
+            log.try_append(records)?;
+        }
+        log.try_sync()?;
+        log.remove_void(&extent)?;
+        Ok((log, groups))
+    }
+
+    /// Removes segments in which nothing ever became durable, so that a machine that crashes again and again does not
+    /// fill its disk with them.
+    fn remove_void(&mut self, extent: &Extent) -> io::Result<()> {
+        let counts = |segment: u64| segment < extent.start || extent.parts.iter().any(|(part, _)| *part == segment);
+        let void: Vec<u64> = self.segments.keys().copied().filter(|segment| !counts(*segment)).collect();
+        for segment in void {
+            self.disk.remove(&name(segment))?;
+            self.segments.remove(&segment);
+        }
+        Ok(())
+    }
+}
+
+fn read(disk: &dyn Disk, segment: u64) -> io::Result<Bytes> {
+    let file = disk.open(&name(segment))?;
+    let length = usize::try_from(file.length()?).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    let n = file.read_at(0, &mut bytes)?;
+    bytes.truncate(n);
+    Ok(bytes.into())
+}
+
+fn batch_records(segment: u64, bytes: &Bytes, batch: &Batch) -> Result<Vec<Record>, RecoveryError> {
+    records(bytes, batch).map_err(|_| RecoveryError::Damaged { segment, what: "a batch that holds no records" })
+}
+
+/// All segments with their sizes; removes what is none.
+fn scan_all(disk: &dyn Disk) -> Result<BTreeMap<u64, (Scan, u32)>, RecoveryError> {
+    let mut scans: BTreeMap<u64, (Scan, u32)> = BTreeMap::new();
+    for file in disk.list()? {
+        let Some(segment) = parse_name(&file) else {
+            disk.remove(&file)?;
+            continue;
+        };
+        let damaged = |what| RecoveryError::Damaged { segment, what };
+        let bytes = read(disk, segment)?;
+        let scan = scan(&bytes).map_err(|error| match error {
+            HeaderError::Damaged => damaged("its header"),
+            HeaderError::NewerVersion(version) => RecoveryError::NewerVersion(version),
+        })?;
+        if scan.header.segment != segment {
+            return Err(damaged("it is another segment's file"));
+        }
+        if scans.values().next().is_some_and(|(other, _)| other.header.log != scan.header.log) {
+            return Err(damaged("it belongs to another log"));
+        }
+        let size = u32::try_from(bytes.len()).map_err(|_| damaged("its length"))?;
+        scans.insert(segment, (scan, size));
+    }
+    Ok(scans)
+}
+
+/// Goes back from the head.
+fn extent(scans: &BTreeMap<u64, (Scan, u32)>) -> Result<Extent, RecoveryError> {
+    let head = scans.iter().rev().find_map(|(segment, (scan, _))| Some((*segment, scan, scan.batches.last()?)));
+    let Some((head, scan, last)) = head else {
+        // Segments without any batch: nothing was ever acknowledged, unless a batch behind a gap says otherwise.
+        refuse_later(scans, 0, Position { segment: 1, offset: SEGMENT_HEADER_BYTES as u32 })?;
+        return Ok(Extent { parts: Vec::new(), covered: Position::default(), start: 1 });
+    };
+    refuse_later(scans, head, Position { segment: head, offset: scan.end() })?;
+    let start = last.start;
+    let mut parts = vec![(head, scan.end())];
+    let (mut segment, mut first) = (head, scan.batches[0]);
+    while segment > start {
+        let before = first.watermark;
+        if before.segment < start {
+            break;
+        }
+        let damaged = |what| RecoveryError::Damaged { segment: before.segment, what };
+        if before.segment >= segment {
+            return Err(damaged("a watermark that points ahead"));
+        }
+        let (scan, _) = scans.get(&before.segment).ok_or(damaged("it is missing"))?;
+        let whole = scan.batches.iter().any(|batch| batch.end == before.offset);
+        let Some(batch) = scan.batches.first().filter(|_| whole) else {
+            return Err(damaged("it ends before what was acknowledged"));
+        };
+        parts.push((before.segment, before.offset));
+        (segment, first) = (before.segment, *batch);
+    }
+    parts.reverse();
+    Ok(Extent { parts, covered: last.watermark, start })
+}
+
+/// Refuses a log in which a batch behind a gap says that more was durable than can be read.
+fn refuse_later(scans: &BTreeMap<u64, (Scan, u32)>, head: u64, end: Position) -> Result<(), RecoveryError> {
+    match scans.range(head..).find(|(_, (scan, _))| scan.later_watermark > end) {
+        Some((_, (scan, _))) => {
+            Err(RecoveryError::Damaged { segment: scan.later_watermark.segment, what: "acknowledged bytes" })
+        }
+        None => Ok(()),
+    }
+}

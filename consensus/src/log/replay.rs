@@ -1,0 +1,176 @@
+//! From records in their order to the groups they describe. Pure.
+//!
+//! The log is a suffix of its history, so entries of a group may come before the first group record that is left: they
+//! wait for it. Whatever has no group record at the end is damage, because its drop record would be there too.
+
+use std::collections::BTreeMap;
+
+use super::record::{GroupState, HardState, LogEntry, Record};
+
+/// A group as its records leave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Replayed {
+    /// With the last hard state in it.
+    pub(crate) state: GroupState,
+    /// Index and term of the entry before the first of `entries`.
+    pub(crate) before: (u64, u64),
+    /// Without a gap; the first is at most the one after the snapshot.
+    pub(crate) entries: Vec<LogEntry>,
+}
+
+#[derive(Debug, Default)]
+struct Partial {
+    state: Option<GroupState>,
+    hard: HardState,
+    entries: BTreeMap<u64, LogEntry>,
+}
+
+/// Takes records one by one.
+#[derive(Debug, Default)]
+pub(crate) struct Replay {
+    groups: BTreeMap<u64, Partial>,
+    tail_entries: u64,
+}
+
+impl Replay {
+    /// Keeps at most `tail_entries` entries below each group's snapshot.
+    pub(crate) fn new(tail_entries: u64) -> Self {
+        Self { groups: BTreeMap::new(), tail_entries }
+    }
+
+    pub(crate) fn take(&mut self, record: Record) {
+        match record {
+            Record::Group(group, state) => {
+                let partial = self.groups.entry(group).or_default();
+                if state.installed {
+                    partial.entries.clear();
+                }
+                let keep_from = state.snapshot.index.saturating_sub(self.tail_entries);
+                partial.entries = partial.entries.split_off(&keep_from);
+                partial.hard = state.hard;
+                partial.state = Some(state);
+            }
+            Record::Drop(group) => {
+                self.groups.remove(&group);
+            }
+            Record::Hard(group, hard) => self.groups.entry(group).or_default().hard = hard,
+            Record::Entries(group, entries) => {
+                let partial = self.groups.entry(group).or_default();
+                if let Some(first) = entries.first() {
+                    drop(partial.entries.split_off(&first.index));
+                }
+                partial.entries.extend(entries.into_iter().map(|e| (e.index, e)));
+            }
+        }
+    }
+
+    /// The groups, or what contradicts itself.
+    pub(crate) fn finish(self) -> Result<BTreeMap<u64, Replayed>, String> {
+        self.groups.into_iter().map(|(group, partial)| Ok((group, complete(group, partial)?))).collect()
+    }
+}
+
+fn complete(group: u64, mut partial: Partial) -> Result<Replayed, String> {
+    let Some(mut state) = partial.state else {
+        return Err(format!("group {group} has entries but no state"));
+    };
+    state.hard = partial.hard;
+    let snapshot = state.snapshot;
+    if let Some(entry) = partial.entries.get(&snapshot.index)
+        && entry.term != snapshot.term
+    {
+        return Err(format!("group {group}: entry {} contradicts its snapshot", snapshot.index));
+    }
+    // Below the snapshot only an unbroken tail is of use.
+    let mut tail_start = snapshot.index + 1;
+    while partial.entries.contains_key(&(tail_start - 1)) {
+        tail_start -= 1;
+    }
+    let mut entries: Vec<LogEntry> = partial.entries.split_off(&tail_start).into_values().collect();
+    if let Some(gap) = entries.iter().zip(tail_start..).find(|(entry, index)| entry.index != *index) {
+        return Err(format!("group {group}: entry {} is missing", gap.1));
+    }
+    let mut before = (snapshot.index, snapshot.term);
+    if tail_start <= snapshot.index {
+        // The term of the entry before the tail is not known: the tail's first entry takes its place.
+        let first = entries.remove(0);
+        before = (first.index, first.term);
+    }
+    let last = entries.last().map_or(snapshot.index, |e| e.index);
+    if state.hard.commit > last {
+        return Err(format!("group {group}: entries up to {} were committed, {last} is the last", state.hard.commit));
+    }
+    state.hard.commit = state.hard.commit.max(snapshot.index);
+    Ok(Replayed { state, before, entries })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::SnapshotMark;
+    use super::*;
+
+    fn entry(index: u64, term: u64) -> LogEntry {
+        LogEntry { index, term, kind: 0, data: bytes::Bytes::new() }
+    }
+
+    fn state(index: u64, term: u64, installed: bool) -> Record {
+        let snapshot = SnapshotMark { index, term, file: 1, bytes: 1 };
+        let hard = HardState { term, vote: 0, commit: index };
+        Record::Group(7, GroupState { hard, snapshot, installed, voters: vec![1], learners: vec![] })
+    }
+
+    fn replay(records: Vec<Record>) -> Result<BTreeMap<u64, Replayed>, String> {
+        let mut replay = Replay::new(100);
+        records.into_iter().for_each(|record| replay.take(record));
+        replay.finish()
+    }
+
+    #[test]
+    fn entries_before_the_first_group_record_count() {
+        let groups =
+            replay(vec![Record::Entries(7, vec![entry(4, 1), entry(5, 1), entry(6, 1)]), state(4, 1, false)]).unwrap();
+        assert_eq!(groups[&7].before, (4, 1));
+        assert_eq!(groups[&7].entries, vec![entry(5, 1), entry(6, 1)]);
+    }
+
+    #[test]
+    fn later_entries_replace_from_their_first_index_on() {
+        let groups = replay(vec![
+            state(0, 0, false),
+            Record::Entries(7, vec![entry(1, 1), entry(2, 1), entry(3, 1)]),
+            Record::Entries(7, vec![entry(2, 2)]),
+        ])
+        .unwrap();
+        assert_eq!(groups[&7].entries, vec![entry(1, 1), entry(2, 2)]);
+    }
+
+    #[test]
+    fn an_installed_snapshot_clears_what_was_before() {
+        let groups = replay(vec![
+            state(0, 0, false),
+            Record::Entries(7, vec![entry(1, 1), entry(2, 1), entry(3, 1)]),
+            state(2, 5, true),
+        ])
+        .unwrap();
+        assert_eq!((groups[&7].before, groups[&7].entries.len()), ((2, 5), 0));
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        let gap = vec![state(2, 1, false), Record::Entries(7, vec![entry(4, 1)])];
+        let orphan = vec![Record::Entries(7, vec![entry(1, 1)])];
+        let lost = vec![
+            state(0, 0, false),
+            Record::Entries(7, vec![entry(1, 1)]),
+            Record::Hard(7, HardState { term: 1, vote: 1, commit: 2 }),
+        ];
+        for records in [gap, orphan, lost] {
+            replay(records.clone()).expect_err(&format!("{records:?}"));
+        }
+    }
+
+    #[test]
+    fn a_dropped_group_is_gone() {
+        assert_eq!(replay(vec![Record::Entries(7, vec![entry(1, 1)]), Record::Drop(7)]), Ok(BTreeMap::new()));
+    }
+}

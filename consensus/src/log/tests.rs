@@ -1,0 +1,1 @@
+//! The log over a simulated disk.

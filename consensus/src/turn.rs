@@ -1,0 +1,251 @@
+//! All groups of a node as one sans-IO core: a turn takes inputs, says what must be durable, and then what follows. Pure;
+//! driven by the thread of `driver` and by the simulation alike.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use bytes::Bytes;
+use holdfast_common::NodeId;
+
+use crate::core::effects::Effects;
+use crate::core::{CoreOptions, GroupCore};
+use crate::log::record::{GroupState, HardState, Record, SnapshotMark};
+use crate::log::replay::Replayed;
+use crate::status::{GroupError, GroupStatus, ProposeError, ReadError};
+
+/// Live entries of one group that are written again when it pins the log; a group with more is snapshot instead.
+const CARRY_BYTES_MAX: u64 = 256 << 10;
+/// Groups carried forward in one turn.
+const CARRY_GROUPS_MAX: usize = 16;
+
+/// What a node is told.
+pub(crate) enum Input<P, R> {
+    Tick,
+    Propose {
+        group: u64,
+        command: Bytes,
+        ticket: P,
+    },
+    Read {
+        group: u64,
+        ticket: R,
+    },
+    Message {
+        from: NodeId,
+        group: u64,
+        bytes: Bytes,
+    },
+    /// A snapshot file arrived whole and is durable under its number.
+    SnapshotDelivered {
+        from: NodeId,
+        group: u64,
+        bytes: Bytes,
+        mark: SnapshotMark,
+    },
+    /// A freeze ended.
+    SnapshotWritten {
+        group: u64,
+        mark: SnapshotMark,
+        ok: bool,
+    },
+    /// A snapshot's way to a follower ended.
+    SnapshotReported {
+        group: u64,
+        to: NodeId,
+        ok: bool,
+    },
+}
+
+/// The groups of a node.
+pub(crate) struct NodeCore<P, R> {
+    options: CoreOptions,
+    groups: BTreeMap<u64, GroupCore<P, R>>,
+    /// Number of the next snapshot file.
+    next_file: u64,
+    /// When this turn's inputs were taken.
+    now: u64,
+    /// Groups with something to be durable.
+    recorded: BTreeSet<u64>,
+    out: Effects<P, R>,
+}
+
+impl<P, R> NodeCore<P, R> {
+    /// The groups as the log has them. `next_file` is above all snapshot files there are.
+    pub(crate) fn new(options: CoreOptions, groups: BTreeMap<u64, Replayed>, next_file: u64) -> Self {
+        let groups =
+            groups.into_iter().map(|(id, replayed)| (id, GroupCore::new(id, options, replayed, true))).collect();
+        let (recorded, out) = (BTreeSet::new(), Effects::default());
+        Self { options, groups, next_file, now: 0, recorded, out }
+    }
+
+    /// A number for a snapshot file that comes from elsewhere.
+    pub(crate) fn reserve_file(&mut self) -> u64 {
+        self.next_file += 1;
+        self.next_file - 1
+    }
+
+    /// Creates a group, durably with this turn's records. Says whether it was not there.
+    pub(crate) fn create(&mut self, group: u64, voters: &[NodeId]) -> Result<bool, GroupError> {
+        let mut ids: Vec<u64> = voters.iter().map(|voter| voter.0).collect();
+        ids.sort_unstable();
+        let doubled = ids.windows(2).any(|pair| pair[0] == pair[1]);
+        if doubled || ids.first() == Some(&0) || !ids.contains(&self.options.node) {
+            return Err(GroupError::BadVoters);
+        }
+        if let Some(core) = self.groups.get(&group) {
+            let mut present = core.voters().to_vec();
+            present.sort_unstable();
+            return if present == ids { Ok(false) } else { Err(GroupError::Exists(group)) };
+        }
+        let (hard, snapshot) = (HardState::default(), SnapshotMark::default());
+        let state = GroupState { hard, snapshot, installed: false, voters: ids, learners: Vec::new() };
+        let replayed = Replayed { state, before: (0, 0), entries: Vec::new() };
+        let core = GroupCore::new(group, self.options, replayed, false);
+        self.out.records.push(core.creation());
+        self.groups.insert(group, core);
+        self.recorded.insert(group);
+        Ok(true)
+    }
+
+    /// Drops a group, durably with this turn's records. Says whether it was there.
+    pub(crate) fn drop_group(&mut self, group: u64) -> bool {
+        let Some(mut core) = self.groups.remove(&group) else { return false };
+        core.stop("dropped".to_owned(), &mut self.out);
+        self.recorded.remove(&group);
+        self.out.records.push(Record::Drop(group));
+        true
+    }
+
+    /// Takes a turn's inputs. `now` is read after they were: they all came before it.
+    pub(crate) fn step(&mut self, now: u64, inputs: Vec<Input<P, R>>) -> Effects<P, R> {
+        self.now = now;
+        let mut touched = BTreeSet::new();
+        let mut proposals: BTreeMap<u64, Vec<(Bytes, P)>> = BTreeMap::new();
+        for input in inputs {
+            match input {
+                Input::Propose { group, command, ticket } => {
+                    proposals.entry(group).or_default().push((command, ticket))
+                }
+                Input::Tick => {
+                    for group in self.groups.keys().copied().collect::<Vec<_>>() {
+                        touched.insert(group);
+                        self.with(group, |core, _, _| core.tick(now));
+                    }
+                }
+                other => touched.extend(self.take(other)),
+            }
+        }
+        // After the messages, so that proposals do not meet a leader that was just deposed.
+        for (group, commands) in proposals {
+            touched.insert(group);
+            if self.groups.get(&group).is_some_and(|core| !core.is_stopped()) {
+                self.with(group, |core, _, out| core.propose(commands, out));
+            } else {
+                self.out.failed.extend(commands.into_iter().map(|(_, ticket)| (ticket, ProposeError::Stopped)));
+            }
+        }
+        touched.extend(self.groups.keys().filter(|group| self.recorded.contains(group)));
+        self.collect(touched)
+    }
+
+    fn take(&mut self, input: Input<P, R>) -> Option<u64> {
+        let now = self.now;
+        match input {
+            Input::Read { group, ticket } => {
+                if self.groups.get(&group).is_some_and(|core| !core.is_stopped()) {
+                    self.with(group, |core, _, out| core.read(now, ticket, out));
+                    return Some(group);
+                }
+                self.out.reads.push((ticket, Err(ReadError::Stopped)));
+                None
+            }
+            Input::Message { from, group, bytes } => self.with(group, |core, _, _| core.message(from.0, &bytes)),
+            Input::SnapshotDelivered { from, group, bytes, mark } => {
+                let taken = self.with(group, |core, _, out| core.snapshot_delivered(from.0, &bytes, mark, out));
+                if taken.is_none() {
+                    self.out.removals.push((group, mark.file));
+                }
+                taken
+            }
+            Input::SnapshotWritten { group, mark, ok } => {
+                let taken = self.with(group, |core, _, out| core.snapshot_written(mark, ok, out));
+                if taken.is_none() {
+                    self.out.removals.push((group, mark.file));
+                }
+                self.recorded.extend(taken);
+                taken
+            }
+            Input::SnapshotReported { group, to, ok } => {
+                self.with(group, |core, _, _| core.snapshot_reported(to.0, ok))
+            }
+            Input::Tick | Input::Propose { .. } => None,
+        }
+    }
+
+    /// Lets groups write their state again, because they hold an old segment of the log.
+    pub(crate) fn carry_forward(&mut self, groups: &[u64]) {
+        for group in groups.iter().take(CARRY_GROUPS_MAX) {
+            self.with(*group, |core, _, out| core.carry_forward(CARRY_BYTES_MAX, out));
+        }
+    }
+
+    /// All records handed out are durable: what may follow from it. There may be new records in it.
+    pub(crate) fn persisted(&mut self) -> Effects<P, R> {
+        let recorded = std::mem::take(&mut self.recorded);
+        for group in &recorded {
+            self.with(*group, |core, _, out| core.persisted(out));
+        }
+        self.collect(recorded)
+    }
+
+    fn collect(&mut self, touched: BTreeSet<u64>) -> Effects<P, R> {
+        let now = self.now;
+        for group in touched {
+            let records = self.out.records.len();
+            self.with(group, |core, next_file, out| core.collect(now, next_file, out));
+            if self.out.records.len() > records {
+                self.recorded.insert(group);
+            }
+        }
+        for (group, reason) in std::mem::take(&mut self.out.broken) {
+            if let Some(core) = self.groups.get_mut(&group) {
+                core.stop(reason.clone(), &mut self.out);
+            }
+            self.out.broken.push((group, reason));
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// Takes a group out on this node (R26); the others go on.
+    pub(crate) fn stop(&mut self, group: u64, reason: &str) {
+        if let Some(core) = self.groups.get_mut(&group).filter(|core| !core.is_stopped()) {
+            core.stop(reason.to_owned(), &mut self.out);
+            self.out.broken.push((group, reason.to_owned()));
+        }
+    }
+
+    /// Runs on a group that is there and not stopped. raft-rs panics when an invariant is broken, by a bug or by a peer
+    /// that lost what it had acknowledged; that stops the group, not the node.
+    fn with(
+        &mut self,
+        group: u64,
+        action: impl FnOnce(&mut GroupCore<P, R>, &mut u64, &mut Effects<P, R>),
+    ) -> Option<u64> {
+        let core = self.groups.get_mut(&group).filter(|core| !core.is_stopped())?;
+        let (next_file, out) = (&mut self.next_file, &mut self.out);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| action(core, next_file, out))) {
+            self.stop(group, &panic_text(&*panic));
+        }
+        Some(group)
+    }
+
+    pub(crate) fn status(&self, group: u64) -> Option<(GroupStatus, u64)> {
+        self.groups.get(&group).map(|core| (core.status(), core.lease_until_ns()))
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    format!("panicked: {}", text.unwrap_or("without a text"))
+}

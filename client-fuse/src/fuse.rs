@@ -13,7 +13,7 @@ mod serve;
 
 pub(crate) use capabilities::REQUEST_BYTES_MAX;
 #[cfg(test)]
-pub(crate) use {capabilities::negotiate, convert::from_request_time};
+pub(crate) use {capabilities::negotiate, convert::from_request_time, convert::opened_flags};
 
 use bytes::Bytes;
 use capabilities::Agreed;

@@ -95,24 +95,30 @@ pub(super) fn new_node(mode: u32, rdev: u32) -> Option<NewNode> {
 }
 
 /// How open(2)'s flags want the file. `sync` makes every file as if opened with O_SYNC.
+///
+/// Never `append`: the kernel gives each write of an O_APPEND file the offset at which its page cache has it, follows
+/// fcntl(2) when the flag changes, and writes back a dirty mapping through any handle that is open for writing, O_APPEND
+/// or not. A handle that ignored offsets would put those pages at the end of the file.
 pub(super) fn open_mode(flags: i32, sync: bool) -> OpenMode {
     let access = flags & libc::O_ACCMODE;
     OpenMode {
         read: access != libc::O_WRONLY,
         write: access != libc::O_RDONLY,
         sync: sync || flags & (libc::O_DSYNC | libc::O_SYNC) != 0,
-        append: flags & libc::O_APPEND != 0,
+        append: false,
     }
 }
 
 /// How the kernel should treat the open file. Never FOPEN_KEEP_CACHE: an open sees what others closed.
-pub(super) fn opened_flags(flags: i32) -> FopenFlags {
-    if flags & libc::O_DIRECT == 0 {
-        // mmap needs the page cache.
-        FopenFlags::empty()
-    } else {
-        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+pub(crate) fn opened_flags(flags: i32) -> FopenFlags {
+    // mmap needs the page cache, so that only O_DIRECT goes past it.
+    let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+    let mut opened = if flags & libc::O_DIRECT == 0 { FopenFlags::empty() } else { direct };
+    if flags & libc::O_ACCMODE == libc::O_RDONLY {
+        // Closing it has nothing to flush, and must not be told of a write that another handle lost (R22).
+        opened |= FopenFlags::FOPEN_NOFLUSH;
     }
+    opened
 }
 
 pub(super) fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {

@@ -271,16 +271,16 @@ fn a_time_before_1970_comes_through_kernel_and_fuser_unchanged() {
 }
 
 #[test]
-fn the_earliest_time_the_kernel_has_does_not_kill_an_event_loop() {
+fn the_ends_of_the_kernels_time_do_not_kill_an_event_loop() {
     let (_root, point) = place_to_mount();
     let (mount, _watchdog, tiny) = started(&point, "");
     let file = std::ffi::CString::new(point.path().join("file").to_str().unwrap()).unwrap();
-    for tv_nsec in [0, 5] {
-        let times =
-            [libc::timespec { tv_sec: i64::MIN, tv_nsec }, libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT }];
+    for (tv_sec, tv_nsec) in [(i64::MIN, 0), (i64::MIN, 5), (i64::MIN + 1, 5), (i64::MAX, 999_999_999)] {
+        let times = [libc::timespec { tv_sec, tv_nsec }, libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT }];
         // SAFETY: a path that ends with a zero byte, and the two times that the call reads.
         assert_eq!(unsafe { libc::utimensat(libc::AT_FDCWD, file.as_ptr(), times.as_ptr(), 0) }, 0);
-        assert_eq!(crate::fuse::from_request_time(tiny.atime().expect("it was set")), i64::MIN);
+        let clamped = if tv_sec < 0 { i64::MIN } else { i64::MAX };
+        assert_eq!(crate::fuse::from_request_time(tiny.atime().expect("it was set")), clamped);
     }
     unmounted(&mount, UnmountHow::IfUnused).unwrap();
     assert_eq!(wait(mount.wait_unmounted()), SessionEnd::Unmounted);
@@ -298,4 +298,67 @@ fn writes_do_not_ask_for_capabilities_one_by_one() {
     drop(file);
     assert_eq!((tiny.count("write"), tiny.count("getxattr")), (10, 1));
     unmounted(&mount, UnmountHow::IfUnused).unwrap();
+}
+
+#[test]
+fn a_large_write_comes_in_requests_of_a_mebibyte() {
+    use std::os::unix::fs::{FileExt, OpenOptionsExt};
+    let (_root, point) = place_to_mount();
+    let (mount, _watchdog, tiny) = started(&point, "");
+    // Of memory that is not aligned to pages, direct requests get one page less, and there is one more of them.
+    let unaligned = vec![7; (4 << 20) + 4096];
+    let data = &unaligned[unaligned.as_ptr().align_offset(4096)..][..4 << 20];
+    for (flags, expected) in [(0, 4), (libc::O_DIRECT, 8)] {
+        let file = OpenOptions::new().write(true).custom_flags(flags).open(point.path().join("file")).unwrap();
+        file.write_all_at(data, 0).unwrap();
+        assert_eq!(tiny.count("write"), expected);
+    }
+    unmounted(&mount, UnmountHow::IfUnused).unwrap();
+}
+
+#[test]
+fn a_close_flushes_only_what_was_open_for_writing() {
+    let (_root, point) = place_to_mount();
+    let (mount, _watchdog, tiny) = started(&point, "");
+    drop(std::fs::File::open(point.path().join("file")).unwrap());
+    assert_eq!((tiny.count("open"), tiny.count("flush")), (1, 0));
+    drop(OpenOptions::new().write(true).open(point.path().join("file")).unwrap());
+    assert_eq!((tiny.count("open"), tiny.count("flush")), (2, 1));
+    unmounted(&mount, UnmountHow::IfUnused).unwrap();
+}
+
+#[test]
+fn a_dirty_mapping_is_written_back_through_any_handle_at_its_own_offset() {
+    let (_root, point) = place_to_mount();
+    let (mount, _watchdog, tiny) = started(&point, "");
+    let path = point.path().join("file");
+    let mapped = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let appending = OpenOptions::new().append(true).open(&path).unwrap();
+    let length = tiny::CONTENT.len();
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new shared mapping of a file that is open; it is unmapped below and nothing else knows it.
+    let mapping =
+        unsafe { libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, mapped.as_raw_fd(), 0) };
+    assert_ne!(mapping, libc::MAP_FAILED);
+    // SAFETY: the first byte of the mapping, which is writable and inside of the file.
+    unsafe { mapping.cast::<u8>().write_volatile(b'W') };
+    // SAFETY: the mapping made above, not used any more.
+    assert_eq!(unsafe { libc::msync(mapping, length, libc::MS_SYNC) }, 0);
+    assert_eq!(tiny.last_write_offset(), Some(0));
+    // SAFETY: the mapping made above, of the same length, not used any more.
+    assert_eq!(unsafe { libc::munmap(mapping, length) }, 0);
+    drop((mapped, appending));
+    unmounted(&mount, UnmountHow::IfUnused).unwrap();
+}
+
+#[test]
+fn a_mount_can_be_shared_between_tasks() {
+    fn shared<T: Send + Sync + 'static>(_: Option<T>) {}
+    fn sent<T: Send>(_: T) {}
+    shared(None::<Mount>);
+    fn both(mount: &Mount) {
+        sent(mount.unmount(UnmountHow::IfUnused));
+        sent(mount.wait_unmounted());
+    }
+    let _: fn(&Mount) = both;
 }

@@ -82,15 +82,26 @@ fn open_flags_become_what_the_file_allows() {
     assert_eq!(mode(libc::O_WRONLY), OpenMode { write: true, ..OpenMode::default() });
     assert_eq!(mode(libc::O_RDWR), OpenMode { read: true, write: true, ..OpenMode::default() });
     assert!(mode(libc::O_RDWR | libc::O_SYNC).sync && mode(libc::O_WRONLY | libc::O_DSYNC).sync);
-    assert!(mode(libc::O_WRONLY | libc::O_APPEND).append);
+    assert!(!mode(libc::O_WRONLY | libc::O_APPEND).append, "the kernel decides where a write goes");
     assert!(open_mode(libc::O_RDWR, true).sync);
 }
 
 #[test]
-fn the_page_cache_is_used_unless_o_direct() {
+fn the_page_cache_is_used_unless_o_direct_and_never_kept() {
     assert_eq!(opened_flags(libc::O_RDWR), FopenFlags::empty());
-    assert!(opened_flags(libc::O_RDWR | libc::O_DIRECT).contains(FopenFlags::FOPEN_DIRECT_IO));
-    assert!(!opened_flags(libc::O_RDWR | libc::O_DIRECT).contains(FopenFlags::FOPEN_KEEP_CACHE));
+    assert_eq!(
+        opened_flags(libc::O_RDWR | libc::O_DIRECT),
+        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+    );
+}
+
+#[test]
+fn only_files_open_for_reading_alone_are_closed_without_a_flush() {
+    for flags in [0, libc::O_DIRECT, libc::O_APPEND] {
+        assert!(opened_flags(libc::O_RDONLY | flags).contains(FopenFlags::FOPEN_NOFLUSH));
+        assert!(!opened_flags(libc::O_RDWR | flags).contains(FopenFlags::FOPEN_NOFLUSH));
+        assert!(!opened_flags(libc::O_WRONLY | flags).contains(FopenFlags::FOPEN_NOFLUSH));
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! The smallest file system that tests of mounting need: `file`, `directory`, and `hangs`, whose reads are never answered.
 
-use crate::fuse::negotiate;
+use crate::fuse::{negotiate, opened_flags};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, KernelConfig, LockOwner, OpenFlags,
-    ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyXattr, Request, TimeOrNow,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow,
 };
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ struct Seen {
     changed: Condvar,
     unanswered: Mutex<Vec<ReplyData>>,
     atime: Mutex<Option<SystemTime>>,
+    write_offset: Mutex<Option<u64>>,
 }
 
 #[derive(Clone, Default)]
@@ -59,6 +61,10 @@ impl Tiny {
 
     pub(super) fn atime(&self) -> Option<SystemTime> {
         *self.seen.atime.lock()
+    }
+
+    pub(super) fn last_write_offset(&self) -> Option<u64> {
+        *self.seen.write_offset.lock()
     }
 
     fn attr(inode: INodeNo) -> FileAttr {
@@ -130,6 +136,25 @@ impl Filesystem for Tiny {
         reply.attr(&Duration::ZERO, &Self::attr(inode));
     }
 
+    fn open(&self, _: &Request, _: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.saw("open");
+        reply.opened(FileHandle(1), opened_flags(flags.0));
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.saw("release");
+        reply.ok();
+    }
+
     fn read(
         &self,
         _: &Request,
@@ -154,18 +179,20 @@ impl Filesystem for Tiny {
         _: &Request,
         _: INodeNo,
         _: FileHandle,
-        _: u64,
+        offset: u64,
         data: &[u8],
         flags: fuser::WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
-        reply: fuser::ReplyWrite,
+        reply: ReplyWrite,
     ) {
+        *self.seen.write_offset.lock() = Some(offset);
         self.saw(if flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID) { "write and kill" } else { "write" });
         reply.written(u32::try_from(data.len()).unwrap());
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: fuser::ReplyEmpty) {
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.saw("flush");
         reply.ok();
     }
 

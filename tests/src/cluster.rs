@@ -85,6 +85,8 @@ pub struct Ready {
 /// A running (or, between [`Cluster::stop`] and [`Cluster::up`], stopped) cluster.
 pub struct Cluster {
     root: PathBuf,
+    data: PathBuf,
+    separate: bool,
     part: String,
     arguments: Vec<OsString>,
     up: Option<Child>,
@@ -115,7 +117,18 @@ impl Cluster {
         let root = room_directory().join(format!("cluster-{part}"));
         std::fs::create_dir_all(&root).expect("the cluster's directory can be made");
         let arguments = arguments.iter().map(OsString::from).collect();
-        Self { root, part, arguments, up: None, ready: None, connections: Vec::new() }
+        let data = root.join("data");
+        Self { root, data, separate: true, part, arguments, up: None, ready: None, connections: Vec::new() }
+    }
+
+    /// Another place for the data than below [`Self::root`].
+    pub fn set_data(&mut self, data: &Path) {
+        data.clone_into(&mut self.data);
+    }
+
+    /// All roles in the one process of `up`, as a user's first cluster runs.
+    pub fn set_one_process(&mut self) {
+        self.separate = false;
     }
 
     /// The directory that holds everything of this cluster.
@@ -127,7 +140,21 @@ impl Cluster {
     /// What is given as `--dir`.
     #[must_use]
     pub fn data(&self) -> PathBuf {
-        self.root.join("data")
+        self.data.clone()
+    }
+
+    /// Where a role keeps its files.
+    ///
+    /// # Panics
+    /// If there is no such role.
+    #[must_use]
+    pub fn role_directory(&self, role: &str, index: u64) -> PathBuf {
+        match role {
+            "volmgr" => self.data.join("volmgr"),
+            "metanode" => self.data.join(format!("meta-{}", index + 1)),
+            "datanode" => self.data.join(format!("data-{}", index + 1)),
+            other => panic!("{other} has no directory"),
+        }
     }
 
     /// Where the volume is mounted.
@@ -165,8 +192,30 @@ impl Cluster {
     pub fn up_command(&self) -> Command {
         let mut command = tagged_command(holdfast_binary(), &self.part);
         command.arg("up").arg("--dir").arg(self.data()).arg("--mount").arg(self.mount());
-        command.args(["--listen", "127.0.0.1:0", "--separate-processes", "--json"]).args(&self.arguments);
+        command.args(["--listen", "127.0.0.1:0", "--json"]).args(&self.arguments);
+        if self.separate {
+            command.arg("--separate-processes");
+        }
         command
+    }
+
+    /// Starts `up` and waits for nothing.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[track_caller]
+    #[must_use]
+    pub fn spawn(&self) -> Child {
+        let stdout = File::create(self.out()).expect("the cluster's directory can be written");
+        let stderr = OpenOptions::new().create(true).append(true).open(self.root.join("up.err"));
+        let mut command = self.up_command();
+        command.stdout(stdout).stderr(stderr.expect("the cluster's directory can be written"));
+        die_with_parent(&mut command);
+        command.spawn().expect("holdfast can be started")
+    }
+
+    fn out(&self) -> PathBuf {
+        self.root.join("up.out")
     }
 
     /// Starts it, again if it ran before, and waits until it is ready.
@@ -176,13 +225,7 @@ impl Cluster {
     #[track_caller]
     pub fn up(&mut self) {
         assert!(self.up.is_none(), "the cluster is up already");
-        let out = self.root.join("up.out");
-        let stdout = File::create(&out).expect("the cluster's directory can be written");
-        let stderr = OpenOptions::new().create(true).append(true).open(self.root.join("up.err"));
-        let mut command = self.up_command();
-        command.stdout(stdout).stderr(stderr.expect("the cluster's directory can be written"));
-        die_with_parent(&mut command);
-        let mut child = command.spawn().expect("holdfast can be started");
+        let (mut child, out) = (self.spawn(), self.out());
         let found = wait::until(START_LIMIT, || {
             let text = std::fs::read_to_string(&out).unwrap_or_default();
             let ready = text.lines().find_map(parse_ready);
@@ -313,7 +356,17 @@ impl Cluster {
     #[track_caller]
     #[must_use]
     pub fn mount_again(&self, volume: &str) -> Mounted {
-        Mounted::mount(self, volume)
+        Mounted::mount(self, volume, &[])
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Panics
+    /// If it is not mounted in time.
+    #[track_caller]
+    #[must_use]
+    pub fn mount_with(&self, volume: &str, arguments: &[&str]) -> Mounted {
+        Mounted::mount(self, volume, arguments)
     }
 
     /// What the environment of this cluster's processes says.
@@ -354,13 +407,18 @@ pub struct Mounted {
 
 impl Mounted {
     #[track_caller]
-    fn mount(cluster: &Cluster, volume: &str) -> Self {
+    fn mount(cluster: &Cluster, volume: &str, arguments: &[&str]) -> Self {
         let number = NEXT_PART.fetch_add(1, Ordering::Relaxed);
         let (point, log) =
             (cluster.root().join(format!("mnt{number}")), cluster.root().join(format!("mnt{number}.err")));
         std::fs::create_dir_all(&point).expect("a mount point can be made");
         let mut command = tagged_command(holdfast_binary(), &cluster.part);
-        command.arg("mount").arg(format!("{}/{volume}", cluster.ready().volmgr)).arg(&point).arg("--foreground");
+        command
+            .arg("mount")
+            .arg(format!("{}/{volume}", cluster.ready().volmgr))
+            .arg(&point)
+            .arg("--foreground")
+            .args(arguments);
         let log_file = File::create(&log).expect("the cluster's directory can be written");
         command.stdout(log_file.try_clone().expect("a file can be duplicated")).stderr(log_file);
         die_with_parent(&mut command);

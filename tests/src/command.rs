@@ -35,6 +35,8 @@ pub fn holdfast_binary() -> PathBuf {
 #[must_use]
 pub fn tagged_command(program: impl AsRef<OsStr>, part: &str) -> Command {
     let mut command = Command::new(program);
+    // A program prints what its user would see, not a developer's traces.
+    command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG");
     command
         .env(ROOM_VARIABLE, std::process::id().to_string())
         .env(PART_VARIABLE, part)

@@ -16,6 +16,7 @@ pub mod room;
 pub mod tree;
 pub mod wait;
 mod watchdog;
+pub mod workload;
 
 pub use cluster::{Cluster, Mounted};
 pub use command::Run;

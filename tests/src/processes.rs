@@ -114,8 +114,9 @@ fn stuck_thread(pid: ProcessId, task: &std::path::Path) -> Option<String> {
     let line = std::fs::read_to_string(task.join("stat")).ok()?;
     let state = line.rsplit_once(')')?.1.trim_start().chars().next()?;
     let stack = std::fs::read_to_string(task.join("stack")).unwrap_or_default();
-    // A thread waiting for FUSE may be in an interruptible sleep too.
-    (state == 'D' || stack.contains("fuse_")).then(|| format!("{pid} {} state {state}\n{stack}", name(pid)))
+    // A thread waiting for FUSE may be in an interruptible sleep too; one that serves FUSE waits there by trade.
+    let waits_for_fuse = stack.contains("fuse_") && !stack.contains("fuse_dev_do_read");
+    (state == 'D' || waits_for_fuse).then(|| format!("{pid} {} state {state}\n{stack}", name(pid)))
 }
 
 /// Kills these at once, the first ones first, and waits until they are gone; those that would not die.

@@ -1,0 +1,193 @@
+//! One process after another is killed, and kept dead for a while, under load: reads and writes go on within 30 s, and
+//! the node comes back and is used again.
+
+use holdfast_tests::block::{Seen, Stamp, run_of_blocks};
+use holdfast_tests::wait::{self, seconds};
+use holdfast_tests::workload::{Crew, Signal, blocks_of, wait_for_progress};
+use holdfast_tests::{Claim, Cluster, Room, claims};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+const CLAIMS: &[Claim] = &claims![
+    240 => any_one_metanode_may_die_and_comes_back,
+    150 => the_volume_manager_may_die_and_comes_back,
+    300 => any_two_datanodes_may_die_and_come_back,
+    120 => a_metanode_and_two_datanodes_may_die_at_once,
+];
+
+/// Promised: progress within this.
+const PROGRESS_LIMIT: Duration = seconds(30);
+/// A killed role is started again after a second; a busy machine gets more.
+const RESTART_LIMIT: Duration = seconds(30);
+/// Calls that must succeed while the nodes are dead.
+const CALLS_WHILE_DEAD: u64 = 40;
+const OLD_FILES: u64 = 24;
+const OLD_BLOCKS: u64 = 40;
+
+fn main() -> ExitCode {
+    holdfast_tests::room::run(CLAIMS)
+}
+
+/// Files written before anything dies, to be read all the time.
+fn write_old_files(directory: &Path) {
+    std::fs::create_dir_all(directory).expect("a directory can be made");
+    for file in 0..OLD_FILES {
+        let bytes = run_of_blocks(1000 + file, 0, OLD_BLOCKS, 1);
+        std::fs::write(directory.join(file.to_string()), bytes).expect("a file can be written");
+    }
+}
+
+fn check_old_file(directory: &Path, file: u64) {
+    let blocks = blocks_of(&directory.join(file.to_string()));
+    assert_eq!(blocks.len() as u64, OLD_BLOCKS);
+    for (seen, index) in blocks.into_iter().zip(0..) {
+        assert_eq!(seen, Seen::Block(Stamp { file: 1000 + file, index, generation: 1 }));
+    }
+}
+
+/// Writers and a reader at work; what `faults` does meanwhile must not fail a single call.
+fn under_load(cluster: &Cluster, seed: u64, faults: impl FnOnce(&Signal, &AtomicU64)) {
+    let top = cluster.mount().join(format!("load-{seed}"));
+    let old = cluster.mount().join(format!("old-{seed}"));
+    std::fs::create_dir_all(&top).expect("a directory can be made");
+    write_old_files(&old);
+    let mut crew = Crew::of_all_kinds(seed);
+    let (reads, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for file in (0..OLD_FILES).cycle() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                check_old_file(&old, file);
+                reads.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let guard = StopReader(&stop);
+        let ((), ends) = crew.work(&top, |signal| {
+            wait_for_progress(signal, 50, PROGRESS_LIMIT, || {});
+            faults(signal, &reads);
+            wait_for_progress(signal, 50, PROGRESS_LIMIT, || {});
+        });
+        drop(guard);
+        for (writer, end) in ends {
+            assert!(end.is_ok(), "the {writer} got an error: {end:?}");
+        }
+    });
+    crew.verify(&top);
+    (0..OLD_FILES).for_each(|file| check_old_file(&old, file));
+}
+
+struct StopReader<'a>(&'a AtomicBool);
+
+impl Drop for StopReader<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Kills these, keeps them dead until reads and writes have gone on, and lets them come back.
+fn kill_and_let_come_back(cluster: &Cluster, victims: &[(&str, u64)], signal: &Signal, reads: &AtomicU64) {
+    let mut last: Vec<u32> = victims.iter().map(|(role, index)| cluster.kill(role, *index)).collect();
+    let mut keep_dead = || {
+        for ((role, index), pid) in victims.iter().zip(&mut last) {
+            if cluster.pid(role, *index).is_some_and(|now| now != *pid) {
+                *pid = cluster.kill(role, *index);
+            }
+        }
+    };
+    let reads_goal = reads.load(Ordering::Relaxed) + CALLS_WHILE_DEAD / 4;
+    let stall = wait_for_progress(signal, 1, PROGRESS_LIMIT, &mut keep_dead);
+    wait_for_progress(signal, CALLS_WHILE_DEAD, PROGRESS_LIMIT, &mut keep_dead);
+    wait::for_state("reads go on", PROGRESS_LIMIT, || {
+        keep_dead();
+        reads.load(Ordering::Relaxed) >= reads_goal
+    });
+    eprintln!("{victims:?} dead: the first call succeeded after {:.2} s", stall.as_secs_f64());
+    for ((role, index), pid) in victims.iter().zip(&last) {
+        cluster.wait_for_another(role, *index, *pid, RESTART_LIMIT);
+        wait_until_used(cluster, role, *index);
+    }
+}
+
+/// A role is used again when something new is in its files: every metanode logs every change, and every datanode takes
+/// its share of new chunks.
+fn wait_until_used(cluster: &Cluster, role: &str, index: u64) {
+    let directory = cluster.role_directory(role, index);
+    let since = (SystemTime::now(), bytes_below(&directory));
+    let started = Instant::now();
+    wait::for_state(&format!("{role} {index} is used again"), seconds(60), || {
+        let now = bytes_below(&directory);
+        now != since.1 || newest_change(&directory).is_some_and(|change| change > since.0)
+    });
+    eprintln!("{role} {index} is used again after {:.2} s", started.elapsed().as_secs_f64());
+}
+
+fn files_below(directory: &Path) -> Vec<std::fs::Metadata> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    entries
+        .flatten()
+        .flat_map(|entry| match entry.metadata() {
+            Ok(found) if found.is_dir() => files_below(&entry.path()),
+            Ok(found) => vec![found],
+            Err(_) => Vec::new(),
+        })
+        .collect()
+}
+
+fn bytes_below(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    files_below(directory).iter().map(MetadataExt::blocks).sum()
+}
+
+fn newest_change(directory: &Path) -> Option<SystemTime> {
+    files_below(directory).iter().filter_map(|found| found.modified().ok()).max()
+}
+
+fn any_one_metanode_may_die_and_comes_back(room: &mut Room) {
+    let cluster = room.cluster();
+    under_load(cluster, 1, |signal, reads| {
+        // One after the other, the first one twice: a metanode that did not really come back would leave the next death
+        // without a majority.
+        for index in [0, 1, 2, 0] {
+            kill_and_let_come_back(cluster, &[("metanode", index)], signal, reads);
+        }
+    });
+}
+
+fn the_volume_manager_may_die_and_comes_back(room: &mut Room) {
+    let cluster = room.cluster();
+    under_load(cluster, 2, |signal, reads| {
+        kill_and_let_come_back(cluster, &[("volmgr", 0)], signal, reads);
+    });
+    let shown = cluster.admin_ok(&["volume", "list", "--json"]);
+    assert!(shown.contains("demo"), "{shown}");
+    cluster.admin_ok(&["volume", "create", "after"]);
+    let mounted = cluster.mount_again("after");
+    std::fs::write(mounted.point().join("file"), "works").expect("a new volume can be written");
+    mounted.unmount();
+}
+
+fn any_two_datanodes_may_die_and_come_back(room: &mut Room) {
+    let cluster = room.cluster();
+    under_load(cluster, 3, |signal, reads| {
+        // Every datanode is among the dead once: what was written while the first two were away must be readable
+        // without the next two.
+        for pair in [[0, 1], [2, 3], [4, 5], [1, 4]] {
+            kill_and_let_come_back(cluster, &pair.map(|index| ("datanode", index)), signal, reads);
+            // From a mount that has cached nothing.
+            let cold = cluster.mount_again("demo");
+            (0..OLD_FILES).for_each(|file| check_old_file(&cold.point().join("old-3"), file));
+            cold.unmount();
+        }
+    });
+}
+
+fn a_metanode_and_two_datanodes_may_die_at_once(room: &mut Room) {
+    let cluster = room.cluster();
+    under_load(cluster, 4, |signal, reads| {
+        kill_and_let_come_back(cluster, &[("metanode", 2), ("datanode", 0), ("datanode", 5)], signal, reads);
+    });
+}

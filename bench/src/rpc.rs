@@ -57,6 +57,8 @@ struct Case {
 
 const CASES: &[Case] = &[
     Case { name: "put 4 KiB, depth 1", method: PUT, body_bytes: 4096, depth: 1 },
+    Case { name: "put 4 KiB, depth 2", method: PUT, body_bytes: 4096, depth: 2 },
+    Case { name: "put 4 KiB, depth 4", method: PUT, body_bytes: 4096, depth: 4 },
     Case { name: "put 4 KiB, depth 16", method: PUT, body_bytes: 4096, depth: 16 },
     Case { name: "get 4 KiB, depth 1", method: GET, body_bytes: 4096, depth: 1 },
     Case { name: "get 4 KiB, depth 16", method: GET, body_bytes: 4096, depth: 16 },

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::error::RpcError;
 use crate::frame::{Head, Kind};
 use crate::handshake::Identity;
-use crate::limits::ClientLimits;
+use crate::limits::{CALL_TIMEOUT_MAX, ClientLimits, PEERS_MAX};
 use crate::outbox::Outgoing;
 use lane::Lane;
 use link::Link;
@@ -77,7 +77,7 @@ impl Client {
         body: Vec<Bytes>,
         timeout: Duration,
     ) -> Result<Answer, RpcError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + timeout.min(CALL_TIMEOUT_MAX);
         let limits = &self.inner.limits;
         let bulk = body.iter().map(Bytes::len).sum::<usize>() >= limits.bulk_bytes;
         let link = self.link(to, bulk, deadline).await?;
@@ -149,6 +149,9 @@ impl Client {
 
     fn lanes(&self, to: SocketAddr) -> Arc<[Lane]> {
         let mut peers = self.inner.peers.lock();
+        if peers.len() >= PEERS_MAX && !peers.contains_key(&to) {
+            peers.retain(|_, lanes| lanes.iter().any(Lane::is_up));
+        }
         let lanes = peers.entry(to).or_insert_with(|| {
             let count = self.inner.limits.connections_per_peer.max(1);
             (0..count).map(|_| Lane::new(to, self.inner.identity, self.inner.limits)).collect()

@@ -157,7 +157,7 @@ pub(crate) async fn watch<T>(life: &Life, outbox: &Outbox<T>, interval: Duration
         }
         if silent_intervals > 0 {
             // A full queue shows that the peer does not read; silence will end it if it does not send either.
-            match outbox.push(Outgoing::bare(Kind::Ping, 0, 0), queue_max) {
+            match outbox.push(Outgoing::bare(Kind::Ping, 0, 0), queue_max, false) {
                 Ok(()) | Err(PushError::Full) => {}
                 Err(PushError::Closed) => return Ended::Closed,
             }

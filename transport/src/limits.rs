@@ -10,6 +10,10 @@ pub const BODY_BYTES_MAX: u32 = 16 << 20;
 pub(crate) const HELLO_BYTES_MAX: u32 = 4096;
 /// Pieces of memory handed to the kernel in one vectored write; more do not make it cheaper.
 pub(crate) const WRITE_SLICES_MAX: usize = 64;
+/// Peers that a client remembers; beyond, those without a connection are forgotten. Above any cluster we know of.
+pub(crate) const PEERS_MAX: usize = 4096;
+/// Longest deadline of a call; longer ones are cut to this.
+pub(crate) const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Intervals of silence, pings included, after which a peer counts as dead.
 pub(crate) const SILENT_INTERVALS_MAX: u32 = 3;
 

@@ -1,12 +1,17 @@
-//! Frames on their way out of one connection: queued by anybody, written by one task, several per system call.
+//! Frames on their way out of one connection: queued by anybody, written by one at a time.
+//!
+//! A frame that is alone (nobody else waits on the connection) is written by whoever queues it, which saves two task
+//! switches; otherwise the connection's writing task gathers what is ready into few system calls. Who may write is
+//! said by `busy`: set by who takes the role, cleared under the lock by who finds the queue empty.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 
 use crate::error::RpcError;
@@ -83,13 +88,18 @@ pub(crate) enum PushError {
 /// The queue of one connection.
 pub(crate) struct Outbox<T> {
     queue: Mutex<Queue<T>>,
-    wake: Notify,
+    /// Gives the role of writing to the task.
+    hand_over: Notify,
 }
 
 struct Queue<T> {
     pieces: VecDeque<Piece<T>>,
+    /// An empty deque whose memory is used again.
+    spare: VecDeque<Piece<T>>,
     frames: usize,
-    closed: bool,
+    busy: bool,
+    /// `None` once closed.
+    writer: Option<Arc<OwnedWriteHalf>>,
 }
 
 enum Piece<T> {
@@ -99,97 +109,148 @@ enum Piece<T> {
 }
 
 impl<T> Outbox<T> {
-    pub(crate) fn new() -> Self {
-        Self { queue: Mutex::new(Queue { pieces: VecDeque::new(), frames: 0, closed: false }), wake: Notify::new() }
+    pub(crate) fn new(writer: OwnedWriteHalf) -> Self {
+        let queue = Queue {
+            pieces: VecDeque::new(),
+            spare: VecDeque::new(),
+            frames: 0,
+            busy: false,
+            writer: Some(Arc::new(writer)),
+        };
+        Self { queue: Mutex::new(queue), hand_over: Notify::new() }
     }
 
-    /// Queues a frame unless `frames_max` are waiting.
-    pub(crate) fn push(&self, frame: Outgoing<T>, frames_max: usize) -> Result<(), PushError> {
-        {
-            let mut queue = self.queue.lock();
-            if queue.closed {
-                return Err(PushError::Closed);
-            }
-            if queue.frames >= frames_max {
-                return Err(PushError::Full);
-            }
-            queue.frames += 1;
-            queue.pieces.push_back(Piece::Bytes(frame.head));
-            queue
-                .pieces
-                .extend(std::iter::once(frame.header).chain(frame.body).filter(|b| !b.is_empty()).map(Piece::Bytes));
-            queue.pieces.push_back(Piece::End(frame.ticket));
+    /// Queues a frame unless `frames_max` are waiting. `alone` says that no other frame is expected soon.
+    pub(crate) fn push(&self, frame: Outgoing<T>, frames_max: usize, alone: bool) -> Result<(), PushError> {
+        let mut queue = self.queue.lock();
+        let Some(writer) = &queue.writer else { return Err(PushError::Closed) };
+        let writer = (alone && !queue.busy).then(|| Arc::clone(writer));
+        if queue.frames >= frames_max {
+            return Err(PushError::Full);
         }
-        self.wake.notify_one();
+        queue.frames += 1;
+        queue.pieces.push_back(Piece::Bytes(frame.head));
+        let payload = std::iter::once(frame.header).chain(frame.body);
+        queue.pieces.extend(payload.filter(|bytes| !bytes.is_empty()).map(Piece::Bytes));
+        queue.pieces.push_back(Piece::End(frame.ticket));
+        if std::mem::replace(&mut queue.busy, true) {
+            return Ok(());
+        }
+        match writer {
+            Some(writer) => {
+                let pieces = queue.take_pieces();
+                drop(queue);
+                self.write_now(pieces, &writer);
+            }
+            None => {
+                drop(queue);
+                self.hand_over.notify_one();
+            }
+        }
         Ok(())
     }
 
-    /// Refuses frames from now on and drops those that wait.
+    /// Writes as much as goes without waiting and leaves the rest to the task.
+    fn write_now(&self, mut pieces: VecDeque<Piece<T>>, writer: &OwnedWriteHalf) {
+        let mut ended = 0;
+        while !pieces.is_empty() {
+            // Errors are met again by the task, which ends the connection.
+            let Ok(written) = write_some(&pieces, writer) else { break };
+            ended += advance(&mut pieces, written);
+        }
+        let mut queue = self.queue.lock();
+        queue.frames = queue.frames.saturating_sub(ended);
+        if queue.writer.is_none() {
+            drop(queue);
+            return;
+        }
+        if pieces.is_empty() {
+            queue.spare = pieces;
+        } else {
+            pieces.append(&mut queue.pieces);
+            queue.pieces = pieces;
+        }
+        queue.busy = !queue.pieces.is_empty();
+        if queue.busy {
+            drop(queue);
+            self.hand_over.notify_one();
+        }
+    }
+
+    /// Refuses frames from now on, drops those that wait, and lets go of the socket.
     pub(crate) fn close(&self) {
         let dropped = {
             let mut queue = self.queue.lock();
-            queue.closed = true;
             queue.frames = 0;
-            std::mem::take(&mut queue.pieces)
+            (queue.writer.take(), std::mem::take(&mut queue.pieces))
         };
         drop(dropped);
-        self.wake.notify_one();
+        self.hand_over.notify_one();
     }
 
-    /// Writes what is queued until the connection fails or the outbox is closed.
-    pub(crate) async fn write_to(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        let mut pieces = VecDeque::new();
+    /// The writing task: writes what it is given until the connection fails or the outbox is closed.
+    pub(crate) async fn write(&self) -> io::Result<()> {
         loop {
-            let closed = {
-                let mut queue = self.queue.lock();
-                std::mem::swap(&mut queue.pieces, &mut pieces);
-                queue.closed
-            };
-            if pieces.is_empty() {
-                if closed {
-                    return Ok(());
-                }
-                self.wake.notified().await;
-                // Whoever else is ready now gets to queue its frame into the same system call.
-                tokio::task::yield_now().await;
-                continue;
+            self.hand_over.notified().await;
+            // Whoever else is ready now gets to queue its frame into the same system call.
+            tokio::task::yield_now().await;
+            loop {
+                let (mut pieces, writer) = {
+                    let mut queue = self.queue.lock();
+                    let Some(writer) = queue.writer.clone() else { return Ok(()) };
+                    if queue.pieces.is_empty() {
+                        queue.busy = false;
+                        break;
+                    }
+                    (queue.take_pieces(), writer)
+                };
+                self.write_all(&mut pieces, &writer).await?;
+                self.queue.lock().spare = pieces;
             }
-            self.write_pieces(&mut pieces, to).await?;
         }
     }
 
-    async fn write_pieces(
-        &self,
-        pieces: &mut VecDeque<Piece<T>>,
-        to: &mut (impl AsyncWrite + Unpin),
-    ) -> io::Result<()> {
+    async fn write_all(&self, pieces: &mut VecDeque<Piece<T>>, writer: &OwnedWriteHalf) -> io::Result<()> {
         while !pieces.is_empty() {
-            let written = {
-                let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
-                let bytes = pieces.iter().filter_map(|piece| match piece {
-                    Piece::Bytes(bytes) => Some(bytes),
-                    Piece::End(_) => None,
-                });
-                let mut used = 0;
-                for (slice, bytes) in slices.iter_mut().zip(bytes) {
-                    *slice = IoSlice::new(bytes);
-                    used += 1;
+            match write_some(pieces, writer) {
+                Ok(written) => {
+                    let ended = advance(pieces, written);
+                    let mut queue = self.queue.lock();
+                    queue.frames = queue.frames.saturating_sub(ended);
                 }
-                match used {
-                    0 => 0,
-                    _ => match to.write_vectored(&slices[..used]).await? {
-                        0 => return Err(io::ErrorKind::WriteZero.into()),
-                        written => written,
-                    },
-                }
-            };
-            let ended = advance(pieces, written);
-            if ended > 0 {
-                let mut queue = self.queue.lock();
-                queue.frames = queue.frames.saturating_sub(ended);
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => writer.writable().await?,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+}
+
+impl<T> Queue<T> {
+    fn take_pieces(&mut self) -> VecDeque<Piece<T>> {
+        let spare = std::mem::take(&mut self.spare);
+        std::mem::replace(&mut self.pieces, spare)
+    }
+}
+
+/// One system call's worth from the front, without waiting; 0 if there is nothing but ends of frames.
+fn write_some<T>(pieces: &VecDeque<Piece<T>>, writer: &OwnedWriteHalf) -> io::Result<usize> {
+    let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
+    let bytes = pieces.iter().filter_map(|piece| match piece {
+        Piece::Bytes(bytes) => Some(bytes),
+        Piece::End(_) => None,
+    });
+    let mut used = 0;
+    for (slice, bytes) in slices.iter_mut().zip(bytes) {
+        *slice = IoSlice::new(bytes);
+        used += 1;
+    }
+    if used == 0 {
+        return Ok(0);
+    }
+    match writer.try_write_vectored(&slices[..used])? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        written => Ok(written),
     }
 }
 

@@ -110,6 +110,11 @@ async fn accept<S: Service>(listener: TcpListener, shared: Arc<Shared<S>>) {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     let full = connections.len() >= shared.limits.connections_max;
+                    if connections.len() >= shared.limits.connections_max.saturating_mul(2) {
+                        // Even saying no costs memory until the other side has heard it.
+                        tracing::warn!(%peer, "dropped a connection of far too many");
+                        continue;
+                    }
                     connections.spawn(serve(stream, peer, Arc::clone(&shared), full));
                 }
                 Err(error) => {
@@ -131,12 +136,12 @@ async fn serve<S: Service>(stream: TcpStream, peer: SocketAddr, shared: Arc<Shar
         Ok(Err(why)) => return tracing::warn!(%peer, %why, "refused a connection"),
         Err(_) => return tracing::warn!(%peer, "no hello in time"),
     };
-    let Agreed { incoming, mut writer } = agreed;
-    let link = Arc::new(Link { outbox: Outbox::new(), requests: AtomicUsize::new(0), life: Life::default() });
+    let Agreed { incoming, writer } = agreed;
+    let link = Arc::new(Link { outbox: Outbox::new(writer), requests: AtomicUsize::new(0), life: Life::default() });
     let mut tasks = JoinSet::new();
     let for_writer = Arc::clone(&link);
     tasks.spawn(async move {
-        match for_writer.outbox.write_to(&mut writer).await {
+        match for_writer.outbox.write().await {
             Ok(()) => Ended::Closed,
             Err(error) => error.into(),
         }
@@ -189,7 +194,7 @@ async fn read<S: Service>(
                 shared.service.one_way(frame.head.method, frame.header, frame.body);
                 Ok(())
             }
-            Kind::Ping => link.outbox.push(Outgoing::bare(Kind::Pong, 0, 0), shared.limits.send_queue_max),
+            Kind::Ping => link.outbox.push(Outgoing::bare(Kind::Pong, 0, 0), shared.limits.send_queue_max, false),
             Kind::Pong => Ok(()),
             unexpected @ (Kind::Hello | Kind::Response | Kind::Refusal | Kind::Push) => {
                 return FrameError::Unexpected(unexpected).into();
@@ -211,7 +216,7 @@ fn start<S: Service>(frame: Frame, shared: &Arc<Shared<S>>, link: &Arc<Link>) ->
         ms => Duration::from_millis(ms.into()),
     };
     let Some(ticket) = Ticket::take(shared, link, body.len()) else {
-        return link.outbox.push(refusal(&head, Refusal::Overloaded), shared.limits.send_queue_max);
+        return link.outbox.push(refusal(&head, Refusal::Overloaded), shared.limits.send_queue_max, false);
     };
     let call = Call { method: head.method, header, body, deadline: Instant::now() + timeout };
     let answering = Answering { link: Arc::clone(link), head, ticket: Some(ticket) };
@@ -264,7 +269,8 @@ impl Answering {
 
     fn send(&self, frame: Outgoing<Ticket>, ticket: Ticket) {
         // Answers are bounded by the tickets, so no other limit applies. A closed connection has nobody to tell.
-        let _ = self.link.outbox.push(frame.with_ticket(ticket), usize::MAX);
+        let alone = self.link.requests.load(Ordering::Relaxed) == 1;
+        let _ = self.link.outbox.push(frame.with_ticket(ticket), usize::MAX, alone);
     }
 }
 

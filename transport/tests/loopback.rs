@@ -444,3 +444,39 @@ async fn dropping_the_last_client_closes_its_connections() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_never_go_astray_while_connections_break_and_calls_are_dropped() {
+    let limits = ServerLimits { drain_timeout: Duration::from_millis(200), ..ServerLimits::default() };
+    let (mut server, probe) = server(limits).await;
+    let to = server.local_addr();
+    let client = client();
+    let answered = Arc::new(AtomicUsize::new(0));
+    let callers: Vec<_> = (0..8_u64)
+        .map(|caller| {
+            let (client, answered) = (client.clone(), Arc::clone(&answered));
+            tokio::spawn(async move {
+                for round in 0_u64.. {
+                    let value = round * 8 + caller;
+                    let length = usize::try_from(value * 7919 % 150_000).unwrap();
+                    let body = Bytes::from(vec![u8::try_from(value % 251).unwrap(); length]);
+                    let patience = Duration::from_micros(value * 104_729 % 3000);
+                    match tokio::time::timeout(patience, echo(&client, to, value, body)).await {
+                        Ok(Ok(())) => drop(answered.fetch_add(1, Ordering::SeqCst)),
+                        Ok(Err(RpcError::Disconnected | RpcError::Connect { .. })) | Err(_) => {}
+                        Ok(Err(other)) => panic!("{other}"),
+                    }
+                    tokio::task::yield_now().await;
+                }
+            })
+        })
+        .collect();
+    for _ in 0..4 {
+        let before = answered.load(Ordering::SeqCst);
+        until("calls are answered", || answered.load(Ordering::SeqCst) > before + 20).await;
+        assert!(callers.iter().all(|caller| !caller.is_finished()), "a caller saw an answer that was not its own");
+        server.shutdown().await;
+        server = Server::bind(to, IDENTITY, Arc::clone(&probe), limits).await.unwrap();
+    }
+    callers.iter().for_each(tokio::task::JoinHandle::abort);
+}

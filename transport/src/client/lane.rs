@@ -61,6 +61,15 @@ impl Lane {
         result.unwrap_or_else(|| Err(self.shared.error(std::io::ErrorKind::Interrupted, "the runtime shuts down")))
     }
 
+    /// Whether there is a connection or one is being made.
+    pub(super) fn is_up(&self) -> bool {
+        match &*self.shared.state.lock() {
+            State::Up(link) => link.is_open(),
+            State::Connecting(_) => true,
+            State::Down | State::Resting { .. } => false,
+        }
+    }
+
     /// The connection if there is one now; otherwise has one made and answers `None`.
     pub(super) fn ready_link(&self, runtime: &Handle) -> Option<Arc<Link>> {
         match self.shared.current(runtime) {

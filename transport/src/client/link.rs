@@ -46,14 +46,14 @@ struct Calls {
 impl Link {
     /// Runs an agreed connection on the current runtime.
     pub(super) fn start(agreed: Agreed, to: SocketAddr, limits: &ClientLimits) -> Arc<Self> {
+        let Agreed { incoming, writer } = agreed;
         let shared = Arc::new(Shared {
-            outbox: Outbox::new(),
+            outbox: Outbox::new(writer),
             calls: Mutex::default(),
             open: AtomicBool::new(true),
             next_stream: AtomicU64::new(1),
             life: Life::default(),
         });
-        let Agreed { incoming, mut writer } = agreed;
         let (for_reader, for_writer, limits) = (Arc::clone(&shared), Arc::clone(&shared), *limits);
         let reading = tokio::spawn(async move {
             let _ending = EndOnDrop(Arc::clone(&for_reader));
@@ -73,7 +73,7 @@ impl Link {
         let writing = tokio::spawn(async move {
             let _ending = EndOnDrop(Arc::clone(&for_writer));
             // An error here is one of the connection, and ends it as any other.
-            let _ = for_writer.outbox.write_to(&mut writer).await;
+            let _ = for_writer.outbox.write().await;
         });
         let tasks = [reading.abort_handle(), writing.abort_handle()];
         Arc::new(Self { places: Semaphore::new(limits.in_flight_max), to, shared, tasks })
@@ -90,16 +90,17 @@ impl Link {
     /// Sends a request; its answer comes through what is returned.
     pub(super) fn send(&self, stream: u64, frame: Outgoing<NoTicket>) -> Result<Pending, RpcError> {
         let (sender, answer) = oneshot::channel();
-        {
+        let alone = {
             let mut calls = self.shared.calls.lock();
             if calls.ended.is_some() {
                 return Err(self.not_sent());
             }
             calls.waiting.insert(stream, sender);
-        }
+            calls.waiting.len() == 1
+        };
         let pending = Pending { shared: Arc::clone(&self.shared), stream, answer };
         // Requests are bounded by the places, so no other limit applies.
-        match self.shared.outbox.push(frame, usize::MAX) {
+        match self.shared.outbox.push(frame, usize::MAX, alone) {
             Ok(()) => Ok(pending),
             Err(PushError::Closed | PushError::Full) => Err(self.not_sent()),
         }
@@ -112,7 +113,7 @@ impl Link {
 
     pub(super) fn send_one_way(&self, frame: Outgoing<NoTicket>, frames_max: usize) {
         // Lossy by contract.
-        let _ = self.shared.outbox.push(frame, frames_max);
+        let _ = self.shared.outbox.push(frame, frames_max, true);
     }
 }
 
@@ -143,7 +144,7 @@ impl Shared {
                 Kind::Response => self.complete(head.stream, Ok(Answer { header, body })),
                 Kind::Refusal => self.complete(head.stream, Err(Refusal::from_code(head.method).into())),
                 Kind::Ping => {
-                    if self.outbox.push(Outgoing::bare(Kind::Pong, 0, 0), limits.one_way_queue_max)
+                    if self.outbox.push(Outgoing::bare(Kind::Pong, 0, 0), limits.one_way_queue_max, false)
                         == Err(PushError::Closed)
                     {
                         return Ended::Closed;

@@ -83,6 +83,21 @@ fn the_error_stays() {
     assert_eq!(decoder.finish(), Err(error));
 }
 
+#[test]
+fn a_large_body_is_read_straight_into_a_buffer_of_its_own_size() {
+    let head = Head { header_bytes: 0, body_bytes: BODY_MAX, ..head(Kind::Response) };
+    let mut decoder = Decoder::new(HEADER_MAX, BODY_MAX);
+    decoder.space().put_slice(&head.encode());
+    decoder.space().put_slice(&[1; 100]);
+    assert_eq!(decoder.next_frame(), Ok(None));
+    let rest = decoder.space();
+    assert_eq!(rest.remaining_mut(), to_usize(BODY_MAX) - 100);
+    let buffer = rest.get_ref().as_ptr();
+    decoder.space().put_bytes(2, to_usize(BODY_MAX) - 100);
+    let body = decoder.next_frame().unwrap().unwrap().body;
+    assert_eq!((body.as_ptr(), body[0], body[100]), (buffer, 1, 2));
+}
+
 /// Puts the pieces through a decoder, never more at once than it has space for; its frames and how it ended.
 fn feed(pieces: &[&[u8]]) -> (Vec<Frame>, Result<(), FrameError>) {
     let mut decoder = Decoder::new(HEADER_MAX, BODY_MAX);

@@ -66,6 +66,9 @@ pub(crate) struct GroupCore<P, R> {
     /// Ticks without a leader after which this replica asks for votes; drawn again each time (raft-rs's own randomness
     /// is pinned out of reach).
     patience_ticks: usize,
+    /// Patience of a replica that never heard of any term: a new group need not wait for a leader to be missed. Staggered,
+    /// so that its replicas do not duel.
+    first_patience_ticks: usize,
     /// Ticks during which votes are not given: in its former life this replica may have heard a leader whose lease runs.
     quiet_ticks: usize,
     ticks_to_beat: usize,
@@ -120,6 +123,7 @@ impl<P, R> GroupCore<P, R> {
             raw,
             random: Random::new(options.seed ^ group.rotate_left(32)),
             patience_ticks: 0,
+            first_patience_ticks: 1 + 2 * place,
             quiet_ticks: if resumed && !alone { ELECTION_TICKS } else { 0 },
             ticks_to_beat: HEARTBEAT_TICKS,
             proposals: BTreeMap::new(),
@@ -138,9 +142,6 @@ impl<P, R> GroupCore<P, R> {
         core.draw_patience();
         if alone {
             core.campaign();
-        } else if !resumed {
-            // A new group need not wait for a leader to be missed; staggered, so that its replicas do not duel.
-            core.patience_ticks = 1 + 2 * place;
         }
         core
     }
@@ -174,7 +175,9 @@ impl<P, R> GroupCore<P, R> {
         self.quiet_ticks = self.quiet_ticks.saturating_sub(1);
         self.raw.tick();
         if !self.leads() {
-            if self.raw.raft.promotable() && self.raw.raft.election_elapsed >= self.patience_ticks {
+            // Whoever heard a leader must be patient for an election timeout, because the leader's lease counts on it.
+            let patience = if self.raw.raft.term == 0 { self.first_patience_ticks } else { self.patience_ticks };
+            if self.raw.raft.promotable() && self.raw.raft.election_elapsed >= patience {
                 self.campaign();
             }
             return;
@@ -298,8 +301,10 @@ impl<P, R> GroupCore<P, R> {
         }
     }
 
-    /// The record that creates this group.
-    pub(crate) fn creation(&self) -> Record {
+    /// The record that creates this group. Nothing leaves before it is durable: not even a heartbeat may be answered by a
+    /// replica that could forget its leader's lease together with its own existence.
+    pub(crate) fn creation(&mut self) -> Record {
+        self.awaiting = Some(Awaiting { ready: 0, messages: Vec::new(), install: None });
         Record::Group(self.group, self.raw.store().group_state(SnapshotMark::default(), false))
     }
 

@@ -11,6 +11,8 @@ mod machine;
 mod node;
 mod outbox;
 mod random;
+#[cfg(test)]
+mod simulation;
 mod snapshot;
 mod status;
 mod turn;

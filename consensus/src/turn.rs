@@ -100,7 +100,7 @@ impl<P, R> NodeCore<P, R> {
         let (hard, snapshot) = (HardState::default(), SnapshotMark::default());
         let state = GroupState { hard, snapshot, installed: false, voters: ids, learners: Vec::new() };
         let replayed = Replayed { state, before: (0, 0), entries: Vec::new() };
-        let core = GroupCore::new(group, self.options, replayed, false);
+        let mut core = GroupCore::new(group, self.options, replayed, false);
         self.out.records.push(core.creation());
         self.groups.insert(group, core);
         self.recorded.insert(group);

@@ -1,0 +1,51 @@
+//! The state machine of the simulation: all commands in their order.
+
+use std::io::{self, Read, Write};
+
+use bytes::Bytes;
+
+use crate::machine::{Broken, Snapshot, StateMachine};
+
+#[derive(Clone, Default)]
+pub(super) struct Ledger {
+    pub(super) applied: u64,
+    pub(super) ids: Vec<u64>,
+}
+
+impl Ledger {
+    /// The id in a command, if it is one.
+    pub(super) fn id(command: &[u8]) -> Option<u64> {
+        command.try_into().ok().map(u64::from_le_bytes)
+    }
+}
+
+impl StateMachine for Ledger {
+    fn apply(&mut self, index: u64, command: &[u8]) -> Result<Bytes, Broken> {
+        if index <= self.applied {
+            return Err(Broken(format!("{index} after {}", self.applied)));
+        }
+        self.applied = index;
+        self.ids.push(Self::id(command).ok_or(Broken("no id".into()))?);
+        Ok(Bytes::new())
+    }
+
+    fn snapshot(&self) -> Box<dyn Snapshot> {
+        Box::new(self.clone())
+    }
+
+    fn restore(&mut self, from: &mut dyn Read) -> Result<(), Broken> {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).map_err(|e| Broken(e.to_string()))?;
+        let mut numbers = bytes.chunks_exact(8).map(|chunk| Self::id(chunk).unwrap());
+        self.applied = numbers.next().ok_or(Broken("no index".into()))?;
+        self.ids = numbers.collect();
+        Ok(())
+    }
+}
+
+impl Snapshot for Ledger {
+    fn write_to(&self, to: &mut dyn Write) -> io::Result<()> {
+        to.write_all(&self.applied.to_le_bytes())?;
+        self.ids.iter().try_for_each(|id| to.write_all(&id.to_le_bytes()))
+    }
+}

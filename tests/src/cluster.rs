@@ -21,7 +21,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(20);
 /// Promised: an asked-for stop ends within 20 s.
 pub const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-/// Set: the directories of failed clusters stay.
+/// Set: the clusters' directories stay, to be looked at.
 const KEEP_VARIABLE: &str = "HOLDFAST_TEST_KEEP";
 
 static NEXT_PART: AtomicU64 = AtomicU64::new(1);
@@ -45,7 +45,7 @@ pub fn remove_directory(root: &Path) {
         eprintln!("harness: {} is still mounted; {} stays", line.point.display(), root.display());
         return;
     }
-    if std::env::var_os(KEEP_VARIABLE).is_some() && std::thread::panicking() {
+    if std::env::var_os(KEEP_VARIABLE).is_some() {
         eprintln!("harness: {} stays", root.display());
         return;
     }
@@ -70,7 +70,7 @@ pub struct Process {
 }
 
 /// What `up` says when it is ready.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Ready {
     /// Where the volume manager listens.
     pub volmgr: String,
@@ -87,6 +87,7 @@ pub struct Cluster {
     root: PathBuf,
     data: PathBuf,
     separate: bool,
+    json: bool,
     part: String,
     arguments: Vec<OsString>,
     up: Option<Child>,
@@ -118,7 +119,7 @@ impl Cluster {
         std::fs::create_dir_all(&root).expect("the cluster's directory can be made");
         let arguments = arguments.iter().map(OsString::from).collect();
         let data = root.join("data");
-        Self { root, data, separate: true, part, arguments, up: None, ready: None, connections: Vec::new() }
+        Self { root, data, separate: true, json: true, part, arguments, up: None, ready: None, connections: Vec::new() }
     }
 
     /// Another place for the data than below [`Self::root`].
@@ -129,6 +130,11 @@ impl Cluster {
     /// All roles in the one process of `up`, as a user's first cluster runs.
     pub fn set_one_process(&mut self) {
         self.separate = false;
+    }
+
+    /// It speaks to people: nothing is known of its processes but that it is ready.
+    pub fn set_human(&mut self) {
+        self.json = false;
     }
 
     /// The directory that holds everything of this cluster.
@@ -181,10 +187,12 @@ impl Cluster {
         self.up.as_ref().expect("the cluster is up").id()
     }
 
-    /// What `up` has said to its standard error since the cluster was made.
+    /// What `up` has said: to its standard error since the cluster was made, and to its standard output since its last
+    /// start.
     #[must_use]
     pub fn said(&self) -> String {
-        std::fs::read_to_string(self.root.join("up.err")).unwrap_or_default()
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        read(self.root.join("up.err")) + &read(self.out())
     }
 
     /// The command of `up`, with more arguments; nothing is started.
@@ -192,7 +200,10 @@ impl Cluster {
     pub fn up_command(&self) -> Command {
         let mut command = tagged_command(holdfast_binary(), &self.part);
         command.arg("up").arg("--dir").arg(self.data()).arg("--mount").arg(self.mount());
-        command.args(["--listen", "127.0.0.1:0", "--json"]).args(&self.arguments);
+        command.args(["--listen", "127.0.0.1:0"]).args(&self.arguments);
+        if self.json {
+            command.arg("--json");
+        }
         if self.separate {
             command.arg("--separate-processes");
         }
@@ -299,11 +310,18 @@ impl Cluster {
     #[track_caller]
     #[must_use]
     pub fn pid(&self, role: &str, index: u64) -> Option<ProcessId> {
-        let known = self.ready().processes.iter().find(|p| p.role == role && p.index == index);
-        let known = known.unwrap_or_else(|| panic!("the cluster has no {role} {index}: {:?}", self.ready()));
-        let file = self.data().join("run").join(format!("{role}-{index}.pid"));
-        let now = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
-        Some(now.unwrap_or(known.pid)).filter(|pid| processes::is_alive(*pid))
+        let is_it = |process: &&Process| process.role == role && process.index == index;
+        let restarted = self.restarted();
+        let last = restarted.iter().rev().find(is_it).or_else(|| self.ready().processes.iter().find(is_it));
+        let last = last.unwrap_or_else(|| panic!("the cluster has no {role} {index}: {:?}", self.ready()));
+        Some(last.pid).filter(|pid| processes::is_alive(*pid))
+    }
+
+    /// The roles that `up` has started again since it is up, in order.
+    fn restarted(&self) -> Vec<Process> {
+        let text = std::fs::read_to_string(self.out()).unwrap_or_default();
+        let events = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+        events.filter(|event: &Value| event["event"] == "restarted").filter_map(|event| parse_process(&event)).collect()
     }
 
     /// kill -9 of one role.
@@ -483,24 +501,30 @@ fn die_with_parent(command: &mut Command) {
 
 /// `{"ready":true,"volmgr":"127.0.0.1:1","volume":"demo","processes":[{"role":..,"index":..,"pid":..,"address":..}],..}`
 fn parse_ready(line: &str) -> Option<Ready> {
+    if line == "ready" {
+        return Some(Ready::default());
+    }
     let value: Value = serde_json::from_str(line).ok()?;
     if value["ready"] != true {
         return None;
     }
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let process = |entry: &Value| {
-        Some(Process {
-            role: text(&entry["role"]),
-            index: entry["index"].as_u64().unwrap_or_default(),
-            pid: ProcessId::try_from(entry["pid"].as_u64()?).ok()?,
-            address: text(&entry["address"]),
-        })
-    };
     Some(Ready {
         volmgr: text(&value["volmgr"]),
         volume: text(&value["volume"]),
         cluster: text(&value["cluster"]),
-        processes: value["processes"].as_array()?.iter().filter_map(process).collect(),
+        processes: value["processes"].as_array()?.iter().filter_map(parse_process).collect(),
+    })
+}
+
+/// `{"role":"datanode","index":0,"pid":77,"address":"127.0.0.1:8",...}`
+fn parse_process(entry: &Value) -> Option<Process> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Some(Process {
+        role: text(&entry["role"]),
+        index: entry["index"].as_u64()?,
+        pid: ProcessId::try_from(entry["pid"].as_u64()?).ok()?,
+        address: text(&entry["address"]),
     })
 }
 

@@ -1,1 +1,4 @@
 //! The shard store and its server.
+
+pub mod store;
+mod units;

@@ -1,0 +1,382 @@
+//! The shard store over one disk: segment files that describe themselves, and an index that is a cache of them (D8).
+//!
+//! One [`Store`] writes, on one thread; any number of [`Reader`]s read beside it. All file operations go through
+//! [`io::Directory`], so that tests can crash the store at every one of them. The order that makes it safe:
+//! 1. a batch of requests is appended, every touched segment synced, only then indexed and answered (D6);
+//! 2. a delete is a tombstone first; space goes when it is durable and running readers have left (R5);
+//! 3. a segment is recycled after its live records were copied, synced, and a checkpoint no longer needs it.
+//!
+//! A failed sync or an I/O error takes the disk out of service for good (D6); being full does not.
+
+pub mod bytes;
+pub mod checkpoint;
+pub mod commit;
+pub mod index;
+pub mod io;
+pub mod maintain;
+pub mod read;
+pub mod real;
+pub mod record;
+pub mod recover;
+pub mod scan;
+pub mod segment;
+pub mod space;
+pub mod types;
+pub mod volumes;
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+pub(crate) mod sim;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use holdfast_common::{DiskId, SessionId};
+use parking_lot::{Mutex, RwLock};
+
+use self::commit::AlignedBuffer;
+use self::index::{Index, Phase, SegmentState};
+use self::io::{BLOCK_BYTES, Directory, FileSystemSpace};
+use self::segment::{DATA_START, Segment, SegmentHeader, SegmentKind, file_name, write_header};
+use self::space::{Budget, SpaceBook};
+use self::types::{ShardError, VolumeKey};
+use self::volumes::Volumes;
+use crate::units::to_usize;
+
+/// How long a look at the file system's free space is believed.
+const SPACE_BELIEVED: Duration = Duration::from_millis(100);
+/// Zeros are written ahead in pieces of this size.
+const ZERO_PIECE_BYTES: u64 = 1 << 20;
+
+/// Sizes and habits of a store. Tests make them small.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// The first segment of small shards; each next one is twice as long.
+    pub small_segment_bytes_min: u64,
+    /// No segment of small shards is longer.
+    pub small_segment_bytes_max: u64,
+    /// Length of a bulk segment; sparse.
+    pub bulk_segment_bytes: u64,
+    /// An artificial size of the disk, counted in bytes of shard records.
+    pub limit_bytes: Option<u64>,
+    /// A checkpoint is due after this many records.
+    pub checkpoint_records: u64,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            small_segment_bytes_min: 4 << 20,
+            small_segment_bytes_max: 64 << 20,
+            bulk_segment_bytes: 1 << 30,
+            limit_bytes: None,
+            checkpoint_records: 200_000,
+        }
+    }
+}
+
+/// What readers and the writer share.
+pub(crate) struct State {
+    pub(crate) index: Index,
+    pub(crate) segments: BTreeMap<u32, Arc<Segment>>,
+    pub(crate) volumes: Volumes,
+}
+
+pub(crate) struct Shared {
+    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) disk: DiskId,
+    pub(crate) state: RwLock<State>,
+    pub(crate) book: SpaceBook,
+    pub(crate) limit_bytes: Option<u64>,
+    failed: AtomicBool,
+    /// Bytes of puts that were admitted and are not in the index yet.
+    pub(crate) unapplied_bytes: AtomicU64,
+    space: Mutex<(Instant, FileSystemSpace)>,
+    pub(crate) corrupt_reads: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Takes the disk out of service (D6). Nothing is retried: what the kernel holds of it is unknown from now on.
+    pub(crate) fn poison(&self, what: &str, error: &std::io::Error) -> ShardError {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(disk = self.disk.0, %error, "disk out of service: {what} failed");
+        }
+        ShardError::DiskFailed
+    }
+
+    /// Free space now, without what is reserved.
+    pub(crate) fn budget(&self) -> Result<Budget, ShardError> {
+        let used_bytes = self.state.read().index.used_bytes() + self.unapplied_bytes.load(Ordering::Relaxed);
+        let mut space = self.space.lock();
+        if space.0.elapsed() > SPACE_BELIEVED {
+            let fresh = self.directory.space().map_err(|e| self.poison("statvfs", &e))?;
+            *space = (Instant::now(), fresh);
+        }
+        Ok(Budget::new(&space.1, used_bytes, self.limit_bytes))
+    }
+
+    /// Takes written bytes off the believed free space until the next look.
+    pub(crate) fn spend(&self, bytes: u64) {
+        let mut space = self.space.lock();
+        space.1.available_bytes = space.1.available_bytes.saturating_sub(bytes);
+    }
+
+    /// Makes the next [`Shared::budget`] look again.
+    pub(crate) fn doubt_space(&self) {
+        let mut space = self.space.lock();
+        if let Some(before) = space.0.checked_sub(SPACE_BELIEVED * 2) {
+            space.0 = before;
+        }
+    }
+}
+
+/// Where the next record of a kind goes.
+#[derive(Clone)]
+pub(crate) struct Cursor {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) append: u64,
+}
+
+/// The writing end of a disk's store. One thread owns it.
+pub struct Store {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) options: StoreOptions,
+    /// The next append's number.
+    pub(crate) next_sequence: u64,
+    /// Every append up to this is durable.
+    pub(crate) durable_sequence: u64,
+    pub(crate) next_segment: u32,
+    pub(crate) small: Option<Cursor>,
+    pub(crate) bulk: Option<Cursor>,
+    pub(crate) spares: VecDeque<Arc<Segment>>,
+    pub(crate) spare_planned: bool,
+    pub(crate) dropping: VecDeque<VolumeKey>,
+    pub(crate) records_since_checkpoint: u64,
+    pub(crate) bulk_buffer: AlignedBuffer,
+    pub(crate) compaction: Option<maintain::Compaction>,
+}
+
+/// The reading end; cheap to clone.
+#[derive(Clone)]
+pub struct Reader {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What a disk says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskStatus {
+    /// Out of service after an I/O error.
+    pub failed: bool,
+    /// Its size.
+    pub total_bytes: u64,
+    /// What clients may still write, its share if it shares a file system.
+    pub available_bytes: u64,
+    /// Records of shards.
+    pub used_bytes: u64,
+    /// Shards.
+    pub shards_count: u64,
+    /// Bytes that the scan could not explain.
+    pub damaged_bytes: u64,
+    /// Reads that found damage since the start.
+    pub corrupt_reads: u64,
+    /// st_dev of its host.
+    pub file_system: u64,
+}
+
+impl Store {
+    /// A reading end.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader { shared: self.shared.clone() }
+    }
+
+    /// Whether the disk is out of service.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        self.shared.is_failed()
+    }
+
+    pub(crate) fn take_sequence(&mut self) -> u64 {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        sequence
+    }
+
+    fn plan_segment(&mut self, kind: SegmentKind, size_bytes: u64) -> SegmentHeader {
+        let number = self.next_segment;
+        self.next_segment += 1;
+        let generation = self.take_sequence();
+        SegmentHeader { number, kind, generation, disk: self.shared.disk, size_bytes }
+    }
+
+    fn next_small_bytes(&self) -> u64 {
+        let state = self.shared.state.read();
+        let small = state.index.segments.values().filter(|s| s.kind == SegmentKind::Small);
+        let longest = small.map(|s| s.size_bytes).max().unwrap_or(self.options.small_segment_bytes_min / 2);
+        (longest * 2).clamp(self.options.small_segment_bytes_min, self.options.small_segment_bytes_max)
+    }
+
+    /// A segment to be made ahead of need by [`make_segment`], on any thread, and then handed to [`Store::add_spare`].
+    /// `None` when there is a spare one, or one is being made.
+    pub fn plan_spare(&mut self) -> Option<SegmentHeader> {
+        if !self.spares.is_empty() || self.spare_planned || self.is_failed() {
+            return None;
+        }
+        self.spare_planned = true;
+        let size_bytes = self.next_small_bytes();
+        Some(self.plan_segment(SegmentKind::Small, size_bytes))
+    }
+
+    /// The segment asked for by [`Store::plan_spare`] is ready, or could not be made.
+    pub fn add_spare(&mut self, made: std::io::Result<Arc<Segment>>) {
+        self.spare_planned = false;
+        match made {
+            Ok(segment) => {
+                self.adopt(&segment, Phase::Spare);
+                self.spares.push_back(segment);
+            }
+            Err(error) if io::is_no_space(&error) => {
+                tracing::warn!(disk = self.shared.disk.0, "no space to prepare a segment");
+            }
+            Err(error) => {
+                self.shared.poison("preparing a segment", &error);
+            }
+        }
+    }
+
+    fn adopt(&self, segment: &Arc<Segment>, phase: Phase) {
+        let mut state = self.shared.state.write();
+        let number = segment.header.number;
+        state.index.segments.insert(number, SegmentState { phase, ..SegmentState::empty(&segment.header) });
+        state.segments.insert(number, segment.clone());
+    }
+
+    /// Seals the open segment of a kind and opens the next.
+    pub(crate) fn roll(&mut self, kind: SegmentKind) -> Result<(), ShardError> {
+        let spare = if kind == SegmentKind::Small { self.spares.pop_front() } else { None };
+        let segment = match spare {
+            Some(spare) => spare,
+            None => self.make_now(kind)?,
+        };
+        let cursor = if kind == SegmentKind::Small { &mut self.small } else { &mut self.bulk };
+        let sealed = cursor.replace(Cursor { segment: segment.clone(), append: DATA_START });
+        let mut state = self.shared.state.write();
+        if let Some(sealed) = sealed {
+            let old = state.index.segment_mut(sealed.segment.header.number);
+            old.phase = Phase::Sealed;
+            old.append = sealed.append;
+        }
+        state.index.segment_mut(segment.header.number).phase = Phase::Open;
+        Ok(())
+    }
+
+    fn make_now(&mut self, kind: SegmentKind) -> Result<Arc<Segment>, ShardError> {
+        let size_bytes = match kind {
+            SegmentKind::Small => self.next_small_bytes(),
+            SegmentKind::Bulk => self.options.bulk_segment_bytes,
+        };
+        let header = self.plan_segment(kind, size_bytes);
+        match make_segment(&*self.shared.directory, header, false) {
+            Ok(segment) => {
+                self.adopt(&segment, Phase::Spare);
+                Ok(segment)
+            }
+            Err(error) if io::is_no_space(&error) => {
+                self.shared.doubt_space();
+                Err(ShardError::NoSpace)
+            }
+            Err(error) => Err(self.shared.poison("making a segment", &error)),
+        }
+    }
+}
+
+/// Makes a segment file, durable with its name when this returns. With `zeroed`, its blocks are written, so that later
+/// syncs of it touch no metadata (R31).
+///
+/// # Errors
+/// Any I/O error; what was made of the file is then removed if it can be.
+pub fn make_segment(directory: &dyn Directory, header: SegmentHeader, zeroed: bool) -> std::io::Result<Arc<Segment>> {
+    let name = file_name(header.kind, header.number);
+    let made = try_make_segment(directory, header, zeroed, &name);
+    if made.is_err() {
+        let _ = directory.remove(&name);
+    }
+    made
+}
+
+fn try_make_segment(
+    directory: &dyn Directory,
+    header: SegmentHeader,
+    zeroed: bool,
+    name: &str,
+) -> std::io::Result<Arc<Segment>> {
+    let file = directory.create(name)?;
+    file.set_length(header.size_bytes)?;
+    if zeroed {
+        let zeros = AlignedBuffer::new(to_usize(ZERO_PIECE_BYTES));
+        let mut offset = 0;
+        while offset < header.size_bytes {
+            let piece = ZERO_PIECE_BYTES.min(header.size_bytes - offset);
+            file.write_direct(offset, zeros.bytes(to_usize(piece)))?;
+            offset += piece;
+        }
+    }
+    file.sync_data()?;
+    write_header(&*file, &header)?;
+    directory.sync()?;
+    debug_assert!(header.size_bytes.is_multiple_of(BLOCK_BYTES));
+    Ok(Segment::new(header, file))
+}
+
+impl Reader {
+    /// What the disk says of itself.
+    #[must_use]
+    pub fn status(&self) -> DiskStatus {
+        let budget = self.shared.budget().ok().map(|mut budget| {
+            self.shared.book.fill(&mut budget, SessionId(0), Instant::now());
+            budget
+        });
+        let failed = self.shared.is_failed();
+        let state = self.shared.state.read();
+        DiskStatus {
+            failed,
+            total_bytes: budget.map_or(0, |b| b.total_bytes()),
+            available_bytes: if failed { 0 } else { budget.map_or(0, |b| b.share()) },
+            used_bytes: state.index.used_bytes(),
+            shards_count: state.index.shards_count(),
+            damaged_bytes: state.index.damaged_bytes(),
+            corrupt_reads: self.shared.corrupt_reads.load(Ordering::Relaxed),
+            file_system: self.shared.space.lock().1.file_system,
+        }
+    }
+
+    /// Whether the disk is out of service.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        self.shared.is_failed()
+    }
+
+    /// Sets a session's reservation and says what was granted, and what is available to it beyond.
+    ///
+    /// # Errors
+    /// [`ShardError::DiskFailed`].
+    pub fn reserve(&self, session: SessionId, wanted_bytes: u64, lease: Duration) -> Result<(u64, u64), ShardError> {
+        if self.is_failed() {
+            return Err(ShardError::DiskFailed);
+        }
+        let mut budget = self.shared.budget()?;
+        let now = Instant::now();
+        let granted = self.shared.book.reserve(budget, session, wanted_bytes, lease, now);
+        let own = self.shared.book.fill(&mut budget, session, now);
+        Ok((granted, budget.for_session(own).saturating_sub(own)))
+    }
+}

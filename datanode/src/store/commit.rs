@@ -1,0 +1,532 @@
+//! The write path: a batch of requests becomes appended records, one sync a touched segment, index changes, answers.
+//!
+//! The order is the promise (D6): nothing is indexed or answered before the syncs returned. A request that contradicts
+//! an earlier one of the same batch (a delete of a chunk just put) ends the batch before it, so that within a batch
+//! every request can be decided against the index as it stands.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use holdfast_common::ChunkId;
+use holdfast_common::limits::PAGE_BYTES;
+
+use super::index::{Entry, Location};
+use super::io::is_no_space;
+use super::record::{self, Body, TOMBSTONE_CHUNKS_MAX, encode, shard_header_area_bytes, tombstone_bytes};
+use super::scan::read_header;
+use super::segment::{Segment, SegmentKind};
+use super::types::{ChunkKey, Done, Outcome, Put, Request, ShardError, ShardKey, ShardMeta, VolumeKey};
+use super::volumes::VolumeState;
+use super::{Cursor, Store};
+use crate::units::to_usize;
+
+/// Most bytes written to a segment by one write.
+pub const LANE_BYTES: usize = 8 << 20;
+const _: () = assert!(record::RECORD_BYTES_MAX <= LANE_BYTES as u64);
+
+/// Memory aligned as O_DIRECT wants it.
+pub struct AlignedBuffer {
+    storage: Vec<u8>,
+    start: usize,
+}
+
+impl AlignedBuffer {
+    /// Zeros.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        const ALIGNMENT: usize = 4096;
+        let storage = vec![0; bytes + ALIGNMENT];
+        let start = storage.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        Self { storage, start }
+    }
+
+    /// The first `count` bytes.
+    #[must_use]
+    pub fn bytes(&self, count: usize) -> &[u8] {
+        &self.storage[self.start..self.start + count]
+    }
+
+    fn range_mut(&mut self, offset: usize, count: usize) -> &mut [u8] {
+        &mut self.storage[self.start + offset..self.start + offset + count]
+    }
+}
+
+/// What a written record changes in the index once it is durable.
+pub(super) enum Change {
+    Put { key: ShardKey, meta: Box<ShardMeta>, version: u64, at: Location },
+    Delete { volume: VolumeKey, chunks: Vec<ChunkId>, version: u64, at: Location },
+    MoveShard { key: ShardKey, from: Location, to: Location },
+    MoveTombstone { version: u64, to: Location },
+}
+
+struct Planned {
+    change: Change,
+    /// Which request it answers, if any.
+    request: Option<usize>,
+    failed: bool,
+}
+
+/// Records on their way to one segment.
+#[derive(Default)]
+struct Lane {
+    used: usize,
+    /// Planned changes whose records are in the buffer.
+    pending: Vec<usize>,
+}
+
+/// One group commit.
+#[derive(Default)]
+pub(super) struct Batch {
+    planned: Vec<Planned>,
+    outcomes: Vec<Option<Outcome>>,
+    /// Requests that another of the batch answers too.
+    twins: Vec<(usize, usize)>,
+    shards: BTreeMap<ShardKey, usize>,
+    put_chunks: BTreeSet<ChunkKey>,
+    deleted_chunks: BTreeSet<ChunkKey>,
+    small: Lane,
+    small_buffer: Vec<u8>,
+    bulk: Lane,
+    touched: Vec<Arc<Segment>>,
+}
+
+impl Batch {
+    fn must_end_before(&self, request: &Request) -> bool {
+        match request {
+            Request::Put(put) => self.deleted_chunks.contains(&put.meta.key.chunk),
+            Request::Delete { volume, chunks } => chunks.iter().any(|chunk| {
+                let key = ChunkKey { volume: *volume, chunk: *chunk };
+                self.put_chunks.contains(&key) || self.deleted_chunks.contains(&key)
+            }),
+            Request::SetFloor { .. } | Request::DropVolume { .. } => !self.outcomes.is_empty(),
+        }
+    }
+
+    fn lane(&self, kind: SegmentKind) -> &Lane {
+        match kind {
+            SegmentKind::Small => &self.small,
+            SegmentKind::Bulk => &self.bulk,
+        }
+    }
+
+    fn lane_mut(&mut self, kind: SegmentKind) -> &mut Lane {
+        match kind {
+            SegmentKind::Small => &mut self.small,
+            SegmentKind::Bulk => &mut self.bulk,
+        }
+    }
+
+    /// Notes what the record just appended to the lane changes.
+    fn plan(&mut self, kind: SegmentKind, change: Change, request: Option<usize>) {
+        let number = self.planned.len();
+        self.lane_mut(kind).pending.push(number);
+        self.planned.push(Planned { change, request, failed: false });
+    }
+
+    fn touch(&mut self, segment: &Arc<Segment>) {
+        if !self.touched.iter().any(|t| t.header.number == segment.header.number) {
+            self.touched.push(segment.clone());
+        }
+    }
+}
+
+/// What follows a header.
+enum Payload<'a> {
+    None,
+    /// From the network: every page is verified while it is copied.
+    Verified(&'a Put),
+    /// From another segment, as it stands there.
+    Raw(&'a [u8]),
+}
+
+impl Store {
+    /// Executes requests in order and makes them durable together. One outcome for each, in the same order.
+    pub fn commit(&mut self, requests: &[Request]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(requests.len());
+        while outcomes.len() < requests.len() {
+            let rest = &requests[outcomes.len()..];
+            if self.is_failed() {
+                outcomes.extend(rest.iter().map(|_| Err(ShardError::DiskFailed)));
+            } else {
+                outcomes.extend(self.commit_some(rest));
+            }
+        }
+        outcomes
+    }
+
+    /// Commits a prefix of the requests, one at least.
+    fn commit_some(&mut self, requests: &[Request]) -> Vec<Outcome> {
+        match &requests[0] {
+            Request::SetFloor { volume, floor } => return vec![self.set_floor(volume, *floor)],
+            Request::DropVolume { volume } => return vec![self.drop_volume(volume)],
+            Request::Put(_) | Request::Delete { .. } => {}
+        }
+        let mut batch = Batch::default();
+        for (number, request) in requests.iter().enumerate() {
+            if batch.must_end_before(request) {
+                break;
+            }
+            let settled = match request {
+                Request::Put(put) => self.plan_put(&mut batch, number, put),
+                Request::Delete { volume, chunks } => self.plan_delete(&mut batch, number, volume, chunks),
+                Request::SetFloor { .. } | Request::DropVolume { .. } => unreachable!("ends the batch before"),
+            };
+            batch.outcomes.push(settled.transpose());
+        }
+        self.finish(batch)
+    }
+
+    /// `None` when the answer waits for the batch's sync.
+    fn plan_put(&mut self, batch: &mut Batch, number: usize, put: &Put) -> Result<Option<Done>, ShardError> {
+        let meta = &put.meta;
+        if put.payload.len() as u64 != u64::from(meta.shard_length_bytes) {
+            return Err(ShardError::Invalid("the payload is not as long as the header says"));
+        }
+        if let Some(twin) = batch.shards.get(&meta.key).copied() {
+            let Change::Put { meta: first, .. } = &batch.planned[twin].change else {
+                unreachable!("shards maps to puts")
+            };
+            if **first != *meta {
+                return Err(ShardError::Conflict);
+            }
+            batch.twins.push((number, twin));
+            return Ok(None);
+        }
+        if self.exists_already(meta)? {
+            return Ok(Some(Done::default()));
+        }
+        let kind = if meta.is_small() { SegmentKind::Small } else { SegmentKind::Bulk };
+        let area = shard_header_area_bytes(&meta.stripe, meta.shard_length_bytes, kind.alignment_bytes());
+        let bytes = area + u64::from(meta.shard_length_bytes);
+        self.admit(put, bytes)?;
+        let body = Body::Shard(meta.clone());
+        let (at, version) = self.append(batch, kind, None, bytes, &body, &Payload::Verified(put))?;
+        batch.shards.insert(meta.key, batch.planned.len());
+        batch.put_chunks.insert(meta.key.chunk);
+        let change = Change::Put { key: meta.key, meta: Box::new(meta.clone()), version, at };
+        batch.plan(kind, change, Some(number));
+        Ok(None)
+    }
+
+    /// Whether this very shard is here (R1). Refuses what must not be put at all.
+    fn exists_already(&self, meta: &ShardMeta) -> Result<bool, ShardError> {
+        let (entry, segment) = {
+            let state = self.shared.state.read();
+            let volume = state.volumes.get(&meta.key.chunk.volume);
+            if volume.dropped {
+                return Err(ShardError::Dropped);
+            }
+            if meta.key.chunk.chunk < volume.floor {
+                return Err(ShardError::BelowFloor(volume.floor));
+            }
+            let Some(entry) = state.index.get(&meta.key) else { return Ok(false) };
+            (entry.clone(), state.segments[&entry.at.segment].clone())
+        };
+        match read_header(&segment, entry.at.offset) {
+            Ok(Some(record::Header { body: Body::Shard(stored), .. })) if stored == *meta => Ok(true),
+            Err(super::scan::ScanError::Io(error)) => Err(self.shared.poison("reading a header", &error)),
+            _ => Err(ShardError::Conflict),
+        }
+    }
+
+    /// Takes the space of a put before any byte of it is written (R29).
+    fn admit(&self, put: &Put, bytes: u64) -> Result<(), ShardError> {
+        let mut budget = self.shared.budget()?;
+        let mut own = self.shared.book.fill(&mut budget, put.session, Instant::now());
+        if budget.for_session(own) < bytes {
+            self.shared.doubt_space();
+            budget = self.shared.budget()?;
+            own = self.shared.book.fill(&mut budget, put.session, Instant::now());
+            if budget.for_session(own) < bytes {
+                return Err(ShardError::NoSpace);
+            }
+        }
+        self.shared.book.draw(put.session, bytes);
+        self.shared.spend(bytes);
+        self.shared.unapplied_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// `None` when the answer waits for the batch's sync.
+    fn plan_delete(
+        &mut self,
+        batch: &mut Batch,
+        number: usize,
+        volume: &VolumeKey,
+        chunks: &[ChunkId],
+    ) -> Result<Option<Done>, ShardError> {
+        let present: BTreeSet<ChunkId> = {
+            let state = self.shared.state.read();
+            if state.volumes.get(volume).dropped {
+                return Ok(Some(Done::default()));
+            }
+            let key = |chunk| ChunkKey { volume: *volume, chunk };
+            chunks.iter().copied().filter(|chunk| state.index.has_chunk(&key(*chunk))).collect()
+        };
+        if present.is_empty() {
+            return Ok(Some(Done::default()));
+        }
+        let present: Vec<ChunkId> = present.into_iter().collect();
+        for part in present.chunks(TOMBSTONE_CHUNKS_MAX) {
+            let body = Body::Tombstone { volume: *volume, chunks: part.to_vec() };
+            let bytes = tombstone_bytes(part.len());
+            let (at, version) = self.append(batch, SegmentKind::Small, None, bytes, &body, &Payload::None)?;
+            let change = Change::Delete { volume: *volume, chunks: part.to_vec(), version, at };
+            batch.plan(SegmentKind::Small, change, Some(number));
+            batch.deleted_chunks.extend(part.iter().map(|chunk| ChunkKey { volume: *volume, chunk: *chunk }));
+        }
+        Ok(None)
+    }
+
+    /// Puts a record into its lane, and the lane to disk first if it is full. A record without a version gets its append
+    /// number as one. Nothing is taken when it fails.
+    fn append(
+        &mut self,
+        batch: &mut Batch,
+        kind: SegmentKind,
+        version: Option<u64>,
+        bytes: u64,
+        body: &Body,
+        payload: &Payload<'_>,
+    ) -> Result<(Location, u64), ShardError> {
+        let used = batch.lane(kind).used;
+        let fits = self.cursor(kind).is_some_and(|c| {
+            c.append + used as u64 + bytes <= c.segment.header.size_bytes && used + to_usize(bytes) <= LANE_BYTES
+        });
+        if !fits {
+            self.flush(batch, kind)?;
+            let room = self.cursor(kind).is_some_and(|c| c.append + bytes <= c.segment.header.size_bytes);
+            if !room {
+                self.roll(kind)?;
+            }
+        }
+        let cursor = self.cursor(kind).expect("rolled");
+        let used = batch.lane(kind).used;
+        let place = cursor.segment.place(cursor.append + used as u64);
+        let version = version.unwrap_or(self.next_sequence);
+        let header = encode(&place, self.next_sequence, self.durable_sequence, version, bytes, body);
+        let into = match kind {
+            SegmentKind::Small => {
+                batch.small_buffer.resize(used + to_usize(bytes), 0);
+                &mut batch.small_buffer[used..]
+            }
+            SegmentKind::Bulk => self.bulk_buffer.range_mut(used, to_usize(bytes)),
+        };
+        fill(into, &header, payload)?;
+        self.next_sequence += 1;
+        batch.lane_mut(kind).used += to_usize(bytes);
+        Ok((Location { segment: place.segment, offset: place.offset, bytes }, version))
+    }
+
+    fn cursor(&self, kind: SegmentKind) -> Option<&Cursor> {
+        match kind {
+            SegmentKind::Small => self.small.as_ref(),
+            SegmentKind::Bulk => self.bulk.as_ref(),
+        }
+    }
+
+    /// Writes a lane to its segment. Records that did not fit on the disk fail alone; anything worse fails the disk.
+    fn flush(&mut self, batch: &mut Batch, kind: SegmentKind) -> Result<(), ShardError> {
+        let used = std::mem::take(&mut batch.lane_mut(kind).used);
+        let pending = std::mem::take(&mut batch.lane_mut(kind).pending);
+        if used == 0 {
+            return Ok(());
+        }
+        let Cursor { segment, append } = self.cursor(kind).expect("a lane with bytes has a segment").clone();
+        batch.touch(&segment);
+        let written = match kind {
+            SegmentKind::Small => segment.file.write_at(append, &batch.small_buffer[..used]),
+            SegmentKind::Bulk => segment.file.write_direct(append, self.bulk_buffer.bytes(used)),
+        };
+        match written {
+            Ok(()) => {}
+            Err(error) if is_no_space(&error) => {
+                // What was written of these records must not be taken for them once their numbers count as durable:
+                // the hole is synced with this batch, before a later record can say so.
+                segment.file.punch(append, used as u64).map_err(|e| self.shared.poison("punching", &e))?;
+                self.shared.doubt_space();
+                for planned in pending {
+                    batch.planned[planned].failed = true;
+                }
+                if kind == SegmentKind::Small {
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(self.shared.poison("writing", &error)),
+        }
+        let cursor = match kind {
+            SegmentKind::Small => self.small.as_mut(),
+            SegmentKind::Bulk => self.bulk.as_mut(),
+        };
+        cursor.expect("just used").append = append + used as u64;
+        Ok(())
+    }
+
+    /// Writes, syncs, indexes and answers.
+    fn finish(&mut self, mut batch: Batch) -> Vec<Outcome> {
+        let durable = self.make_durable(&mut batch);
+        if let Err(error) = durable {
+            return batch.outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(error))).collect();
+        }
+        let mut results: Vec<Result<Done, ShardError>> = vec![Ok(Done::default()); batch.planned.len()];
+        self.apply(&batch, &mut results);
+        for (planned, result) in batch.planned.iter().zip(&results) {
+            let Some(request) = planned.request else { continue };
+            merge(&mut batch.outcomes[request], *result);
+        }
+        for (request, twin) in &batch.twins {
+            batch.outcomes[*request] = Some(results[*twin]);
+        }
+        batch.outcomes.into_iter().map(|o| o.expect("every request was settled or planned")).collect()
+    }
+
+    fn make_durable(&mut self, batch: &mut Batch) -> Result<(), ShardError> {
+        self.flush(batch, SegmentKind::Bulk)?;
+        self.flush(batch, SegmentKind::Small)?;
+        for segment in &batch.touched {
+            segment.file.sync_data().map_err(|e| self.shared.poison("fdatasync", &e))?;
+        }
+        if self.is_failed() {
+            return Err(ShardError::DiskFailed);
+        }
+        self.durable_sequence = self.next_sequence - 1;
+        Ok(())
+    }
+
+    fn apply(&mut self, batch: &Batch, results: &mut [Result<Done, ShardError>]) {
+        let mut state = self.shared.state.write();
+        self.shared.unapplied_bytes.store(0, Ordering::Relaxed);
+        let index = &mut state.index;
+        for (planned, result) in batch.planned.iter().zip(results) {
+            if planned.failed {
+                *result = Err(ShardError::NoSpace);
+                continue;
+            }
+            self.records_since_checkpoint += 1;
+            match &planned.change {
+                Change::Put { key, meta, version, at } => {
+                    let stripe = index.intern(&meta.stripe);
+                    let entry = Entry {
+                        at: *at,
+                        version: *version,
+                        nonce: meta.nonce,
+                        shard_length_bytes: meta.shard_length_bytes,
+                        chunk_length_bytes: meta.chunk_length_bytes,
+                        stripe,
+                    };
+                    index.insert_shard(*key, entry);
+                }
+                Change::Delete { volume, chunks, version, at } => {
+                    let deleted_count = index.apply_tombstone(*volume, chunks, *version, *at);
+                    *result = Ok(Done { deleted_count });
+                }
+                Change::MoveShard { key, from, to } => index.move_shard(key, *from, *to),
+                Change::MoveTombstone { version, to } => index.move_tombstone(*version, *to),
+            }
+        }
+        for cursor in [&self.small, &self.bulk].into_iter().flatten() {
+            index.segment_mut(cursor.segment.header.number).append = cursor.append;
+        }
+    }
+
+    /// Appends copies of records for compaction and makes them durable. Their changes are applied like any other.
+    pub(super) fn commit_copies(&mut self, copies: &[Copied]) -> Result<(), ShardError> {
+        let mut batch = Batch::default();
+        for copy in copies {
+            let payload = if copy.payload.is_empty() { Payload::None } else { Payload::Raw(&copy.payload) };
+            let version = Some(copy.version);
+            let (to, _) =
+                self.append(&mut batch, SegmentKind::Small, version, copy.record_bytes, &copy.body, &payload)?;
+            let change = match &copy.body {
+                Body::Shard(meta) => Change::MoveShard { key: meta.key, from: copy.from, to },
+                Body::Tombstone { .. } | Body::Filler => Change::MoveTombstone { version: copy.version, to },
+            };
+            batch.plan(SegmentKind::Small, change, None);
+        }
+        self.make_durable(&mut batch)?;
+        let mut results = vec![Ok(Done::default()); batch.planned.len()];
+        self.apply(&batch, &mut results);
+        results.into_iter().try_for_each(|result| result.map(|_| ()))
+    }
+
+    fn set_floor(&mut self, volume: &VolumeKey, floor: ChunkId) -> Outcome {
+        let mut volumes = self.shared.state.read().volumes.clone();
+        let known = volumes.get(volume);
+        if known.dropped || known.floor >= floor {
+            return Ok(Done::default());
+        }
+        volumes.0.insert(*volume, VolumeState { floor, ..known });
+        self.store_volumes(volumes)
+    }
+
+    fn drop_volume(&mut self, volume: &VolumeKey) -> Outcome {
+        let mut volumes = self.shared.state.read().volumes.clone();
+        if volumes.get(volume).dropped {
+            return Ok(Done::default());
+        }
+        volumes.0.insert(*volume, VolumeState { dropped: true, ..VolumeState::default() });
+        self.store_volumes(volumes)?;
+        self.dropping.push_back(*volume);
+        Ok(Done::default())
+    }
+
+    fn store_volumes(&mut self, volumes: super::Volumes) -> Outcome {
+        match volumes.store(&*self.shared.directory) {
+            Ok(()) => {
+                self.shared.state.write().volumes = volumes;
+                Ok(Done::default())
+            }
+            // The old file stands, and nothing was promised.
+            Err(error) if is_no_space(&error) => Err(ShardError::NoSpace),
+            Err(error) => Err(self.shared.poison("replacing the volumes file", &error)),
+        }
+    }
+}
+
+/// A record that compaction carries to another segment.
+pub(super) struct Copied {
+    pub(super) from: Location,
+    pub(super) version: u64,
+    pub(super) record_bytes: u64,
+    pub(super) body: Body,
+    pub(super) payload: Vec<u8>,
+}
+
+/// Writes header, padding and payload. Verifies the payload in the same pass over it.
+fn fill(into: &mut [u8], header: &[u8], payload: &Payload<'_>) -> Result<(), ShardError> {
+    let payload_bytes = match payload {
+        Payload::None => 0,
+        Payload::Verified(put) => put.payload.len(),
+        Payload::Raw(bytes) => bytes.len(),
+    };
+    let (area, body) = into.split_at_mut(into.len() - payload_bytes);
+    area[..header.len()].copy_from_slice(header);
+    area[header.len()..].fill(0);
+    match payload {
+        Payload::None => {}
+        Payload::Raw(bytes) => body.copy_from_slice(bytes),
+        Payload::Verified(put) => {
+            let place = put.meta.key.place();
+            let pages = put.payload.chunks_exact(PAGE_BYTES as usize).zip(0..);
+            let copies = body.chunks_exact_mut(PAGE_BYTES as usize);
+            for (((page, index), expected), copy) in pages.zip(put.meta.page_checksums.chunks_exact(4)).zip(copies) {
+                if place.page_checksum(index, page).to_le_bytes() != expected {
+                    return Err(ShardError::Invalid("a page does not match its checksum"));
+                }
+                copy.copy_from_slice(page);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A request of several records is answered by all of them.
+fn merge(outcome: &mut Option<Outcome>, result: Outcome) {
+    *outcome = Some(match (*outcome, result) {
+        (None, result) => result,
+        (Some(Ok(a)), Ok(b)) => Ok(Done { deleted_count: a.deleted_count + b.deleted_count }),
+        (Some(Err(error)), _) | (Some(Ok(_)), Err(error)) => Err(error),
+    });
+}

@@ -1,0 +1,276 @@
+//! The store is cut off at every file operation, and what a machine then finds is checked against what was promised:
+//! every acknowledged put reads back whole, every acknowledged delete stays deleted, nothing else is ever served, and
+//! the store always opens, with or without its checkpoint to the same shards.
+
+use std::collections::BTreeMap;
+
+use holdfast_common::ChunkId;
+
+use super::sim::{Random, SimDisk, Survival};
+use super::tests::{DISK, VOLUME, delete, key, options, payload, put, read};
+use super::types::{Request, ShardError};
+use super::{Store, make_segment};
+
+/// Chunks the workload uses: few, so that puts and deletes meet.
+const CHUNKS: u64 = 24;
+
+/// What a chunk holds: the nonce and length of its shard.
+type Content = Option<(u64, usize)>;
+
+/// What was promised of every chunk, and what may be instead because its request was not answered.
+#[derive(Clone, Default)]
+struct Promises {
+    acknowledged: BTreeMap<u64, Content>,
+    possible: BTreeMap<u64, Vec<Content>>,
+    floor: u64,
+    floor_possible: u64,
+    next_nonce: u64,
+}
+
+impl Promises {
+    fn allows(&self, chunk: u64, content: Content) -> bool {
+        self.acknowledged.get(&chunk).copied().flatten() == content
+            || self.possible.get(&chunk).is_some_and(|possible| possible.contains(&content))
+    }
+
+    fn latest(&self, chunk: u64) -> Content {
+        let pending = self.possible.get(&chunk).and_then(|p| p.last().copied());
+        pending.unwrap_or_else(|| self.acknowledged.get(&chunk).copied().flatten())
+    }
+}
+
+fn random_request(random: &mut Random, promises: &mut Promises) -> (Request, Vec<(u64, Content)>) {
+    let chunk = promises.floor_possible + random.below(CHUNKS) + 1;
+    match promises.latest(chunk) {
+        None => {
+            promises.next_nonce += 1;
+            let nonce = promises.next_nonce;
+            let pages = if random.chance(30) { 16 + random.below(8) } else { 1 + random.below(10) };
+            let bytes = usize::try_from(pages).unwrap() * 4096;
+            (Request::Put(put(chunk, nonce, bytes)), vec![(chunk, Some((nonce, bytes)))])
+        }
+        Some((nonce, bytes)) if random.chance(15) => {
+            (Request::Put(put(chunk, nonce, bytes)), vec![(chunk, Some((nonce, bytes)))])
+        }
+        Some(_) => {
+            let more = promises.floor_possible + random.below(CHUNKS) + 1;
+            (delete(&[chunk, more]), vec![(chunk, None), (more, None)])
+        }
+    }
+}
+
+fn commit_some(store: &mut Store, random: &mut Random, promises: &mut Promises) {
+    let mut requests = Vec::new();
+    let mut effects = Vec::new();
+    for _ in 0..=random.below(6) {
+        let (request, effect) = random_request(random, promises);
+        for (chunk, content) in &effect {
+            promises.possible.entry(*chunk).or_default().push(*content);
+        }
+        requests.push(request);
+        effects.push(effect);
+    }
+    let outcomes = store.commit(&requests);
+    if outcomes.contains(&Err(ShardError::DiskFailed)) {
+        // Parts of it may be answered already; what they say is among what is possible.
+        for (outcome, effect) in outcomes.iter().zip(effects) {
+            if outcome.is_ok() {
+                for (chunk, content) in effect {
+                    promises.acknowledged.insert(chunk, content);
+                }
+            }
+        }
+        return;
+    }
+    for ((outcome, effect), request) in outcomes.iter().zip(effects).zip(&requests) {
+        assert!(outcome.is_ok(), "{outcome:?} for {request:?}");
+        for (chunk, content) in effect {
+            promises.acknowledged.insert(chunk, content);
+        }
+    }
+    promises.possible.clear();
+}
+
+fn work(store: &mut Store, disk: &SimDisk, random: &mut Random, promises: &mut Promises, steps: u64) {
+    for _ in 0..steps {
+        match random.below(20) {
+            0..=10 => commit_some(store, random, promises),
+            11..=15 => {
+                store.maintain(random.chance(50));
+            }
+            16 => {
+                let _ = store.checkpoint();
+            }
+            17 if random.chance(10) => raise_floor(store, promises),
+            _ => {
+                if let Some(header) = store.plan_spare() {
+                    store.add_spare(make_segment(&*disk.directory(), header, random.chance(50)));
+                }
+            }
+        }
+        if disk.is_cut() {
+            return;
+        }
+    }
+}
+
+fn raise_floor(store: &mut Store, promises: &mut Promises) {
+    promises.floor_possible += 1;
+    let floor = ChunkId(promises.floor_possible);
+    if store.commit(&[Request::SetFloor { volume: VOLUME, floor }])[0].is_ok() {
+        promises.floor = promises.floor_possible;
+    }
+}
+
+/// What a store says it holds, each of it read back whole.
+fn contents(store: &Store, context: &str) -> BTreeMap<u64, Content> {
+    let reader = store.reader();
+    let (listed, end) = reader.list(&VOLUME, ChunkId(0), usize::MAX).unwrap();
+    assert!(end);
+    let mut found = BTreeMap::new();
+    for (shard, entry) in listed {
+        let chunk = shard.chunk.chunk.0;
+        assert_eq!(shard, key(chunk));
+        let bytes = usize::try_from(entry.shard_length_bytes).unwrap();
+        let served = read(&reader, chunk, entry.nonce, bytes);
+        let right = served.as_ref().is_ok_and(|served| *served == payload(chunk, entry.nonce, bytes));
+        assert!(right, "chunk {chunk} at {:?} gives {:?} {context}", entry.at, served.err());
+        found.insert(chunk, Some((entry.nonce, bytes)));
+    }
+    found
+}
+
+/// Opens what a crash left and checks every promise. Returns the disk, the store and what is true now.
+fn check(crashed: SimDisk, mut promises: Promises, context: &str) -> (SimDisk, Store, Promises) {
+    // A second crash right after opening must change nothing, and neither must the loss of the checkpoint.
+    let bare = crashed.after_crash(Survival::All, &mut Random(0));
+    bare.lose("checkpoint");
+    let (store, report) = Store::open(crashed.directory(), DISK, options()).expect(context);
+    assert_eq!((report.damaged_bytes, report.damaged_segments), (0, 0), "{context}");
+    let found = contents(&store, context);
+    for chunk in 1..=promises.floor_possible + CHUNKS {
+        let content = found.get(&chunk).copied().flatten();
+        let promised = promises.acknowledged.get(&chunk);
+        let possible = promises.possible.get(&chunk);
+        assert!(
+            promises.allows(chunk, content),
+            "chunk {chunk} holds {content:?}, acknowledged {promised:?}, possible {possible:?} {context}"
+        );
+    }
+    assert_eq!(found.range(promises.floor_possible + CHUNKS + 1..).count(), 0, "{context}");
+    let floor = store.shared.state.read().volumes.get(&VOLUME).floor.0;
+    assert!(floor == promises.floor || floor == promises.floor_possible, "{context}");
+    let (scanned, report) = Store::open(bare.directory(), DISK, options()).expect(context);
+    assert!(!report.checkpoint_used);
+    assert_eq!((report.damaged_bytes, report.damaged_segments), (0, 0), "by scan {context}");
+    assert_eq!(contents(&scanned, context), found, "by scan {context}");
+    accounts(&store, context);
+    accounts(&scanned, context);
+    promises.acknowledged = found;
+    promises.possible.clear();
+    promises.floor = floor;
+    promises.floor_possible = floor;
+    (crashed, store, promises)
+}
+
+/// The index's sums agree with its parts, and no tombstone is kept that nothing pins.
+fn accounts(store: &Store, context: &str) {
+    let state = store.shared.state.read();
+    let index = &state.index;
+    let mut live: BTreeMap<u32, u64> = BTreeMap::new();
+    for entry in index.volumes.values().flat_map(BTreeMap::values) {
+        *live.entry(entry.at.segment).or_default() += entry.at.bytes;
+    }
+    let shards_bytes: u64 = live.values().sum();
+    let punch_bytes: u64 = index.punches.iter().map(|p| p.at.bytes).sum();
+    assert_eq!(index.used_bytes(), shards_bytes + punch_bytes, "{context}");
+    for record in index.tombstone_records.values() {
+        *live.entry(record.at.segment).or_default() += record.at.bytes;
+        assert!(!record.chunks.is_empty(), "{context}");
+    }
+    for (number, segment) in &index.segments {
+        assert_eq!(segment.live_bytes, live.get(number).copied().unwrap_or(0), "segment {number} {context}");
+    }
+    let mut pins: BTreeMap<_, u32> = BTreeMap::new();
+    for segment in index.segments.values() {
+        segment.pinned.iter().for_each(|chunk| *pins.entry(*chunk).or_default() += 1);
+    }
+    index.punches.iter().filter_map(|p| p.chunk).for_each(|chunk| *pins.entry(chunk).or_default() += 1);
+    for (chunk, tombstone) in &index.tombstones {
+        assert_eq!(Some(&tombstone.pins), pins.get(chunk), "{chunk:?} {context}");
+    }
+}
+
+fn formatted() -> SimDisk {
+    let disk = SimDisk::new();
+    super::recover::create(&*disk.directory()).unwrap();
+    disk
+}
+
+const SURVIVALS: [Survival; 3] = [Survival::Nothing, Survival::Some, Survival::All];
+
+/// One workload, cut off at each of its operations in turn.
+#[test]
+fn a_crash_at_any_operation_breaks_no_promise() {
+    let seed = seed(0x5eed_0001);
+    let run = |cut: Option<u64>| {
+        let disk = formatted();
+        if let Some(cut) = cut {
+            disk.cut_after(cut);
+        }
+        let mut random = Random(seed);
+        let mut promises = Promises::default();
+        if let Ok((mut store, _)) = Store::open(disk.directory(), DISK, options()) {
+            work(&mut store, &disk, &mut random, &mut promises, 90);
+        }
+        (disk, promises)
+    };
+    let operations = run(None).0.operations();
+    assert!(operations > 300, "the workload is too small to mean anything: {operations}");
+    for cut in 1..=operations {
+        let (disk, promises) = run(Some(cut));
+        let log = disk.log();
+        for survival in SURVIVALS {
+            let context = format!("seed {seed:#x} cut at {cut} ({}), surviving {survival:?}", log[log.len() - 1]);
+            let mut random = Random(seed ^ cut);
+            check(disk.after_crash(survival, &mut random), promises.clone(), &context);
+        }
+    }
+}
+
+/// Many lives of one disk, each cut off somewhere, in recovery too.
+#[test]
+fn many_crashes_in_a_row_break_no_promise() {
+    let seed = seed(0x5eed_0002);
+    for number in 0..8 {
+        let mut random = Random(seed + number);
+        let mut disk = formatted();
+        let mut promises = Promises::default();
+        for life in 0..10 {
+            let context = format!("seed {seed:#x} disk {number} life {life}");
+            let survival = SURVIVALS[usize::try_from(random.below(3)).unwrap()];
+            disk.cut_after(1 + random.below(250));
+            if let Ok((mut store, _)) = Store::open(disk.directory(), DISK, options()) {
+                work(&mut store, &disk, &mut random, &mut promises, 120);
+            }
+            let crashed = disk.after_crash(survival, &mut random);
+            if random.chance(30) {
+                // Cut off while it recovers; the next start has to cope with that too.
+                crashed.cut_after(1 + random.below(4));
+                let _ = Store::open(crashed.directory(), DISK, options());
+                disk = crashed.after_crash(survival, &mut random);
+            } else {
+                disk = crashed;
+            }
+            let (checked, store, now) = check(disk, promises, &context);
+            drop(store);
+            disk = checked.after_crash(Survival::Nothing, &mut random);
+            promises = now;
+        }
+    }
+}
+
+/// The seed is fixed, so that a run is repeatable; `HOLDFAST_SEED` overrides it. It is part of every message.
+fn seed(default: u64) -> u64 {
+    std::env::var("HOLDFAST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}

@@ -1,0 +1,431 @@
+//! What a disk holds, in memory: a cache of what its segments say, and the rules by which shards die.
+//!
+//! Pure: no file, no clock. The two rules that matter at a crash:
+//! - a tombstone is needed until every record it killed is gone from the disk for good (R5, R7). Each such record pins
+//!   it: in a small segment until the segment is recycled, in a bulk segment until its punch is synced;
+//! - a shard that compaction copied stands in two segments under one version. The older copy is *stale*: a later
+//!   tombstone must outlive it too.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use holdfast_common::ChunkId;
+
+use super::segment::{DATA_START, SegmentHeader, SegmentKind};
+use super::types::{ChunkKey, ShardKey, Stripe, VolumeKey};
+
+/// A record on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Segment number.
+    pub segment: u32,
+    /// Offset in its file.
+    pub offset: u64,
+    /// The whole record.
+    pub bytes: u64,
+}
+
+/// A shard that can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its record.
+    pub at: Location,
+    /// Decides against tombstones.
+    pub version: u64,
+    /// The attempt it is of (R1).
+    pub nonce: u64,
+    /// Bytes of the shard.
+    pub shard_length_bytes: u32,
+    /// Bytes of its chunk.
+    pub chunk_length_bytes: u32,
+    /// How its chunk is spread.
+    pub stripe: Arc<Stripe>,
+}
+
+/// Where a segment is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Ready to be written, holds nothing.
+    Spare,
+    /// Being appended to.
+    Open,
+    /// Full.
+    Sealed,
+    /// Everything that lived in it was copied elsewhere; free once a checkpoint no longer needs it.
+    Drained,
+}
+
+/// A segment's accounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentState {
+    /// What it holds.
+    pub kind: SegmentKind,
+    /// Which life of the file.
+    pub generation: u64,
+    /// Length of the file.
+    pub size_bytes: u64,
+    /// Where the next record goes.
+    pub append: u64,
+    /// Bytes of records that are needed: live shards and tombstones.
+    pub live_bytes: u64,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Bytes the scan could not explain (R6).
+    pub damaged_bytes: u64,
+    /// Punches waiting.
+    pub punches_count: u32,
+    /// Tombstones pinned by dead records in here, one item a record.
+    pub pinned: Vec<ChunkKey>,
+}
+
+impl SegmentState {
+    /// A segment that holds nothing yet.
+    #[must_use]
+    pub fn empty(header: &SegmentHeader) -> Self {
+        Self {
+            kind: header.kind,
+            generation: header.generation,
+            size_bytes: header.size_bytes,
+            append: DATA_START,
+            live_bytes: 0,
+            phase: Phase::Spare,
+            damaged_bytes: 0,
+            punches_count: 0,
+            pinned: Vec::new(),
+        }
+    }
+
+    /// Bytes appended.
+    #[must_use]
+    pub fn written_bytes(&self) -> u64 {
+        self.append - DATA_START
+    }
+}
+
+/// A range of a bulk segment to give back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Punch {
+    /// The range.
+    pub at: Location,
+    /// Whose tombstone waits for it; none if the volume's drop record is enough.
+    pub chunk: Option<ChunkKey>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tombstone {
+    pub(super) version: u64,
+    pub(super) pins: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TombstoneRecord {
+    pub(super) at: Location,
+    pub(super) volume: VolumeKey,
+    pub(super) chunks: BTreeSet<ChunkId>,
+}
+
+/// Shards of one volume.
+pub(super) type Shards = BTreeMap<(ChunkId, u8), Entry>;
+
+/// The index of one disk.
+#[derive(Debug, Default)]
+pub struct Index {
+    pub(super) volumes: BTreeMap<VolumeKey, Shards>,
+    pub(super) segments: BTreeMap<u32, SegmentState>,
+    pub(super) tombstones: BTreeMap<ChunkKey, Tombstone>,
+    pub(super) tombstone_records: BTreeMap<u64, TombstoneRecord>,
+    pub(super) stale: BTreeMap<ShardKey, Vec<Location>>,
+    pub(super) punches: VecDeque<Punch>,
+    stripes: BTreeSet<Arc<Stripe>>,
+    live_bytes: u64,
+    punch_bytes: u64,
+    shards_count: u64,
+}
+
+impl Index {
+    /// Records of live shards, with what still waits to be punched: the bytes a disk counts as used.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.live_bytes + self.punch_bytes
+    }
+
+    /// Shards that can be read.
+    #[must_use]
+    pub fn shards_count(&self) -> u64 {
+        self.shards_count
+    }
+
+    /// Bytes that no scan could explain.
+    #[must_use]
+    pub fn damaged_bytes(&self) -> u64 {
+        self.segments.values().map(|s| s.damaged_bytes).sum()
+    }
+
+    /// One shared copy of a stripe.
+    pub fn intern(&mut self, stripe: &Stripe) -> Arc<Stripe> {
+        if let Some(known) = self.stripes.get(stripe) {
+            return known.clone();
+        }
+        let shared = Arc::new(stripe.clone());
+        self.stripes.insert(shared.clone());
+        shared
+    }
+
+    /// Forgets stripes that no shard has any more.
+    pub(super) fn forget_unused_stripes(&mut self) {
+        self.stripes.retain(|stripe| Arc::strong_count(stripe) > 1);
+    }
+
+    /// A shard, if it is here.
+    #[must_use]
+    pub fn get(&self, key: &ShardKey) -> Option<&Entry> {
+        self.volumes.get(&key.chunk.volume)?.get(&(key.chunk.chunk, key.shard))
+    }
+
+    /// Whether any shard of a chunk is here.
+    #[must_use]
+    pub fn has_chunk(&self, key: &ChunkKey) -> bool {
+        self.volumes
+            .get(&key.volume)
+            .is_some_and(|shards| shards.range((key.chunk, 0)..=(key.chunk, u8::MAX)).next().is_some())
+    }
+
+    /// Shards of a volume above a chunk, ascending.
+    pub fn list(&self, volume: &VolumeKey, after: ChunkId) -> impl Iterator<Item = (ChunkId, u8, &Entry)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let after = (after, u8::MAX);
+        let shards = self.volumes.get(volume).into_iter();
+        let above = shards.flat_map(move |shards| shards.range((Excluded(after), Unbounded)));
+        above.map(|((chunk, shard), entry)| (*chunk, *shard, entry))
+    }
+
+    /// Adds a shard whose record is durable.
+    pub fn insert_shard(&mut self, key: ShardKey, entry: Entry) {
+        self.live_bytes += entry.at.bytes;
+        self.shards_count += 1;
+        self.segment_mut(entry.at.segment).live_bytes += entry.at.bytes;
+        let replaced = self.volumes.entry(key.chunk.volume).or_default().insert((key.chunk.chunk, key.shard), entry);
+        assert!(replaced.is_none(), "the writer checks for an existing shard first (R1)");
+    }
+
+    /// Adds a shard that a scan found: it may be dead already, or the copy of one that is known.
+    pub fn restore_shard(&mut self, key: ShardKey, entry: Entry) {
+        if self.tombstones.get(&key.chunk).is_some_and(|t| t.version > entry.version) {
+            self.bury(entry.at, Some(key.chunk));
+            return;
+        }
+        match self.get(&key) {
+            None => self.insert_shard(key, entry),
+            Some(known) if known.at == entry.at => {}
+            Some(known) if known.version >= entry.version => self.stale.entry(key).or_default().push(entry.at),
+            Some(_) => {
+                let older = self.remove_entry(&key).expect("just found");
+                self.stale.entry(key).or_default().push(older.at);
+                self.insert_shard(key, entry);
+            }
+        }
+    }
+
+    /// Applies a durable tombstone and says how many shards it deleted. Ends with [`Index::release_unpinned`] for its
+    /// chunks, unless a scan may still find records it killed.
+    pub fn apply_tombstone(&mut self, volume: VolumeKey, chunks: &[ChunkId], version: u64, at: Location) -> u32 {
+        // Compaction may have copied it with fewer chunks. Those left out are gone from the disk, but an old checkpoint
+        // may still call them live, so all chunks of all copies count; any of the copies keeps the rest alive.
+        if let Some(known) = self.tombstone_records.get_mut(&version) {
+            known.chunks.extend(chunks);
+        } else {
+            let record = TombstoneRecord { at, volume, chunks: chunks.iter().copied().collect() };
+            self.tombstone_records.insert(version, record);
+            self.segment_mut(at.segment).live_bytes += at.bytes;
+        }
+        let mut deleted_count = 0;
+        for chunk in chunks {
+            let key = ChunkKey { volume, chunk: *chunk };
+            let mut pins = 0;
+            if let Some(other) = self.tombstones.get(&key).copied() {
+                if other.version > version {
+                    self.detach(version, *chunk);
+                }
+                if other.version >= version {
+                    continue;
+                }
+                self.detach(other.version, *chunk);
+                pins = other.pins;
+            }
+            self.tombstones.insert(key, Tombstone { version, pins });
+            deleted_count += self.kill_below(&key, version);
+        }
+        deleted_count
+    }
+
+    fn kill_below(&mut self, key: &ChunkKey, version: u64) -> u32 {
+        let Some(shards) = self.volumes.get(&key.volume) else { return 0 };
+        let dead: Vec<u8> = shards
+            .range((key.chunk, 0)..=(key.chunk, u8::MAX))
+            .filter(|(_, entry)| entry.version < version)
+            .map(|((_, shard), _)| *shard)
+            .collect();
+        for shard in &dead {
+            let shard_key = ShardKey { chunk: *key, shard: *shard };
+            let entry = self.remove_entry(&shard_key).expect("just listed");
+            self.bury(entry.at, Some(*key));
+            for copy in self.stale.remove(&shard_key).unwrap_or_default() {
+                self.bury(copy, Some(*key));
+            }
+        }
+        u32::try_from(dead.len()).expect("at most 256 shards")
+    }
+
+    fn remove_entry(&mut self, key: &ShardKey) -> Option<Entry> {
+        let shards = self.volumes.get_mut(&key.chunk.volume)?;
+        let entry = shards.remove(&(key.chunk.chunk, key.shard))?;
+        if shards.is_empty() {
+            self.volumes.remove(&key.chunk.volume);
+        }
+        self.live_bytes -= entry.at.bytes;
+        self.shards_count -= 1;
+        self.segment_mut(entry.at.segment).live_bytes -= entry.at.bytes;
+        Some(entry)
+    }
+
+    /// A record is dead: pins its tombstone and, in a bulk segment, waits for its punch.
+    pub(super) fn bury(&mut self, at: Location, chunk: Option<ChunkKey>) {
+        let segment = self.segments.get_mut(&at.segment).expect("records stand in known segments");
+        match segment.kind {
+            SegmentKind::Small => segment.pinned.extend(chunk),
+            SegmentKind::Bulk => {
+                segment.punches_count += 1;
+                self.punch_bytes += at.bytes;
+                self.punches.push_back(Punch { at, chunk });
+            }
+        }
+        if let Some(tombstone) = chunk.and_then(|chunk| self.tombstones.get_mut(&chunk)) {
+            tombstone.pins += 1;
+        }
+    }
+
+    /// Up to `max_count` punches to make, oldest first. They count until [`Index::punched`].
+    pub(super) fn take_punches(&mut self, max_count: usize) -> Vec<Punch> {
+        let count = max_count.min(self.punches.len());
+        self.punches.drain(..count).collect()
+    }
+
+    /// A punch is synced, or its file gone for good.
+    pub(super) fn punched(&mut self, punch: &Punch) {
+        self.punch_bytes -= punch.at.bytes;
+        if let Some(segment) = self.segments.get_mut(&punch.at.segment) {
+            segment.punches_count -= 1;
+        }
+        if let Some(chunk) = &punch.chunk {
+            self.unpin(chunk);
+        }
+    }
+
+    fn unpin(&mut self, chunk: &ChunkKey) {
+        let Some(tombstone) = self.tombstones.get_mut(chunk) else { return };
+        tombstone.pins -= 1;
+        if tombstone.pins == 0 {
+            self.release(chunk);
+        }
+    }
+
+    fn release(&mut self, chunk: &ChunkKey) {
+        if let Some(tombstone) = self.tombstones.remove(chunk) {
+            self.detach(tombstone.version, chunk.chunk);
+        }
+    }
+
+    fn detach(&mut self, version: u64, chunk: ChunkId) {
+        let Some(record) = self.tombstone_records.get_mut(&version) else { return };
+        record.chunks.remove(&chunk);
+        if record.chunks.is_empty() {
+            let at = record.at;
+            self.tombstone_records.remove(&version);
+            self.segment_mut(at.segment).live_bytes -= at.bytes;
+        }
+    }
+
+    /// Lets go of tombstones that nothing pins. After a scan only when all of it was applied.
+    pub(super) fn release_unpinned(&mut self) {
+        let idle: Vec<ChunkKey> =
+            self.tombstones.iter().filter(|(_, t)| t.pins == 0).map(|(chunk, _)| *chunk).collect();
+        for chunk in idle {
+            self.release(&chunk);
+        }
+    }
+
+    /// Compaction copied a shard. The writer does both, so it cannot have died meanwhile.
+    pub(super) fn move_shard(&mut self, key: &ShardKey, from: Location, to: Location) {
+        let entry = self.volumes.get_mut(&key.chunk.volume).and_then(|v| v.get_mut(&(key.chunk.chunk, key.shard)));
+        let entry = entry.filter(|entry| entry.at == from).expect("checked as the copy was made, by the same thread");
+        entry.at = to;
+        self.segment_mut(from.segment).live_bytes -= from.bytes;
+        self.segment_mut(to.segment).live_bytes += to.bytes;
+        self.live_bytes = self.live_bytes - from.bytes + to.bytes;
+        self.stale.entry(*key).or_default().push(from);
+    }
+
+    /// Compaction copied a tombstone, with the chunks that still need it.
+    pub(super) fn move_tombstone(&mut self, version: u64, to: Location) {
+        let Some(record) = self.tombstone_records.get_mut(&version) else { return };
+        let from = std::mem::replace(&mut record.at, to);
+        self.segment_mut(from.segment).live_bytes -= from.bytes;
+        self.segment_mut(to.segment).live_bytes += to.bytes;
+    }
+
+    /// What is left of a tombstone whose record stands at `at`.
+    pub(super) fn live_tombstone(&self, version: u64, at: &Location) -> Option<(VolumeKey, Vec<ChunkId>)> {
+        let record = self.tombstone_records.get(&version).filter(|record| record.at == *at)?;
+        Some((record.volume, record.chunks.iter().copied().collect()))
+    }
+
+    /// A segment's bytes are gone for good: recycled or removed, durably.
+    pub(super) fn forget_segment(&mut self, number: u32) {
+        let Some(segment) = self.segments.remove(&number) else { return };
+        let punches: Vec<Punch> = self.punches.iter().filter(|p| p.at.segment == number).copied().collect();
+        self.punches.retain(|p| p.at.segment != number);
+        for punch in &punches {
+            self.punched(punch);
+        }
+        for chunk in &segment.pinned {
+            self.unpin(chunk);
+        }
+        self.stale.retain(|_, copies| {
+            copies.retain(|copy| copy.segment != number);
+            !copies.is_empty()
+        });
+    }
+
+    /// A segment is gone that a checkpoint still knew: with it whatever the checkpoint saw in it.
+    pub(super) fn purge_segment(&mut self, number: u32) {
+        let mut lost = Vec::new();
+        for (volume, shards) in &self.volumes {
+            for ((chunk, shard), _) in shards.iter().filter(|(_, entry)| entry.at.segment == number) {
+                lost.push(ShardKey { chunk: ChunkKey { volume: *volume, chunk: *chunk }, shard: *shard });
+            }
+        }
+        for key in lost {
+            self.remove_entry(&key);
+        }
+        self.forget_segment(number);
+    }
+
+    /// Removes up to `max_count` shards of a dropped volume; true when none is left.
+    pub(super) fn drop_some(&mut self, volume: &VolumeKey, max_count: usize) -> bool {
+        for _ in 0..max_count {
+            let first = self.volumes.get(volume).and_then(|shards| shards.keys().next().copied());
+            let Some((chunk, shard)) = first else { return true };
+            let key = ShardKey { chunk: ChunkKey { volume: *volume, chunk }, shard };
+            let entry = self.remove_entry(&key).expect("just found");
+            self.bury(entry.at, None);
+            for copy in self.stale.remove(&key).unwrap_or_default() {
+                self.bury(copy, None);
+            }
+        }
+        !self.volumes.contains_key(volume)
+    }
+
+    pub(super) fn segment_mut(&mut self, number: u32) -> &mut SegmentState {
+        self.segments.get_mut(&number).expect("records stand in known segments")
+    }
+}

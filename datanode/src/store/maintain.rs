@@ -1,0 +1,278 @@
+//! What a disk does beside serving: punching, compaction, recycling, dropped volumes, checkpoints. Small bounded steps on
+//! the writer's thread, so that nothing changes under a step.
+
+use std::collections::BTreeMap;
+
+use super::Store;
+use super::checkpoint::{self, CHECKPOINT_FILE};
+use super::commit::Copied;
+use super::index::{Location, Phase, Punch};
+use super::io::{BLOCK_BYTES, is_no_space};
+use super::record::{Body, tombstone_bytes};
+use super::scan::{ScanError, read_header, scan};
+use super::segment::{Segment, SegmentHeader, SegmentKind, file_name, write_header};
+use super::types::ShardError;
+use crate::units::to_usize;
+use std::sync::Arc;
+
+/// Punches of one step; they share a sync a segment.
+const PUNCHES_PER_STEP: usize = 64;
+/// Shards of a dropped volume removed from the index in one step.
+const DROPS_PER_STEP: usize = 4096;
+/// Bytes that compaction copies in one step: what a put may wait for.
+const COPY_BYTES_PER_STEP: u64 = 1 << 20;
+/// A segment is compacted when less than one part in this many of what was written to it is needed.
+const COMPACT_LIVE_PART: u64 = 2;
+/// Drained segments wait for a checkpoint until there are this many, or the disk is idle.
+const DRAINED_SEGMENTS_MAX: usize = 4;
+/// Recycled segments kept ready; more are removed, which gives their space back.
+const SPARE_SEGMENTS_MAX: usize = 2;
+
+/// A segment being emptied.
+pub(crate) struct Compaction {
+    segment: Arc<Segment>,
+    /// Records still to look at, last first.
+    records: Vec<(Location, u64)>,
+}
+
+impl Store {
+    /// Does one bounded piece of upkeep. True if there is more to do. `idle` says that nobody waits for the disk.
+    pub fn maintain(&mut self, idle: bool) -> bool {
+        if self.is_failed() {
+            return false;
+        }
+        self.maintain_step(idle).unwrap_or_else(|error| {
+            if error == ShardError::NoSpace {
+                tracing::warn!(disk = self.shared.disk.0, "upkeep waits for space");
+            }
+            false
+        })
+    }
+
+    fn maintain_step(&mut self, idle: bool) -> Result<bool, ShardError> {
+        if self.punch_some()? || self.remove_dead_bulk()? || self.drop_some() {
+            return Ok(true);
+        }
+        let copied = self.compact_some()?;
+        let drained = self.drained();
+        let due = self.records_since_checkpoint >= self.options.checkpoint_records
+            || drained.len() >= DRAINED_SEGMENTS_MAX
+            || (idle && !copied && !drained.is_empty());
+        if due {
+            self.checkpoint()?;
+            for number in drained {
+                self.recycle(number)?;
+            }
+            return Ok(true);
+        }
+        Ok(copied)
+    }
+
+    /// Gives back the space of dead bulk records: readers leave, then the hole, then its sync, then the tombstones (R5).
+    fn punch_some(&mut self) -> Result<bool, ShardError> {
+        let (punches, segments) = {
+            let mut state = self.shared.state.write();
+            let punches = state.index.take_punches(PUNCHES_PER_STEP);
+            let numbers = punches.iter().map(|p| p.at.segment);
+            let segments: BTreeMap<u32, Arc<Segment>> =
+                numbers.map(|number| (number, state.segments[&number].clone())).collect();
+            (punches, segments)
+        };
+        if punches.is_empty() {
+            return Ok(false);
+        }
+        for segment in segments.values() {
+            segment.drain_readers();
+        }
+        // The first block goes last: a record's header explains its bytes to a scan for as long as any of them is left.
+        for first_block in [false, true] {
+            for Punch { at, .. } in &punches {
+                let (offset, bytes) = match first_block {
+                    true => (at.offset, BLOCK_BYTES),
+                    false => (at.offset + BLOCK_BYTES, at.bytes - BLOCK_BYTES),
+                };
+                let punched = segments[&at.segment].file.punch(offset, bytes);
+                punched.map_err(|e| self.shared.poison("punching", &e))?;
+            }
+            for segment in segments.values() {
+                segment.file.sync_data().map_err(|e| self.shared.poison("fdatasync", &e))?;
+            }
+        }
+        let mut state = self.shared.state.write();
+        punches.iter().for_each(|punch| state.index.punched(punch));
+        Ok(true)
+    }
+
+    /// Removes a full bulk segment that nothing lives in any more.
+    fn remove_dead_bulk(&mut self) -> Result<bool, ShardError> {
+        let dead = self.shared.state.read().index.segments.iter().find_map(|(number, segment)| {
+            let empty = segment.live_bytes == 0 && segment.punches_count == 0 && segment.damaged_bytes == 0;
+            (segment.kind == SegmentKind::Bulk && segment.phase == Phase::Sealed && empty).then_some(*number)
+        });
+        let Some(number) = dead else { return Ok(false) };
+        self.remove_segment(number)?;
+        Ok(true)
+    }
+
+    fn remove_segment(&mut self, number: u32) -> Result<(), ShardError> {
+        let Some(segment) = self.shared.state.write().segments.remove(&number) else { return Ok(()) };
+        segment.drain_readers();
+        let directory = &self.shared.directory;
+        let removed = directory.remove(&file_name(segment.header.kind, number)).and_then(|()| directory.sync());
+        removed.map_err(|e| self.shared.poison("removing a segment", &e))?;
+        self.shared.state.write().index.forget_segment(number);
+        self.shared.doubt_space();
+        Ok(())
+    }
+
+    fn drop_some(&mut self) -> bool {
+        let Some(volume) = self.dropping.front().copied() else { return false };
+        if self.shared.state.write().index.drop_some(&volume, DROPS_PER_STEP) {
+            self.dropping.pop_front();
+        }
+        true
+    }
+
+    /// Copies some live records out of a mostly dead segment.
+    fn compact_some(&mut self) -> Result<bool, ShardError> {
+        if self.compaction.is_none() {
+            self.compaction = self.choose_compaction()?;
+        }
+        let Some(compaction) = &mut self.compaction else { return Ok(false) };
+        let segment = compaction.segment.clone();
+        let mut copies = Vec::new();
+        let mut bytes = 0;
+        while bytes < COPY_BYTES_PER_STEP
+            && let Some((at, version)) = compaction.records.pop()
+        {
+            let copied = self.shared.copy_if_live(&segment, at, version)?;
+            bytes += copied.as_ref().map_or(0, |copy| copy.record_bytes);
+            copies.extend(copied);
+        }
+        let finished = compaction.records.is_empty();
+        if !copies.is_empty() {
+            self.commit_copies(&copies)?;
+        }
+        if finished {
+            self.compaction = None;
+            let mut state = self.shared.state.write();
+            let emptied = state.index.segment_mut(segment.header.number);
+            // A record that could not be read stays, and keeps its segment as it is.
+            if emptied.live_bytes == 0 {
+                emptied.phase = Phase::Drained;
+            } else {
+                emptied.damaged_bytes += emptied.live_bytes;
+            }
+        }
+        Ok(true)
+    }
+
+    fn choose_compaction(&self) -> Result<Option<Compaction>, ShardError> {
+        let chosen = {
+            let state = self.shared.state.read();
+            let candidates = state.index.segments.iter().filter(|(_, s)| {
+                s.kind == SegmentKind::Small
+                    && s.phase == Phase::Sealed
+                    && s.damaged_bytes == 0
+                    && s.live_bytes < s.written_bytes() / COMPACT_LIVE_PART
+            });
+            let best = candidates.min_by_key(|(_, s)| s.live_bytes);
+            best.map(|(number, s)| (state.segments[number].clone(), s.live_bytes))
+        };
+        let Some((segment, live_bytes)) = chosen else { return Ok(None) };
+        if live_bytes > 0 && !self.shared.budget()?.allows_compaction() {
+            return Ok(None);
+        }
+        let found = if live_bytes == 0 { Vec::new() } else { self.shared.rescan(&segment)? };
+        Ok(Some(Compaction { segment, records: found.into_iter().rev().collect() }))
+    }
+
+    fn drained(&self) -> Vec<u32> {
+        let state = self.shared.state.read();
+        state.index.segments.iter().filter(|(_, s)| s.phase == Phase::Drained).map(|(n, _)| *n).collect()
+    }
+
+    /// Makes a drained segment a spare one, or removes it. Only after a checkpoint that knows it as drained: an older
+    /// one may still need a tombstone that stood here.
+    fn recycle(&mut self, number: u32) -> Result<(), ShardError> {
+        if self.spares.len() >= SPARE_SEGMENTS_MAX {
+            return self.remove_segment(number);
+        }
+        let old = self.shared.state.read().segments[&number].clone();
+        old.drain_readers();
+        let header = SegmentHeader { generation: self.take_sequence(), ..old.header };
+        write_header(&*old.file, &header).map_err(|e| self.shared.poison("recycling a segment", &e))?;
+        let segment = Segment::new(header, old.file.clone());
+        self.shared.state.write().index.forget_segment(number);
+        self.adopt(&segment, Phase::Spare);
+        self.spares.push_back(segment);
+        Ok(())
+    }
+
+    /// Writes the checkpoint; the next start scans only from here on.
+    ///
+    /// # Errors
+    /// [`ShardError::NoSpace`] leaves the old one; anything else fails the disk.
+    pub fn checkpoint(&mut self) -> Result<(), ShardError> {
+        if self.is_failed() {
+            return Err(ShardError::DiskFailed);
+        }
+        let bytes = {
+            let mut state = self.shared.state.write();
+            state.index.forget_unused_stripes();
+            let index = &state.index;
+            checkpoint::encode(index, self.shared.disk, self.durable_sequence, self.next_sequence, self.next_segment)
+        };
+        match self.shared.directory.replace(CHECKPOINT_FILE, &bytes) {
+            Ok(()) => {
+                self.records_since_checkpoint = 0;
+                Ok(())
+            }
+            Err(error) if is_no_space(&error) => Err(ShardError::NoSpace),
+            Err(error) => Err(self.shared.poison("writing the checkpoint", &error)),
+        }
+    }
+}
+
+impl super::Shared {
+    fn rescan(&self, segment: &Segment) -> Result<Vec<(Location, u64)>, ShardError> {
+        match scan(segment, super::segment::DATA_START) {
+            Ok(found) => Ok(found.records.into_iter().map(|f| (f.at, f.header.version)).collect()),
+            Err(ScanError::Io(error)) => Err(self.poison("reading a segment", &error)),
+            Err(ScanError::Unsupported) => Ok(Vec::new()),
+        }
+    }
+
+    /// The record at `at` with its payload, if the index still points there.
+    fn copy_if_live(&self, segment: &Segment, at: Location, version: u64) -> Result<Option<Copied>, ShardError> {
+        let header = match read_header(segment, at.offset) {
+            Ok(Some(header)) => header,
+            Ok(None) | Err(ScanError::Unsupported) => return Ok(None),
+            Err(ScanError::Io(error)) => return Err(self.poison("reading a record", &error)),
+        };
+        match header.body {
+            Body::Shard(meta) => {
+                let live = self.state.read().index.get(&meta.key).is_some_and(|entry| entry.at == at);
+                if !live {
+                    return Ok(None);
+                }
+                let mut payload = vec![0; to_usize(meta.shard_length_bytes.into())];
+                let read = segment.file.read_at(at.offset + header.header_area_bytes, &mut payload);
+                read.map_err(|e| self.poison("reading a record", &e))?;
+                let (from, record_bytes) = (at, at.bytes);
+                Ok(Some(Copied { from, version, record_bytes, body: Body::Shard(meta), payload }))
+            }
+            Body::Tombstone { .. } => {
+                let live = self.state.read().index.live_tombstone(version, &at);
+                Ok(live.map(|(volume, chunks)| Copied {
+                    from: at,
+                    version,
+                    record_bytes: tombstone_bytes(chunks.len()),
+                    body: Body::Tombstone { volume, chunks },
+                    payload: Vec::new(),
+                }))
+            }
+            Body::Filler => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Space of a disk (R29): thresholds, reservations of sessions, and disks that share a file system.
+//!
+//! The decisions are pure ([`Budget`]); [`SpaceBook`] holds what disks of one process that share a file system must know
+//! of each other, so that none promises the same free bytes twice.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use holdfast_common::SessionId;
+use parking_lot::Mutex;
+
+use super::io::FileSystemSpace;
+
+/// Soft threshold as a part of the space: one byte in this many is kept from client writes.
+const SOFT_PART: u64 = 25;
+/// The soft threshold never asks for more than this.
+const SOFT_BYTES_MAX: u64 = 4 << 30;
+/// Longest time a reservation lasts.
+pub const RESERVATION_LEASE_MAX: Duration = Duration::from_secs(60);
+/// Sessions that may hold reservations on a disk at once.
+pub const RESERVING_SESSIONS_MAX: usize = 65_536;
+
+/// Thresholds of free space, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Below: no client writes.
+    pub soft_bytes: u64,
+    /// Below: no repair and no compaction.
+    pub hard_bytes: u64,
+    /// Below: nothing but deletes, tombstones and logs.
+    pub reserve_bytes: u64,
+}
+
+impl Thresholds {
+    /// Thresholds of a space of this size.
+    #[must_use]
+    pub fn of(total_bytes: u64) -> Self {
+        let soft_bytes = (total_bytes / SOFT_PART).min(SOFT_BYTES_MAX);
+        Self { soft_bytes, hard_bytes: soft_bytes / 2, reserve_bytes: soft_bytes / 4 }
+    }
+}
+
+/// Room in one space, be it the file system or the configured limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    total_bytes: u64,
+    free_bytes: u64,
+    reserved_bytes: u64,
+}
+
+impl Room {
+    /// Bytes for a session that holds `own_bytes` of what is reserved.
+    fn for_session(&self, own_bytes: u64) -> u64 {
+        let others = self.reserved_bytes.saturating_sub(own_bytes);
+        self.free_bytes.saturating_sub(Thresholds::of(self.total_bytes).soft_bytes).saturating_sub(others)
+    }
+}
+
+/// Free space of a disk and who may use it, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    file_system: Room,
+    limit: Option<Room>,
+    sharers_count: u64,
+}
+
+impl Budget {
+    /// What a file system has left for a disk that uses `used_bytes` of an optional limit.
+    #[must_use]
+    pub fn new(space: &FileSystemSpace, used_bytes: u64, limit_bytes: Option<u64>) -> Self {
+        let room = |total_bytes, free_bytes| Room { total_bytes, free_bytes, reserved_bytes: 0 };
+        Self {
+            file_system: room(space.total_bytes, space.available_bytes),
+            limit: limit_bytes.map(|limit| room(limit, limit.saturating_sub(used_bytes))),
+            sharers_count: 1,
+        }
+    }
+
+    /// Size of the disk.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.limit.map_or(u64::MAX, |limit| limit.total_bytes).min(self.file_system.total_bytes)
+    }
+
+    /// Bytes a session may write that has `own_bytes` reserved here.
+    #[must_use]
+    pub fn for_session(&self, own_bytes: u64) -> u64 {
+        let limited = self.limit.map_or(u64::MAX, |limit| limit.for_session(own_bytes));
+        self.file_system.for_session(own_bytes).min(limited)
+    }
+
+    /// Bytes a disk may call available, so that the sum over disks that share a file system counts them once.
+    #[must_use]
+    pub fn share(&self) -> u64 {
+        let limited = self.limit.map_or(u64::MAX, |limit| limit.for_session(0));
+        (self.file_system.for_session(0) / self.sharers_count.max(1)).min(limited)
+    }
+
+    /// Whether compaction may run: it needs room before it gives any back.
+    #[must_use]
+    pub fn allows_compaction(&self) -> bool {
+        self.file_system.free_bytes >= Thresholds::of(self.file_system.total_bytes).hard_bytes
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Reservation {
+    bytes: u64,
+    until: Instant,
+}
+
+type Sessions = BTreeMap<SessionId, Reservation>;
+
+/// Reservations on the disks of one file system.
+#[derive(Debug, Default)]
+struct Shelf {
+    disks: BTreeMap<u64, Sessions>,
+}
+
+impl Shelf {
+    /// Completes a budget with what all sharers hold, and says what `session` holds on disk `member`.
+    fn fill(&mut self, budget: &mut Budget, member: u64, session: SessionId, now: Instant) -> u64 {
+        for sessions in self.disks.values_mut() {
+            sessions.retain(|_, reservation| reservation.until > now && reservation.bytes > 0);
+        }
+        let sum = |sessions: &Sessions| sessions.values().map(|r| r.bytes).sum::<u64>();
+        budget.file_system.reserved_bytes = self.disks.values().map(sum).sum();
+        budget.sharers_count = self.disks.len() as u64;
+        let Some(here) = self.disks.get(&member) else { return 0 };
+        if let Some(limit) = &mut budget.limit {
+            limit.reserved_bytes = sum(here);
+        }
+        here.get(&session).map_or(0, |reservation| reservation.bytes)
+    }
+}
+
+/// A disk's view of the shelf it shares. Leaves it when dropped.
+#[derive(Debug)]
+pub struct SpaceBook {
+    shelf: Arc<Mutex<Shelf>>,
+    member: u64,
+}
+
+static SHELVES: LazyLock<Mutex<HashMap<u64, Arc<Mutex<Shelf>>>>> = LazyLock::new(Mutex::default);
+static MEMBERS: AtomicU64 = AtomicU64::new(1);
+
+impl SpaceBook {
+    /// Joins the disks of this process on a file system.
+    #[must_use]
+    pub fn join(file_system: u64) -> Self {
+        let member = MEMBERS.fetch_add(1, Ordering::Relaxed);
+        let mut shelves = SHELVES.lock();
+        shelves.retain(|_, shelf| !shelf.lock().disks.is_empty());
+        let shelf = shelves.entry(file_system).or_default().clone();
+        shelf.lock().disks.insert(member, Sessions::new());
+        Self { shelf, member }
+    }
+
+    /// Completes a budget with what sharers hold, and says what `session` holds here.
+    pub fn fill(&self, budget: &mut Budget, session: SessionId, now: Instant) -> u64 {
+        self.shelf.lock().fill(budget, self.member, session, now)
+    }
+
+    /// A put of a session was admitted: its reservation shrinks by what it took.
+    pub fn draw(&self, session: SessionId, bytes: u64) {
+        let mut shelf = self.shelf.lock();
+        let own = shelf.disks.get_mut(&self.member).and_then(|sessions| sessions.get_mut(&session));
+        if let Some(reservation) = own {
+            reservation.bytes = reservation.bytes.saturating_sub(bytes);
+        }
+    }
+
+    /// Sets a session's reservation to `wanted_bytes`, or to as much of it as there is; says what was granted.
+    pub fn reserve(
+        &self,
+        mut budget: Budget,
+        session: SessionId,
+        wanted_bytes: u64,
+        lease: Duration,
+        now: Instant,
+    ) -> u64 {
+        let mut shelf = self.shelf.lock();
+        let own = shelf.fill(&mut budget, self.member, session, now);
+        let granted = wanted_bytes.min(budget.for_session(own));
+        let sessions = shelf.disks.entry(self.member).or_default();
+        if granted == 0 {
+            sessions.remove(&session);
+            return 0;
+        }
+        if sessions.len() >= RESERVING_SESSIONS_MAX && !sessions.contains_key(&session) {
+            return 0;
+        }
+        sessions.insert(session, Reservation { bytes: granted, until: now + lease.min(RESERVATION_LEASE_MAX) });
+        granted
+    }
+}
+
+impl Drop for SpaceBook {
+    fn drop(&mut self) {
+        self.shelf.lock().disks.remove(&self.member);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPACE: FileSystemSpace =
+        FileSystemSpace { total_bytes: 100 << 20, available_bytes: 50 << 20, file_system: 1 };
+    const LEASE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_reservation_is_kept_from_others_and_drawn_on_by_its_session() {
+        let book = SpaceBook::join(u64::MAX - 1);
+        let now = Instant::now();
+        let budget = Budget::new(&SPACE, 0, None);
+        let soft = 4 << 20;
+        assert_eq!(book.reserve(budget, SessionId(1), 40 << 20, LEASE, now), 40 << 20);
+        assert_eq!(book.reserve(budget, SessionId(2), 40 << 20, LEASE, now), (10 << 20) - soft);
+        let mut seen = budget;
+        let own = book.fill(&mut seen, SessionId(1), now);
+        assert_eq!(seen.for_session(own), 40 << 20);
+        assert_eq!(seen.for_session(0), 0);
+        book.draw(SessionId(1), 30 << 20);
+        assert_eq!(book.fill(&mut seen, SessionId(1), now), 10 << 20);
+    }
+
+    #[test]
+    fn a_reservation_ends_with_its_lease() {
+        let book = SpaceBook::join(u64::MAX - 2);
+        let now = Instant::now();
+        let budget = Budget::new(&SPACE, 0, None);
+        book.reserve(budget, SessionId(1), 40 << 20, LEASE, now);
+        let mut seen = budget;
+        assert_eq!(book.fill(&mut seen, SessionId(1), now + LEASE), 0);
+        assert_eq!(seen.for_session(0), 46 << 20);
+    }
+
+    #[test]
+    fn disks_that_share_a_file_system_count_its_space_once() {
+        let books: Vec<SpaceBook> = (0..5).map(|_| SpaceBook::join(u64::MAX - 3)).collect();
+        let now = Instant::now();
+        let mut sum = 0;
+        for book in &books {
+            let mut budget = Budget::new(&SPACE, 0, None);
+            book.fill(&mut budget, SessionId(0), now);
+            sum += budget.share();
+        }
+        assert_eq!(sum, (46 << 20) / 5 * 5);
+        let budget = Budget::new(&SPACE, 0, None);
+        let first = books[0].reserve(budget, SessionId(1), 40 << 20, LEASE, now);
+        let second = books[1].reserve(budget, SessionId(1), 40 << 20, LEASE, now);
+        assert_eq!(first + second, 46 << 20);
+    }
+
+    #[test]
+    fn a_limit_makes_the_disk_smaller() {
+        let budget = Budget::new(&SPACE, 6 << 20, Some(25 << 20));
+        assert_eq!(budget.total_bytes(), 25 << 20);
+        assert_eq!(budget.for_session(0), (25 - 6 - 1) << 20);
+        assert_eq!(Budget::new(&SPACE, 30 << 20, Some(25 << 20)).for_session(0), 0);
+    }
+}

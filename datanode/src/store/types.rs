@@ -1,0 +1,267 @@
+//! The words of the shard store: keys, a shard's description, requests to the writer and their outcomes.
+
+use bytes::Bytes;
+use holdfast_common::checksum::ShardPlace;
+use holdfast_common::limits::{CHUNK_BYTES_MAX, PAGE_BYTES, SHARDS_MAX, SMALL_SHARD_BYTES};
+use holdfast_common::{ChunkId, GroupId, Incarnation, SessionId, VolumeId};
+use holdfast_proto::data;
+
+/// One life of a volume (R3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeKey {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+}
+
+/// A chunk of a volume's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChunkKey {
+    /// Whose it is.
+    pub volume: VolumeKey,
+    /// The chunk.
+    pub chunk: ChunkId,
+}
+
+/// A shard of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardKey {
+    /// The chunk.
+    pub chunk: ChunkKey,
+    /// Which of its shards.
+    pub shard: u8,
+}
+
+impl ShardKey {
+    /// The seed of the shard's page checksums.
+    #[must_use]
+    pub fn place(&self) -> ShardPlace {
+        ShardPlace { volume: self.chunk.volume.volume, chunk: self.chunk.chunk, shard: self.shard }
+    }
+}
+
+/// How a chunk is spread. Many shards share one, so the index interns them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stripe {
+    /// Block group.
+    pub group: GroupId,
+    /// Epoch of its membership when the chunk was written.
+    pub epoch: u64,
+    /// Data shards.
+    pub data_shards: u8,
+    /// Parity shards.
+    pub parity_shards: u8,
+    /// The slot of each shard: `data_shards + parity_shards` bytes.
+    pub slots: Box<[u8]>,
+}
+
+/// Everything a shard says about itself, its payload aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardMeta {
+    /// Identity.
+    pub key: ShardKey,
+    /// The attempt (R1).
+    pub nonce: u64,
+    /// Geometry and placement.
+    pub stripe: Stripe,
+    /// Data bytes of the chunk.
+    pub chunk_length_bytes: u32,
+    /// Bytes of this shard: a multiple of a page, not zero.
+    pub shard_length_bytes: u32,
+    /// CRC32C of each page, little-endian.
+    pub page_checksums: Bytes,
+}
+
+impl ShardMeta {
+    /// Pages of the shard.
+    #[must_use]
+    pub fn pages_count(&self) -> u32 {
+        self.shard_length_bytes / PAGE_BYTES
+    }
+
+    /// Whether it belongs into a segment of small shards (R14).
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        self.shard_length_bytes < SMALL_SHARD_BYTES
+    }
+
+    /// The same as it travels.
+    #[must_use]
+    pub fn to_wire(&self) -> data::ShardHeader {
+        data::ShardHeader {
+            volume: self.key.chunk.volume.volume.0,
+            incarnation: self.key.chunk.volume.incarnation.0,
+            chunk: self.key.chunk.chunk.0,
+            nonce: self.nonce,
+            group: self.stripe.group.0,
+            epoch: self.stripe.epoch,
+            shard: self.key.shard.into(),
+            data_shards: self.stripe.data_shards.into(),
+            parity_shards: self.stripe.parity_shards.into(),
+            slots: Bytes::copy_from_slice(&self.stripe.slots),
+            chunk_length_bytes: self.chunk_length_bytes,
+            shard_length_bytes: self.shard_length_bytes,
+            page_checksums: self.page_checksums.clone(),
+        }
+    }
+
+    /// Checks everything that does not need the payload.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let shards_count = usize::from(self.stripe.data_shards) + usize::from(self.stripe.parity_shards);
+        let data_bytes = u64::from(self.stripe.data_shards) * u64::from(self.shard_length_bytes);
+        if self.key.chunk.volume.volume.0 == 0 || self.key.chunk.chunk.0 == 0 {
+            Err("volume and chunk must not be zero")
+        } else if self.stripe.data_shards == 0 || shards_count > SHARDS_MAX {
+            Err("a chunk has 1 data shard or more and 32 shards at most")
+        } else if usize::from(self.key.shard) >= shards_count {
+            Err("shard number beyond the chunk's shards")
+        } else if self.stripe.slots.len() != shards_count {
+            Err("the slot set must name every shard of the chunk")
+        } else if self.shard_length_bytes == 0 || !self.shard_length_bytes.is_multiple_of(PAGE_BYTES) {
+            Err("a shard's length is a multiple of 4 KiB and not zero")
+        } else if self.shard_length_bytes > CHUNK_BYTES_MAX || self.chunk_length_bytes > CHUNK_BYTES_MAX {
+            Err("a shard or chunk is longer than the longest chunk")
+        } else if u64::from(self.chunk_length_bytes) > data_bytes {
+            Err("the data shards cannot hold the chunk")
+        } else if self.page_checksums.len() as u64 != u64::from(self.pages_count()) * 4 {
+            Err("one checksum for each page is needed")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl TryFrom<data::ShardHeader> for ShardMeta {
+    type Error = &'static str;
+
+    fn try_from(wire: data::ShardHeader) -> Result<Self, Self::Error> {
+        let small = |n: u32| u8::try_from(n).map_err(|_| "shard numbers and counts fit a byte");
+        let meta = Self {
+            key: ShardKey {
+                chunk: ChunkKey {
+                    volume: VolumeKey { volume: VolumeId(wire.volume), incarnation: Incarnation(wire.incarnation) },
+                    chunk: ChunkId(wire.chunk),
+                },
+                shard: small(wire.shard)?,
+            },
+            nonce: wire.nonce,
+            stripe: Stripe {
+                group: GroupId(wire.group),
+                epoch: wire.epoch,
+                data_shards: small(wire.data_shards)?,
+                parity_shards: small(wire.parity_shards)?,
+                slots: wire.slots.as_ref().into(),
+            },
+            chunk_length_bytes: wire.chunk_length_bytes,
+            shard_length_bytes: wire.shard_length_bytes,
+            page_checksums: wire.page_checksums,
+        };
+        meta.check()?;
+        Ok(meta)
+    }
+}
+
+/// A shard to store.
+#[derive(Clone, Debug)]
+pub struct Put {
+    /// Its description, already checked by [`ShardMeta::check`].
+    pub meta: ShardMeta,
+    /// Its bytes: `meta.shard_length_bytes` of them.
+    pub payload: Bytes,
+    /// The client session whose reservation it draws on.
+    pub session: SessionId,
+}
+
+/// What the writer of a disk can be asked for. Proofs were checked before (R30).
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Store a shard.
+    Put(Put),
+    /// Delete every shard of these chunks; what is not there counts as deleted.
+    Delete {
+        /// Whose chunks.
+        volume: VolumeKey,
+        /// Which.
+        chunks: Vec<ChunkId>,
+    },
+    /// Refuse puts below this chunk from now on (R4).
+    SetFloor {
+        /// Of which volume.
+        volume: VolumeKey,
+        /// The first chunk still taken.
+        floor: ChunkId,
+    },
+    /// Delete a volume's life as a whole.
+    DropVolume {
+        /// Which.
+        volume: VolumeKey,
+    },
+}
+
+/// What a durable request did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Shards that a delete removed.
+    pub deleted_count: u32,
+}
+
+/// A part of a shard that is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRange {
+    /// The shard.
+    pub key: ShardKey,
+    /// The attempt it must be of (R1).
+    pub nonce: u64,
+    /// First byte, a multiple of a page.
+    pub offset: u32,
+    /// Bytes, a multiple of a page, not zero.
+    pub length_bytes: u32,
+}
+
+/// Verified bytes of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadData {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// The checksums of their pages, as the shard's header has them.
+    pub page_checksums: Bytes,
+}
+
+/// Why a shard was not stored, deleted or read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ShardError {
+    /// Not here, or here under another nonce.
+    #[error("no such shard on this disk")]
+    NotFound,
+    /// The header or a page does not verify.
+    #[error("the shard is damaged on disk")]
+    Corrupt,
+    /// Another content stands under this name (R1).
+    #[error("another shard stands under this name")]
+    Conflict,
+    /// Not enough space for client writes (R29).
+    #[error("no space for client writes on this disk")]
+    NoSpace,
+    /// The chunk id is below the volume's floor (R4).
+    #[error("the chunk is below the volume's floor {0}")]
+    BelowFloor(ChunkId),
+    /// The disk is out of service (D6).
+    #[error("the disk is out of service after an I/O error")]
+    DiskFailed,
+    /// The request contradicts itself.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// The volume's life is over.
+    #[error("the volume was deleted")]
+    Dropped,
+    /// A queue is full.
+    #[error("the disk's queue is full")]
+    Busy,
+}
+
+/// What became of a request.
+pub type Outcome = Result<Done, ShardError>;

@@ -1,6 +1,7 @@
 //! Workloads against a mounted directory, peers side by side.
 
 mod figures;
+mod interrupt;
 mod rpc;
 mod systems;
 mod workloads;
@@ -104,6 +105,9 @@ fn main() -> ExitCode {
 }
 
 fn execute(command: Command) -> anyhow::Result<()> {
+    if !matches!(command, Command::Rpc { .. }) {
+        interrupt::install()?;
+    }
     match command {
         Command::Run { holdfast, dir, peers, up_arguments, json, options } => {
             options.check()?;
@@ -121,9 +125,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         }
         Command::Dir { dir, remount, label, json, options } => {
             options.check()?;
-            let mut mounted = Mounted { remount };
-            let cold_by = mounted.cold_by();
-            let report = workloads::run(&label, cold_by, &dir, &options, &mut mounted)?;
+            let report = workloads::run(&dir, &options, &mut Mounted { label, remount })?;
             publish(&[report], &options, json.as_deref())
         }
         Command::Rpc { seconds, threads, connections, json } => rpc::run(seconds, threads, connections, json),
@@ -133,8 +135,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
 
 fn run_holdfast(binary: &Path, dir: &Path, up_arguments: &[String], options: &Options) -> anyhow::Result<Report> {
     let mut holdfast = Holdfast::start(binary, dir, up_arguments)?;
-    let (mount, cold_by) = (holdfast.mount().to_owned(), holdfast.cold_by());
-    let report = workloads::run("holdfast", cold_by, &mount, options, &mut holdfast)?;
+    let mount = holdfast.mount().to_owned();
+    let report = workloads::run(&mount, options, &mut holdfast)?;
     holdfast.stop()?;
     Ok(report)
 }

@@ -1,6 +1,6 @@
 //! The workloads, in the order they run, and what they share.
 //!
-//! Writes are timed to the end of their last fsync. "Cold" makes the system under test forget first ([`Cold`]) and
+//! Writes are timed to the end of their last fsync. "Cold" makes the system under test forget first ([`System`]) and
 //! drops the kernel's caches. Each workload makes what it needs if it is not there, so that any can run alone.
 
 mod random;
@@ -10,11 +10,13 @@ mod tree;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use crate::figures::{Figure, Outcome, Report, Unit};
+use crate::interrupt;
 
 /// Sizes and choices, the same for every system of a run.
 #[derive(Clone, Debug, clap::Args)]
@@ -31,6 +33,9 @@ pub(crate) struct Options {
     /// Only these figures, separated by commas.
     #[arg(long, value_delimiter = ',')]
     pub(crate) only: Vec<String>,
+    /// Seconds after which a workload that does not end counts as hanging, and its system is ended.
+    #[arg(long, default_value_t = 900)]
+    pub(crate) hang_timeout: u64,
     /// An archive to unpack, read and remove.
     #[arg(long)]
     pub(crate) tar: Option<PathBuf>,
@@ -43,6 +48,7 @@ impl Options {
             format!("--size-mb={}", self.size_mb),
             format!("--files={}", self.files),
             format!("--runtime={}", self.runtime),
+            format!("--hang-timeout={}", self.hang_timeout),
         ];
         arguments.extend(self.only.iter().map(|name| format!("--only={name}")));
         arguments.extend(self.tar.iter().map(|tar| format!("--tar={}", tar.display())));
@@ -69,16 +75,23 @@ fn all_names() -> String {
     WORKLOADS.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ")
 }
 
-/// Makes a system's client forget what it cached.
-pub(crate) trait Cold {
+/// What the workloads ask of the system under test.
+pub(crate) trait System {
+    /// Its name, as a column's head.
+    fn name(&self) -> &str;
+    /// How it is made cold, for the report.
+    fn cold_by(&self) -> &'static str;
+    /// Makes its client forget what it cached.
     fn forget(&mut self) -> anyhow::Result<()>;
+    /// What to do, from another thread, when an operation hangs: end the processes that owe the kernel an answer.
+    fn hang_breaker(&self) -> Box<dyn Fn() + Send>;
 }
 
 /// A directory under test.
 pub(crate) struct Bench<'a> {
     root: PathBuf,
     options: &'a Options,
-    cold: &'a mut dyn Cold,
+    system: &'a mut dyn System,
 }
 
 impl Bench<'_> {
@@ -88,7 +101,7 @@ impl Bench<'_> {
 
     /// Cold caches, as far as can be.
     fn make_cold(&mut self) -> anyhow::Result<()> {
-        self.cold.forget()?;
+        self.system.forget()?;
         nix::unistd::sync();
         fs::write("/proc/sys/vm/drop_caches", "3\n").context("cannot drop the kernel's caches (not root?)")
     }
@@ -153,16 +166,11 @@ const WORKLOADS: &[Workload] = workloads![
 ];
 
 /// Runs the workloads in `directory` and leaves it as it was.
-pub(crate) fn run(
-    system: &str,
-    cold_by: &str,
-    directory: &Path,
-    options: &Options,
-    cold: &mut dyn Cold,
-) -> anyhow::Result<Report> {
+pub(crate) fn run(directory: &Path, options: &Options, system: &mut dyn System) -> anyhow::Result<Report> {
     let root = directory.join("holdfast-bench");
     fs::create_dir(&root).with_context(|| format!("cannot make {}", root.display()))?;
-    let mut bench = Bench { root, options, cold };
+    let hangs = HangWatch::start(Duration::from_secs(options.hang_timeout), system.hang_breaker());
+    let mut bench = Bench { root, options, system };
     let mut figures = Vec::new();
     let mut phase = Phase::Large;
     for workload in WORKLOADS {
@@ -170,6 +178,7 @@ pub(crate) fn run(
         if !chosen || (workload.phase == Phase::Tree && options.tar.is_none()) {
             continue;
         }
+        interrupt::check()?;
         if phase != workload.phase {
             phase = workload.phase;
             remove_content(&bench.root)?;
@@ -178,11 +187,39 @@ pub(crate) fn run(
             Ok(figure) => Outcome::Measured(figure),
             Err(error) => Outcome::Failed { error: format!("{error:#}") },
         };
-        eprintln!("  {system:<10} {:<24} {}", workload.name, serde_json::to_string(&outcome)?);
+        hangs.progress();
+        eprintln!("  {:<10} {:<24} {}", bench.system.name(), workload.name, serde_json::to_string(&outcome)?);
         figures.push((workload.name.to_owned(), outcome));
     }
     fs::remove_dir_all(&bench.root).with_context(|| format!("cannot remove {}", bench.root.display()))?;
-    Ok(Report { system: system.to_owned(), cold_by: cold_by.to_owned(), figures })
+    Ok(Report { system: bench.system.name().to_owned(), cold_by: bench.system.cold_by().to_owned(), figures })
+}
+
+/// A thread that breaks a hang: no operation of a mount may freeze the machine it runs on.
+struct HangWatch(mpsc::Sender<()>);
+
+impl HangWatch {
+    fn start(timeout: Duration, breaker: Box<dyn Fn() + Send>) -> Self {
+        let (sender, progress) = mpsc::channel();
+        std::thread::spawn(move || {
+            loop {
+                match progress.recv_timeout(timeout) {
+                    Ok(()) => {}
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        eprintln!("no workload has ended for {} s: ending the system under test", timeout.as_secs());
+                        breaker();
+                    }
+                }
+            }
+        });
+        Self(sender)
+    }
+
+    fn progress(&self) {
+        // Without the thread nobody listens, and nothing can be done about it.
+        let _ = self.0.send(());
+    }
 }
 
 fn remove_content(directory: &Path) -> anyhow::Result<()> {
@@ -275,18 +312,33 @@ impl Aligned {
 mod tests {
     use super::*;
 
-    struct Counted(usize);
+    #[derive(Default)]
+    struct Stub {
+        forgot_count: usize,
+    }
 
-    impl Cold for Counted {
+    impl System for Stub {
+        fn name(&self) -> &str {
+            "stub"
+        }
+
+        fn cold_by(&self) -> &'static str {
+            "nothing"
+        }
+
         fn forget(&mut self) -> anyhow::Result<()> {
-            self.0 += 1;
+            self.forgot_count += 1;
             anyhow::bail!("not here")
+        }
+
+        fn hang_breaker(&self) -> Box<dyn Fn() + Send> {
+            Box::new(|| {})
         }
     }
 
     fn options(only: &[&str]) -> Options {
         let only = only.iter().map(|name| (*name).to_owned()).collect();
-        Options { size_mb: 4, files: 16, runtime: 0.01, only, tar: None }
+        Options { size_mb: 4, files: 16, runtime: 0.01, only, hang_timeout: 60, tar: None }
     }
 
     #[test]
@@ -300,14 +352,37 @@ mod tests {
     fn a_failed_workload_is_reported_and_the_others_run_and_the_directory_is_left_empty() {
         let directory = std::env::temp_dir().join(format!("holdfast-bench-test-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
-        let mut cold = Counted(0);
+        let mut stub = Stub::default();
         let options = options(&["unlink_8p", "seq_read_1m_cold", "rename_1t"]);
-        let report = run("test", "nothing", &directory, &options, &mut cold).unwrap();
+        let report = run(&directory, &options, &mut stub).unwrap();
         fs::remove_dir(&directory).unwrap();
         let names: Vec<_> = report.figures.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["seq_read_1m_cold", "unlink_8p", "rename_1t"]);
-        assert_eq!((report.failures(), cold.0), (1, 1));
+        assert_eq!((report.failures(), stub.forgot_count), (1, 1));
         assert!(matches!(&report.figures[0].1, Outcome::Failed { error } if error == "not here"));
+    }
+
+    #[test]
+    fn a_hang_is_broken_and_progress_is_none() {
+        let (sender, broken) = mpsc::channel();
+        let hangs = HangWatch::start(
+            Duration::from_millis(20),
+            Box::new(move || {
+                let _ = sender.send(());
+            }),
+        );
+        broken.recv_timeout(Duration::from_secs(10)).expect("nothing ended for 20 ms");
+        drop(hangs);
+        let (sender, broken) = mpsc::channel();
+        let hangs = HangWatch::start(
+            Duration::from_secs(60),
+            Box::new(move || {
+                let _ = sender.send(());
+            }),
+        );
+        hangs.progress();
+        drop(hangs);
+        assert_eq!(broken.recv(), Err(mpsc::RecvError), "the thread ended without breaking anything");
     }
 
     #[test]

@@ -10,11 +10,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::{WorkDirectory, run, unmount, wait_for};
 use crate::figures::Report;
-use crate::workloads::{self, Cold, Options};
+use crate::workloads::{self, Options, System};
 
 const NAME: &str = "gluster";
 const BRIDGE: &str = "hfbench0";
@@ -56,7 +57,7 @@ pub(crate) fn run_inside(work: &Path, options: &Options) -> anyhow::Result<()> {
     let mut client = Client { mount };
     client.mount()?;
     let mount = client.mount.clone();
-    let report = workloads::run(NAME, "remount, kernel caches dropped", &mount, options, &mut client)?;
+    let report = workloads::run(&mount, options, &mut client)?;
     println!("{}", serde_json::to_string(&report)?);
     unmount(&mount)
 }
@@ -105,10 +106,25 @@ impl Client {
     }
 }
 
-impl Cold for Client {
+impl System for Client {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn cold_by(&self) -> &'static str {
+        "remount, kernel caches dropped"
+    }
+
     fn forget(&mut self) -> anyhow::Result<()> {
         unmount(&self.mount)?;
         self.mount()
+    }
+
+    fn hang_breaker(&self) -> Box<dyn Fn() + Send> {
+        // From process 1, this is every other process of its namespace and none outside.
+        Box::new(|| {
+            let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 
 use super::{MOUNT_TIMEOUT, WorkDirectory, is_mounted, unmount, wait_for};
-use crate::workloads::Cold;
+use crate::workloads::System;
 
 /// Longest wait for `up` to be ready.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -27,6 +27,8 @@ pub(crate) struct Holdfast {
     up: Child,
     /// The client of the last remount; before the first, `up` itself is the client.
     client: Option<Child>,
+    /// Process groups that the hang breaker ends: those of `up` and of the current client.
+    groups: Arc<Mutex<Vec<Pid>>>,
     log: PathBuf,
     // Last, so that it is removed when all else is gone.
     work: WorkDirectory,
@@ -61,15 +63,12 @@ impl Holdfast {
                 return Err(error.context(tail(&log)));
             }
         };
-        Ok(Self { binary, ready, up, client: None, log, work })
+        let groups = Arc::new(Mutex::new(vec![pid(&up)?]));
+        Ok(Self { binary, ready, up, client: None, groups, log, work })
     }
 
     pub(crate) fn mount(&self) -> &Path {
         &self.ready.mount
-    }
-
-    pub(crate) fn cold_by(&self) -> &'static str {
-        "remount, kernel caches dropped"
     }
 
     /// Stops it in the orderly way and says if that did not work.
@@ -91,6 +90,8 @@ impl Holdfast {
         unmount(&self.ready.mount)?;
         if let Some(mut client) = self.client.take() {
             let ended = wait_for("stopping the client", STOP_TIMEOUT, || Ok(client.try_wait()?.is_some()));
+            // Its number may become another process's.
+            *self.groups.lock().unwrap_or_else(PoisonError::into_inner) = vec![pid(&self.up)?];
             if ended.is_err() {
                 stop(&mut client);
             }
@@ -100,13 +101,32 @@ impl Holdfast {
     }
 }
 
-impl Cold for Holdfast {
+impl System for Holdfast {
+    fn name(&self) -> &str {
+        "holdfast"
+    }
+
+    fn cold_by(&self) -> &'static str {
+        "remount, kernel caches dropped"
+    }
+
+    fn hang_breaker(&self) -> Box<dyn Fn() + Send> {
+        let groups = Arc::clone(&self.groups);
+        Box::new(move || {
+            for group in groups.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                let _ = killpg(*group, Signal::SIGKILL);
+            }
+        })
+    }
+
     fn forget(&mut self) -> anyhow::Result<()> {
         self.unmount_client()?;
         let mut command = Command::new(&self.binary);
         command.arg("mount").arg(format!("{}/{}", self.ready.volmgr, self.ready.volume));
         command.arg(&self.ready.mount).arg("--foreground");
         let client = self.client.insert(spawn(command, &self.log, Stdio::null())?);
+        let groups = vec![pid(&self.up)?, pid(client)?];
+        *self.groups.lock().unwrap_or_else(PoisonError::into_inner) = groups;
         wait_for("mounting again", MOUNT_TIMEOUT, || {
             if let Some(status) = client.try_wait()? {
                 anyhow::bail!("holdfast mount ended with {status}");

@@ -21,8 +21,10 @@ fn main() -> ExitCode {
 
 fn fio(room: &mut Room, options: &str) {
     let d = room.directory();
-    let common = ["--name=job", "--verify=crc32c", "--verify_fatal=1", "--group_reporting", "--fallocate=none"];
-    let run = Run::new("fio").args(common).arg(format!("--directory={}", d.display()));
+    // Without a saved state, which fio would leave in the directory it runs in.
+    let verify = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"];
+    let common = verify.into_iter().chain(["--name=job", "--group_reporting", "--fallocate=none"]);
+    let run = Run::new("fio").args(common.clone()).arg(format!("--directory={}", d.display()));
     run.args(options.split(' ')).limit(seconds(100)).ok();
     // A second look, after everything is closed: verification only.
     let again = Run::new("fio").args(common).arg(format!("--directory={}", d.display()));

@@ -38,10 +38,11 @@ pub const FILE_SYSTEM_TYPE: &str = "fuse.holdfast";
 const FUSE_DEVICE: &str = "/dev/fuse";
 /// Threads that read requests. They only parse, copy and hand over; two keep up with what two cores ask.
 const EVENT_LOOPS: usize = 2;
-/// How long umount(2) may take: it writes back dirty mappings, by requests that have their own, longer deadline.
-const UNMOUNT_LIMIT: Duration = Duration::from_secs(15);
+/// How long umount(2) may take. Together with a second, lazy one it leaves time for flushing within the 20 s in which a
+/// process that is told to stop has to.
+const UNMOUNT_LIMIT: Duration = Duration::from_secs(6);
 /// How long after a good umount(2) the session may still run. Longer means that somebody else keeps it.
-const LINGER_LIMIT: Duration = Duration::from_secs(5);
+const LINGER_LIMIT: Duration = Duration::from_secs(3);
 
 /// How a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,11 +262,21 @@ impl Place {
                 errno => failed(errno.into()),
             },
         )?;
-        let mounts = mountinfo::read().map_err(failed)?;
+        match Self::find_new(point) {
+            Ok(place) => Ok(place),
+            Err(cause) => {
+                // Mounted a moment ago, so that it is this one, but for a race that leaves nothing better to do.
+                let _ = umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+                Err(failed(cause))
+            }
+        }
+    }
+
+    fn find_new(point: &Path) -> io::Result<Self> {
+        let mounts = mountinfo::read()?;
         let ours = mountinfo::topmost(&mounts, point).filter(|top| top.kind == FILE_SYSTEM_TYPE);
-        let Some(ours) = ours else {
-            return Err(failed(io::Error::new(ErrorKind::NotFound, "the new mount is not in the kernel's list")));
-        };
+        let ours =
+            ours.ok_or_else(|| io::Error::new(ErrorKind::NotFound, "the new mount is not in the kernel's list"))?;
         Ok(Self { id: ours.id, device: ours.device, point: point.to_owned() })
     }
 

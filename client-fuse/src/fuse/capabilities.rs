@@ -18,18 +18,20 @@ const _: () = assert!(CONGESTION_THRESHOLD <= BACKGROUND_MAX);
 /// Left out on purpose: `ATOMIC_O_TRUNC` (the kernel sends a setattr instead), `WRITEBACK_CACHE` and `AUTO_INVAL_DATA` (they
 /// make size and mtime the kernel's, or cost a getattr for each read), `POSIX_LOCKS` and `FLOCK_LOCKS` (locks stay local
 /// to this kernel), `POSIX_ACL` (with it goes `DONT_MASK`), `SETXATTR_EXT` (fuser asserts on it), `SPLICE_*` (fuser does not).
-const WANTED: [InitFlags; 8] = [
+const WANTED: [InitFlags; 6] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_ASYNC_DIO,
     // A symlink's target never changes and its number is never reused, so that a cached one is never stale.
     InitFlags::FUSE_CACHE_SYMLINKS,
     // A file opened with O_DIRECT can still be mapped.
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
 ];
+
+/// Wanted as soon as entries and attributes are valid for some time. Until then the kernel looks up every entry again that
+/// a readdirplus brought: listing 20,000 entries and looking at each took as many lookups and getattrs with it as without.
+const WANTED_WITH_VALIDITY: [InitFlags; 2] = [InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO];
 
 /// What the kernel agreed to that changes what the adapter does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +41,8 @@ pub(crate) struct Agreed {
 }
 
 pub(crate) fn negotiate(config: &mut KernelConfig) -> Agreed {
-    for wanted in WANTED {
+    let with_validity = WANTED_WITH_VALIDITY.into_iter().filter(|_| !super::NO_TIME.is_zero());
+    for wanted in WANTED.into_iter().chain(with_validity) {
         if config.add_capabilities(wanted).is_err() {
             tracing::debug!(?wanted, "this kernel's FUSE does without");
         }

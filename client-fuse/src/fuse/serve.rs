@@ -1,12 +1,18 @@
-//! From a callback to its answer: every request runs as a task of its own, under a deadline, and is answered exactly once.
+//! From a callback to its answer: every request runs under a deadline of its own and is answered exactly once.
 //!
-//! fuser's reply types answer EIO when they are dropped unanswered. A task that panics, and one that a stopping runtime
-//! drops or never starts, thereby answers too; nothing here has to catch anything.
+//! fuser's reply types answer EIO when they are dropped unanswered. Work that panics, and a task that a stopping runtime
+//! drops or never starts, thereby answers too.
+//!
+//! The event loop polls the work once itself and makes a task of it only if it has to wait for something. On two busy
+//! cores, a 4 KiB write that needs not wait took 46 to 100 us by way of a task, and 11 to 22 us so. A poll never waits, so
+//! neither does the callback.
 
 use fuser::Errno;
 use holdfast_client::Error;
 use holdfast_common::limits::REQUEST_DEADLINE_MS;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -98,11 +104,20 @@ impl Server {
     /// Starts `work`, which owns its reply, and returns. At the deadline it is dropped, and the reply with it.
     pub(super) fn run(&self, operation: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         let deadline = self.deadline;
-        self.runtime.spawn(async move {
+        let _entered = self.runtime.enter();
+        let mut work = Box::pin(async move {
             if tokio::time::timeout(deadline, work).await.is_err() {
                 tracing::error!(operation, ?deadline, "the client did not end an operation within its deadline");
             }
         });
+        // Nobody is woken after this poll: a task polls again at once, and its waker counts from then on.
+        let first = || work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        match catch_unwind(AssertUnwindSafe(first)) {
+            Ok(Poll::Ready(())) => {}
+            Ok(Poll::Pending) => drop(self.runtime.spawn(work)),
+            // What is left of the work is dropped, not polled. The panic must not end the event loop.
+            Err(_) => tracing::error!(operation, "an operation panicked"),
+        }
     }
 }
 
@@ -156,6 +171,24 @@ mod tests {
     #[test]
     fn a_panic_is_answered_with_eio_once() {
         assert_eq!(answers(LONG, async { panic!("as a bug would") }), [libc::EIO]);
+        let later = async {
+            tokio::task::yield_now().await;
+            panic!("as a bug would")
+        };
+        assert_eq!(answers(LONG, later), [libc::EIO]);
+    }
+
+    #[test]
+    fn what_has_to_wait_is_waited_for_by_a_task() {
+        let begun = std::thread::current().id();
+        let work = async move {
+            assert_eq!(std::thread::current().id(), begun, "the first poll is the caller's");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert_ne!(std::thread::current().id(), begun, "the caller does not wait");
+            tokio::task::yield_now().await;
+            Ok(())
+        };
+        assert_eq!(answers(LONG, work), [0]);
     }
 
     #[test]
@@ -171,7 +204,7 @@ mod tests {
         server.serve("test", Reply(Some(sender.clone())), std::future::pending(), |mut reply: Reply, ()| reply.send(0));
         runtime.shutdown_timeout(LONG);
         assert_eq!(receiver.recv_timeout(LONG), Ok(libc::EIO));
-        server.serve("test", Reply(Some(sender)), async { Ok(()) }, |mut reply: Reply, ()| reply.send(0));
+        server.serve("test", Reply(Some(sender)), std::future::pending(), |mut reply: Reply, ()| reply.send(0));
         assert_eq!(receiver.recv_timeout(LONG), Ok(libc::EIO));
     }
 }

@@ -20,9 +20,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !command::cargo().args(build).status().context("cannot run cargo")?.success() {
         bail!("the build failed");
     }
-    let bench = release_directory()?.join("holdfast-bench");
+    let release = release_directory()?;
+    let bench = release.join("holdfast-bench");
     let status = Command::new(&bench)
-        .arg("run")
+        .args(["run", "--holdfast"])
+        .arg(release.join("holdfast"))
         .args(&arguments.arguments)
         .status()
         .with_context(|| format!("cannot run {}", bench.display()))?;

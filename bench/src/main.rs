@@ -113,15 +113,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
             options.check()?;
             anyhow::ensure!(holdfast.is_some() || !peers.is_empty(), "give --holdfast PATH or --peers, or both");
             let mut reports = Vec::new();
-            if let Some(binary) = holdfast {
-                reports.push(run_holdfast(&binary, &dir, &up_arguments, &options)?);
-            }
-            for peer in peers {
-                reports.push(match peer {
-                    Peer::Gluster => gluster::run_in_namespaces(&dir, &options)?,
-                });
-            }
-            publish(&reports, &options, json.as_deref())
+            let ran = run_all(holdfast.as_deref(), &dir, &peers, &up_arguments, &options, &mut reports);
+            // What was measured before something failed is worth seeing.
+            let published = publish(&reports, &options, json.as_deref());
+            ran.and(published)
         }
         Command::Dir { dir, remount, label, json, options } => {
             options.check()?;
@@ -133,12 +128,27 @@ fn execute(command: Command) -> anyhow::Result<()> {
     }
 }
 
-fn run_holdfast(binary: &Path, dir: &Path, up_arguments: &[String], options: &Options) -> anyhow::Result<Report> {
-    let mut holdfast = Holdfast::start(binary, dir, up_arguments)?;
-    let mount = holdfast.mount().to_owned();
-    let report = workloads::run(&mount, options, &mut holdfast)?;
-    holdfast.stop()?;
-    Ok(report)
+/// One report a system, in `reports` as soon as it is there.
+fn run_all(
+    holdfast: Option<&Path>,
+    dir: &Path,
+    peers: &[Peer],
+    up_arguments: &[String],
+    options: &Options,
+    reports: &mut Vec<Report>,
+) -> anyhow::Result<()> {
+    if let Some(binary) = holdfast {
+        let mut holdfast = Holdfast::start(binary, dir, up_arguments)?;
+        let mount = holdfast.mount().to_owned();
+        reports.push(workloads::run(&mount, options, &mut holdfast)?);
+        holdfast.stop()?;
+    }
+    for peer in peers {
+        reports.push(match peer {
+            Peer::Gluster => gluster::run_in_namespaces(dir, options)?,
+        });
+    }
+    Ok(())
 }
 
 /// Prints the table, writes the JSON, and fails if a figure is missing.

@@ -37,8 +37,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::runtime::Handle;
 
-/// How long the kernel may believe an entry or attributes without asking.
-const NO_TIME: Duration = Duration::ZERO;
+/// How long the kernel may believe an entry without asking. The kernel counts in its clock's ticks: the least time that is
+/// not zero is up to 8 ms.
+const ENTRY_VALIDITY: Duration = Duration::ZERO;
+/// The same of attributes. At zero a stat(2) is a lookup and a getattr for each directory on its path and for the file:
+/// the kernel asks again for what the lookup has just brought, to check permissions.
+const ATTRIBUTE_VALIDITY: Duration = Duration::ZERO;
 /// Inode numbers are never reused, so that one generation does.
 const GENERATION: Generation = Generation(0);
 
@@ -81,7 +85,8 @@ impl Adapter {
     {
         let work = call(self.file_system.clone());
         self.server.serve(operation, reply, async move { Ok(work.await?) }, |reply, attributes| {
-            reply.entry(&NO_TIME, &convert::file_attr(&attributes), GENERATION);
+            let attr = convert::file_attr(&attributes);
+            reply.entry_with_ttls(&ATTRIBUTE_VALIDITY, &ENTRY_VALIDITY, &attr, GENERATION);
         });
     }
 
@@ -92,7 +97,7 @@ impl Adapter {
     {
         let work = call(self.file_system.clone());
         self.server.serve(operation, reply, async move { Ok(work.await?) }, |reply, attributes| {
-            reply.attr(&NO_TIME, &convert::file_attr(&attributes));
+            reply.attr(&ATTRIBUTE_VALIDITY, &convert::file_attr(&attributes));
         });
     }
 
@@ -296,7 +301,7 @@ impl fuser::Filesystem for Adapter {
         };
         self.server.serve("create", reply, work, move |reply, (made, opened)| {
             let flags = convert::opened_flags(flags);
-            reply.created(&NO_TIME, &convert::file_attr(&made), GENERATION, RawHandle(opened.0), flags);
+            reply.created(&ENTRY_VALIDITY, &convert::file_attr(&made), GENERATION, RawHandle(opened.0), flags);
         });
     }
 

@@ -29,7 +29,7 @@ const WANTED: [InitFlags; 6] = [
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
 ];
 
-/// Wanted as soon as entries and attributes are valid for some time. Until then the kernel looks up every entry again that
+/// Wanted as soon as entries are valid for some time. Until then the kernel looks up every entry again that
 /// a readdirplus brought: listing 20,000 entries and looking at each took as many lookups and getattrs with it as without.
 const WANTED_WITH_VALIDITY: [InitFlags; 2] = [InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO];
 
@@ -41,7 +41,7 @@ pub(crate) struct Agreed {
 }
 
 pub(crate) fn negotiate(config: &mut KernelConfig) -> Agreed {
-    let with_validity = WANTED_WITH_VALIDITY.into_iter().filter(|_| !super::NO_TIME.is_zero());
+    let with_validity = WANTED_WITH_VALIDITY.into_iter().filter(|_| !super::ENTRY_VALIDITY.is_zero());
     for wanted in WANTED.into_iter().chain(with_validity) {
         if config.add_capabilities(wanted).is_err() {
             tracing::debug!(?wanted, "this kernel's FUSE does without");

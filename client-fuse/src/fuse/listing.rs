@@ -3,7 +3,7 @@
 use super::convert;
 use super::directory::{Buffer, Directories};
 use super::serve::{Answerable, Refusal, Server};
-use super::{GENERATION, NO_TIME};
+use super::{ENTRY_VALIDITY, GENERATION};
 use fuser::{Errno, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use holdfast_client::{Attributes, DirectoryEntry, FileSystem, NodeKind};
 use holdfast_common::InodeId;
@@ -51,7 +51,7 @@ pub(super) struct Plus(pub(super) ReplyDirectoryPlus);
 impl Plus {
     fn add(&mut self, name: &[u8], offset: u64, attributes: &Attributes) -> bool {
         let attr = convert::file_attr(attributes);
-        self.0.add(attr.ino, offset, OsStr::from_bytes(name), &NO_TIME, &attr, GENERATION)
+        self.0.add(attr.ino, offset, OsStr::from_bytes(name), &ENTRY_VALIDITY, &attr, GENERATION)
     }
 }
 

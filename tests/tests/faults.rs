@@ -4,7 +4,7 @@
 use holdfast_tests::block::{Seen, Stamp, run_of_blocks};
 use holdfast_tests::wait::{self, seconds};
 use holdfast_tests::workload::{Crew, Signal, blocks_of, wait_for_progress};
-use holdfast_tests::{Claim, Cluster, Room, claims};
+use holdfast_tests::{Claim, Cluster, Room, claims, processes};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +15,7 @@ const CLAIMS: &[Claim] = &claims![
     150 => the_volume_manager_may_die_and_comes_back,
     300 => any_two_datanodes_may_die_and_come_back,
     120 => a_metanode_and_two_datanodes_may_die_at_once,
+    150 => nodes_that_hang_without_dying_hold_nobody_up,
 ];
 
 /// Promised: progress within this.
@@ -192,5 +193,27 @@ fn a_metanode_and_two_datanodes_may_die_at_once(room: &mut Room) {
     let cluster = room.cluster();
     under_load(cluster, 4, |signal, reads| {
         kill_and_let_come_back(cluster, &[("metanode", 2), ("datanode", 0), ("datanode", 5)], signal, reads);
+    });
+}
+
+/// Stopped by a signal, a node accepts connections and answers nothing: the slow way to be dead.
+fn nodes_that_hang_without_dying_hold_nobody_up(room: &mut Room) {
+    use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+    let cluster = room.cluster();
+    under_load(cluster, 5, |signal, reads| {
+        for hung in
+            [[("metanode", 0), ("datanode", 1)], [("metanode", 1), ("datanode", 4)], [("metanode", 2), ("datanode", 5)]]
+        {
+            let pids =
+                hung.map(|(role, index)| cluster.pid(role, index).unwrap_or_else(|| panic!("{role} {index} is dead")));
+            pids.iter().for_each(|pid| assert!(processes::signal(*pid, SIGSTOP)));
+            let reads_goal = reads.load(Ordering::Relaxed) + CALLS_WHILE_DEAD / 4;
+            let stall = wait_for_progress(signal, 1, PROGRESS_LIMIT, || {});
+            wait_for_progress(signal, CALLS_WHILE_DEAD, PROGRESS_LIMIT, || {});
+            wait::for_state("reads go on", PROGRESS_LIMIT, || reads.load(Ordering::Relaxed) >= reads_goal);
+            eprintln!("{hung:?} hung: the first call succeeded after {:.2} s", stall.as_secs_f64());
+            pids.iter().for_each(|pid| assert!(processes::signal(*pid, SIGCONT)));
+            hung.iter().for_each(|(role, index)| wait_until_used(cluster, role, *index));
+        }
     });
 }

@@ -354,10 +354,20 @@ impl State {
         if self.dirty.is_empty() && self.flushing.is_empty() {
             return;
         }
+        if self.kill_suid_sgid || self.flushing.iter().any(|f| f.kill_suid_sgid) {
+            attributes.mode = without_suid_sgid(attributes.mode);
+        }
         attributes.size_bytes = attributes.size_bytes.max(self.size_bytes());
         attributes.mtime_ns = attributes.mtime_ns.max(self.mtime_ns);
         attributes.ctime_ns = attributes.ctime_ns.max(self.mtime_ns);
     }
+}
+
+/// What a write by an unprivileged caller leaves of a mode, as the table does it: sgid without group execution is
+/// mandatory locking's mark and stays.
+fn without_suid_sgid(mode: u32) -> u32 {
+    let sgid = if mode & 0o010 == 0 { 0 } else { 0o2000 };
+    mode & !(0o4000 | sgid)
 }
 
 #[cfg(test)]
@@ -398,6 +408,16 @@ mod tests {
         );
         let seen = inode.refresh(stale);
         assert_eq!((seen.size_bytes, seen.mtime_ns), (100, 50));
+    }
+
+    #[test]
+    fn suid_is_gone_from_the_write_on_not_from_its_flush_on() {
+        let inode = Inode::new(Attr { inode: 5, mode: 0o6755, ..Attr::default() });
+        inode.write(Some(0), bytes(1), 1, true);
+        assert_eq!(inode.attributes().mode, 0o755);
+        inode.freeze(Freeze::All);
+        assert_eq!(inode.attributes().mode, 0o755);
+        assert_eq!(without_suid_sgid(0o6745), 0o2745);
     }
 
     #[test]

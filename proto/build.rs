@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "control.proto",
         "record.proto",
         "cluster.proto",
+        "metanode.proto",
         "raft.proto",
         "snapshot.proto",
     ];

@@ -109,6 +109,8 @@ struct Counters {
     next_chunk: u64,
     next_session: u64,
     next_group: u64,
+    /// Raised by every change of a group's membership or state.
+    groups_version: u64,
     /// Commits of chunks below are refused (R4).
     floor: u64,
     last_time_ns: i64,
@@ -123,6 +125,7 @@ impl Default for Counters {
             next_chunk: 1,
             next_session: 1,
             next_group: 1,
+            groups_version: 0,
             floor: 0,
             last_time_ns: 0,
             mapped_pages: 0,

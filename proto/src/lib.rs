@@ -25,6 +25,10 @@ pub mod cluster {
     tonic::include_proto!("holdfast.cluster");
 }
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, unreachable_pub)]
+pub mod metanode {
+    tonic::include_proto!("holdfast.metanode");
+}
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, unreachable_pub)]
 pub mod raft {
     tonic::include_proto!("holdfast.raft");
 }

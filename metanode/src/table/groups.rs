@@ -73,6 +73,7 @@ impl Table {
                 capacity_bytes: group.capacity_bytes,
             };
             self.groups.insert(id, added);
+            self.counters.groups_version += 1;
         }
         Ok(MutateResponse::default())
     }
@@ -89,12 +90,14 @@ impl Table {
         let vacant = Slot { disk: DiskId(0), node: NodeId(0), since_epoch: group.epoch };
         let slots = group.slots.iter().enumerate().map(|(i, slot)| if i == index { vacant } else { *slot });
         group.slots = slots.collect();
+        self.counters.groups_version += 1;
         Ok(MutateResponse::default())
     }
 
     pub(super) fn set_group_state(&mut self, op: &SetGroupState) -> Outcome<MutateResponse> {
         let state = GroupState::try_from(op.state).map_err(|_| Code::Invalid)?;
         self.groups.get_mut(&GroupId(op.group)).ok_or(Code::NotFound)?.state = state;
+        self.counters.groups_version += 1;
         Ok(MutateResponse::default())
     }
 

@@ -5,7 +5,7 @@ use super::records::{Body, Dentry};
 use super::{Configuration, Table};
 use bytes::Bytes;
 use holdfast_common::limits::PAGE_BYTES;
-use holdfast_common::{ChunkId, InodeId, SessionId};
+use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
 use holdfast_proto::meta::{Attr, BlockGroup, ChunkRecord, Code, DirectoryEntry, Extent, FileMap, FsStat, Kind};
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -190,6 +190,18 @@ impl Table {
             quota => quota.saturating_sub(used_bytes).saturating_sub(self.counters.reserved_bytes),
         };
         FsStat { used_bytes, quota_bytes, available_bytes, inodes: self.inodes.len() as u64 }
+    }
+
+    /// Changes when a group's membership or state does.
+    #[must_use]
+    pub fn groups_version(&self) -> u64 {
+        self.counters.groups_version
+    }
+
+    /// A block group.
+    #[must_use]
+    pub fn group(&self, group: GroupId) -> Option<BlockGroup> {
+        Some(self.groups.get(&group)?.block_group(group))
     }
 
     /// All block groups.

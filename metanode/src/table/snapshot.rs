@@ -97,6 +97,7 @@ impl Table {
             next_chunk: header.next_chunk,
             next_session: header.next_session,
             next_group: header.next_group,
+            groups_version: header.groups_version,
             floor: header.floor,
             last_time_ns: header.last_time_ns,
             mapped_pages: 0,
@@ -263,6 +264,7 @@ impl Table {
             next_chunk: counters.next_chunk,
             next_session: counters.next_session,
             next_group: counters.next_group,
+            groups_version: counters.groups_version,
             floor: counters.floor,
             last_time_ns: counters.last_time_ns,
             ..Header::default()

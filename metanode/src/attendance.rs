@@ -1,0 +1,262 @@
+//! Who is there: the leader's soft knowledge of sessions and of what they have open. Pure: the monotonic time is
+//! passed in, in milliseconds.
+//!
+//! Nothing of it is replicated. A new leader knows nobody's open files until every session has attached in its term
+//! with its whole list; until then it reaps no orphan (docs/decisions/0003-open-files-are-soft-state.md).
+
+use holdfast_common::limits::SESSION_LEASE_MS;
+use holdfast_common::{InodeId, SessionId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A session silent for this long is expired: its lease and a tenth, for the client counts from when it sent (R20).
+const SILENCE_MS_MAX: u64 = SESSION_LEASE_MS as u64 + SESSION_LEASE_MS as u64 / 10;
+
+/// A create that asked for its inode to be registered as open, from before it was proposed until it is registered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct CreateTicket(u64);
+
+#[derive(Debug)]
+struct Attendee {
+    renewed_ms: u64,
+    attached: bool,
+    open: BTreeSet<InodeId>,
+}
+
+/// Sessions and open inodes as one leader knows them in one term.
+#[derive(Debug, Default)]
+pub(crate) struct Attendance {
+    term: u64,
+    sessions: BTreeMap<SessionId, Attendee>,
+    open_counts: BTreeMap<InodeId, u32>,
+    /// Creates under way.
+    creates: BTreeSet<u64>,
+    next_create: u64,
+    /// Orphans seen, with the first create that began after: an earlier one may be about to register it as open.
+    seen: BTreeMap<InodeId, u64>,
+    /// Orphans whose reaping is proposed: nobody may open them any more.
+    reaping: BTreeSet<InodeId>,
+}
+
+impl Attendance {
+    /// Follows the table's sessions, ascending; in a new term all must attach again.
+    pub(crate) fn follow(&mut self, term: u64, sessions: &[SessionId], now_ms: u64) {
+        if term > self.term {
+            let creates = std::mem::take(&mut self.creates);
+            *self = Self { term, creates, next_create: self.next_create, ..Self::default() };
+        }
+        for session in sessions {
+            self.sessions.entry(*session).or_insert_with(|| Attendee {
+                renewed_ms: now_ms,
+                attached: false,
+                open: BTreeSet::new(),
+            });
+        }
+        let gone: Vec<SessionId> =
+            self.sessions.keys().filter(|id| sessions.binary_search(id).is_err()).copied().collect();
+        gone.into_iter().for_each(|session| self.leave(session));
+    }
+
+    /// Whether it speaks for this term.
+    pub(crate) fn is_of(&self, term: u64) -> bool {
+        self.term == term
+    }
+
+    /// A session that this leader opened itself has nothing open yet.
+    pub(crate) fn enter(&mut self, session: SessionId, now_ms: u64) {
+        self.sessions.insert(session, Attendee { renewed_ms: now_ms, attached: true, open: BTreeSet::new() });
+    }
+
+    /// A session ended.
+    pub(crate) fn leave(&mut self, session: SessionId) {
+        let Some(attendee) = self.sessions.remove(&session) else { return };
+        for inode in attendee.open {
+            self.uncount(inode);
+        }
+    }
+
+    /// A sign of life.
+    pub(crate) fn renew(&mut self, session: SessionId, now_ms: u64) {
+        if let Some(attendee) = self.sessions.get_mut(&session) {
+            attendee.renewed_ms = now_ms;
+        }
+    }
+
+    /// A keep-alive; answers whether the session must send its whole list.
+    pub(crate) fn keep_alive(
+        &mut self,
+        session: SessionId,
+        released: &[u64],
+        attached: Option<&[u64]>,
+        now_ms: u64,
+    ) -> bool {
+        self.renew(session, now_ms);
+        released.iter().for_each(|inode| self.close(session, InodeId(*inode)));
+        // What was opened in this term before the list was made stays open.
+        for inode in attached.unwrap_or_default().iter().copied().map(InodeId) {
+            self.count(session, inode);
+        }
+        match self.sessions.get_mut(&session) {
+            Some(attendee) => {
+                attendee.attached |= attached.is_some();
+                !attendee.attached
+            }
+            None => true,
+        }
+    }
+
+    /// Registers an open; false if the inode is about to go.
+    pub(crate) fn open(&mut self, session: SessionId, inode: InodeId, now_ms: u64) -> bool {
+        if self.reaping.contains(&inode) {
+            return false;
+        }
+        self.renew(session, now_ms);
+        self.count(session, inode);
+        true
+    }
+
+    /// What was registered turned out not to exist.
+    pub(crate) fn close(&mut self, session: SessionId, inode: InodeId) {
+        if self.sessions.get_mut(&session).is_some_and(|attendee| attendee.open.remove(&inode)) {
+            self.uncount(inode);
+        }
+    }
+
+    /// Before a create that registers its inode as open is proposed.
+    pub(crate) fn begin_create(&mut self) -> CreateTicket {
+        self.next_create += 1;
+        self.creates.insert(self.next_create);
+        CreateTicket(self.next_create)
+    }
+
+    /// After the create was answered and registered.
+    pub(crate) fn end_create(&mut self, ticket: &CreateTicket) {
+        self.creates.remove(&ticket.0);
+    }
+
+    /// Sessions that were silent for too long.
+    pub(crate) fn silent(&self, now_ms: u64) -> Vec<u64> {
+        let silent = |attendee: &Attendee| now_ms.saturating_sub(attendee.renewed_ms) > SILENCE_MS_MAX;
+        self.sessions.iter().filter(|(_, attendee)| silent(attendee)).map(|(id, _)| id.0).collect()
+    }
+
+    /// Which of these orphans may be reaped now; they count as going from here on, until [`Self::reaped`].
+    pub(crate) fn choose_orphans(&mut self, orphans: &[InodeId]) -> Vec<u64> {
+        let oldest_create = self.creates.first().copied().unwrap_or(u64::MAX);
+        let all_attached = self.sessions.values().all(|attendee| attendee.attached);
+        let mut chosen = Vec::new();
+        for inode in orphans {
+            let next_create = self.next_create + 1;
+            let first_later = *self.seen.entry(*inode).or_insert(next_create);
+            if all_attached && oldest_create >= first_later && !self.open_counts.contains_key(inode) {
+                self.seen.remove(inode);
+                self.reaping.insert(*inode);
+                chosen.push(inode.0);
+            }
+        }
+        chosen
+    }
+
+    /// These are gone. What was reaped in part, or perhaps, stays closed to everybody until it is.
+    pub(crate) fn reaped(&mut self, inodes: &[u64]) {
+        for inode in inodes {
+            self.reaping.remove(&InodeId(*inode));
+        }
+    }
+
+    fn count(&mut self, session: SessionId, inode: InodeId) {
+        if self.sessions.get_mut(&session).is_some_and(|attendee| attendee.open.insert(inode)) {
+            *self.open_counts.entry(inode).or_default() += 1;
+        }
+    }
+
+    fn uncount(&mut self, inode: InodeId) {
+        if let Some(count) = self.open_counts.get_mut(&inode) {
+            *count -= 1;
+            if *count == 0 {
+                self.open_counts.remove(&inode);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: SessionId = SessionId(1);
+    const B: SessionId = SessionId(2);
+    const FILE: InodeId = InodeId(9);
+
+    fn led() -> Attendance {
+        let mut attendance = Attendance::default();
+        attendance.follow(3, &[], 0);
+        attendance.enter(A, 0);
+        attendance.enter(B, 0);
+        attendance
+    }
+
+    #[test]
+    fn an_orphan_that_somebody_has_open_is_not_reaped() {
+        let mut attendance = led();
+        assert!(attendance.open(A, FILE, 0) && attendance.open(B, FILE, 0));
+        assert!(attendance.choose_orphans(&[FILE]).is_empty());
+        attendance.keep_alive(A, &[FILE.0], None, 0);
+        assert!(attendance.choose_orphans(&[FILE]).is_empty());
+        attendance.leave(B);
+        assert_eq!(attendance.choose_orphans(&[FILE]), [FILE.0]);
+    }
+
+    #[test]
+    fn nothing_is_opened_while_it_is_being_reaped() {
+        let mut attendance = led();
+        assert_eq!(attendance.choose_orphans(&[FILE]), [FILE.0]);
+        assert!(!attendance.open(A, FILE, 0));
+        attendance.reaped(&[FILE.0]);
+        assert!(attendance.open(A, FILE, 0));
+    }
+
+    #[test]
+    fn after_a_change_of_leader_nothing_is_reaped_until_every_session_attached() {
+        let mut attendance = led();
+        attendance.follow(4, &[A, B], 0);
+        assert!(attendance.choose_orphans(&[FILE]).is_empty());
+        assert!(attendance.keep_alive(A, &[], None, 0), "the new leader asks for the list");
+        assert!(!attendance.keep_alive(A, &[], Some(&[FILE.0]), 0));
+        assert!(attendance.choose_orphans(&[FILE, InodeId(10)]).is_empty());
+        assert!(!attendance.keep_alive(B, &[], Some(&[]), 0));
+        assert_eq!(attendance.choose_orphans(&[FILE, InodeId(10)]), [10]);
+    }
+
+    #[test]
+    fn a_session_that_is_gone_is_not_waited_for() {
+        let mut attendance = led();
+        attendance.follow(4, &[A, B], 0);
+        attendance.keep_alive(A, &[], Some(&[]), 0);
+        attendance.follow(4, &[A], 0);
+        assert_eq!(attendance.choose_orphans(&[FILE]), [FILE.0]);
+    }
+
+    /// Interleaving: A's create is applied, B unlinks the file, the leader looks for orphans, A's open is registered.
+    #[test]
+    fn an_orphan_is_not_reaped_while_the_create_that_opens_it_is_under_way() {
+        let mut attendance = led();
+        let ticket = attendance.begin_create();
+        assert!(attendance.choose_orphans(&[FILE]).is_empty());
+        let later = attendance.begin_create();
+        assert!(attendance.open(A, FILE, 0));
+        attendance.end_create(&ticket);
+        assert!(attendance.choose_orphans(&[FILE]).is_empty());
+        attendance.keep_alive(A, &[FILE.0], None, 0);
+        assert_eq!(attendance.choose_orphans(&[FILE]), [FILE.0], "a later create cannot be of this inode");
+        attendance.end_create(&later);
+    }
+
+    #[test]
+    fn a_silent_session_expires_after_its_lease_and_a_tenth() {
+        let mut attendance = led();
+        attendance.renew(B, 1000);
+        assert!(attendance.silent(33_000).is_empty());
+        assert_eq!(attendance.silent(33_001), [A.0]);
+        assert_eq!(attendance.silent(34_001), [A.0, B.0]);
+    }
+}

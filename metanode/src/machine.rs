@@ -1,0 +1,48 @@
+//! The table as consensus drives it: commands and snapshots as bytes.
+
+use crate::table::{FrozenTable, Table};
+use bytes::Bytes;
+use holdfast_consensus::{Broken, Snapshot, StateMachine};
+use holdfast_proto::record::TableCommand;
+use prost::Message;
+use std::io::{self, Read, Write};
+
+/// One replica of a metadata table.
+#[derive(Debug, Default)]
+pub(crate) struct TableMachine {
+    table: Table,
+}
+
+impl TableMachine {
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+}
+
+struct FrozenMachine(FrozenTable);
+
+impl Snapshot for FrozenMachine {
+    fn write_to(&self, to: &mut dyn Write) -> io::Result<()> {
+        self.0.write_to(to)
+    }
+}
+
+impl StateMachine for TableMachine {
+    fn apply(&mut self, _index: u64, command: &[u8]) -> Result<Bytes, Broken> {
+        let command = TableCommand::decode(command).map_err(|error| Broken(format!("undecodable command: {error}")))?;
+        self.table.apply_encoded(&command).map_err(|broken| Broken(broken.0))
+    }
+
+    fn snapshot(&self) -> Box<dyn Snapshot> {
+        Box::new(FrozenMachine(self.table.freeze()))
+    }
+
+    fn restore(&mut self, from: &mut dyn Read) -> Result<(), Broken> {
+        self.table = Table::restore(from).map_err(|error| Broken(error.to_string()))?;
+        Ok(())
+    }
+
+    fn digest(&self) -> u64 {
+        self.table.digest()
+    }
+}

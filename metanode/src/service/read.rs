@@ -1,0 +1,170 @@
+//! Reads: the leader only, behind a read barrier, from the state as it then is.
+
+use crate::hosted::{Context, Hosted};
+use crate::machine::TableMachine;
+use crate::table::Table;
+use holdfast_common::{Incarnation, InodeId, NodeId, SessionId, VolumeId};
+use holdfast_consensus::ReadError;
+use holdfast_proto::meta::read_request::Op;
+use holdfast_proto::meta::{Code, FsStat, KeepAlive, Kind, ReadRequest, ReadResponse};
+use holdfast_transport::{Refusal, Reply};
+use parking_lot::RwLockReadGuard;
+
+/// A file's whole map comes with its open if it has at most this many extents: small files need no further request.
+const OPEN_MAP_EXTENTS_MAX: usize = 16;
+
+type Outcome = Result<ReadResponse, Code>;
+
+pub(super) async fn read(context: &Context, request: ReadRequest) -> Result<Reply, Refusal> {
+    let response = run(context, &request).await.unwrap_or_else(|response| *response);
+    Ok(Reply::message(&response))
+}
+
+fn refuse(code: Code) -> Box<ReadResponse> {
+    Box::new(ReadResponse { code: code.into(), ..ReadResponse::default() })
+}
+
+async fn run(context: &Context, request: &ReadRequest) -> Result<ReadResponse, Box<ReadResponse>> {
+    let hosted = context.hosted(VolumeId(request.volume)).ok_or_else(|| refuse(Code::NoSuchVolume))?;
+    let not_leader = |leader: Option<NodeId>| {
+        let leader = leader.map(|node| context.neighbours.address_text(node)).unwrap_or_default();
+        Box::new(ReadResponse { leader, ..*refuse(Code::NotLeader) })
+    };
+    let Some(term) = hosted.led_term() else { return Err(not_leader(hosted.group.status().leader)) };
+    match hosted.group.read_barrier().await {
+        Ok(()) => {}
+        Err(ReadError::NotLeader { leader }) => return Err(not_leader(leader)),
+        Err(ReadError::Overloaded) => return Err(refuse(Code::Unavailable)),
+        Err(ReadError::Stopped) => return Err(refuse(Code::TableStopped)),
+    }
+    let reader = Reader { context, hosted: &hosted, term, session: SessionId(request.session) };
+    reader.answer(request).map_err(refuse)
+}
+
+struct Reader<'a> {
+    context: &'a Context,
+    hosted: &'a Hosted,
+    term: u64,
+    session: SessionId,
+}
+
+impl Reader<'_> {
+    fn state(&self) -> RwLockReadGuard<'_, TableMachine> {
+        self.hosted.group.state().read()
+    }
+
+    fn answer(&self, request: &ReadRequest) -> Outcome {
+        match self.state().table().configuration() {
+            None => return Err(Code::Unavailable),
+            Some(configuration) if configuration.incarnation != Incarnation(request.incarnation) => {
+                return Err(Code::NoSuchVolume);
+            }
+            Some(_) => {}
+        }
+        match request.op.as_ref().ok_or(Code::Invalid)? {
+            Op::Open(op) => self.open(InodeId(op.inode)),
+            Op::KeepAlive(op) => self.keep_alive(op),
+            op => self.answer_from(self.state().table(), op),
+        }
+    }
+
+    fn answer_from(&self, table: &Table, op: &Op) -> Outcome {
+        let mut response = ReadResponse::default();
+        match op {
+            Op::Lookup(op) => response.attr = Some(table.lookup(InodeId(op.parent), &op.name)?),
+            Op::GetAttr(op) => response.attr = Some(table.get_attr(InodeId(op.inode))?),
+            Op::ReadDirectory(op) => {
+                let max_entries = usize::try_from(op.max_entries).unwrap_or(usize::MAX);
+                let page = table.read_directory(InodeId(op.inode), op.after_cookie, max_entries, op.with_attributes)?;
+                response.entries = page.entries;
+                response.end_of_directory = page.end;
+            }
+            Op::ReadMap(op) => {
+                let max_extents = usize::try_from(op.max_extents).unwrap_or(usize::MAX);
+                let (attr, map) = table.read_map(InodeId(op.inode), op.offset, op.length_bytes, max_extents)?;
+                response.attr = Some(attr);
+                response.map = Some(map);
+                response.groups_version = self.groups_version(table);
+            }
+            Op::ReadLink(op) => response.value = table.read_link(InodeId(op.inode))?,
+            Op::GetXattr(op) => response.value = table.get_xattr(InodeId(op.inode), &op.name)?,
+            Op::ListXattr(op) => response.names = table.list_xattr(InodeId(op.inode))?,
+            Op::StatFs(_) => response.stat = Some(self.stat_fs(table)),
+            Op::GetGroups(_) => {
+                response.groups = table.groups();
+                response.nodes = self.context.neighbours.addresses();
+                response.groups_version = self.groups_version(table);
+            }
+            Op::Open(_) | Op::KeepAlive(_) => return Err(Code::Invalid),
+        }
+        Ok(response)
+    }
+
+    /// Registers first and looks then: an inode that is found after it was registered cannot be reaped any more.
+    fn open(&self, inode: InodeId) -> Outcome {
+        let registered = self.session != SessionId(0);
+        if registered {
+            self.check_session()?;
+            let now_ms = self.context.now_ms();
+            if !self.hosted.attendance(self.term, now_ms).open(self.session, inode, now_ms) {
+                return Err(Code::Stale);
+            }
+        }
+        let opened = self.opened(inode);
+        if opened.is_err() && registered {
+            self.hosted.attendance(self.term, self.context.now_ms()).close(self.session, inode);
+        }
+        opened
+    }
+
+    fn opened(&self, inode: InodeId) -> Outcome {
+        let state = self.state();
+        let table = state.table();
+        let attr = table.get_attr(inode)?;
+        let mut response = ReadResponse { attr: Some(attr), ..ReadResponse::default() };
+        if attr.kind() == Kind::File {
+            let (_, map) = table.read_map(inode, 0, attr.size_bytes, OPEN_MAP_EXTENTS_MAX)?;
+            if map.covered_bytes == attr.size_bytes {
+                response.map = Some(map);
+                response.groups_version = self.groups_version(table);
+            }
+        }
+        Ok(response)
+    }
+
+    fn keep_alive(&self, op: &KeepAlive) -> Outcome {
+        self.check_session()?;
+        for suspect in &op.suspects {
+            tracing::info!(
+                volume = %self.hosted.volume, session = %self.session, group = suspect.group, slot = suspect.slot,
+                "a client could not reach a member"
+            );
+        }
+        let now_ms = self.context.now_ms();
+        let attached = op.attach.then_some(op.open.as_slice());
+        let attach_needed =
+            self.hosted.attendance(self.term, now_ms).keep_alive(self.session, &op.released, attached, now_ms);
+        let groups_version = self.groups_version(self.state().table());
+        Ok(ReadResponse { attach_needed, groups_version, ..ReadResponse::default() })
+    }
+
+    fn check_session(&self) -> Result<(), Code> {
+        if self.state().table().has_session(self.session) { Ok(()) } else { Err(Code::SessionExpired) }
+    }
+
+    /// Changes when groups, addresses or liveness do, and is the same on every metanode that knows the same.
+    fn groups_version(&self, table: &Table) -> u64 {
+        let addresses = self.context.neighbours.fingerprint();
+        addresses.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(table.groups_version()).max(1)
+    }
+
+    /// What is left is the least of what the quota and what the disks leave.
+    fn stat_fs(&self, table: &Table) -> FsStat {
+        let stat = table.stat_fs();
+        let on_disks = match self.context.neighbours.assignment(self.hosted.volume) {
+            Some(assignment) => assignment.available_bytes,
+            None => table.capacity().open_bytes,
+        };
+        FsStat { available_bytes: stat.available_bytes.min(on_disks), ..stat }
+    }
+}

@@ -1,0 +1,118 @@
+//! The sweep's decisions, on a table of one group of six disks.
+
+use super::*;
+use crate::table::COMMAND_VERSION;
+use holdfast_proto::meta::{
+    AddGroups, BlockGroup, ChunkRecord, Commit, Configure, CreateNode, Extent, FileCommit, GroupSlot, Kind, Mutation,
+    OpenSession, ReserveChunks, SetAttr, VacateSlot,
+};
+use holdfast_proto::record::TableCommand;
+
+/// A table whose chunks 1 and 2, on slots 0, 3, 5, are freed.
+fn table_with_freed_chunks() -> Table {
+    let mut table = Table::new();
+    let name = String::new();
+    let configure = Configure { volume: 7, incarnation: 1, data_shards: 4, parity_shards: 2, quota_bytes: 0, name };
+    apply(&mut table, 0, Op::Configure(configure));
+    let slots = (1..=6).map(|i| GroupSlot { disk: 10 + i, node: 100 + i }).collect();
+    let group = BlockGroup { group: 1, epoch: 1, slots, state: 0, used_bytes: 0, capacity_bytes: 1 << 30 };
+    apply(&mut table, 0, Op::AddGroups(AddGroups { groups: vec![group] }));
+    apply(&mut table, 0, Op::OpenSession(OpenSession { client_key: b"k"[..].into(), description: String::new() }));
+    let file = CreateNode { parent: 1, name: b"f"[..].into(), kind: Kind::File.into(), ..CreateNode::default() };
+    apply(&mut table, 1, Op::Create(file));
+    apply(&mut table, 2, Op::ReserveChunks(ReserveChunks { count: 2 }));
+    for chunk in [1, 2] {
+        let record = ChunkRecord {
+            chunk,
+            group: 1,
+            epoch: 1,
+            length_bytes: 9,
+            data_shards: 1,
+            parity_shards: 2,
+            slots: vec![0, 3, 5].into(),
+            shard_length_bytes: 4096,
+            nonce: 1,
+        };
+        let extents = vec![Extent { file_offset: chunk * 9, length_bytes: 9, chunk, chunk_offset: 0 }];
+        let file = FileCommit { inode: 2, extents, size_at_least: chunk * 9 + 9, ..FileCommit::default() };
+        apply(&mut table, 2 + chunk, Op::Commit(Commit { chunks: vec![record], files: vec![file] }));
+    }
+    apply(&mut table, 5, Op::SetAttr(SetAttr { inode: 2, size_bytes: Some(0), ..SetAttr::default() }));
+    assert_eq!(table.freed_chunks(i64::MAX, (0, ChunkId(0)), 9).len(), 2);
+    table
+}
+
+fn apply(table: &mut Table, sequence: u64, op: Op) {
+    let session = u64::from(sequence > 0);
+    let mutation = Some(Mutation { op: Some(op) });
+    let command =
+        TableCommand { version: COMMAND_VERSION, time_ns: 5, session, sequence, acknowledged_below: 0, mutation };
+    assert_eq!(table.apply(&command).unwrap().code, 0);
+}
+
+const BOTH: [ChunkId; 2] = [ChunkId(1), ChunkId(2)];
+
+fn disks(batch: &Batch) -> Vec<u64> {
+    batch.by_disk.keys().map(|(_, disk)| disk.0).collect()
+}
+
+#[test]
+fn nothing_is_deleted_before_the_delay_by_the_leaders_own_clock() {
+    let mut sweep = Sweep::default();
+    assert_eq!(sweep.mark(0, 100), None);
+    assert_eq!(sweep.mark(9_999, 900), None);
+    assert_eq!(sweep.mark(10_000, 950), Some(100), "only what was freed at the first mark or before");
+    assert_eq!(sweep.mark(19_999, 999), Some(900));
+    sweep.follow(1);
+    assert_eq!(sweep.mark(30_000, 1_000), None, "a new leader waits again");
+}
+
+#[test]
+fn chunks_are_forgotten_when_every_member_confirmed() {
+    let table = table_with_freed_chunks();
+    let mut sweep = Sweep::default();
+    let batch = sweep.next_batch(&table, i64::MAX, 0).unwrap();
+    assert_eq!(disks(&batch), [11, 14, 16]);
+    assert!(batch.by_disk.values().all(|chunks| chunks == &BOTH));
+    sweep.answered(DiskId(11), &BOTH, true, 0);
+    sweep.answered(DiskId(14), &BOTH, true, 0);
+    assert!(sweep.take_done().is_empty());
+    sweep.answered(DiskId(16), &BOTH, true, 0);
+    assert_eq!(sweep.take_done(), [1, 2]);
+    assert_eq!(sweep.next_batch(&table, i64::MAX, 0), None);
+}
+
+#[test]
+fn a_member_that_cannot_be_reached_is_asked_again_later_and_alone() {
+    let table = table_with_freed_chunks();
+    let mut sweep = Sweep::default();
+    sweep.next_batch(&table, i64::MAX, 0).unwrap();
+    sweep.answered(DiskId(11), &BOTH, true, 0);
+    sweep.answered(DiskId(14), &BOTH, false, 0);
+    sweep.answered(DiskId(16), &BOTH, true, 0);
+    assert!(sweep.take_done().is_empty());
+    let again = |sweep: &mut Sweep, now_ms| {
+        assert_eq!(sweep.next_batch(&table, i64::MAX, now_ms), None);
+        disks(&sweep.next_batch(&table, i64::MAX, now_ms).unwrap())
+    };
+    assert!(again(&mut sweep, 999).is_empty());
+    assert_eq!(again(&mut sweep, 1_000), [14]);
+    sweep.answered(DiskId(14), &BOTH, false, 1_000);
+    assert!(again(&mut sweep, 2_999).is_empty(), "the pause doubles");
+    assert_eq!(again(&mut sweep, 3_000), [14]);
+    sweep.answered(DiskId(14), &BOTH, true, 3_000);
+    assert_eq!(sweep.take_done(), [1, 2]);
+}
+
+#[test]
+fn a_vacated_slot_is_not_waited_for() {
+    let mut table = table_with_freed_chunks();
+    let mut sweep = Sweep::default();
+    sweep.next_batch(&table, i64::MAX, 0).unwrap();
+    sweep.answered(DiskId(11), &BOTH, true, 0);
+    sweep.answered(DiskId(16), &BOTH, true, 0);
+    apply(&mut table, 0, Op::VacateSlot(VacateSlot { group: 1, epoch: 1, slot: 3 }));
+    assert_eq!(sweep.next_batch(&table, i64::MAX, 0), None);
+    sweep.next_batch(&table, i64::MAX, 0).unwrap();
+    assert_eq!(sweep.take_done(), [1, 2]);
+}

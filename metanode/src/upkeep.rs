@@ -1,0 +1,213 @@
+//! What a leader does for its table by itself: configuration, spare groups, silent sessions, orphans.
+
+use crate::hosted::{Context, Hosted};
+use holdfast_common::InodeId;
+use holdfast_common::limits::{GROUP_CAPACITY_BYTES, SPARE_GROUP_BYTES};
+use holdfast_consensus::Role;
+use holdfast_proto::control::{AllocateGroupsRequest, Group, TableAssignment};
+use holdfast_proto::meta::mutation::Op;
+use holdfast_proto::meta::{
+    AddGroups, BlockGroup, Code, Configure, ExpireSessions, GroupSlot, GroupState, ReapOrphans, SetGroupState,
+};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// How often a leader looks after its table.
+const ROUND_INTERVAL: Duration = Duration::from_millis(500);
+/// Pause after the volume manager did not give groups.
+const GROUPS_RETRY: Duration = Duration::from_secs(1);
+/// Most groups asked for at once; the volume manager's limit is 64.
+const GROUPS_PER_REQUEST_MAX: u64 = 64;
+/// Orphans looked at in one round, and in one entry.
+const ORPHANS_PER_ROUND_MAX: usize = 16 << 10;
+const ORPHANS_PER_ENTRY_MAX: usize = 256;
+/// Extents freed by one entry: some milliseconds of apply.
+const EXTENTS_PER_ENTRY_MAX: u32 = 4096;
+
+/// Runs until the table is dropped or stopped; idle while another replica leads.
+pub(crate) async fn run(context: Arc<Context>, hosted: Arc<Hosted>) {
+    let mut status = hosted.group.watch();
+    let mut ticks = interval(ROUND_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut upkeep =
+        Upkeep { context: &context, hosted: &hosted, groups_after: Instant::now(), orphans_after: InodeId(0) };
+    loop {
+        let (role, term) = {
+            let status = status.borrow_and_update();
+            (status.role, status.term)
+        };
+        match role {
+            Role::Stopped => return,
+            Role::Follower | Role::Candidate => {
+                if status.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Role::Leader => upkeep.round(term).await,
+        }
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = status.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+struct Upkeep<'a> {
+    context: &'a Context,
+    hosted: &'a Hosted,
+    /// Not before this are groups asked for again.
+    groups_after: Instant,
+    /// Where the next round goes on among the orphans.
+    orphans_after: InodeId,
+}
+
+impl Upkeep<'_> {
+    /// One look at everything. Does nothing unless this replica leads and its state is complete.
+    async fn round(&mut self, term: u64) {
+        if self.hosted.group.read_barrier().await.is_err() {
+            return;
+        }
+        self.configure().await;
+        if self.hosted.group.state().read().table().configuration().is_none() {
+            return;
+        }
+        self.switch_groups().await;
+        self.add_groups().await;
+        self.expire_sessions(term).await;
+        self.reap_orphans(term).await;
+    }
+
+    /// The first entry of a table, and whatever the volume manager changed since.
+    async fn configure(&self) {
+        let Some(wanted) = self.context.neighbours.assignment(self.hosted.volume) else { return };
+        let fits = {
+            let state = self.hosted.group.state().read();
+            state
+                .table()
+                .configuration()
+                .is_some_and(|present| present.quota_bytes == wanted.quota_bytes && present.name == wanted.name)
+        };
+        if fits {
+            return;
+        }
+        let volume = self.hosted.volume;
+        match self.hosted.propose(Op::Configure(configure(&wanted))).await.map(|response| response.code()) {
+            Some(Code::Ok) => tracing::info!(%volume, name = wanted.name, "table configured"),
+            Some(code) => tracing::error!(%volume, ?code, "the volume manager's configuration does not fit the table"),
+            None => {}
+        }
+    }
+
+    async fn switch_groups(&self) {
+        let switches = self.hosted.group.state().read().table().groups_to_switch();
+        for (group, state) in switches {
+            tracing::info!(volume = %self.hosted.volume, %group, full = state == GroupState::GroupFull, "group state");
+            let op = SetGroupState { group: group.0, state: state.into() };
+            self.hosted.propose(Op::SetGroupState(op)).await;
+        }
+    }
+
+    /// Keeps groups for at least [`SPARE_GROUP_BYTES`] open, so that a dead volume manager stops nobody.
+    async fn add_groups(&mut self) {
+        let Some((request, had_none)) = self.groups_wanted() else { return };
+        if Instant::now() < self.groups_after {
+            return;
+        }
+        self.groups_after = Instant::now() + GROUPS_RETRY;
+        let volume = self.hosted.volume;
+        let allocated = match self.context.volmgr.allocate_groups(request).await {
+            Ok(response) => response.groups,
+            Err(status) => {
+                return tracing::warn!(%volume, reason = status.message(), "the volume manager gave no groups");
+            }
+        };
+        let count = allocated.len();
+        let groups = allocated.into_iter().map(block_group).collect();
+        match self.hosted.propose(Op::AddGroups(AddGroups { groups })).await.map(|response| response.code()) {
+            Some(Code::Ok) => {
+                tracing::info!(%volume, count, "groups added");
+                self.groups_after = Instant::now();
+                if had_none {
+                    self.context.report.notify_one();
+                }
+            }
+            Some(code) => tracing::error!(%volume, ?code, "the volume manager's groups do not fit the table"),
+            None => {}
+        }
+    }
+
+    fn groups_wanted(&self) -> Option<(AllocateGroupsRequest, bool)> {
+        let state = self.hosted.group.state().read();
+        let table = state.table();
+        let capacity = table.capacity();
+        let missing = SPARE_GROUP_BYTES.checked_sub(capacity.open_bytes).filter(|missing| *missing > 0)?;
+        let count = missing.div_ceil(GROUP_CAPACITY_BYTES).min(GROUPS_PER_REQUEST_MAX);
+        let request = AllocateGroupsRequest {
+            volume: self.hosted.volume.0,
+            incarnation: table.configuration()?.incarnation.0,
+            count: u32::try_from(count).ok()?,
+            first_group: capacity.next_group.0,
+        };
+        Some((request, capacity.groups_count == 0))
+    }
+
+    async fn expire_sessions(&self, term: u64) {
+        let now_ms = self.context.now_ms();
+        let silent = self.hosted.fresh_attendance(term, now_ms).silent(now_ms);
+        if silent.is_empty() {
+            return;
+        }
+        tracing::info!(volume = %self.hosted.volume, sessions = ?silent, "sessions expired");
+        self.hosted.propose(Op::ExpireSessions(ExpireSessions { sessions: silent })).await;
+    }
+
+    async fn reap_orphans(&mut self, term: u64) {
+        let orphans = {
+            let state = self.hosted.group.state().read();
+            state.table().orphans(self.orphans_after, ORPHANS_PER_ROUND_MAX)
+        };
+        // From the start again once the end was reached.
+        self.orphans_after = match orphans.last() {
+            Some(last) if orphans.len() == ORPHANS_PER_ROUND_MAX => *last,
+            Some(_) | None => InodeId(0),
+        };
+        for batch in orphans.chunks(ORPHANS_PER_ENTRY_MAX) {
+            let chosen = self.hosted.fresh_attendance(term, self.context.now_ms()).choose_orphans(batch);
+            if chosen.is_empty() {
+                continue;
+            }
+            let op = ReapOrphans { inodes: chosen.clone(), max_extents: EXTENTS_PER_ENTRY_MAX };
+            if self.hosted.propose(Op::ReapOrphans(op)).await.is_none() {
+                return;
+            }
+            let mut attendance = self.hosted.attendance(term, self.context.now_ms());
+            let state = self.hosted.group.state().read();
+            let gone = chosen.into_iter().filter(|inode| state.table().get_attr(InodeId(*inode)).is_err());
+            attendance.reaped(&gone.collect::<Vec<u64>>());
+        }
+    }
+}
+
+fn configure(wanted: &TableAssignment) -> Configure {
+    Configure {
+        volume: wanted.volume,
+        incarnation: wanted.incarnation,
+        data_shards: wanted.data_shards,
+        parity_shards: wanted.parity_shards,
+        quota_bytes: wanted.quota_bytes,
+        name: wanted.name.clone(),
+    }
+}
+
+fn block_group(group: Group) -> BlockGroup {
+    BlockGroup {
+        group: group.group,
+        epoch: 1,
+        slots: group.members.iter().map(|member| GroupSlot { disk: member.disk, node: member.node }).collect(),
+        state: GroupState::GroupOpen.into(),
+        used_bytes: 0,
+        capacity_bytes: group.capacity_bytes,
+    }
+}

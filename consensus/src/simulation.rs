@@ -67,6 +67,11 @@ pub(super) enum Event {
     Write,
     Read,
     Fault,
+    /// A leader that was cut off from one follower loses the other, which just heard from it, to a short restart.
+    Depose {
+        leader: u64,
+        follower: u64,
+    },
     Restart {
         node: u64,
     },
@@ -100,6 +105,7 @@ pub(super) struct World {
     loss_percent: u64,
     truth: Truth,
     next_command: u64,
+    no_writes_until: u64,
     next_read: u64,
     pub(super) healing: bool,
 }
@@ -118,6 +124,7 @@ impl World {
             loss_percent,
             truth: Truth::default(),
             next_command: 1,
+            no_writes_until: 0,
             next_read: 1,
             healing: false,
         };
@@ -155,6 +162,7 @@ impl World {
             Event::Write => self.write(),
             Event::Read => self.read(),
             Event::Fault => self.fault(),
+            Event::Depose { leader, follower } => self.depose(leader, follower),
             Event::Restart { node } => self.start(node),
             Event::Message { from, to, message } => {
                 self.with(to, |replica, world| replica.message(NodeId(from), message, world));
@@ -207,7 +215,8 @@ impl World {
 
     fn kill(&mut self, replica: &mut Replica) {
         replica.kill(&mut self.random);
-        let delay = if self.healing { 0 } else { self.random.below(3_000) * MS };
+        let longest = if self.random.below(3) == 0 { 100 } else { 3_000 };
+        let delay = if self.healing { 0 } else { self.random.below(longest) * MS };
         self.after(delay, Event::Restart { node: replica.node });
     }
 
@@ -216,13 +225,22 @@ impl World {
             return;
         }
         let node = 1 + self.random.below(REPLICAS);
-        match self.random.below(6) {
+        match self.random.below(7) {
             0 | 1 => self.with(node, |_, _| Err(std::io::Error::other("killed"))),
             2 => {
                 let operations = self.random.below(30);
                 self.replicas[&node].die_after(operations);
             }
             3 => self.cut = (1..=REPLICAS).flat_map(|other| [(node, other), (other, node)]).collect(),
+            5 => {
+                let (leader, other) = (self.some_node(), 1 + node % REPLICAS);
+                self.cut = [(leader, other), (other, leader)].into();
+                let follower = (1..=REPLICAS).find(|id| ![leader, other].contains(id)).expect("three replicas");
+                let delay = 800 * MS + self.random.below(1_500) * MS;
+                // The one cut off must not fall behind, or nobody would vote for it.
+                self.no_writes_until = self.now + delay;
+                self.after(delay, Event::Depose { leader, follower });
+            }
             4 => {
                 let other = 1 + self.random.below(REPLICAS);
                 self.cut.insert((node, other));
@@ -233,7 +251,17 @@ impl World {
         self.after(delay, Event::Fault);
     }
 
+    fn depose(&mut self, leader: u64, follower: u64) {
+        if !self.healing {
+            self.cut.extend([(leader, follower), (follower, leader)]);
+            self.with(follower, |_, _| Err(std::io::Error::other("killed")));
+        }
+    }
+
     fn write(&mut self) {
+        if self.now < self.no_writes_until {
+            return self.again(Event::Write);
+        }
         let node = self.some_node();
         let command = self.next_command;
         self.next_command += 1;

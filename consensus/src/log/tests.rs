@@ -1,1 +1,292 @@
-//! The log over a simulated disk.
+//! The log over a disk that forgets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::batch::SEGMENT_HEADER_BYTES;
+use super::record::{GroupState, HardState, LogEntry, SnapshotMark};
+use super::replay::{Replay, Replayed};
+use super::*;
+use crate::disk::simulated::SimulatedDisk;
+use crate::random::Random;
+
+const OPTIONS: LogOptions = LogOptions { segment_bytes: 4096, bytes_max: 8 * 4096, tail_entries: 0, identity: [9; 16] };
+
+type Groups = BTreeMap<u64, (GroupState, Vec<LogEntry>)>;
+
+fn open(disk: &SimulatedDisk) -> Result<(Log, Groups), RecoveryError> {
+    let (log, groups) = Log::open(Arc::new(disk.clone()), OPTIONS)?;
+    Ok((log, simplified(groups)))
+}
+
+/// What must survive: the tail below a snapshot may be shorter after segments were recycled.
+fn simplified(groups: BTreeMap<u64, Replayed>) -> Groups {
+    let needed = |group: Replayed| {
+        let snapshot = group.state.snapshot.index;
+        (group.state, group.entries.into_iter().filter(|entry| entry.index > snapshot).collect())
+    };
+    groups.into_iter().map(|(id, group)| (id, needed(group))).collect()
+}
+
+fn replayed(records: &[Record]) -> Groups {
+    let mut replay = Replay::new(0);
+    records.iter().for_each(|record| replay.take(record.clone()));
+    simplified(replay.finish().unwrap())
+}
+
+fn write(log: &mut Log, records: Vec<Record>) {
+    log.append(records).unwrap();
+    log.sync().unwrap();
+}
+
+fn state(index: u64) -> Record {
+    let snapshot = SnapshotMark { index, term: 1, file: index, bytes: 10 };
+    let hard = HardState { term: 1, vote: 1, commit: index };
+    Record::Group(7, GroupState { hard, snapshot, installed: false, voters: vec![1], learners: vec![] })
+}
+
+fn entries(first: u64, count: u64) -> Record {
+    let entry = |index| LogEntry { index, term: 1, kind: 0, data: Bytes::from(vec![0xAB; 100]) };
+    Record::Entries(7, (first..first + count).map(entry).collect())
+}
+
+#[test]
+fn what_was_synced_is_there_and_what_was_not_may_be() {
+    let disk = SimulatedDisk::default();
+    let (mut log, groups) = open(&disk).unwrap();
+    assert!(groups.is_empty());
+    let mut history = vec![state(0)];
+    write(&mut log, history.clone());
+    for first in 1..100 {
+        history.push(entries(first, 1));
+        write(&mut log, vec![entries(first, 1)]);
+    }
+    drop(log);
+    disk.lose_power(&mut Random::new(1));
+    assert_eq!(open(&disk).unwrap().1, replayed(&history));
+    assert!(disk.list().unwrap().len() > 5, "several segments");
+}
+
+#[test]
+fn a_tail_torn_at_any_byte_is_there_whole_or_not_at_all() {
+    let disk = SimulatedDisk::default();
+    let (mut log, _) = open(&disk).unwrap();
+    write(&mut log, vec![state(0), entries(1, 1)]);
+    let name = segment::name(log.current.header.segment);
+    let before = disk.bytes(&name);
+    let start = log.current.offset as usize;
+    write(&mut log, vec![entries(2, 2)]);
+    let after = disk.bytes(&name);
+    let end = (start..after.len()).rev().find(|at| after[*at] != before[*at]).unwrap() + 1;
+    let (old, new) = (replayed(&[state(0), entries(1, 1)]), replayed(&[state(0), entries(1, 3)]));
+    for cut in start..=end {
+        let torn = disk.fork();
+        torn.damage(&name, [&after[..cut], &before[cut..]].concat());
+        let (mut log, groups) = open(&torn).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
+        assert_eq!(groups, if cut == end { new.clone() } else { old.clone() }, "cut at {cut}");
+        // It goes on from there, and the torn bytes never come back.
+        write(&mut log, vec![entries(2, 1)]);
+        assert_eq!(open(&torn).unwrap().1, replayed(&[state(0), entries(1, 2)]), "cut at {cut}");
+    }
+}
+
+#[test]
+fn damage_before_the_watermark_is_refused() {
+    let disk = SimulatedDisk::default();
+    let (mut log, _) = open(&disk).unwrap();
+    write(&mut log, vec![state(0)]);
+    for first in 1..33 {
+        write(&mut log, vec![entries(first, 1)]);
+    }
+    drop(log);
+    let mut names: Vec<String> = disk.list().unwrap();
+    names.sort();
+    let head = names.pop().unwrap();
+    assert!(names.len() > 1);
+    let refused = |disk: &SimulatedDisk| matches!(open(disk), Err(RecoveryError::Damaged { .. }));
+    for name in &names {
+        for at in [0, 4, 30, SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES + 20, SEGMENT_HEADER_BYTES + 60, 3000] {
+            let (damaged, mut bytes) = (disk.fork(), disk.bytes(name));
+            bytes[at] ^= 1;
+            damaged.damage(name, bytes);
+            // Padding between batches and behind the header is not covered, and not needed.
+            let padding = at == 3000 && disk.bytes(name)[2990..3010].iter().all(|b| *b == 0);
+            assert!(refused(&damaged) || padding, "{name} at {at}");
+        }
+        let missing = disk.fork();
+        missing.remove(name).unwrap();
+        assert!(refused(&missing), "{name} missing");
+    }
+    // In the head, all but the last batch is covered by a watermark.
+    let (damaged, mut bytes) = (disk.fork(), disk.bytes(&head));
+    assert!(super::batch::scan(&bytes).unwrap().batches.len() > 2);
+    bytes[SEGMENT_HEADER_BYTES + 50] ^= 1;
+    damaged.damage(&head, bytes);
+    assert!(refused(&damaged));
+}
+
+#[test]
+fn what_a_start_has_read_from_the_page_cache_stays() {
+    let disk = SimulatedDisk::default();
+    let (mut log, _) = open(&disk).unwrap();
+    write(&mut log, vec![state(0), entries(1, 1)]);
+    log.append(vec![entries(2, 1)]).unwrap();
+    drop(log);
+    disk.lose_process();
+    let expected = replayed(&[state(0), entries(1, 2)]);
+    assert_eq!(open(&disk).unwrap().1, expected);
+    for seed in 0..20 {
+        let later = disk.fork();
+        later.lose_power(&mut Random::new(seed));
+        assert_eq!(open(&later).unwrap().1, expected, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_failed_sync_is_never_retried() {
+    let disk = SimulatedDisk::default();
+    let (mut log, _) = open(&disk).unwrap();
+    write(&mut log, vec![state(0)]);
+    log.append(vec![entries(1, 1)]).unwrap();
+    disk.fail_syncs();
+    log.sync().unwrap_err();
+    disk.lose_process();
+    let operations = disk.operations();
+    log.sync().unwrap_err();
+    log.append(vec![entries(1, 1)]).unwrap_err();
+    assert_eq!(disk.operations(), operations, "it was tried again");
+}
+
+#[test]
+fn segments_are_recycled_and_their_former_bytes_never_pass() {
+    let disk = SimulatedDisk::default();
+    let (mut log, _) = open(&disk).unwrap();
+    write(&mut log, vec![state(0)]);
+    let mut index = 0;
+    for round in 0..40 {
+        for _ in 0..10 {
+            write(&mut log, vec![entries(index + 1, 2)]);
+            index += 2;
+        }
+        write(&mut log, vec![state(index)]);
+        let segments = disk.list().unwrap().len();
+        assert!(segments <= 8, "round {round}: {segments} segments");
+    }
+    let expected = replayed(&[state(index)]);
+    assert_eq!(open(&disk.fork()).unwrap().1, expected);
+    while log.current.offset > 2048 {
+        write(&mut log, vec![state(index)]);
+    }
+    // A fresh segment of recycled bytes: everything old in it is refused.
+    let name = segment::name(log.current.header.segment);
+    let used = log.current.offset as usize;
+    assert!(disk.bytes(&name)[used..].iter().any(|b| *b != 0), "the file is a recycled one");
+    assert_eq!(batch::scan(&disk.bytes(&name)).unwrap().later_watermark, Position::default());
+}
+
+#[test]
+fn groups_that_hold_old_segments_are_named_until_they_are_carried_forward() {
+    let disk = SimulatedDisk::default();
+    let (mut log, _) = open(&disk).unwrap();
+    let idle = |record: Record| match record {
+        Record::Group(_, state) => Record::Group(1, state),
+        other => other,
+    };
+    write(&mut log, vec![idle(state(0)), state(0)]);
+    let mut index = 0;
+    while log.holders().is_empty() {
+        write(&mut log, vec![entries(index + 1, 10)]);
+        index += 10;
+        write(&mut log, vec![state(index)]);
+        assert!(index < 10_000, "never over its bound");
+    }
+    assert_eq!(log.holders(), vec![1]);
+    write(&mut log, vec![idle(state(0))]);
+    assert!(log.holders().is_empty());
+}
+
+/// Random records, deaths and starts against the plain replay of everything that was acknowledged.
+#[test]
+fn no_acknowledged_record_is_lost_and_none_comes_back() {
+    for seed in 0..300 {
+        println!("seed {seed}");
+        let mut random = Random::new(seed);
+        let disk = SimulatedDisk::default();
+        let mut history: Vec<Record> = Vec::new();
+        let mut last = BTreeMap::new();
+        for _life in 0..12 {
+            disk.die_after(random.below(120));
+            let mut pending = Vec::new();
+            if let Ok((mut log, groups)) = open(&disk) {
+                assert_eq!(groups, replayed(&history), "after a start");
+                loop {
+                    pending = turn(&mut random, &mut last, &groups_now(&history));
+                    if log.append(pending.clone()).is_err() || log.sync().is_err() {
+                        break;
+                    }
+                    history.append(&mut pending);
+                }
+            }
+            if random.below(3) == 0 {
+                disk.lose_process()
+            } else {
+                disk.lose_power(&mut random)
+            }
+            // The batch that was never acknowledged may have become durable or not; starting decides it for good.
+            let groups = open(&disk).unwrap().1;
+            let with_pending = [history.clone(), pending].concat();
+            if groups != replayed(&history) {
+                assert_eq!(groups, replayed(&with_pending));
+                history = with_pending;
+            }
+            last = groups.iter().map(|(id, (s, e))| (*id, e.last().map_or(s.snapshot.index, |e| e.index))).collect();
+        }
+    }
+}
+
+fn groups_now(history: &[Record]) -> Groups {
+    replayed(history)
+}
+
+/// The records of a turn that raft could have written.
+fn turn(random: &mut Random, last: &mut BTreeMap<u64, u64>, groups: &Groups) -> Vec<Record> {
+    let mut records = Vec::new();
+    for group in 1..=3 {
+        let Some((state, _)) = groups.get(&group) else {
+            let Record::Group(_, state) = state(0) else { unreachable!() };
+            records.push(Record::Group(group, state));
+            last.insert(group, 0);
+            continue;
+        };
+        let end = last[&group];
+        match random.below(12) {
+            0 => {
+                let index = state.snapshot.index + random.below(end - state.snapshot.index + 1);
+                let Record::Group(_, mut next) = self::state(index) else { unreachable!() };
+                next.hard.commit = index;
+                let entry = groups[&group].1.iter().find(|e| e.index == index);
+                next.snapshot.term = entry.map_or(state.snapshot.term, |e| e.term);
+                records.push(Record::Group(group, next));
+            }
+            1 if random.below(10) == 0 => {
+                records.push(Record::Drop(group));
+                last.remove(&group);
+            }
+            2..=4 => {}
+            _ => {
+                let low = state.hard.commit.max(state.snapshot.index);
+                let first = if random.below(6) == 0 { low + random.below(end - low + 1) + 1 } else { end + 1 };
+                let first = first.min(end + 1);
+                let count = 1 + random.below(4);
+                let data = Bytes::from(vec![random.below(256) as u8; random.below(200) as usize]);
+                let term = random.next();
+                let entry = |index| LogEntry { index, term, kind: 0, data: data.clone() };
+                records.push(Record::Entries(group, (first..first + count).map(entry).collect()));
+                last.insert(group, first + count - 1);
+            }
+        }
+    }
+    records
+}

@@ -60,7 +60,8 @@ fn stripes_height(space: &[u64], width: usize) -> u64 {
         let sum: u128 = space.iter().map(|s| u128::from(*s.min(&height))).sum();
         sum >= u128::from(height) * width as u128
     };
-    let (mut low, mut high) = (0u64, space.iter().max().copied().unwrap_or(0));
+    let total: u128 = space.iter().map(|s| u128::from(*s)).sum();
+    let (mut low, mut high) = (0u64, u64::try_from(total / width.max(1) as u128).unwrap_or(u64::MAX));
     while low < high {
         let middle = low + (high - low).div_ceil(2);
         if fits(middle) {
@@ -107,7 +108,14 @@ mod tests {
         disks[0].available_bytes = 10 * GIB;
         assert_eq!(available_bytes(&disks, code(2, 1)), 20 * GIB);
         disks.push(disk(4, "a", 0, 100 * GIB));
-        assert_eq!(available_bytes(&disks, code(2, 1)), 200 * GIB, "90 on three, then 10 with the small one, or so");
+        assert_eq!(available_bytes(&disks, code(2, 1)), (310 * GIB / 3) * 2, "every byte of the four can be used");
+    }
+
+    #[test]
+    fn more_disks_than_a_stripe_is_wide_are_all_used() {
+        let disks: Vec<_> = (1..=6).map(|d| disk(d, "a", 0, 100 * GIB)).collect();
+        assert_eq!(available_bytes(&disks, code(1, 2)), 200 * GIB);
+        assert_eq!(available_bytes(&disks, code(2, 1)), 400 * GIB);
     }
 
     #[test]

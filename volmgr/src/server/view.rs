@@ -143,6 +143,10 @@ impl<'a> View<'a> {
         let report = self.core.with_soft(|soft, _| soft.tables.get(&(id, info.incarnation)).cloned());
         let leader = report.as_ref().map(|r| r.node).filter(|node| self.is_alive(*node));
         let report = report.map(|r| r.report).unwrap_or_default();
+        let quota_left = match info.quota_bytes {
+            0 => u64::MAX,
+            quota => quota.saturating_sub(report.used_bytes),
+        };
         Volume {
             volume: id.0,
             incarnation: info.incarnation.0,
@@ -154,7 +158,7 @@ impl<'a> View<'a> {
             metanodes: info.replicas.iter().map(|node| self.endpoint(*node)).collect(),
             leader_node: leader.map_or(0, |node| node.0),
             used_bytes: report.used_bytes,
-            available_bytes: self.available_bytes(info.code),
+            available_bytes: self.available_bytes(info.code).min(quota_left),
             inodes_count: report.inodes_count,
             groups_count: info.groups.len() as u64,
             created_ns: u64::try_from(info.created_ns).unwrap_or(0),

@@ -1,4 +1,20 @@
-//! The shard store and its server.
+//! A datanode: shards on disks, served over the framed transport.
+//!
+//! [`store`] is one disk's shard store; [`format`], [`start`] and [`Datanode`] are the node's life around it.
 
+mod disk;
+mod heartbeat;
+mod node;
+mod service;
 pub mod store;
+pub mod superblock;
 mod units;
+mod volmgr;
+
+pub use disk::{READ_QUEUE_MAX, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_MAX};
+pub use node::{Datanode, DatanodeConfig, StartError, format, start, start_with};
+pub use service::{LIST_SHARDS_MAX, READ_RANGES_MAX};
+pub use store::StoreOptions;
+
+#[cfg(test)]
+mod node_tests;

@@ -29,7 +29,7 @@ mod crash_tests;
 #[cfg(test)]
 pub(crate) mod sim;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -180,6 +180,8 @@ pub struct DiskStatus {
     pub total_bytes: u64,
     /// What clients may still write, its share if it shares a file system.
     pub available_bytes: u64,
+    /// What clients could write if the file system were its own and nobody had reserved anything.
+    pub unreserved_bytes: u64,
     /// Records of shards.
     pub used_bytes: u64,
     /// Shards.
@@ -188,7 +190,7 @@ pub struct DiskStatus {
     pub damaged_bytes: u64,
     /// Reads that found damage since the start.
     pub corrupt_reads: u64,
-    /// st_dev of its host.
+    /// st_dev of its host; 0 for a disk with a limit of its own.
     pub file_system: u64,
 }
 
@@ -234,6 +236,17 @@ impl Store {
         self.spare_planned = true;
         let size_bytes = self.next_small_bytes();
         Some(self.plan_segment(SegmentKind::Small, size_bytes))
+    }
+
+    /// The segment asked for by [`Store::plan_spare`] will not be made now.
+    pub(crate) fn give_up_spare(&mut self, why: &std::io::Error) {
+        self.spare_planned = false;
+        tracing::warn!(disk = self.shared.disk.0, error = %why, "no segment is prepared");
+    }
+
+    /// The directory of the disk.
+    pub(crate) fn directory(&self) -> Arc<dyn Directory> {
+        self.shared.directory.clone()
     }
 
     /// The segment asked for by [`Store::plan_spare`] is ready, or could not be made.
@@ -337,7 +350,35 @@ fn try_make_segment(
     Ok(Segment::new(header, file))
 }
 
+impl DiskStatus {
+    /// Of a disk that cannot even be asked.
+    #[must_use]
+    pub fn lost() -> Self {
+        Self {
+            failed: true,
+            total_bytes: 0,
+            available_bytes: 0,
+            unreserved_bytes: 0,
+            used_bytes: 0,
+            shards_count: 0,
+            damaged_bytes: 0,
+            corrupt_reads: 0,
+            file_system: 0,
+        }
+    }
+}
+
 impl Reader {
+    /// What clients may still write: the disk's share, from the last look at the file system.
+    #[must_use]
+    pub fn available_bytes(&self) -> u64 {
+        let used_bytes = self.shared.state.read().index.used_bytes();
+        let space = self.shared.space.lock().1;
+        let mut budget = Budget::new(&space, used_bytes, self.shared.limit_bytes);
+        self.shared.book.fill(&mut budget, SessionId(0), Instant::now());
+        budget.share()
+    }
+
     /// What the disk says of itself.
     #[must_use]
     pub fn status(&self) -> DiskStatus {
@@ -351,11 +392,12 @@ impl Reader {
             failed,
             total_bytes: budget.map_or(0, |b| b.total_bytes()),
             available_bytes: if failed { 0 } else { budget.map_or(0, |b| b.share()) },
+            unreserved_bytes: if failed { 0 } else { budget.map_or(0, |b| b.unreserved()) },
             used_bytes: state.index.used_bytes(),
             shards_count: state.index.shards_count(),
             damaged_bytes: state.index.damaged_bytes(),
             corrupt_reads: self.shared.corrupt_reads.load(Ordering::Relaxed),
-            file_system: self.shared.space.lock().1.file_system,
+            file_system: if self.shared.limit_bytes.is_some() { 0 } else { self.shared.space.lock().1.file_system },
         }
     }
 

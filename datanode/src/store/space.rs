@@ -98,6 +98,14 @@ impl Budget {
         (self.file_system.for_session(0) / self.sharers_count.max(1)).min(limited)
     }
 
+    /// Bytes clients could write if nobody had reserved any: what the volume manager is told. It knows which disks share
+    /// a file system, so this is not divided.
+    #[must_use]
+    pub fn unreserved(&self) -> u64 {
+        let room = |room: Room| Room { reserved_bytes: 0, ..room }.for_session(0);
+        room(self.file_system).min(self.limit.map_or(u64::MAX, room))
+    }
+
     /// Whether compaction may run: it needs room before it gives any back.
     #[must_use]
     pub fn allows_compaction(&self) -> bool {

@@ -12,10 +12,10 @@ use super::sim::{Fault, Random, SimDisk, Survival};
 use super::types::{ChunkKey, Done, Put, ReadRange, Request, ShardError, ShardKey, ShardMeta, Stripe, VolumeKey};
 use super::{Reader, Store, StoreOptions, make_segment};
 
-pub(super) const DISK: DiskId = DiskId(7);
-pub(super) const VOLUME: VolumeKey = VolumeKey { volume: VolumeId(3), incarnation: Incarnation(1) };
+pub(crate) const DISK: DiskId = DiskId(7);
+pub(crate) const VOLUME: VolumeKey = VolumeKey { volume: VolumeId(3), incarnation: Incarnation(1) };
 
-pub(super) fn options() -> StoreOptions {
+pub(crate) fn options() -> StoreOptions {
     StoreOptions {
         small_segment_bytes_min: 192 << 10,
         small_segment_bytes_max: 256 << 10,
@@ -25,28 +25,28 @@ pub(super) fn options() -> StoreOptions {
     }
 }
 
-pub(super) fn open(disk: &SimDisk) -> Store {
+pub(crate) fn open(disk: &SimDisk) -> Store {
     Store::open(disk.directory(), DISK, options()).unwrap().0
 }
 
-pub(super) fn fresh() -> (SimDisk, Store) {
+pub(crate) fn fresh() -> (SimDisk, Store) {
     let disk = SimDisk::new();
     create(&*disk.directory()).unwrap();
     let store = open(&disk);
     (disk, store)
 }
 
-pub(super) fn key(chunk: u64) -> ShardKey {
+pub(crate) fn key(chunk: u64) -> ShardKey {
     ShardKey { chunk: ChunkKey { volume: VOLUME, chunk: ChunkId(chunk) }, shard: 1 }
 }
 
 /// The content of a shard follows from its name and nonce.
-pub(super) fn payload(chunk: u64, nonce: u64, bytes: usize) -> Bytes {
+pub(crate) fn payload(chunk: u64, nonce: u64, bytes: usize) -> Bytes {
     let mut random = Random(chunk << 32 | nonce);
     (0..bytes / 8).flat_map(|_| random.next().to_le_bytes()).collect::<Vec<u8>>().into()
 }
 
-pub(super) fn put(chunk: u64, nonce: u64, bytes: usize) -> Put {
+pub(crate) fn put(chunk: u64, nonce: u64, bytes: usize) -> Put {
     let payload = payload(chunk, nonce, bytes);
     let key = key(chunk);
     let meta = ShardMeta {
@@ -67,11 +67,11 @@ pub(super) fn put(chunk: u64, nonce: u64, bytes: usize) -> Put {
     Put { meta, payload, session: SessionId(0) }
 }
 
-pub(super) fn delete(chunks: &[u64]) -> Request {
+pub(crate) fn delete(chunks: &[u64]) -> Request {
     Request::Delete { volume: VOLUME, chunks: chunks.iter().copied().map(ChunkId).collect() }
 }
 
-pub(super) fn read(reader: &Reader, chunk: u64, nonce: u64, bytes: usize) -> Result<Bytes, ShardError> {
+pub(crate) fn read(reader: &Reader, chunk: u64, nonce: u64, bytes: usize) -> Result<Bytes, ShardError> {
     let length_bytes = u32::try_from(bytes).unwrap();
     let range = ReadRange { key: key(chunk), nonce, offset: 0, length_bytes };
     reader.read(&range).map(|data| {

@@ -1,0 +1,134 @@
+//! The node's conversation with the volume manager: it says where it is and how its disks are, and drops the volumes it
+//! is told to. Everything else on the node goes on while the volume manager is dead.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use holdfast_common::{DiskId, Incarnation, VolumeId};
+use holdfast_proto::control::{
+    Disk, DroppedVolume, HeartbeatRequest, HeartbeatResponse, RegisterRequest, Role, VolumeDrop,
+};
+use tonic::Status;
+
+use crate::service::DataService;
+use crate::store::DiskStatus;
+use crate::store::types::VolumeKey;
+use crate::superblock::NodeSuperblock;
+use crate::volmgr::{VolumeManager, is_final};
+
+/// Pause between attempts to register.
+pub(crate) const REGISTER_RETRY: Duration = Duration::from_millis(300);
+/// Longest time to make a drop durable on all disks.
+const DROP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Drops executed for one heartbeat; the rest comes with the next.
+const DROPS_PER_HEARTBEAT_MAX: usize = 64;
+
+/// What the conversation needs.
+pub(crate) struct Heart {
+    pub(crate) service: Arc<DataService>,
+    pub(crate) volmgr: VolumeManager,
+    pub(crate) superblock: NodeSuperblock,
+    pub(crate) address: SocketAddr,
+}
+
+/// The request by which a node says where it is.
+pub(crate) fn registration(
+    superblock: &NodeSuperblock,
+    address: SocketAddr,
+    disks: &[(DiskId, DiskStatus)],
+) -> RegisterRequest {
+    let registered = superblock.node.0 != 0;
+    RegisterRequest {
+        cluster: if registered { superblock.cluster.to_string() } else { String::new() },
+        node: superblock.node.0,
+        role: Role::Datanode.into(),
+        address: address.to_string(),
+        generation: superblock.generation,
+        disks: disks.iter().map(report).collect(),
+        format_nonce: superblock.format_nonce,
+    }
+}
+
+fn report((disk, status): &(DiskId, DiskStatus)) -> Disk {
+    Disk {
+        disk: disk.0,
+        healthy: !status.failed,
+        total_bytes: status.total_bytes,
+        available_bytes: status.unreserved_bytes,
+        used_bytes: status.used_bytes,
+        shards_count: status.shards_count,
+        file_system: status.file_system,
+    }
+}
+
+/// Registers unless that was done, then sends heartbeats. Returns only when the volume manager refuses the node for good,
+/// with its reason.
+pub(crate) async fn run(heart: Heart, registered: bool) -> String {
+    let interval = Duration::from_millis(heart.superblock.heartbeat_interval_ms.max(10).into());
+    let mut silent = Silence::default();
+    while !registered {
+        let disks = heart.service.statuses().await;
+        match heart.volmgr.register(registration(&heart.superblock, heart.address, &disks)).await {
+            Ok(_) => break,
+            Err(status) if is_final(&status) => return status.message().to_owned(),
+            Err(status) => silent.note(&status),
+        }
+        tokio::time::sleep(REGISTER_RETRY).await;
+    }
+    let (mut dropped, mut reported) = (BTreeSet::new(), BTreeSet::new());
+    loop {
+        match heart.volmgr.heartbeat(heart.request(&dropped).await).await {
+            Ok(response) => {
+                silent = Silence::default();
+                reported = std::mem::replace(&mut dropped, heart.obey(response).await);
+            }
+            Err(status) if is_final(&status) => return status.message().to_owned(),
+            Err(status) => silent.note(&status),
+        }
+        // What was newly dropped is reported at once: the volume's deletion waits for it.
+        if dropped.is_subset(&reported) {
+            tokio::time::sleep(interval).await;
+        }
+    }
+}
+
+impl Heart {
+    async fn request(&self, dropped: &BTreeSet<VolumeKey>) -> HeartbeatRequest {
+        let disks = self.service.statuses().await;
+        let drop = |key: &VolumeKey| DroppedVolume { volume: key.volume.0, incarnation: key.incarnation.0 };
+        HeartbeatRequest {
+            cluster: self.superblock.cluster.to_string(),
+            node: self.superblock.node.0,
+            generation: self.superblock.generation,
+            disks: disks.iter().map(report).collect(),
+            tables: Vec::new(),
+            dropped: dropped.iter().map(drop).collect(),
+        }
+    }
+
+    /// Executes the drops that are asked for; those durable on every disk are to be reported.
+    async fn obey(&self, response: HeartbeatResponse) -> BTreeSet<VolumeKey> {
+        let mut done = BTreeSet::new();
+        for VolumeDrop { volume, incarnation, mac } in response.drops.into_iter().take(DROPS_PER_HEARTBEAT_MAX) {
+            let key = VolumeKey { volume: VolumeId(volume), incarnation: Incarnation(incarnation) };
+            if self.service.drop_proven(key, &mac, Instant::now() + DROP_TIMEOUT).await {
+                done.insert(key);
+            }
+        }
+        done
+    }
+}
+
+/// Says once that the volume manager is silent, however often it is tried.
+#[derive(Default)]
+struct Silence(bool);
+
+impl Silence {
+    fn note(&mut self, status: &Status) {
+        if !std::mem::replace(&mut self.0, true) {
+            tracing::warn!(reason = status.message(), "the volume manager does not answer");
+        }
+    }
+}

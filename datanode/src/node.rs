@@ -1,0 +1,449 @@
+//! A datanode's life: formatted, started, served, stopped (R28).
+//!
+//! The first start waits for the volume manager, which gives node and disks their ids and the node the cluster's secret.
+//! From then on the node serves without it: its address may have changed, which it says in the background.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use holdfast_common::durable::{DirectoryLock, LockError, sync_parent};
+use holdfast_common::proof::ClusterSecret;
+use holdfast_common::{ClusterId, DiskId, NodeId};
+use holdfast_proto::control::RegisterResponse;
+use holdfast_transport::{Identity, Server, ServerLimits};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinError};
+
+use crate::disk::Disk;
+use crate::heartbeat::{self, Heart, REGISTER_RETRY};
+use crate::service::DataService;
+use crate::store::real::RealDirectory;
+use crate::store::recover::{self, OpenError};
+use crate::store::{DiskStatus, Store, StoreOptions};
+use crate::superblock::{DiskSuperblock, NodeSuperblock, SUPERBLOCK_FILE, SuperblockError};
+use crate::volmgr::{VolumeManager, is_final};
+
+/// Between heartbeats until the volume manager said otherwise.
+const HEARTBEAT_INTERVAL_MS_DEFAULT: u32 = 500;
+
+/// Where a datanode lives and listens, and whom it belongs to.
+#[derive(Clone, Debug)]
+pub struct DatanodeConfig {
+    /// Its own directory, formatted before.
+    pub directory: PathBuf,
+    /// The directories of its disks, formatted with it.
+    pub disks: Vec<PathBuf>,
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The volume manager, host:port.
+    pub volmgr: String,
+}
+
+/// Why a datanode was not formatted or did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A directory is not what it should be.
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+    /// Somebody else uses it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: {}", bind_reason(source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file operation failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A disk was made by a newer version, or no disk opens.
+    #[error("{}: {source}", path.display())]
+    Disk {
+        /// The disk.
+        path: PathBuf,
+        /// Why.
+        source: OpenError,
+    },
+    /// A node stores shards on disks.
+    #[error("a datanode needs a disk at least")]
+    NoDisks,
+    /// A disk named twice, or the node's own directory.
+    #[error("{} cannot be used twice", path.display())]
+    SharedDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The disk was formatted with another node.
+    #[error("{} is a disk of another node or cluster", path.display())]
+    ForeignDisk {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// Formatting would overwrite shards.
+    #[error("{} holds files already; a disk is formatted in an empty directory", path.display())]
+    NotEmpty {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// The volume manager's address makes no sense.
+    #[error("'{0}' is no address of a volume manager, host:port")]
+    BadVolmgr(String),
+    /// The volume manager refuses this node.
+    #[error("the volume manager refuses this node: {0}")]
+    Refused(String),
+    /// The volume manager answered something malformed.
+    #[error("the volume manager's answer to the registration makes no sense")]
+    BadRegistration,
+    /// A task ended before its time.
+    #[error("starting was interrupted: {0}")]
+    Interrupted(#[from] JoinError),
+}
+
+fn bind_reason(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "the port is in use".to_owned(),
+        io::ErrorKind::AddrNotAvailable => "this host has no such address".to_owned(),
+        _ => source.to_string(),
+    }
+}
+
+fn io_error(path: &Path) -> impl Fn(io::Error) -> StartError + '_ {
+    move |source| StartError::Io { path: path.to_owned(), source }
+}
+
+/// Makes a directory the home of a new datanode and the given ones its disks. They get their cluster and their ids when
+/// the node is first started.
+///
+/// # Errors
+/// [`StartError`]; a formatted directory is left as it is.
+pub async fn format(directory: &Path, disks: &[PathBuf]) -> Result<(), StartError> {
+    let (directory, disks) = (directory.to_owned(), disks.to_owned());
+    tokio::task::spawn_blocking(move || format_blocking(&directory, &disks)).await?
+}
+
+fn format_blocking(directory: &Path, disks: &[PathBuf]) -> Result<(), StartError> {
+    if disks.is_empty() {
+        return Err(StartError::NoDisks);
+    }
+    std::fs::create_dir_all(directory).map_err(io_error(directory))?;
+    let _lock = DirectoryLock::acquire(directory)?;
+    if directory.join(SUPERBLOCK_FILE).exists() {
+        return Err(SuperblockError::Exists { path: directory.to_owned() }.into());
+    }
+    let mut locks = Vec::new();
+    for disk in disks {
+        std::fs::create_dir_all(disk).map_err(io_error(disk))?;
+        locks.push(lock_disk(disk, directory)?);
+        check_empty(disk)?;
+    }
+    let mut nonce = [0; 8];
+    let random = Path::new("/dev/urandom");
+    File::open(random).and_then(|mut file| file.read_exact(&mut nonce)).map_err(io_error(random))?;
+    // 0 would say that there is none.
+    let format_nonce = u64::from_le_bytes(nonce).max(1);
+    let cluster = ClusterId([0; 16]);
+    for disk in disks {
+        recover::create(&RealDirectory::new(disk)).map_err(io_error(disk))?;
+        DiskSuperblock { cluster, node: NodeId(0), disk: DiskId(0), format_nonce }.write(disk)?;
+        sync_parent(disk).map_err(io_error(disk))?;
+    }
+    // Last, because it is what makes the node formatted: a crash before can be formatted again.
+    let node = NodeSuperblock {
+        cluster,
+        node: NodeId(0),
+        generation: 0,
+        format_nonce,
+        heartbeat_interval_ms: HEARTBEAT_INTERVAL_MS_DEFAULT,
+        secret: ClusterSecret([0; 32]),
+    };
+    node.write(directory)?;
+    sync_parent(directory).map_err(io_error(directory))
+}
+
+fn lock_disk(disk: &Path, directory: &Path) -> Result<DirectoryLock, StartError> {
+    let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    };
+    if same(disk, directory) {
+        return Err(StartError::SharedDirectory { path: disk.to_owned() });
+    }
+    Ok(DirectoryLock::acquire(disk)?)
+}
+
+/// A disk is empty, or was formatted by a run that did not finish and never used.
+fn check_empty(disk: &Path) -> Result<(), StartError> {
+    match DiskSuperblock::read(disk) {
+        Ok(superblock) if superblock.node.0 == 0 => return Ok(()),
+        Ok(_) => return Err(SuperblockError::Exists { path: disk.to_owned() }.into()),
+        Err(SuperblockError::Missing { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let ours = ["lock", "lost+found", "volumes", "volumes.tmp", "superblock.tmp"];
+    for entry in std::fs::read_dir(disk).map_err(io_error(disk))? {
+        let name = entry.map_err(io_error(disk))?.file_name();
+        if !ours.iter().any(|known| name == *known) {
+            return Err(StartError::NotEmpty { path: disk.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// A running datanode. Dropping it stops serving; [`Datanode::shutdown`] does so in order.
+pub struct Datanode {
+    node: NodeId,
+    local_addr: SocketAddr,
+    service: Arc<DataService>,
+    server: Arc<Mutex<Option<Server>>>,
+    heartbeat: AbortHandle,
+    stopped: watch::Receiver<Option<String>>,
+    _locks: Vec<DirectoryLock>,
+}
+
+/// Starts the datanode of a formatted directory. Must run inside a tokio runtime. The first start waits until the volume
+/// manager has given ids; later ones serve without it.
+///
+/// # Errors
+/// [`StartError`]; nothing serves then.
+pub async fn start(config: DatanodeConfig) -> Result<Datanode, StartError> {
+    start_with(config, StoreOptions::default()).await
+}
+
+/// [`start`], with other sizes of segments or an artificial size of the disks.
+///
+/// # Errors
+/// [`StartError`]; nothing serves then.
+pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result<Datanode, StartError> {
+    let (superblock, locks) = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || claim(&config)).await??
+    };
+    let volmgr = VolumeManager::new(&config.volmgr).map_err(|_| StartError::BadVolmgr(config.volmgr.clone()))?;
+    let listen_error = |source| StartError::Listen { address: config.listen, source };
+    // Taken now, so that the address is known before the registration and a port in use is found before anything is
+    // changed; given up right before the server takes it.
+    let reserved = TcpListener::bind(config.listen).map_err(listen_error)?;
+    let address = reserved.local_addr().map_err(listen_error)?;
+    let (superblock, ids, registered) = identify(&config, superblock, &volmgr, address).await?;
+    let (disks, lost) = open_disks(&config.disks, &ids, &options).await?;
+    let (node, secret) = (superblock.node, superblock.secret.clone());
+    let service = Arc::new(DataService::new(node, secret, disks, lost));
+    drop(reserved);
+    let identity = Identity { cluster: superblock.cluster };
+    let server = Server::bind(address, identity, service.clone(), ServerLimits::default()).await;
+    let server = Arc::new(Mutex::new(Some(server.map_err(listen_error)?)));
+    let (stop, stopped) = watch::channel(None);
+    let heart = Heart { service: service.clone(), volmgr, superblock, address };
+    let serving = server.clone();
+    let beating = tokio::spawn(async move {
+        let why = heartbeat::run(heart, registered).await;
+        tracing::error!(reason = why, "the volume manager refuses this node; it stops serving");
+        let running = serving.lock().take();
+        if let Some(running) = running {
+            running.shutdown().await;
+        }
+        let _ = stop.send(Some(why));
+    });
+    let heartbeat = beating.abort_handle();
+    Ok(Datanode { node, local_addr: address, service, server, heartbeat, stopped, _locks: locks })
+}
+
+/// Locks and checks everything the node needs before anything is changed, then raises its generation.
+fn claim(config: &DatanodeConfig) -> Result<(NodeSuperblock, Vec<DirectoryLock>), StartError> {
+    if config.disks.is_empty() {
+        return Err(StartError::NoDisks);
+    }
+    // Before the lock: a directory that is none of ours gets no lock file.
+    NodeSuperblock::read(&config.directory)?;
+    let mut locks = vec![DirectoryLock::acquire(&config.directory)?];
+    let mut superblock = NodeSuperblock::read(&config.directory)?;
+    for disk in &config.disks {
+        let theirs = DiskSuperblock::read(disk)?;
+        let node_fits = theirs.node.0 == 0 || superblock.node.0 == 0 || theirs.node == superblock.node;
+        if theirs.format_nonce != superblock.format_nonce || !node_fits {
+            return Err(StartError::ForeignDisk { path: disk.clone() });
+        }
+        locks.push(lock_disk(disk, &config.directory)?);
+    }
+    superblock.generation += 1;
+    superblock.write(&config.directory)?;
+    Ok((superblock, locks))
+}
+
+/// Makes sure that node and disks have ids. The last part says whether the volume manager knows this start already.
+async fn identify(
+    config: &DatanodeConfig,
+    superblock: NodeSuperblock,
+    volmgr: &VolumeManager,
+    address: SocketAddr,
+) -> Result<(NodeSuperblock, Vec<DiskId>, bool), StartError> {
+    let ids: Result<Vec<DiskId>, _> =
+        config.disks.iter().map(|disk| DiskSuperblock::read(disk).map(|theirs| theirs.disk)).collect();
+    let ids = ids?;
+    let newcomer = superblock.node.0 == 0 || ids.contains(&DiskId(0));
+    let disks: Vec<_> = config.disks.iter().zip(&ids).map(|(path, id)| (*id, first_look(path))).collect();
+    let mut complained = false;
+    loop {
+        let request = heartbeat::registration(&superblock, address, &disks);
+        match volmgr.register(request).await {
+            Ok(response) => {
+                let (config, superblock) = (config.clone(), superblock.clone());
+                let persisted =
+                    tokio::task::spawn_blocking(move || persist_ids(&config, superblock, &response)).await??;
+                return Ok((persisted.0, persisted.1, true));
+            }
+            Err(status) if is_final(&status) => return Err(StartError::Refused(status.message().to_owned())),
+            Err(status) if newcomer => {
+                if !std::mem::replace(&mut complained, true) {
+                    tracing::warn!(reason = status.message(), "waiting for the volume manager to register");
+                }
+                tokio::time::sleep(REGISTER_RETRY).await;
+            }
+            Err(_) => return Ok((superblock, ids, false)),
+        }
+    }
+}
+
+/// Space of a disk that is not open yet, for the registration.
+fn first_look(path: &Path) -> DiskStatus {
+    use crate::store::io::Directory;
+    let Ok(space) = RealDirectory::new(path).space() else { return DiskStatus::lost() };
+    DiskStatus {
+        failed: false,
+        total_bytes: space.total_bytes,
+        unreserved_bytes: space.available_bytes,
+        file_system: space.file_system,
+        ..DiskStatus::lost()
+    }
+}
+
+/// Disks first: as long as the node's superblock has no id, the next start registers again under the same nonce and is
+/// given the same ids.
+fn persist_ids(
+    config: &DatanodeConfig,
+    mut superblock: NodeSuperblock,
+    response: &RegisterResponse,
+) -> Result<(NodeSuperblock, Vec<DiskId>), StartError> {
+    let cluster: ClusterId = response.cluster.parse().map_err(|_| StartError::BadRegistration)?;
+    let secret: [u8; 32] = response.secret[..].try_into().map_err(|_| StartError::BadRegistration)?;
+    let ids: Vec<DiskId> = response.disks.iter().copied().map(DiskId).collect();
+    let known = superblock.node.0 == 0 || (superblock.node.0 == response.node && superblock.cluster == cluster);
+    if response.node == 0 || ids.len() != config.disks.len() || ids.contains(&DiskId(0)) || !known {
+        return Err(StartError::BadRegistration);
+    }
+    let node = NodeId(response.node);
+    for (path, disk) in config.disks.iter().zip(&ids) {
+        let old = DiskSuperblock::read(path)?;
+        let new = DiskSuperblock { cluster, node, disk: *disk, ..old };
+        if old.disk.0 != 0 && old != new {
+            return Err(StartError::ForeignDisk { path: path.clone() });
+        }
+        if old != new {
+            new.write(path)?;
+        }
+    }
+    let old = superblock.clone();
+    (superblock.cluster, superblock.node, superblock.secret) = (cluster, node, ClusterSecret(secret));
+    if response.heartbeat_interval_ms != 0 {
+        superblock.heartbeat_interval_ms = response.heartbeat_interval_ms;
+    }
+    if superblock != old {
+        superblock.write(&config.directory)?;
+    }
+    Ok((superblock, ids))
+}
+
+/// Opens every disk, each on a thread of its own. A disk that does not open is out of service; one that a newer version
+/// made stops the start, and so does having no disk left.
+async fn open_disks(
+    paths: &[PathBuf],
+    ids: &[DiskId],
+    options: &StoreOptions,
+) -> Result<(Vec<Arc<Disk>>, Vec<DiskId>), StartError> {
+    let opening: Vec<_> = paths
+        .iter()
+        .zip(ids)
+        .map(|(path, id)| {
+            let (path, id, options) = (path.clone(), *id, options.clone());
+            (path.clone(), id, tokio::task::spawn_blocking(move || open_disk(&path, id, options)))
+        })
+        .collect();
+    let (mut disks, mut lost, mut last) = (Vec::new(), Vec::new(), None);
+    for (path, id, opened) in opening {
+        match opened.await? {
+            Ok(disk) => disks.push(disk),
+            Err(source @ OpenError::Unsupported { .. }) => return Err(StartError::Disk { path, source }),
+            Err(source) => {
+                tracing::error!(disk = id.0, path = %path.display(), error = %source, "disk out of service");
+                lost.push(id);
+                last = Some(StartError::Disk { path, source });
+            }
+        }
+    }
+    match last {
+        Some(error) if disks.is_empty() => Err(error),
+        _ => Ok((disks, lost)),
+    }
+}
+
+fn open_disk(path: &Path, id: DiskId, options: StoreOptions) -> Result<Arc<Disk>, OpenError> {
+    let (store, report) = Store::open(Arc::new(RealDirectory::new(path)), id, options)?;
+    tracing::info!(disk = id.0, path = %path.display(), ?report, "disk open");
+    Ok(Disk::start(id, store)?)
+}
+
+impl Datanode {
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Waits until the volume manager refused this node for good, which stops it, and says why.
+    pub async fn refused(&self) -> String {
+        let mut stopped = self.stopped.clone();
+        match stopped.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            // The heartbeat was ended by a shutdown: it will not refuse any more.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Stops accepting, finishes what is queued, and writes the disks' checkpoints.
+    pub async fn shutdown(self) {
+        self.heartbeat.abort();
+        let server = self.server.lock().take();
+        if let Some(server) = server {
+            server.shutdown().await;
+        }
+        let service = self.service.clone();
+        let stopped = tokio::task::spawn_blocking(move || service.disks().for_each(|disk| disk.stop())).await;
+        if stopped.is_err() {
+            tracing::error!("a disk could not be stopped in order; its next start scans");
+        }
+    }
+}
+
+impl Drop for Datanode {
+    fn drop(&mut self) {
+        self.heartbeat.abort();
+    }
+}

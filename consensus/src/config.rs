@@ -19,7 +19,7 @@ pub struct NodeConfig {
     pub seed: u64,
     /// Length of a tick. Heartbeats go every [`HEARTBEAT_TICKS`], elections after [`ELECTION_TICKS`] or more.
     pub tick: Duration,
-    /// Size of one segment of the log.
+    /// Size of one segment of the log. A command may take a quarter of it at most.
     pub segment_bytes: u32,
     /// Bytes of log above which groups that pin its oldest segment are carried forward or snapshot (R25).
     pub log_bytes_max: u64,
@@ -47,6 +47,11 @@ impl NodeConfig {
     #[must_use]
     pub fn new(node: NodeId, directory: PathBuf) -> Self {
         Self { node, directory, seed: node.0, ..Self::default() }
+    }
+
+    /// Largest command this node takes: the largest turn still fits a batch of the log.
+    pub(crate) fn command_bytes_max(&self) -> usize {
+        COMMAND_BYTES_MAX.min(usize::try_from(self.segment_bytes / 4).unwrap_or(COMMAND_BYTES_MAX))
     }
 }
 

@@ -32,6 +32,9 @@ const APPENDS_IN_FLIGHT_MAX: usize = 128;
 /// Uncommitted bytes above which a leader refuses proposals.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 
+/// Ticks a follower has to restore a snapshot it got; then it is sent another.
+const RESTORE_TICKS: usize = 5 * ELECTION_TICKS;
+
 /// What a core is told about its node.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CoreOptions {
@@ -82,6 +85,8 @@ pub(crate) struct GroupCore<P, R> {
     delivered: Option<SnapshotMark>,
     /// A local snapshot whose record is on its way to the disk.
     written: Option<SnapshotMark>,
+    /// Followers that have a snapshot's file and may be restoring it, with the ticks they have left.
+    restoring: BTreeMap<u64, usize>,
     freezing: bool,
     freeze_wanted: bool,
     /// Log bytes at which the next snapshot is tried, raised after a failure.
@@ -134,6 +139,7 @@ impl<P, R> GroupCore<P, R> {
             logged,
             delivered: None,
             written: None,
+            restoring: BTreeMap::new(),
             freezing: false,
             freeze_wanted: false,
             freeze_at_bytes: 0,
@@ -182,6 +188,7 @@ impl<P, R> GroupCore<P, R> {
             }
             return;
         }
+        self.await_restored();
         self.ticks_to_beat -= 1;
         if self.ticks_to_beat == 0 {
             self.ticks_to_beat = HEARTBEAT_TICKS;
@@ -226,11 +233,11 @@ impl<P, R> GroupCore<P, R> {
     /// Asks to read the state as of now or later.
     pub(crate) fn read(&mut self, now: u64, ticket: R, out: &mut Effects<P, R>) {
         if !self.leads() {
-            out.reads.push((ticket, Err(ReadError::NotLeader { leader: self.leader() })));
+            out.reads.push((self.group, ticket, Err(ReadError::NotLeader { leader: self.leader() })));
         } else if self.reads.leased(now) {
-            out.reads.push((ticket, Ok(())));
+            out.reads.push((self.group, ticket, Ok(())));
         } else if let Err(ticket) = self.reads.wait(now, ticket) {
-            out.reads.push((ticket, Err(ReadError::Overloaded)));
+            out.reads.push((self.group, ticket, Err(ReadError::Overloaded)));
         } else if !self.reads.round_runs() {
             self.beat(now);
         }
@@ -266,9 +273,26 @@ impl<P, R> GroupCore<P, R> {
         out.remove(self.group, Some(mark));
     }
 
-    /// How a snapshot's way to a follower went.
+    /// How a snapshot's way to a follower went. That it arrived is not that it is restored: the follower says so itself,
+    /// and raft would send it again as long as it does not. Only if it never does is it tried again.
     pub(crate) fn snapshot_reported(&mut self, to: u64, ok: bool) {
-        self.raw.report_snapshot(to, if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
+        if ok {
+            self.restoring.insert(to, RESTORE_TICKS);
+        } else {
+            self.restoring.remove(&to);
+            self.raw.report_snapshot(to, SnapshotStatus::Failure);
+        }
+    }
+
+    fn await_restored(&mut self) {
+        let raw = &mut self.raw;
+        self.restoring.retain(|to, ticks| {
+            *ticks -= 1;
+            if *ticks == 0 {
+                raw.report_snapshot(*to, SnapshotStatus::Failure);
+            }
+            *ticks > 0
+        });
     }
 
     /// A frozen state is durable in its file, or was not written.
@@ -449,10 +473,11 @@ impl<P, R> GroupCore<P, R> {
     }
 
     fn settle_reads(&mut self, now: u64, out: &mut Effects<P, R>) {
+        let group = self.group;
         if !self.leads() {
             let leader = self.leader();
             let lost = self.reads.reset();
-            out.reads.extend(lost.into_iter().map(|ticket| (ticket, Err(ReadError::NotLeader { leader }))));
+            out.reads.extend(lost.into_iter().map(|ticket| (group, ticket, Err(ReadError::NotLeader { leader }))));
             return;
         }
         let ready = self.raw.raft.commit_to_current_term();
@@ -460,7 +485,7 @@ impl<P, R> GroupCore<P, R> {
             self.reads.lease_forever();
         }
         self.reads.settle(self.applied);
-        out.reads.extend(self.reads.served(now).into_iter().map(|ticket| (ticket, Ok(()))));
+        out.reads.extend(self.reads.served(now).into_iter().map(|ticket| (group, ticket, Ok(()))));
         self.reads.round_wanted = ready && !self.alone() && self.reads.waits() && !self.reads.round_runs();
     }
 
@@ -476,10 +501,11 @@ impl<P, R> GroupCore<P, R> {
 
     /// Takes this replica out: it neither votes nor answers any more.
     pub(crate) fn stop(&mut self, reason: String, out: &mut Effects<P, R>) {
+        let group = self.group;
         self.stopped.get_or_insert(reason);
         let lost = std::mem::take(&mut self.proposals);
         out.failed.extend(lost.into_values().map(|(_, p)| (p, ProposeError::Unknown)));
-        out.reads.extend(self.reads.reset().into_iter().map(|ticket| (ticket, Err(ReadError::Stopped))));
+        out.reads.extend(self.reads.reset().into_iter().map(|ticket| (group, ticket, Err(ReadError::Stopped))));
         self.awaiting = None;
         out.touched.insert(self.group);
     }

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::core::effects::{Apply, Effects};
 use crate::disk::Disk;
 use crate::group::{Group, Shared};
-use crate::log::Log;
+use crate::log::{Log, LogFailed};
 use crate::machine::StateMachine;
 use crate::outbox::Outbox;
 use crate::snapshot::{self, SnapshotHeader};
@@ -43,6 +43,7 @@ pub(crate) struct Driver<S> {
     pub(crate) make: Make<S>,
     pub(crate) restored: Restored<S>,
     pub(crate) tick: Duration,
+    pub(crate) command_bytes_max: usize,
 }
 
 /// Creations and drops of a turn, answered when they are durable.
@@ -55,6 +56,20 @@ struct Controls<S> {
 impl<S: StateMachine> Driver<S> {
     /// Runs until the queue is closed or the log fails.
     pub(crate) fn run(mut self) {
+        let failure = match catch_unwind(AssertUnwindSafe(|| self.run_turns())) {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => Some(panic_text(&*panic)),
+        };
+        if let Some(reason) = &failure {
+            tracing::error!(%reason, "this node takes part in no group any more; check its disk and restart it");
+        }
+        let reason = failure.unwrap_or_else(|| "shut down".to_owned());
+        self.queue.close();
+        self.groups.read().values().for_each(|group| group.shared().stop(&reason));
+    }
+
+    fn run_turns(&mut self) -> Result<(), LogFailed> {
         let mut next_tick = Instant::now();
         while let Some(items) = self.queue.take(next_tick) {
             // Inputs were taken before this: reads among them came before it.
@@ -71,15 +86,10 @@ impl<S: StateMachine> Driver<S> {
                 inputs.push(Input::Tick);
                 self.core.carry_forward(&self.log.holders());
             }
-            if let Err(error) = self.turn(now, inputs, &controls.created) {
-                tracing::error!(%error, "this node takes part in no group any more; restart it after the disk was checked");
-                self.queue.close();
-                self.stop_all(&error.to_string());
-                return;
-            }
+            self.turn(now, inputs, &controls.created)?;
             self.conclude(controls);
         }
-        self.stop_all("shut down");
+        Ok(())
     }
 
     fn input(&mut self, item: Item, controls: &mut Controls<S>) -> Option<Input<ProposeTicket, ReadTicket>> {
@@ -117,7 +127,8 @@ impl<S: StateMachine> Driver<S> {
             Ok(new) => {
                 if new {
                     let state = (self.make.lock())(group);
-                    controls.created.insert(group, Group::new(group, state, Arc::clone(&self.queue)));
+                    let handle = Group::new(group, state, Arc::clone(&self.queue), self.command_bytes_max);
+                    controls.created.insert(group, handle);
                 }
                 controls.tickets.push(ticket);
             }
@@ -131,7 +142,7 @@ impl<S: StateMachine> Driver<S> {
         now: u64,
         inputs: Vec<Input<ProposeTicket, ReadTicket>>,
         created: &BTreeMap<u64, Group<S>>,
-    ) -> Result<(), crate::log::LogFailed> {
+    ) -> Result<(), LogFailed> {
         let mut effects = self.core.step(now, inputs);
         loop {
             let records = std::mem::take(&mut effects.records);
@@ -195,10 +206,15 @@ impl<S: StateMachine> Driver<S> {
         for group in effects.touched {
             self.publish(group, created);
         }
-        for (ticket, result) in effects.reads {
+        for (group, ticket, result) in effects.reads {
+            // Its state may have broken just now.
+            let result = if self.is_stopped(group) { Err(ReadError::Stopped) } else { result };
             drop(ticket.send(result));
         }
         for freeze in effects.freezes {
+            if self.is_stopped(freeze.group) {
+                continue;
+            }
             let Some(shared) = self.shared(freeze.group, created) else { continue };
             let state = shared.state.read().snapshot();
             let (voters, learners) = (freeze.voters, freeze.learners);
@@ -214,7 +230,7 @@ impl<S: StateMachine> Driver<S> {
     /// Applies commands under one guard and answers behind it.
     fn apply(&mut self, apply: Apply<ProposeTicket>, created: &BTreeMap<u64, Group<S>>) {
         let Some(shared) = self.shared(apply.group, created) else { return };
-        if self.core.status(apply.group).is_none_or(|(status, _)| status.role == Role::Stopped) {
+        if self.is_stopped(apply.group) {
             return;
         }
         let mut answers = Vec::with_capacity(apply.commands.len());
@@ -236,13 +252,19 @@ impl<S: StateMachine> Driver<S> {
             }
             shared.applied.store(command.index, Ordering::Release);
         }
+        if let Some(reason) = &broken {
+            // Before anybody can read what a half-done command left.
+            shared.stop(reason);
+            self.core.stop(apply.group, reason);
+        }
         drop(state);
         for (ticket, answer) in answers {
             drop(ticket.send(Ok(answer)));
         }
-        if let Some(reason) = broken {
-            self.core.stop(apply.group, &reason);
-        }
+    }
+
+    fn is_stopped(&self, group: u64) -> bool {
+        self.core.status(group).is_none_or(|(status, _)| status.role == Role::Stopped)
     }
 
     /// Lets handles see a group's role and lease.
@@ -251,10 +273,6 @@ impl<S: StateMachine> Driver<S> {
             return;
         };
         shared.publish(status, lease);
-    }
-
-    fn stop_all(&self, reason: &str) {
-        self.groups.read().values().for_each(|group| group.shared().stop(reason));
     }
 
     fn job(&self, job: Job) {

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::{oneshot, watch};
 
-use crate::config::COMMAND_BYTES_MAX;
 use crate::driver::queue::{Item, Queue, Refused};
 use crate::{GroupStatus, ProposeError, ReadError, StateMachine, clock, driver};
 
@@ -55,16 +54,18 @@ pub struct Group<S> {
     id: u64,
     shared: Arc<Shared<S>>,
     queue: Arc<Queue>,
+    command_bytes_max: usize,
 }
 
 impl<S> Clone for Group<S> {
     fn clone(&self) -> Self {
-        Self { id: self.id, shared: Arc::clone(&self.shared), queue: Arc::clone(&self.queue) }
+        let (shared, queue) = (Arc::clone(&self.shared), Arc::clone(&self.queue));
+        Self { id: self.id, shared, queue, command_bytes_max: self.command_bytes_max }
     }
 }
 
 impl<S: StateMachine> Group<S> {
-    pub(crate) fn new(id: u64, state: S, queue: Arc<Queue>) -> Self {
+    pub(crate) fn new(id: u64, state: S, queue: Arc<Queue>, command_bytes_max: usize) -> Self {
         let shared = Shared {
             state: RwLock::new(state),
             applied: AtomicU64::new(0),
@@ -72,7 +73,7 @@ impl<S: StateMachine> Group<S> {
             lease_until_ns: AtomicU64::new(0),
             status: watch::Sender::new(GroupStatus::default()),
         };
-        Self { id, shared: Arc::new(shared), queue }
+        Self { id, shared: Arc::new(shared), queue, command_bytes_max }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared<S>> {
@@ -92,7 +93,7 @@ impl<S: StateMachine> Group<S> {
     /// # Errors
     /// See [`ProposeError`]; only [`ProposeError::Unknown`] leaves open whether it happens.
     pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
-        if command.len() > COMMAND_BYTES_MAX {
+        if command.len() > self.command_bytes_max {
             return Err(ProposeError::TooLarge);
         }
         let (ticket, answer) = oneshot::channel();

@@ -21,5 +21,5 @@ pub use config::{COMMAND_BYTES_MAX, ELECTION_TICKS, HEARTBEAT_TICKS, NodeConfig}
 pub use group::Group;
 pub use machine::{Broken, Snapshot, StateMachine};
 pub use node::Node;
-pub use outbox::{GroupMessage, Outbox};
+pub use outbox::{GroupMessage, MESSAGE_BYTES_MAX, Outbox};
 pub use status::{GroupError, GroupStatus, OpenError, ProposeError, ReadError, Role};

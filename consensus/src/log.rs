@@ -10,7 +10,7 @@ use std::io;
 use std::sync::{Arc, mpsc};
 
 use crate::disk::{Disk, DiskFile};
-use batch::{Position, SEGMENT_HEADER_BYTES, SegmentHeader, batch_bytes, split};
+use batch::{FIRST_BATCH, Position, SEGMENT_HEADER_BYTES, SegmentHeader, batch_bytes, split};
 use pins::AllPins;
 use record::Record;
 use segment::Preparation;
@@ -158,16 +158,17 @@ impl Log {
     fn switch(&mut self) -> io::Result<()> {
         self.try_sync()?;
         let segment = self.current.header.segment + 1;
-        let file = match self.next.take() {
-            Some(next) => next.recv().map_err(|_| io::Error::other("the segment filler is gone"))??,
-            None => self.preparation(segment).run(&*self.disk)?,
+        let file = match self.next.take().map(|next| next.recv()) {
+            Some(Ok(Ok(file))) => file,
+            // Whatever hindered the filler, such as a full disk, may be over, or hinder recycling less.
+            _ => self.preparation(segment).run(&*self.disk)?,
         };
         self.segments.insert(self.current.header.segment, self.current.bytes);
         self.current = Current {
             header: SegmentHeader { log: self.current.header.log, segment },
             file,
             bytes: self.options.segment_bytes,
-            offset: SEGMENT_HEADER_BYTES as u32,
+            offset: FIRST_BATCH,
         };
         self.remove_surplus()?;
         self.order_next();

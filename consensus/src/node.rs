@@ -60,7 +60,9 @@ impl<S: StateMachine> Node<S> {
             Log::open(Arc::clone(&log_disk), options).map_err(|error| log_error(&log_directory, error))?;
         let queue = Arc::new(Queue::new(config.queue_bytes_max, config.queue_inputs_max));
         let make: Make<S> = Arc::new(Mutex::new(make));
-        let groups = restore_groups(&*snapshots, &snapshot_directory, &replayed, &make, &queue)?;
+        let command_bytes_max = config.command_bytes_max();
+        let new_group = |id, state| Group::new(id, state, Arc::clone(&queue), command_bytes_max);
+        let groups = restore_groups(&*snapshots, &snapshot_directory, &replayed, &make, new_group)?;
         let next_file = clear_files(&*snapshots, &replayed).map_err(io_error(&snapshot_directory))?;
 
         let (filler, fillings) = mpsc::channel::<(Preparation, mpsc::Sender<_>)>();
@@ -91,6 +93,7 @@ impl<S: StateMachine> Node<S> {
             make,
             restored,
             tick: config.tick,
+            command_bytes_max,
         };
         let threads = start(vec![
             ("consensus-fill", Box::new(fill)),
@@ -169,7 +172,8 @@ impl<S> Node<S> {
     pub fn shutdown(&self) {
         self.queue.close();
         for thread in self.threads.lock().drain(..) {
-            if thread.join().is_err() {
+            // The last handle may be let go by an outbox, on a thread of this node.
+            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
                 tracing::error!("a thread of the consensus node had panicked");
             }
         }
@@ -204,7 +208,7 @@ fn restore_groups<S: StateMachine>(
     directory: &Path,
     replayed: &BTreeMap<u64, Replayed>,
     make: &Make<S>,
-    queue: &Arc<Queue>,
+    new_group: impl Fn(u64, S) -> Group<S>,
 ) -> Result<BTreeMap<u64, Group<S>>, OpenError> {
     let mut groups = BTreeMap::new();
     for (id, group) in replayed {
@@ -214,7 +218,7 @@ fn restore_groups<S: StateMachine>(
             snapshot::restore_current(disk, *id, mark, &mut state)
                 .map_err(|error| snapshot_error(directory, *id, error))?;
         }
-        groups.insert(*id, Group::new(*id, state, Arc::clone(queue)));
+        groups.insert(*id, new_group(*id, state));
     }
     Ok(groups)
 }

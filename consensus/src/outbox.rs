@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use holdfast_common::NodeId;
 
+/// Largest message handed to an outbox. Most are far smaller.
+pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
+
 /// One message of one group, opaque to its carrier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupMessage {

@@ -291,7 +291,7 @@ impl World {
         if leaders.is_empty() || self.random.below(5) == 0 {
             return 1 + self.random.below(REPLICAS);
         }
-        leaders[usize::try_from(self.random.below(leaders.len() as u64)).unwrap()]
+        leaders[self.random.index(leaders.len())]
     }
 
     /// Sends over the network.

@@ -156,7 +156,7 @@ impl<P, R> NodeCore<P, R> {
                     self.with(group, |core, _, out| core.read(now, ticket, out));
                     return Some(group);
                 }
-                self.out.reads.push((ticket, Err(ReadError::Stopped)));
+                self.out.reads.push((group, ticket, Err(ReadError::Stopped)));
                 None
             }
             Input::Message { from, group, bytes } => self.with(group, |core, _, _| core.message(from.0, &bytes)),

@@ -52,7 +52,8 @@ pub(crate) struct Effects<P, R> {
     pub(crate) installs: Vec<Install>,
     pub(crate) applies: Vec<Apply<P>>,
     pub(crate) failed: Vec<(P, ProposeError)>,
-    pub(crate) reads: Vec<(R, Result<(), ReadError>)>,
+    /// With the group whose state is to be read.
+    pub(crate) reads: Vec<(u64, R, Result<(), ReadError>)>,
     pub(crate) freezes: Vec<Freeze>,
     /// Snapshot files nobody needs: (group, file number).
     pub(crate) removals: Vec<(u64, u64)>,

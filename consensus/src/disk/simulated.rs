@@ -70,6 +70,10 @@ fn apply(names: &mut BTreeMap<String, u64>, change: &NameChange) {
     }
 }
 
+fn position(offset: u64) -> usize {
+    usize::try_from(offset).expect("simulated files are small")
+}
+
 fn write(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
     if bytes.len() < offset + data.len() {
         bytes.resize(offset + data.len(), 0);
@@ -99,7 +103,7 @@ impl SimulatedDisk {
         let mut inner = self.0.lock();
         inner.dies_at = None;
         inner.sync_fails = false;
-        let kept = random.below(inner.name_changes.len() as u64 + 1) as usize;
+        let kept = random.index(inner.name_changes.len() + 1);
         let mut names = inner.durable_names.clone();
         inner.name_changes[..kept].iter().for_each(|change| apply(&mut names, change));
         inner.names.clone_from(&names);
@@ -219,7 +223,7 @@ impl DiskFile for SimulatedFile {
         let alive = inner.operate();
         let inode = inner.inodes.get_mut(&self.inode).expect("inodes are never forgotten");
         // The write during which the machine dies may reach the disk like any other unsynced one.
-        let offset = offset as usize;
+        let offset = position(offset);
         write(&mut inode.now, offset, bytes);
         inode.writes.push((offset, bytes.to_vec()));
         alive
@@ -229,7 +233,7 @@ impl DiskFile for SimulatedFile {
         let mut inner = self.disk.0.lock();
         inner.operate()?;
         let now = &inner.inodes[&self.inode].now;
-        let from = (offset as usize).min(now.len());
+        let from = position(offset).min(now.len());
         let n = buffer.len().min(now.len() - from);
         buffer[..n].copy_from_slice(&now[from..from + n]);
         Ok(n)

@@ -10,8 +10,9 @@ use holdfast_common::NodeId;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
+use crate::config::COMMAND_BYTES_MAX;
 use crate::log::record::SnapshotMark;
-use crate::outbox::GroupMessage;
+use crate::outbox::{GroupMessage, MESSAGE_BYTES_MAX};
 use crate::status::{GroupError, ProposeError, ReadError};
 
 /// Waits for the answer to a proposal.
@@ -21,8 +22,9 @@ pub(crate) type ReadTicket = oneshot::Sender<Result<(), ReadError>>;
 /// Waits for a group to be made or dropped.
 pub(crate) type ControlTicket = mpsc::Sender<Result<(), GroupError>>;
 
-/// Input of one turn, in bytes; what is more waits for the next. Keeps a turn's batch well inside a segment.
-const TURN_BYTES_MAX: usize = 4 << 20;
+/// Input of one turn, in bytes; what is more waits for the next. Bounds what raft puts into one message, too.
+const TURN_BYTES_MAX: usize = 2 << 20;
+const _: () = assert!(TURN_BYTES_MAX + 2 * COMMAND_BYTES_MAX <= MESSAGE_BYTES_MAX);
 /// What an item costs beside its bytes.
 const ITEM_COST_BYTES: usize = 64;
 

@@ -14,6 +14,9 @@ pub(crate) const LOG_VERSION: u32 = 1;
 pub(crate) const ALIGN_BYTES: usize = 512;
 /// Where a segment's first batch starts.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = ALIGN_BYTES;
+/// The same, as an offset.
+pub(crate) const FIRST_BATCH: u32 = 512;
+const _: () = assert!(FIRST_BATCH as usize == SEGMENT_HEADER_BYTES);
 /// Where a batch's records start.
 pub(crate) const BATCH_HEADER_BYTES: usize = 40;
 
@@ -164,7 +167,7 @@ pub(crate) struct Scan {
 impl Scan {
     /// Where the last batch ends.
     pub(crate) fn end(&self) -> u32 {
-        self.batches.last().map_or(SEGMENT_HEADER_BYTES as u32, |b| b.end)
+        self.batches.last().map_or(FIRST_BATCH, |b| b.end)
     }
 }
 

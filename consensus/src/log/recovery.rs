@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::batch::{Batch, HeaderError, Position, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, records, scan};
+use super::batch::{Batch, FIRST_BATCH, HeaderError, Position, Scan, SegmentHeader, records, scan};
 use super::pins::AllPins;
 use super::record::Record;
 use super::replay::{Replay, Replayed};
@@ -74,7 +74,7 @@ impl Log {
         let header = SegmentHeader { log: identity, segment };
         let preparation = Preparation { header, bytes: options.segment_bytes, recycled: None };
         let file = preparation.run(&*disk)?;
-        let current = Current { header, file, bytes: options.segment_bytes, offset: SEGMENT_HEADER_BYTES as u32 };
+        let current = Current { header, file, bytes: options.segment_bytes, offset: FIRST_BATCH };
         let mut log = Self {
             disk,
             options,
@@ -154,7 +154,7 @@ fn extent(scans: &BTreeMap<u64, (Scan, u32)>) -> Result<Extent, RecoveryError> {
     let head = scans.iter().rev().find_map(|(segment, (scan, _))| Some((*segment, scan, scan.batches.last()?)));
     let Some((head, scan, last)) = head else {
         // Segments without any batch: nothing was ever acknowledged, unless a batch behind a gap says otherwise.
-        refuse_later(scans, 0, Position { segment: 1, offset: SEGMENT_HEADER_BYTES as u32 })?;
+        refuse_later(scans, 0, Position { segment: 1, offset: FIRST_BATCH })?;
         return Ok(Extent { parts: Vec::new(), covered: Position::default(), start: 1 });
     };
     refuse_later(scans, head, Position { segment: head, offset: scan.end() })?;

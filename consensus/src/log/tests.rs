@@ -280,7 +280,7 @@ fn turn(random: &mut Random, last: &mut BTreeMap<u64, u64>, groups: &Groups) -> 
                 let first = if random.below(6) == 0 { low + random.below(end - low + 1) + 1 } else { end + 1 };
                 let first = first.min(end + 1);
                 let count = 1 + random.below(4);
-                let data = Bytes::from(vec![random.below(256) as u8; random.below(200) as usize]);
+                let data = Bytes::from(vec![random.next().to_le_bytes()[0]; random.index(200)]);
                 let term = random.next();
                 let entry = |index| LogEntry { index, term, kind: 0, data: data.clone() };
                 records.push(Record::Entries(group, (first..first + count).map(entry).collect()));

@@ -230,7 +230,7 @@ impl Replica {
                 living.lease_until_ns = lease;
             }
         }
-        for (read, result) in effects.reads {
+        for (_, read, result) in effects.reads {
             if result.is_ok() {
                 world.read_answered(self.node, read, living.states[&GROUP].applied, false);
             }

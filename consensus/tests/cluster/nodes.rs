@@ -14,14 +14,14 @@ use holdfast_consensus::{
 use parking_lot::RwLock;
 
 /// Longest wait for anything.
-pub const DEADLINE: Duration = Duration::from_secs(20);
-pub const GROUP: u64 = 7;
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const GROUP: u64 = 7;
 
 /// A map; a command is `key=value` and answers with the value before. `break` breaks it, `panic` panics.
 #[derive(Default)]
-pub struct Map {
-    pub entries: Arc<BTreeMap<String, String>>,
-    pub applied: u64,
+pub(crate) struct Map {
+    pub(crate) entries: Arc<BTreeMap<String, String>>,
+    pub(crate) applied: u64,
 }
 
 impl StateMachine for Map {
@@ -105,16 +105,16 @@ impl Outbox for Wire {
 }
 
 /// Three nodes at most, each in a directory of its own.
-pub struct Cluster {
+pub(crate) struct Cluster {
     directory: tempfile::TempDir,
     wires: Arc<RwLock<Wires>>,
-    pub nodes: BTreeMap<NodeId, Arc<Node<Map>>>,
-    pub tune: fn(&mut NodeConfig),
-    pub voters: Vec<NodeId>,
+    pub(crate) nodes: BTreeMap<NodeId, Arc<Node<Map>>>,
+    pub(crate) tune: fn(&mut NodeConfig),
+    pub(crate) voters: Vec<NodeId>,
 }
 
 impl Cluster {
-    pub fn start(count: u64, tune: fn(&mut NodeConfig)) -> Self {
+    pub(crate) fn start(count: u64, tune: fn(&mut NodeConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let voters: Vec<NodeId> = (1..=count).map(NodeId).collect();
         let mut cluster =
@@ -128,11 +128,11 @@ impl Cluster {
         cluster
     }
 
-    pub fn path(&self, id: NodeId) -> PathBuf {
+    pub(crate) fn path(&self, id: NodeId) -> PathBuf {
         self.directory.path().join(id.to_string())
     }
 
-    pub fn open(&mut self, id: NodeId) {
+    pub(crate) fn open(&mut self, id: NodeId) {
         let mut config = NodeConfig { segment_bytes: 256 << 10, ..NodeConfig::new(id, self.path(id)) };
         config.tick = Duration::from_millis(20);
         (self.tune)(&mut config);
@@ -143,32 +143,32 @@ impl Cluster {
     }
 
     /// Stops a node without any farewell to the others.
-    pub fn kill(&mut self, id: NodeId) {
+    pub(crate) fn kill(&mut self, id: NodeId) {
         self.wires.write().nodes.remove(&id);
         self.nodes.remove(&id).unwrap().shutdown();
     }
 
-    pub fn cut(&self, id: NodeId) {
+    pub(crate) fn cut(&self, id: NodeId) {
         self.wires.write().cut.insert(id);
     }
 
-    pub fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.wires.write().cut.clear();
     }
 
-    pub fn group(&self, id: NodeId) -> Group<Map> {
+    pub(crate) fn group(&self, id: NodeId) -> Group<Map> {
         self.nodes[&id].group(GROUP).unwrap()
     }
 
     /// The node that leads and is not cut off, once there is one.
-    pub async fn leader(&self) -> NodeId {
+    pub(crate) async fn leader(&self) -> NodeId {
         let leads =
             |id: &&NodeId| !self.wires.read().cut.contains(id) && self.group(**id).status().role == Role::Leader;
         until("a leader", || self.nodes.keys().find(leads).copied()).await
     }
 
     /// Proposes to whoever leads until it is answered.
-    pub async fn put(&self, command: &str) -> Bytes {
+    pub(crate) async fn put(&self, command: &str) -> Bytes {
         let start = Instant::now();
         loop {
             let leader = self.leader().await;
@@ -181,7 +181,7 @@ impl Cluster {
     }
 
     /// Reads linearizably from whoever leads.
-    pub async fn get(&self, key: &str) -> Option<String> {
+    pub(crate) async fn get(&self, key: &str) -> Option<String> {
         let start = Instant::now();
         loop {
             let group = self.group(self.leader().await);
@@ -194,7 +194,7 @@ impl Cluster {
 }
 
 /// Polls until there is something.
-pub async fn until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = poll() {

@@ -1,13 +1,14 @@
 //! The real thing: nodes with real files and threads.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-mod common;
+mod nodes;
 
 use std::time::Instant;
 
 use bytes::Bytes;
-use common::{Cluster, GROUP, until};
 use holdfast_common::NodeId;
 use holdfast_consensus::{GroupError, ProposeError, ReadError, Role};
+use nodes::{Cluster, GROUP, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_voter_answers_and_remembers_after_a_restart() {

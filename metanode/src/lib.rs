@@ -19,5 +19,5 @@ pub mod table;
 mod upkeep;
 mod volmgr;
 
-pub use server::{Metanode, MetanodeConfig, StartError, format, start};
+pub use server::{Metanode, MetanodeConfig, StartError, cluster_of, format, start};
 pub use superblock::FileError;

@@ -116,6 +116,19 @@ fn format_blocking(directory: &Path) -> Result<(), StartError> {
     sync_parent(directory).map_err(io_error)
 }
 
+/// The cluster of a formatted directory; `None` if its metanode has not registered yet. Changes nothing.
+///
+/// # Errors
+/// [`FileError`]: no metanode's directory, one of a newer format, or a damaged one.
+pub fn cluster_of(directory: &Path) -> Result<Option<ClusterId>, FileError> {
+    let record: MetanodeSuperblock = superblock::read(directory, SUPERBLOCK)?;
+    if record.cluster.is_empty() {
+        return Ok(None);
+    }
+    let damaged = || FileError::Damaged { path: directory.to_owned(), file: "superblock" };
+    Ok(Some(ClusterId(record.cluster.as_ref().try_into().map_err(|_| damaged())?)))
+}
+
 /// A running metanode. Dropping it stops serving; [`Metanode::shutdown`] does so in order.
 pub struct Metanode {
     context: Arc<Context>,
@@ -154,7 +167,9 @@ pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
         record = first_registration(&volmgr, &directory, record, address).await?;
     }
     let identity = identity(&directory, &record)?;
-    let client = Client::new(holdfast_transport::Identity { cluster: identity.cluster }, ClientLimits::default());
+    // Pieces of snapshots take the second connection, so that no heartbeat of Raft queues behind them.
+    let limits = ClientLimits { connections_per_peer: 2, ..ClientLimits::default() };
+    let client = Client::new(holdfast_transport::Identity { cluster: identity.cluster }, limits);
     let (node, neighbours) = open(&directory, &identity, &client).await?;
     let context = Arc::new(Context::new(identity, node, neighbours, client, volmgr));
     let registered = newcomer || registered_at_once(&context, address).await?;

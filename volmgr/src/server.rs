@@ -6,8 +6,10 @@ mod nodes;
 mod route;
 mod view;
 
+use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,6 +98,8 @@ fn bind_reason(source: &io::Error) -> String {
 pub fn format(directory: &Path) -> Result<ClusterId, StartError> {
     let io_error = |source| StartError::Io { path: directory.to_owned(), source };
     std::fs::create_dir_all(directory).map_err(io_error)?;
+    // The log will hold the cluster's secret.
+    std::fs::set_permissions(directory, Permissions::from_mode(0o700)).map_err(io_error)?;
     let _lock = DirectoryLock::acquire(directory)?;
     if superblock::exists(directory) {
         return Err(SuperblockError::Exists { path: directory.to_owned() }.into());

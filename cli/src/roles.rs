@@ -1,0 +1,127 @@
+//! The roles a process can play, started and stopped alike whether for `serve` or for `up`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use holdfast_datanode::{Datanode, DatanodeConfig};
+use holdfast_metanode::{Metanode, MetanodeConfig};
+use holdfast_volmgr::{Volmgr, VolmgrConfig};
+
+/// Which role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RoleKind {
+    Volmgr,
+    Metanode,
+    Datanode,
+}
+
+impl RoleKind {
+    /// As the command line and JSON name it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Volmgr => "volmgr",
+            Self::Metanode => "metanode",
+            Self::Datanode => "datanode",
+        }
+    }
+
+    /// As people are told of one, by its index from 0: there is one volume manager, the others are counted from 1.
+    pub(crate) fn title(self, index: u32) -> String {
+        match self {
+            Self::Volmgr => "the volume manager".to_owned(),
+            Self::Metanode | Self::Datanode => format!("{} {}", self.name(), index + 1),
+        }
+    }
+}
+
+/// What a role needs to start.
+#[derive(Clone, Debug)]
+pub(crate) enum RoleConfig {
+    Volmgr { dir: PathBuf, listen: SocketAddr },
+    Metanode { dir: PathBuf, listen: SocketAddr, volmgr: String },
+    Datanode { dir: PathBuf, disks: Vec<PathBuf>, listen: SocketAddr, volmgr: String },
+}
+
+/// A running role.
+pub(crate) enum Role {
+    Volmgr(Volmgr),
+    Metanode(Metanode),
+    Datanode(Datanode),
+}
+
+impl RoleConfig {
+    pub(crate) fn kind(&self) -> RoleKind {
+        match self {
+            Self::Volmgr { .. } => RoleKind::Volmgr,
+            Self::Metanode { .. } => RoleKind::Metanode,
+            Self::Datanode { .. } => RoleKind::Datanode,
+        }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        match self {
+            Self::Volmgr { dir, .. } | Self::Metanode { dir, .. } | Self::Datanode { dir, .. } => dir,
+        }
+    }
+
+    /// Makes the role's directory, and its disks, what they must be to serve (R28: only when told to).
+    pub(crate) async fn format(&self) -> Result<()> {
+        match self {
+            Self::Volmgr { dir, .. } => {
+                let dir = dir.clone();
+                tokio::task::spawn_blocking(move || holdfast_volmgr::format(&dir)).await.context("formatting")??;
+            }
+            Self::Metanode { dir, .. } => {
+                holdfast_metanode::format(dir).await?;
+            }
+            Self::Datanode { dir, disks, .. } => {
+                holdfast_datanode::format(dir, disks).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts serving.
+    pub(crate) async fn start(self) -> Result<Role> {
+        Ok(match self {
+            Self::Volmgr { dir, listen } => {
+                Role::Volmgr(holdfast_volmgr::start(VolmgrConfig { directory: dir, listen }).await?)
+            }
+            Self::Metanode { dir, listen, volmgr } => {
+                let config = MetanodeConfig { directory: dir, listen, volmgr };
+                Role::Metanode(holdfast_metanode::start(config).await?)
+            }
+            Self::Datanode { dir, disks, listen, volmgr } => {
+                let config = DatanodeConfig { directory: dir, disks, listen, volmgr };
+                Role::Datanode(holdfast_datanode::start(config).await?)
+            }
+        })
+    }
+}
+
+impl Role {
+    pub(crate) fn address(&self) -> SocketAddr {
+        match self {
+            Self::Volmgr(volmgr) => volmgr.local_addr(),
+            Self::Metanode(metanode) => metanode.local_addr(),
+            Self::Datanode(datanode) => datanode.local_addr(),
+        }
+    }
+
+    /// Waits until the volume manager refuses this node for good, and says why: a later copy of it is at work.
+    pub(crate) async fn refused(&self) -> String {
+        match self {
+            Self::Datanode(datanode) => datanode.refused().await,
+            Self::Volmgr(_) | Self::Metanode(_) => std::future::pending().await,
+        }
+    }
+
+    pub(crate) async fn shutdown(self) {
+        match self {
+            Self::Volmgr(volmgr) => volmgr.shutdown().await,
+            Self::Metanode(metanode) => metanode.shutdown().await,
+            Self::Datanode(datanode) => datanode.shutdown().await,
+        }
+    }
+}

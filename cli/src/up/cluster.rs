@@ -1,0 +1,206 @@
+//! The roles of an `up` cluster, in this process or each in its own, behind one face; and the wait until they work.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use holdfast_common::ClusterId;
+use holdfast_proto::control::admin_client::AdminClient;
+use holdfast_proto::control::{CreateVolumeRequest, ShowClusterRequest, ShowVolumeRequest, Volume, VolumeState};
+use serde_json::{Value, json};
+use tonic::Code;
+use tonic::transport::Channel;
+
+use super::in_process::InProcess;
+use super::layout::Layout;
+use super::plan::Plan;
+use super::processes::Processes;
+use super::progress::Progress;
+use crate::roles::{RoleConfig, RoleKind};
+use crate::volume::{connect, refused};
+
+/// Pause between two looks at whether everybody is there.
+const POLL_PAUSE: Duration = Duration::from_millis(50);
+
+/// One running role, as the ready line shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct RoleInfo {
+    pub(crate) kind: RoleKind,
+    /// From 0.
+    pub(crate) index: u32,
+    pub(crate) address: String,
+    pub(crate) pid: u32,
+    pub(crate) directory: std::path::PathBuf,
+}
+
+impl RoleInfo {
+    pub(crate) fn new(config: &RoleConfig, index: u32, address: String, pid: u32) -> Self {
+        Self { kind: config.kind(), index, address, pid, directory: config.dir().to_owned() }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "role": self.kind.name(),
+            "index": self.index,
+            "pid": self.pid,
+            "address": self.address,
+            "directory": self.directory,
+        })
+    }
+}
+
+/// The metanodes and datanodes of a cluster, by index.
+pub(crate) fn role_configs(plan: &Plan, volmgr: &str) -> Vec<(u32, RoleConfig)> {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let metanode = |index| RoleConfig::Metanode { dir: plan.layout.metanode(index), listen, volmgr: volmgr.to_owned() };
+    let datanode = |index| RoleConfig::Datanode {
+        dir: plan.layout.datanode(index),
+        disks: vec![plan.layout.disk(index)],
+        listen,
+        volmgr: volmgr.to_owned(),
+    };
+    let metanodes = (0..plan.record.metanodes).map(|index| (index, metanode(index)));
+    metanodes.chain((0..plan.record.datanodes).map(|index| (index, datanode(index)))).collect()
+}
+
+enum Roles {
+    InProcess(InProcess),
+    Processes(Processes),
+}
+
+/// A cluster coming up or up.
+pub(crate) struct Cluster {
+    roles: Roles,
+}
+
+/// What came up.
+pub(crate) struct Ready {
+    pub(crate) cluster: ClusterId,
+    pub(crate) volmgr: String,
+    pub(crate) roles: Vec<RoleInfo>,
+    pub(crate) volume: Volume,
+    pub(crate) created: bool,
+}
+
+impl Cluster {
+    pub(crate) fn new(separate_processes: bool, layout: &Layout) -> Result<Self> {
+        let roles = if separate_processes {
+            Roles::Processes(Processes::new(layout.run())?)
+        } else {
+            Roles::InProcess(InProcess::default())
+        };
+        Ok(Self { roles })
+    }
+
+    /// Starts every role, waits until all are known to be alive, and sees to the volume.
+    pub(crate) async fn bring_up(&mut self, plan: &mut Plan, progress: &Progress) -> Result<Ready> {
+        progress.say("starting the volume manager".to_owned());
+        let config = RoleConfig::Volmgr { dir: plan.layout.volmgr(), listen: plan.listen };
+        super::in_process::format_if_new(&config).await?;
+        let cluster = holdfast_volmgr::cluster_of(config.dir())?;
+        if plan.record.cluster.is_none() {
+            plan.record.cluster = Some(cluster);
+        }
+        plan.layout.write(&plan.record)?;
+        let first = match &mut self.roles {
+            Roles::InProcess(roles) => roles.start_volmgr(config).await?,
+            Roles::Processes(roles) => roles.start(config, 0).await?,
+        };
+        let volmgr = first.address.clone();
+        progress.say("starting nodes".to_owned());
+        let nodes = match &mut self.roles {
+            Roles::InProcess(roles) => roles.start_nodes(plan, &volmgr, progress).await?,
+            Roles::Processes(roles) => roles.start_nodes(plan, &volmgr, progress).await?,
+        };
+        let mut admin = connect(&volmgr).await?;
+        wait_for_nodes(&mut admin, &nodes, progress).await?;
+        let (volume, created) = see_to_volume(&mut admin, plan, progress).await?;
+        let roles = std::iter::once(first).chain(nodes).collect();
+        Ok(Ready { cluster, volmgr, roles, volume, created })
+    }
+
+    /// Waits for something worth telling: a role that died or came back. May be dropped while waiting.
+    pub(crate) async fn next_event(&mut self) -> Event {
+        match &mut self.roles {
+            Roles::InProcess(_) => std::future::pending().await,
+            Roles::Processes(roles) => roles.next_event().await,
+        }
+    }
+
+    /// Stops every role.
+    pub(crate) async fn stop(self) {
+        match self.roles {
+            Roles::InProcess(roles) => roles.stop().await,
+            Roles::Processes(roles) => roles.stop().await,
+        }
+    }
+}
+
+/// What happened to a role while the cluster was up.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    /// It ended, and will be started again.
+    Died {
+        /// Which one it was.
+        role: RoleInfo,
+        /// How it ended.
+        how: String,
+    },
+    /// It was started again.
+    Restarted {
+        /// As it is now.
+        role: RoleInfo,
+    },
+    /// It could not be started again yet.
+    NotRestarted {
+        /// Which one it was.
+        role: RoleInfo,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Waits until every node is known at the address where it listens now: after a restart that means that it spoke.
+async fn wait_for_nodes(admin: &mut AdminClient<Channel>, nodes: &[RoleInfo], progress: &Progress) -> Result<()> {
+    loop {
+        let cluster = admin.show_cluster(ShowClusterRequest {}).await.map_err(|s| refused(&s))?.into_inner();
+        let known = |info: &&RoleInfo| cluster.nodes.iter().any(|n| n.alive && n.address == info.address);
+        let missing: Vec<String> = nodes.iter().filter(|n| !known(n)).map(|n| n.kind.title(n.index)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        progress.say(format!("waiting for {}", missing.join(", ")));
+        tokio::time::sleep(POLL_PAUSE).await;
+    }
+}
+
+/// Creates the volume unless it is there, and waits until its table has a leader. Answers whether it was created.
+async fn see_to_volume(admin: &mut AdminClient<Channel>, plan: &Plan, progress: &Progress) -> Result<(Volume, bool)> {
+    let show = ShowVolumeRequest { name: plan.volume.clone() };
+    progress.say(format!("looking for volume '{}'", plan.volume));
+    match admin.show_volume(show.clone()).await {
+        Ok(_) => {}
+        Err(status) if status.code() == Code::NotFound => {
+            progress.say(format!("creating volume '{}' with code {}", plan.volume, plan.code));
+            let request = CreateVolumeRequest {
+                name: plan.volume.clone(),
+                data_shards: plan.code.data,
+                parity_shards: plan.code.parity,
+                quota_bytes: plan.quota_bytes,
+            };
+            let volume = admin.create_volume(request).await.map_err(|s| refused(&s))?.into_inner();
+            return Ok((volume, true));
+        }
+        Err(status) => return Err(refused(&status)),
+    }
+    loop {
+        let volume = admin.show_volume(show.clone()).await.map_err(|s| refused(&s))?.into_inner();
+        match volume.state() {
+            VolumeState::Active if volume.leader_node != 0 => return Ok((volume, false)),
+            VolumeState::Deleting => bail!("volume '{}' is being deleted", plan.volume),
+            VolumeState::Active | VolumeState::Creating => {}
+        }
+        progress.say(format!("waiting for the metadata table of volume '{}' to elect its leader", plan.volume));
+        tokio::time::sleep(POLL_PAUSE).await;
+    }
+}

@@ -199,3 +199,6 @@ pub(crate) fn restore_current<S: StateMachine>(
         Err(SnapshotError::Damaged("it is another snapshot"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -249,3 +249,6 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     format!("panicked: {}", text.unwrap_or("without a text"))
 }
+
+#[cfg(test)]
+mod tests;

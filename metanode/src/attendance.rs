@@ -10,6 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A session silent for this long is expired: its lease and a tenth, for the client counts from when it sent (R20).
 const SILENCE_MS_MAX: u64 = SESSION_LEASE_MS as u64 + SESSION_LEASE_MS as u64 / 10;
+/// Longest time between two looks at the silent that does not mean that this process could not hear: it stood still, or
+/// waited for a majority without which keep-alives are not answered either.
+const LOOK_GAP_MS_MAX: u64 = 5_000;
+
+const _: () = assert!(LOOK_GAP_MS_MAX * 2 < SILENCE_MS_MAX);
 
 /// A create that asked for its inode to be registered as open, from before it was proposed until it is registered.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,6 +31,8 @@ struct Attendee {
 #[derive(Debug, Default)]
 pub(crate) struct Attendance {
     term: u64,
+    /// When the silent were last looked for.
+    looked_ms: Option<u64>,
     sessions: BTreeMap<SessionId, Attendee>,
     open_counts: BTreeMap<InodeId, u32>,
     /// Creates under way.
@@ -133,8 +140,12 @@ impl Attendance {
         self.creates.remove(&ticket.0);
     }
 
-    /// Sessions that were silent for too long.
-    pub(crate) fn silent(&self, now_ms: u64) -> Vec<u64> {
+    /// Sessions that were silent for too long. A gap between two looks is nobody's silence.
+    pub(crate) fn silent(&mut self, now_ms: u64) -> Vec<u64> {
+        let gap = now_ms.saturating_sub(self.looked_ms.replace(now_ms).unwrap_or(now_ms));
+        if gap > LOOK_GAP_MS_MAX {
+            self.sessions.values_mut().for_each(|attendee| attendee.renewed_ms += gap);
+        }
         let silent = |attendee: &Attendee| now_ms.saturating_sub(attendee.renewed_ms) > SILENCE_MS_MAX;
         self.sessions.iter().filter(|(_, attendee)| silent(attendee)).map(|(id, _)| id.0).collect()
     }
@@ -255,8 +266,21 @@ mod tests {
     fn a_silent_session_expires_after_its_lease_and_a_tenth() {
         let mut attendance = led();
         attendance.renew(B, 1000);
-        assert!(attendance.silent(33_000).is_empty());
+        for now_ms in (0..=33_000).step_by(500) {
+            assert!(attendance.silent(now_ms).is_empty());
+        }
         assert_eq!(attendance.silent(33_001), [A.0]);
         assert_eq!(attendance.silent(34_001), [A.0, B.0]);
+    }
+
+    #[test]
+    fn time_in_which_the_leader_itself_stood_still_is_nobodys_silence() {
+        let mut attendance = led();
+        assert!(attendance.silent(500).is_empty());
+        assert!(attendance.silent(100_000).is_empty());
+        for now_ms in (100_500..=132_500).step_by(500) {
+            assert!(attendance.silent(now_ms).is_empty(), "{now_ms}");
+        }
+        assert_eq!(attendance.silent(132_501), [A.0, B.0]);
     }
 }

@@ -68,6 +68,14 @@ pub(crate) struct Hosted {
     attendance: Mutex<Attendance>,
 }
 
+/// Why this replica does not answer.
+pub(crate) enum NotLed {
+    /// Another one leads, if anybody does.
+    By(Option<NodeId>),
+    /// It met a broken invariant and stands still (R26).
+    Stopped,
+}
+
 impl Context {
     pub(crate) fn new(
         identity: Identity,
@@ -126,10 +134,14 @@ impl Context {
 }
 
 impl Hosted {
-    /// The term this replica leads in, if it does.
-    pub(crate) fn led_term(&self) -> Option<u64> {
+    /// The term this replica leads in.
+    pub(crate) fn led_term(&self) -> Result<u64, NotLed> {
         let status = self.group.status();
-        (status.role == Role::Leader).then_some(status.term)
+        match status.role {
+            Role::Leader => Ok(status.term),
+            Role::Follower | Role::Candidate => Err(NotLed::By(status.leader)),
+            Role::Stopped => Err(NotLed::Stopped),
+        }
     }
 
     /// The attendance of this term. Sessions that nobody told it of are taken from the table.

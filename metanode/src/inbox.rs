@@ -97,7 +97,7 @@ impl Inbox {
     }
 
     /// The path of the whole file if this was its last piece.
-    fn put(&self, directory: &Path, piece: &SnapshotPiece, body: &[u8]) -> Result<Option<PathBuf>, String> {
+    pub(crate) fn put(&self, directory: &Path, piece: &SnapshotPiece, body: &[u8]) -> Result<Option<PathBuf>, String> {
         if body.len() > PIECE_BYTES || crc32c(body) != piece.crc {
             return Err("the piece is damaged".to_owned());
         }

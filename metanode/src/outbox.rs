@@ -191,3 +191,79 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> +
         Err(error) => Err(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inbox::Inbox;
+    use holdfast_common::ClusterId;
+    use holdfast_proto::control::{Endpoint, HeartbeatResponse};
+    use holdfast_transport::{Call, ClientLimits, Identity, Refusal, Reply, Server, ServerLimits, Service};
+    use parking_lot::Mutex;
+
+    const IDENTITY: Identity = Identity { cluster: ClusterId([1; 16]) };
+
+    /// Puts pieces together; refuses the piece at one offset.
+    struct Receiver {
+        inbox: Inbox,
+        directory: PathBuf,
+        refused_offset: Option<u64>,
+        received: Mutex<Option<(Bytes, PathBuf)>>,
+    }
+
+    impl Service for Receiver {
+        async fn call(&self, call: Call) -> Result<Reply, Refusal> {
+            let piece: SnapshotPiece = call.message()?;
+            let put = match self.refused_offset {
+                Some(offset) if offset == piece.offset => Err("full".to_owned()),
+                _ => self.inbox.put(&self.directory, &piece, &call.body),
+            };
+            let (accepted, detail) = match put {
+                Ok(whole) => {
+                    *self.received.lock() = whole.map(|file| (piece.message.clone(), file));
+                    (true, String::new())
+                }
+                Err(detail) => (false, detail),
+            };
+            Ok(Reply::message(&SnapshotPieceAnswer { accepted, detail }))
+        }
+    }
+
+    async fn ship(length: usize, refused_offset: Option<u64>) -> Result<(Bytes, Vec<u8>), String> {
+        let directory = tempfile::tempdir().unwrap();
+        let (inbox, path) = (Inbox::default(), directory.path().to_owned());
+        let receiver = Arc::new(Receiver { inbox, directory: path, refused_offset, received: Mutex::default() });
+        let any = "127.0.0.1:0".parse().unwrap();
+        let server = Server::bind(any, IDENTITY, Arc::clone(&receiver), ServerLimits::default()).await.unwrap();
+        let neighbours = Neighbours::load(directory.path()).unwrap();
+        let endpoint = Endpoint { node: 2, address: server.local_addr().to_string(), alive: true };
+        neighbours.learn(&HeartbeatResponse { nodes: vec![endpoint], ..HeartbeatResponse::default() }).unwrap();
+        let client = Client::new(IDENTITY, ClientLimits::default());
+        let outbox = RaftOutbox::new(NodeId(1), 1, client, Arc::new(neighbours));
+        let file = directory.path().join("snapshot");
+        std::fs::write(&file, pattern(length)).unwrap();
+        let message = GroupMessage { group: 7, bytes: b"announcement"[..].into() };
+        outbox.shared.ship(NodeId(2), message, &file).await?;
+        let (message, file) = receiver.received.lock().take().unwrap();
+        Ok((message, std::fs::read(file).unwrap()))
+    }
+
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|i| u8::try_from(i % 251).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_arrives_whole_in_pieces() {
+        for length in [0, 1, PIECE_BYTES, 2 * PIECE_BYTES + 5] {
+            let (message, bytes) = ship(length, None).await.unwrap();
+            assert_eq!(message, b"announcement"[..]);
+            assert!(bytes == pattern(length), "{length}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_piece_ends_the_transfer() {
+        let offset = PIECE_BYTES as u64;
+        assert_eq!(ship(2 * PIECE_BYTES + 5, Some(offset)).await, Err("full".to_owned()));
+    }
+}

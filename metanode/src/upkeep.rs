@@ -30,8 +30,13 @@ pub(crate) async fn run(context: Arc<Context>, hosted: Arc<Hosted>) {
     let mut status = hosted.group.watch();
     let mut ticks = interval(ROUND_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut upkeep =
-        Upkeep { context: &context, hosted: &hosted, groups_after: Instant::now(), orphans_after: InodeId(0) };
+    let mut upkeep = Upkeep {
+        context: &context,
+        hosted: &hosted,
+        groups_after: Instant::now(),
+        orphans_after: InodeId(0),
+        refused: None,
+    };
     loop {
         let (role, term) = {
             let status = status.borrow_and_update();
@@ -61,6 +66,8 @@ struct Upkeep<'a> {
     groups_after: Instant,
     /// Where the next round goes on among the orphans.
     orphans_after: InodeId,
+    /// What the table refused, so that it is said and proposed once.
+    refused: Option<Configure>,
 }
 
 impl Upkeep<'_> {
@@ -80,22 +87,25 @@ impl Upkeep<'_> {
     }
 
     /// The first entry of a table, and whatever the volume manager changed since.
-    async fn configure(&self) {
-        let Some(wanted) = self.context.neighbours.assignment(self.hosted.volume) else { return };
+    async fn configure(&mut self) {
+        let volume = self.hosted.volume;
+        let Some(wanted) = self.context.neighbours.assignment(volume).map(|assignment| configure(&assignment)) else {
+            return;
+        };
         let fits = {
             let state = self.hosted.group.state().read();
-            state
-                .table()
-                .configuration()
-                .is_some_and(|present| present.quota_bytes == wanted.quota_bytes && present.name == wanted.name)
+            let present = state.table().configuration();
+            present.is_some_and(|present| present.quota_bytes == wanted.quota_bytes && present.name == wanted.name)
         };
-        if fits {
+        if fits || self.refused.as_ref() == Some(&wanted) {
             return;
         }
-        let volume = self.hosted.volume;
-        match self.hosted.propose(Op::Configure(configure(&wanted))).await.map(|response| response.code()) {
+        match self.hosted.propose(Op::Configure(wanted.clone())).await.map(|response| response.code()) {
             Some(Code::Ok) => tracing::info!(%volume, name = wanted.name, "table configured"),
-            Some(code) => tracing::error!(%volume, ?code, "the volume manager's configuration does not fit the table"),
+            Some(code) => {
+                tracing::error!(%volume, ?code, "the volume manager's configuration does not fit the table");
+                self.refused = Some(wanted);
+            }
             None => {}
         }
     }

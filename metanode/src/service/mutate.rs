@@ -1,7 +1,7 @@
 //! Mutations: the leader stamps, proposes, and answers what apply said.
 
 use crate::attendance::CreateTicket;
-use crate::hosted::{Context, Hosted, encode_command};
+use crate::hosted::{Context, Hosted, NotLed, encode_command};
 use crate::table::{is_leader_only, refusal};
 use bytes::Bytes;
 use holdfast_common::{Incarnation, InodeId, NodeId, SessionId, VolumeId};
@@ -47,7 +47,11 @@ async fn run(context: &Context, request: MutateRequest) -> Result<Bytes, Box<Mut
         let leader = leader.map(|node| context.neighbours.address_text(node)).unwrap_or_default();
         Box::new(MutateResponse { leader, ..refusal(Code::NotLeader) })
     };
-    let Some(term) = hosted.led_term() else { return Err(not_leader(hosted.group.status().leader)) };
+    let term = match hosted.led_term() {
+        Ok(term) => term,
+        Err(NotLed::Stopped) => return Err(refuse(Code::TableStopped)),
+        Err(NotLed::By(leader)) => return Err(not_leader(leader)),
+    };
     let op = request.mutation.and_then(|mutation| mutation.op);
     let op = op.filter(|op| !is_leader_only(op)).ok_or_else(|| refuse(Code::Invalid))?;
     check_incarnation(&hosted, Incarnation(request.incarnation)).map_err(refuse)?;

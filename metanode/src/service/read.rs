@@ -1,6 +1,6 @@
 //! Reads: the leader only, behind a read barrier, from the state as it then is.
 
-use crate::hosted::{Context, Hosted};
+use crate::hosted::{Context, Hosted, NotLed};
 use crate::machine::TableMachine;
 use crate::table::Table;
 use holdfast_common::{Incarnation, InodeId, NodeId, SessionId, VolumeId};
@@ -30,7 +30,11 @@ async fn run(context: &Context, request: &ReadRequest) -> Result<ReadResponse, B
         let leader = leader.map(|node| context.neighbours.address_text(node)).unwrap_or_default();
         Box::new(ReadResponse { leader, ..*refuse(Code::NotLeader) })
     };
-    let Some(term) = hosted.led_term() else { return Err(not_leader(hosted.group.status().leader)) };
+    let term = match hosted.led_term() {
+        Ok(term) => term,
+        Err(NotLed::Stopped) => return Err(refuse(Code::TableStopped)),
+        Err(NotLed::By(leader)) => return Err(not_leader(leader)),
+    };
     match hosted.group.read_barrier().await {
         Ok(()) => {}
         Err(ReadError::NotLeader { leader }) => return Err(not_leader(leader)),

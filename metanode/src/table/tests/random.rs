@@ -32,6 +32,11 @@ impl Random {
     fn chance(&mut self, one_in: u64) -> bool {
         self.below(one_in) == 0
     }
+    /// An offset or length below `end`; every other one is at a page's border, where counting pages goes wrong first.
+    fn offset(&mut self, end: u64) -> u64 {
+        let offset = self.below(end);
+        if self.chance(2) { offset / 4096 * 4096 } else { offset }
+    }
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[usize::try_from(self.below(from.len() as u64)).unwrap()]
     }
@@ -203,8 +208,8 @@ impl Run {
             46..54 => self.random_set_attr(),
             54..60 => Op::Fallocate(Fallocate {
                 inode: self.inode(),
-                offset: self.random.below(FILE_BYTES),
-                length_bytes: self.random.below(5000),
+                offset: self.random.offset(FILE_BYTES),
+                length_bytes: self.random.offset(9000),
                 mode: i32::try_from(self.random.below(3)).unwrap(),
                 keep_size: self.random.chance(2),
             }),
@@ -262,7 +267,7 @@ impl Run {
 
     fn random_set_attr(&mut self) -> Op {
         let random = &mut self.random;
-        let mut op = SetAttr { size_bytes: random.chance(2).then(|| random.below(FILE_BYTES)), ..SetAttr::default() };
+        let mut op = SetAttr { size_bytes: random.chance(2).then(|| random.offset(FILE_BYTES)), ..SetAttr::default() };
         op.mode = random.chance(3).then(|| random.pick(&[0o6755, 0o17777, 0o600]));
         op.uid = random.chance(4).then_some(3);
         op.gid = random.chance(4).then_some(4);
@@ -294,7 +299,7 @@ impl Run {
         if unused.is_empty() || self.random.chance(30) {
             return self.random.chance(2).then(|| chunk(9_999, 100));
         }
-        Some(chunk(self.random.pick(&unused), 1 + u32::try_from(self.random.below(9000)).unwrap()))
+        Some(chunk(self.random.pick(&unused), 1 + u32::try_from(self.random.offset(9000)).unwrap().max(200)))
     }
 
     fn random_file(&mut self, chunks: &[ChunkRecord]) -> FileCommit {
@@ -302,14 +307,14 @@ impl Run {
         let attr = self.model.attr(inode);
         let generation = attr.map_or(0, |attr| attr.truncate_generation) + u64::from(self.random.chance(10));
         let mut extents = Vec::new();
-        let mut next = self.random.below(FILE_BYTES / 2);
+        let mut next = self.random.offset(FILE_BYTES / 2);
         for record in chunks {
             let chunk_offset = u32::try_from(self.random.below(record.length_bytes.into())).unwrap();
             let left = u64::from(record.length_bytes - chunk_offset).min(FILE_BYTES.saturating_sub(next));
             if left == 0 || self.random.chance(6) {
                 continue;
             }
-            let length_bytes = 1 + self.random.below(left) + u64::from(self.random.chance(20));
+            let length_bytes = self.random.offset(left).max(1) + u64::from(self.random.chance(20));
             extents.push(Extent { file_offset: next, length_bytes, chunk: record.chunk, chunk_offset });
             next += length_bytes + self.random.pick(&[0, 0, 1, 600, 4096]);
         }

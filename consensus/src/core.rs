@@ -92,6 +92,7 @@ pub(crate) struct GroupCore<P, R> {
     /// Log bytes at which the next snapshot is tried, raised after a failure.
     freeze_at_bytes: u64,
     stopped: Option<String>,
+    distrusted: bool,
 }
 
 impl<P, R> GroupCore<P, R> {
@@ -144,6 +145,7 @@ impl<P, R> GroupCore<P, R> {
             freeze_wanted: false,
             freeze_at_bytes: 0,
             stopped: None,
+            distrusted: false,
         };
         core.draw_patience();
         if alone {
@@ -310,11 +312,13 @@ impl<P, R> GroupCore<P, R> {
 
     /// Writes this group's needs again, so that the log can let go of an old segment; a long log is snapshot instead.
     pub(crate) fn carry_forward(&mut self, bytes_max: u64, out: &mut Effects<P, R>) {
-        if self.written.is_some() || self.freezing {
+        let busy = self.written.is_some() || self.freezing;
+        if self.distrusted || (busy && !self.is_stopped()) {
             return;
         }
         let store = self.raw.store();
-        if store.bytes_above_snapshot() > bytes_max && self.applied > store.mark().index {
+        let long = store.bytes_above_snapshot() > bytes_max && self.applied > store.mark().index;
+        if long && !self.is_stopped() {
             self.freeze_wanted = true;
             return;
         }
@@ -508,6 +512,11 @@ impl<P, R> GroupCore<P, R> {
         out.reads.extend(self.reads.reset().into_iter().map(|ticket| (group, ticket, Err(ReadError::Stopped))));
         self.awaiting = None;
         out.touched.insert(self.group);
+    }
+
+    /// A panic left it half changed: not even its entries may be written again.
+    pub(crate) fn distrust(&mut self) {
+        self.distrusted = true;
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

@@ -185,7 +185,10 @@ impl<P, R> NodeCore<P, R> {
     /// Lets groups write their state again, because they hold an old segment of the log.
     pub(crate) fn carry_forward(&mut self, groups: &[u64]) {
         for group in groups.iter().take(CARRY_GROUPS_MAX) {
-            self.with(*group, |core, _, out| core.carry_forward(CARRY_BYTES_MAX, out));
+            // A stopped group too: it must not hold the log for ever.
+            if let Some(core) = self.groups.get_mut(group) {
+                core.carry_forward(CARRY_BYTES_MAX, &mut self.out);
+            }
         }
     }
 
@@ -234,6 +237,7 @@ impl<P, R> NodeCore<P, R> {
         let core = self.groups.get_mut(&group).filter(|core| !core.is_stopped())?;
         let (next_file, out) = (&mut self.next_file, &mut self.out);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| action(core, next_file, out))) {
+            core.distrust();
             self.stop(group, &panic_text(&*panic));
         }
         Some(group)

@@ -51,13 +51,7 @@ impl Attendance {
             let creates = std::mem::take(&mut self.creates);
             *self = Self { term, creates, next_create: self.next_create, ..Self::default() };
         }
-        for session in sessions {
-            self.sessions.entry(*session).or_insert_with(|| Attendee {
-                renewed_ms: now_ms,
-                attached: false,
-                open: BTreeSet::new(),
-            });
-        }
+        sessions.iter().for_each(|session| self.meet(*session, now_ms));
         let gone: Vec<SessionId> =
             self.sessions.keys().filter(|id| sessions.binary_search(id).is_err()).copied().collect();
         gone.into_iter().for_each(|session| self.leave(session));
@@ -66,6 +60,13 @@ impl Attendance {
     /// Whether it speaks for this term.
     pub(crate) fn is_of(&self, term: u64) -> bool {
         self.term == term
+    }
+
+    /// A session of the table that may have been opened under another leader. Requests may come from sessions that the
+    /// list did not have yet: a new leader looks at it before its first entry is applied.
+    fn meet(&mut self, session: SessionId, now_ms: u64) {
+        let unattached = || Attendee { renewed_ms: now_ms, attached: false, open: BTreeSet::new() };
+        self.sessions.entry(session).or_insert_with(unattached);
     }
 
     /// A session that this leader opened itself has nothing open yet.
@@ -96,6 +97,7 @@ impl Attendance {
         attached: Option<&[u64]>,
         now_ms: u64,
     ) -> bool {
+        self.meet(session, now_ms);
         self.renew(session, now_ms);
         released.iter().for_each(|inode| self.close(session, InodeId(*inode)));
         // What was opened in this term before the list was made stays open.
@@ -116,6 +118,7 @@ impl Attendance {
         if self.reaping.contains(&inode) {
             return false;
         }
+        self.meet(session, now_ms);
         self.renew(session, now_ms);
         self.count(session, inode);
         true
@@ -236,6 +239,21 @@ mod tests {
         assert!(attendance.choose_orphans(&[FILE, InodeId(10)]).is_empty());
         assert!(!attendance.keep_alive(B, &[], Some(&[]), 0));
         assert_eq!(attendance.choose_orphans(&[FILE, InodeId(10)]), [10]);
+    }
+
+    /// Interleaving: a leader is elected, looks at sessions, applies the last entry of its predecessor, which opened one,
+    /// and that one opens a file.
+    #[test]
+    fn an_open_of_a_session_that_was_not_on_the_list_counts() {
+        let mut attendance = led();
+        attendance.follow(4, &[], 0);
+        assert!(attendance.open(A, FILE, 0));
+        attendance.follow(4, &[A], 0);
+        assert!(attendance.choose_orphans(&[FILE]).is_empty());
+        assert!(!attendance.keep_alive(A, &[], Some(&[FILE.0]), 0));
+        assert!(attendance.choose_orphans(&[FILE]).is_empty());
+        attendance.keep_alive(A, &[FILE.0], None, 0);
+        assert_eq!(attendance.choose_orphans(&[FILE]), [FILE.0]);
     }
 
     #[test]

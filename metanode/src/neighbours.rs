@@ -36,11 +36,16 @@ pub(crate) struct Neighbours {
 }
 
 impl Neighbours {
-    /// What the directory's file says; nothing if there is none.
+    /// What the directory's file says; nothing if there is none or it is damaged.
     pub(crate) fn load(directory: &Path) -> Result<Self, FileError> {
         let record = match superblock::read::<Record>(directory, NEIGHBOURS) {
             Ok(record) => record,
             Err(FileError::Missing { .. }) => Record::default(),
+            // It is a copy of what the volume manager says again: no reason not to start.
+            Err(error @ FileError::Damaged { .. }) => {
+                tracing::error!(%error, "starting without known addresses");
+                Record::default()
+            }
             Err(other) => return Err(other),
         };
         let tables = record.tables.into_iter().map(|table| (VolumeId(table.volume), table)).collect();
@@ -189,6 +194,17 @@ mod tests {
         assert_eq!(again.assignment(VolumeId(9)).unwrap().replicas, [4]);
         again.forget_table(VolumeId(9)).unwrap();
         assert_eq!(Neighbours::load(directory.path()).unwrap().assignment(VolumeId(9)), None);
+    }
+
+    #[test]
+    fn a_damaged_file_is_as_good_as_none() {
+        let directory = tempfile::tempdir().unwrap();
+        Neighbours::load(directory.path()).unwrap().learn(&answer("127.0.0.1:77", true, 5)).unwrap();
+        let file = directory.path().join("neighbours");
+        let mut bytes = std::fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        assert_eq!(Neighbours::load(directory.path()).unwrap().address(NodeId(4)), None);
     }
 
     #[test]

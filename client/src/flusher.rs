@@ -16,7 +16,7 @@ use holdfast_common::InodeId;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX};
 use holdfast_proto::meta::{ChunkRecord, Code, Commit, CommitResult, Extent, FileCommit, mutation};
 use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -227,16 +227,18 @@ impl Flusher {
         }
     }
 
-    /// Takes from the front of the queue what fits one job, but always one generation.
+    /// Takes from the front of the queue what fits one job, but always one generation, and never two of one inode: the
+    /// second waits for the first to be committed, which would then wait for its own job.
     fn next_job(&self) -> Vec<Work> {
         let mut queue = self.queue.lock();
         let mut job: Vec<Work> = Vec::new();
+        let mut inodes = HashSet::new();
         let (mut bytes, mut extents) = (0, 0);
         while let Some(next) = queue.front() {
             bytes += next.frozen.ranges.bytes();
             extents += next.frozen.ranges.ranges.len();
             let full = bytes > JOB_BYTES_MAX || extents > COMMIT_EXTENTS_MAX / 2 || job.len() >= JOB_GENERATIONS_MAX;
-            if full && !job.is_empty() {
+            if (full && !job.is_empty()) || !inodes.insert(next.inode.id) {
                 break;
             }
             job.extend(queue.pop_front());

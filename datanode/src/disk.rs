@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use holdfast_common::DiskId;
+use holdfast_common::durable::DirectoryLock;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
@@ -17,7 +18,7 @@ use crate::store::{Reader, Store, make_segment};
 /// Requests waiting for the writer; more are answered `Busy`.
 pub const WRITE_QUEUE_MAX: usize = 4096;
 /// Payload bytes waiting for the writer; more are answered `Busy`.
-pub const WRITE_QUEUE_BYTES_MAX: usize = 128 << 20;
+pub const WRITE_QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Requests of one group commit.
 const BATCH_REQUESTS_MAX: usize = 512;
 /// Payload bytes of one group commit: what the first of a batch waits for beyond its own.
@@ -73,15 +74,16 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Starts the threads of an open store.
+    /// Starts the threads of an open store. The writer keeps the disk's lock until it has ended: a node that is dropped
+    /// rather than shut down still writes its checkpoint.
     ///
     /// # Errors
     /// The system has no more threads.
-    pub(crate) fn start(id: DiskId, store: Store) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn start(id: DiskId, store: Store, lock: Option<DirectoryLock>) -> std::io::Result<Arc<Self>> {
         let reader = store.reader();
         let (writes, reads) = (Arc::new(WriteSide::default()), Arc::new(ReadSide::default()));
         let mut threads = Vec::new();
-        let writer = Writer { store, side: writes.clone(), prepared: mpsc::channel(), preparing: None };
+        let writer = Writer { store, side: writes.clone(), prepared: mpsc::channel(), preparing: None, _lock: lock };
         let named = |name: String| std::thread::Builder::new().name(name);
         threads.push(named(format!("disk{id}-write")).spawn(move || writer.run())?);
         for _ in 0..READ_THREADS {
@@ -231,6 +233,7 @@ struct Writer {
     side: Arc<WriteSide>,
     prepared: (mpsc::Sender<Prepared>, mpsc::Receiver<Prepared>),
     preparing: Option<JoinHandle<()>>,
+    _lock: Option<DirectoryLock>,
 }
 
 impl Writer {
@@ -248,7 +251,7 @@ impl Writer {
                 break;
             }
             self.prepare_ahead();
-            if batches % BATCHES_PER_UPKEEP == 0 {
+            if batches % BATCHES_PER_UPKEEP == 0 || self.store.is_behind() {
                 self.store.maintain(false);
             }
             let mut idle = last_request.elapsed() >= IDLE_AFTER;

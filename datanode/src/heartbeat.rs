@@ -68,14 +68,17 @@ fn report((disk, status): &(DiskId, DiskStatus)) -> Disk {
 pub(crate) async fn run(heart: Heart, registered: bool) -> String {
     let interval = Duration::from_millis(heart.superblock.heartbeat_interval_ms.max(10).into());
     let mut silent = Silence::default();
-    while !registered {
+    let mut known = registered;
+    while !known {
         let disks = heart.service.statuses().await;
         match heart.volmgr.register(registration(&heart.superblock, heart.address, &disks)).await {
-            Ok(_) => break,
+            Ok(_) => known = true,
             Err(status) if is_final(&status) => return status.message().to_owned(),
-            Err(status) => silent.note(&status),
+            Err(status) => {
+                silent.note(&status);
+                tokio::time::sleep(REGISTER_RETRY).await;
+            }
         }
-        tokio::time::sleep(REGISTER_RETRY).await;
     }
     let (mut dropped, mut reported) = (BTreeSet::new(), BTreeSet::new());
     loop {

@@ -209,7 +209,7 @@ pub struct Datanode {
     server: Arc<Mutex<Option<Server>>>,
     heartbeat: AbortHandle,
     stopped: watch::Receiver<Option<String>>,
-    _locks: Vec<DirectoryLock>,
+    _lock: DirectoryLock,
 }
 
 /// Starts the datanode of a formatted directory. Must run inside a tokio runtime. The first start waits until the volume
@@ -226,7 +226,7 @@ pub async fn start(config: DatanodeConfig) -> Result<Datanode, StartError> {
 /// # Errors
 /// [`StartError`]; nothing serves then.
 pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result<Datanode, StartError> {
-    let (superblock, locks) = {
+    let (superblock, lock, disk_locks) = {
         let config = config.clone();
         tokio::task::spawn_blocking(move || claim(&config)).await??
     };
@@ -237,7 +237,7 @@ pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result
     let reserved = TcpListener::bind(config.listen).map_err(listen_error)?;
     let address = reserved.local_addr().map_err(listen_error)?;
     let (superblock, ids, registered) = identify(&config, superblock, &volmgr, address).await?;
-    let (disks, lost) = open_disks(&config.disks, &ids, &options).await?;
+    let (disks, lost) = open_disks(&config.disks, &ids, disk_locks, &options).await?;
     let (node, secret) = (superblock.node, superblock.secret.clone());
     let service = Arc::new(DataService::new(node, secret, disks, lost));
     drop(reserved);
@@ -257,17 +257,18 @@ pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result
         let _ = stop.send(Some(why));
     });
     let heartbeat = beating.abort_handle();
-    Ok(Datanode { node, local_addr: address, service, server, heartbeat, stopped, _locks: locks })
+    Ok(Datanode { node, local_addr: address, service, server, heartbeat, stopped, _lock: lock })
 }
 
 /// Locks and checks everything the node needs before anything is changed, then raises its generation.
-fn claim(config: &DatanodeConfig) -> Result<(NodeSuperblock, Vec<DirectoryLock>), StartError> {
+fn claim(config: &DatanodeConfig) -> Result<(NodeSuperblock, DirectoryLock, Vec<DirectoryLock>), StartError> {
     if config.disks.is_empty() {
         return Err(StartError::NoDisks);
     }
     // Before the lock: a directory that is none of ours gets no lock file.
     NodeSuperblock::read(&config.directory)?;
-    let mut locks = vec![DirectoryLock::acquire(&config.directory)?];
+    let lock = DirectoryLock::acquire(&config.directory)?;
+    let mut disk_locks = Vec::new();
     let mut superblock = NodeSuperblock::read(&config.directory)?;
     for disk in &config.disks {
         let theirs = DiskSuperblock::read(disk)?;
@@ -275,11 +276,11 @@ fn claim(config: &DatanodeConfig) -> Result<(NodeSuperblock, Vec<DirectoryLock>)
         if theirs.format_nonce != superblock.format_nonce || !node_fits {
             return Err(StartError::ForeignDisk { path: disk.clone() });
         }
-        locks.push(lock_disk(disk, &config.directory)?);
+        disk_locks.push(lock_disk(disk, &config.directory)?);
     }
     superblock.generation += 1;
     superblock.write(&config.directory)?;
-    Ok((superblock, locks))
+    Ok((superblock, lock, disk_locks))
 }
 
 /// Makes sure that node and disks have ids. The last part says whether the volume manager knows this start already.
@@ -370,14 +371,16 @@ fn persist_ids(
 async fn open_disks(
     paths: &[PathBuf],
     ids: &[DiskId],
+    locks: Vec<DirectoryLock>,
     options: &StoreOptions,
 ) -> Result<(Vec<Arc<Disk>>, Vec<DiskId>), StartError> {
     let opening: Vec<_> = paths
         .iter()
         .zip(ids)
-        .map(|(path, id)| {
+        .zip(locks)
+        .map(|((path, id), lock)| {
             let (path, id, options) = (path.clone(), *id, options.clone());
-            (path.clone(), id, tokio::task::spawn_blocking(move || open_disk(&path, id, options)))
+            (path.clone(), id, tokio::task::spawn_blocking(move || open_disk(&path, id, lock, options)))
         })
         .collect();
     let (mut disks, mut lost, mut last) = (Vec::new(), Vec::new(), None);
@@ -398,10 +401,10 @@ async fn open_disks(
     }
 }
 
-fn open_disk(path: &Path, id: DiskId, options: StoreOptions) -> Result<Arc<Disk>, OpenError> {
+fn open_disk(path: &Path, id: DiskId, lock: DirectoryLock, options: StoreOptions) -> Result<Arc<Disk>, OpenError> {
     let (store, report) = Store::open(Arc::new(RealDirectory::new(path)), id, options)?;
     tracing::info!(disk = id.0, path = %path.display(), ?report, "disk open");
-    Ok(Disk::start(id, store)?)
+    Ok(Disk::start(id, store, Some(lock))?)
 }
 
 impl Datanode {

@@ -27,6 +27,8 @@ pub mod volumes;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod format_tests;
+#[cfg(test)]
 pub(crate) mod sim;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -64,7 +66,7 @@ pub struct StoreOptions {
     pub bulk_segment_bytes: u64,
     /// An artificial size of the disk, counted in bytes of shard records.
     pub limit_bytes: Option<u64>,
-    /// A checkpoint is due after this many records.
+    /// A checkpoint is due after this many records, and a quarter of the shards on the disk.
     pub checkpoint_records: u64,
 }
 
@@ -75,7 +77,7 @@ impl Default for StoreOptions {
             small_segment_bytes_max: 64 << 20,
             bulk_segment_bytes: 1 << 30,
             limit_bytes: None,
-            checkpoint_records: 200_000,
+            checkpoint_records: 20_000,
         }
     }
 }

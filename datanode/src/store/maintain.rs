@@ -23,6 +23,8 @@ const DROPS_PER_STEP: usize = 4096;
 const COPY_BYTES_PER_STEP: u64 = 1 << 20;
 /// A segment is compacted when less than one part in this many of what was written to it is needed.
 const COMPACT_LIVE_PART: u64 = 2;
+/// An idle disk writes a checkpoint after this part of the appends that make a busy one do so.
+const IDLE_CHECKPOINT_PART: u64 = 20;
 /// Drained segments wait for a checkpoint until there are this many, or the disk is idle.
 const DRAINED_SEGMENTS_MAX: usize = 4;
 /// Recycled segments kept ready; more are removed, which gives their space back.
@@ -55,7 +57,7 @@ impl Store {
         }
         let copied = self.compact_some()?;
         let drained = self.drained();
-        let due = self.records_since_checkpoint >= self.options.checkpoint_records
+        let due = self.checkpoint_due(idle)
             || drained.len() >= DRAINED_SEGMENTS_MAX
             || (idle && !copied && !drained.is_empty());
         if due {
@@ -66,6 +68,20 @@ impl Store {
             return Ok(true);
         }
         Ok(copied)
+    }
+
+    /// The larger the index, the more a checkpoint costs, and the more appends it has to spare a start.
+    fn checkpoint_due(&self, idle: bool) -> bool {
+        let shards_count = self.shared.state.read().index.shards_count();
+        let busy_limit = self.options.checkpoint_records + shards_count / 4;
+        let limit = if idle { busy_limit / IDLE_CHECKPOINT_PART } else { busy_limit };
+        self.records_since_checkpoint >= limit.max(1)
+    }
+
+    /// Whether upkeep should run between all batches, because deletes come faster than their space is given back.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.shared.state.read().index.punches.len() > PUNCHES_PER_STEP * 4
     }
 
     /// Gives back the space of dead bulk records: readers leave, then the hole, then its sync, then the tombstones (R5).

@@ -453,3 +453,48 @@ fn a_real_directory_keeps_shards_over_restarts_with_and_without_checkpoint() {
         }
     }
 }
+
+#[test]
+fn r5_readers_never_see_bytes_that_are_being_deleted_or_moved() {
+    let temporary = tempfile::tempdir().unwrap();
+    let directory: Arc<dyn super::io::Directory> = Arc::new(RealDirectory::new(temporary.path()));
+    create(&*directory).unwrap();
+    let (mut store, _) = Store::open(directory, DISK, options()).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let served = std::sync::atomic::AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let (reader, done, served) = (store.reader(), &done, &served);
+            scope.spawn(move || {
+                let mut random = Random(thread);
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let chunk = 1 + random.below(40);
+                    let bytes = if chunk % 2 == 0 { SMALL } else { BULK };
+                    for nonce in reader.list(&VOLUME, ChunkId(chunk - 1), 1).unwrap().0.iter().map(|(_, e)| e.nonce) {
+                        match read(&reader, chunk, nonce, bytes) {
+                            Ok(content) => {
+                                assert!(content == payload(chunk, nonce, bytes), "chunk {chunk} nonce {nonce}");
+                                served.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                            }
+                            Err(error) => assert_eq!(error, ShardError::NotFound, "chunk {chunk}"),
+                        }
+                    }
+                }
+            });
+        }
+        let mut nonce = 0;
+        let deadline = std::time::Instant::now() + Duration::from_millis(600);
+        while std::time::Instant::now() < deadline {
+            nonce += 1;
+            let of = |chunk| if chunk % 2 == 0 { SMALL } else { BULK };
+            let puts: Vec<Request> = (1..=40).map(|chunk| Request::Put(put(chunk, nonce, of(chunk)))).collect();
+            assert!(store.commit(&puts).iter().all(Result::is_ok));
+            let dead: Vec<u64> = (1..=40).collect();
+            commit_one(&mut store, delete(&dead)).unwrap();
+            settle(&mut store);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(store.reader().status().corrupt_reads, 0);
+    assert!(served.into_inner() > 0, "nothing was read, so nothing was shown");
+}

@@ -11,8 +11,29 @@ use prost::Message;
 fn the_bytes_of_a_command_are_pinned() {
     let bytes = TableCommand { acknowledged_below: 2, ..command(create(ROOT, b"name", Kind::File), 0x0102, 9, 3) };
     let golden = "080111020100000000000018092003280232151a13080112046e616d65180120a403280530064801";
-    let hex: String = bytes.encode_to_vec().iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hex, golden);
+    assert_eq!(hex(&bytes.encode_to_vec()), golden);
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn the_bytes_of_a_snapshot_are_pinned() {
+    let mut table = Table::new();
+    table.apply(&command(super::configure(0), 0x0102, 0, 0)).unwrap();
+    let golden = concat!(
+        "48465441424c450a",
+        "01000000",
+        "69000000",
+        "0a6c79da",
+        "2a0a28080710011804200232047465737438014002490100000000000000500158016902010000000000",
+        "00",
+        "3812360a300801100218ed032002408020510201000000000000590201000000000000",
+        "61020100000000000069020100000000000010011810",
+        "044a020802",
+    );
+    assert_eq!(hex(&image(&table)), golden);
 }
 
 /// A table with something in each of its trees.

@@ -26,13 +26,16 @@ const KEEP_VARIABLE: &str = "HOLDFAST_TEST_KEEP";
 
 static NEXT_PART: AtomicU64 = AtomicU64::new(1);
 
+/// Where rooms make their directories, instead of the temporary directory.
+pub(crate) const DIRECTORY_VARIABLE: &str = "HOLDFAST_TEST_DIR";
+
 /// The room's directory, on a real disk: datanodes write with `O_DIRECT`. `HOLDFAST_TEST_DIR`, or the temporary directory.
 ///
 /// # Panics
 /// If it cannot be made.
 #[must_use]
 pub fn room_directory() -> PathBuf {
-    let base = std::env::var_os("HOLDFAST_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let base = std::env::var_os(DIRECTORY_VARIABLE).map_or_else(std::env::temp_dir, PathBuf::from);
     let root = base.join(format!("holdfast-test-{}", std::process::id()));
     std::fs::create_dir_all(&root).expect("the test directory can be made");
     root.canonicalize().expect("a directory just made has a path")

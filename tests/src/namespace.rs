@@ -27,7 +27,21 @@ pub fn enter() -> Result<()> {
         mount(Some("none"), CONTROL, Some("fusectl"), MsFlags::empty(), nothing)
             .context("cannot mount the FUSE control files, without which a hung mount could not be aborted")?;
     }
+    let_go_of_inherited();
     Ok(())
+}
+
+/// The namespace begins with copies of everybody's FUSE mounts, and a copy keeps its file system alive: somebody's
+/// `umount` outside would not end it before this room ends. What the room itself was told to work on stays.
+fn let_go_of_inherited() {
+    let told = [crate::cluster::DIRECTORY_VARIABLE, crate::room::PLAIN_DIRECTORY_VARIABLE];
+    let mut needed: Vec<PathBuf> = told.iter().filter_map(std::env::var_os).map(PathBuf::from).collect();
+    needed.extend(std::env::current_exe());
+    for line in fuse_mounts_below(Path::new("/")).iter().rev() {
+        if !needed.iter().any(|path| path.starts_with(&line.point)) {
+            detach(&line.point);
+        }
+    }
 }
 
 /// One line of the kernel's table of mounts.

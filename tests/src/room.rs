@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Set to a directory: claims that need no more than a file system run there instead of on a cluster, which proves the
 /// claims themselves (on ext4, say), and nothing about Holdfast.
-const PLAIN_DIRECTORY_VARIABLE: &str = "HOLDFAST_TEST_ON";
+pub(crate) const PLAIN_DIRECTORY_VARIABLE: &str = "HOLDFAST_TEST_ON";
 
 /// One behaviour and what proves it.
 #[derive(Clone, Copy)]

@@ -81,6 +81,7 @@ impl Mounted {
                 say(format!("{error}; detaching it, those will get errors"));
                 self.mount.unmount(UnmountHow::Lazily).await?;
             }
+            Err(error @ UnmountError::UsedElsewhere(_)) => say(format!("{error}, until this process ends")),
             Err(error) => {
                 say(format!("{error}; detaching it"));
                 self.mount.unmount(UnmountHow::Lazily).await?;

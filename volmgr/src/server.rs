@@ -35,6 +35,10 @@ const CONSENSUS_DIRECTORY: &str = "consensus";
 const TICK: Duration = Duration::from_millis(20);
 /// Longest wait for connections to end at a shutdown; what is in flight then is cut, as by a crash.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+/// Requests of one connection at work at once; more wait in the connection. A client has a handful.
+const REQUESTS_PER_CONNECTION_MAX: usize = 256;
+/// How often a silent connection is asked whether it lives, so that those of lost hosts do not pile up.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often time is told to the liveness.
 const LIVENESS_TICK: Duration = Duration::from_millis(250);
 
@@ -156,13 +160,12 @@ pub async fn start(config: VolmgrConfig) -> Result<Volmgr, StartError> {
     core.initialise().await.map_err(|status| StartError::Stuck(status.message().to_owned()))?;
     let ticker = tokio::spawn(tick(Arc::clone(&core)));
     let (stop, stopped) = oneshot::channel::<()>();
-    let serving = tonic::transport::Server::builder().serve_with_incoming_shutdown(
-        route::Route::new(core),
-        incoming,
-        async move {
+    let serving = tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .serve_with_incoming_shutdown(route::Route::new(core), incoming, async move {
             let _ = stopped.await;
-        },
-    );
+        });
     let server = tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(%error, "the volume manager's server ended");

@@ -1,5 +1,8 @@
 //! What nodes tell and ask: registration, heartbeats, groups.
 
+use std::collections::BTreeSet;
+
+use holdfast_common::limits::GROUP_CAPACITY_BYTES;
 use holdfast_common::proof::Claim;
 use holdfast_common::{GroupId, Incarnation, NodeId, VolumeId};
 use holdfast_proto::cluster::cluster_command::Op;
@@ -17,7 +20,6 @@ use super::core::{Core, LeaderReport, random_bytes, status_of};
 use super::view::View;
 use crate::placement::place_groups;
 use crate::state::{ClusterState, Refusal};
-use holdfast_common::limits::GROUP_CAPACITY_BYTES;
 
 /// How often nodes say that they live; [`crate::liveness::LIVENESS_DEADLINE_MS`] is six of these.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
@@ -59,6 +61,7 @@ impl Nodes for Core {
         });
         if !confirmed.is_empty() {
             self.propose(Op::ConfirmDrops(ConfirmDrops { node: node.0, volumes: confirmed })).await?;
+            self.forget_tables();
             self.announce_change();
         }
         Ok(Response::new(self.with_state(|state| self.orders(state, node))))
@@ -143,23 +146,30 @@ impl Core {
     async fn note_tables(&self, node: NodeId, reports: &[TableReport]) -> Result<(), Status> {
         for report in reports.iter().filter(|report| report.leader) {
             let (volume, incarnation) = (VolumeId(report.volume), Incarnation(report.incarnation));
+            let state = self.with_state(|state| {
+                let info = state.volumes().get(&volume).filter(|info| info.incarnation == incarnation);
+                info.map(|info| info.state)
+            });
+            let Some(state) = state else { continue };
             self.with_soft(|soft, _| {
                 let known = soft.tables.get(&(volume, incarnation));
                 if known.is_none_or(|known| known.report.term <= report.term) {
                     soft.tables.insert((volume, incarnation), LeaderReport { node, report: *report });
                 }
             });
-            let waits = self.with_state(|state| {
-                let info = state.volumes().get(&volume).filter(|info| info.incarnation == incarnation);
-                info.is_some_and(|info| info.state == VolumeState::Creating)
-            });
-            if report.ready && waits {
+            if report.ready && state == VolumeState::Creating {
                 let activate = ActivateVolume { volume: report.volume, incarnation: report.incarnation };
                 self.propose(Op::ActivateVolume(activate)).await?;
                 self.announce_change();
             }
         }
         Ok(())
+    }
+
+    /// Lets go of the reports of volumes that are gone.
+    fn forget_tables(&self) {
+        let known: BTreeSet<VolumeId> = self.with_state(|state| state.volumes().keys().copied().collect());
+        self.with_soft(|soft, _| soft.tables.retain(|(volume, _), _| known.contains(volume)));
     }
 
     /// What a node should host, whom it can reach, and what it should drop.

@@ -236,6 +236,10 @@ pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result
     // changed; given up right before the server takes it.
     let reserved = TcpListener::bind(config.listen).map_err(listen_error)?;
     let address = reserved.local_addr().map_err(listen_error)?;
+    let superblock = {
+        let directory = config.directory.clone();
+        tokio::task::spawn_blocking(move || raise_generation(&directory, superblock)).await??
+    };
     let (superblock, ids, registered) = identify(&config, superblock, &volmgr, address).await?;
     let (disks, lost) = open_disks(&config.disks, &ids, disk_locks, &options).await?;
     let (node, secret) = (superblock.node, superblock.secret.clone());
@@ -260,7 +264,14 @@ pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result
     Ok(Datanode { node, local_addr: address, service, server, heartbeat, stopped, _lock: lock })
 }
 
-/// Locks and checks everything the node needs before anything is changed, then raises its generation.
+/// Peers remember the highest generation they saw, so that a cloned or rolled back node is known (R28).
+fn raise_generation(directory: &Path, mut superblock: NodeSuperblock) -> Result<NodeSuperblock, StartError> {
+    superblock.generation += 1;
+    superblock.write(directory)?;
+    Ok(superblock)
+}
+
+/// Locks and checks everything the node needs; changes nothing.
 fn claim(config: &DatanodeConfig) -> Result<(NodeSuperblock, DirectoryLock, Vec<DirectoryLock>), StartError> {
     if config.disks.is_empty() {
         return Err(StartError::NoDisks);
@@ -269,7 +280,7 @@ fn claim(config: &DatanodeConfig) -> Result<(NodeSuperblock, DirectoryLock, Vec<
     NodeSuperblock::read(&config.directory)?;
     let lock = DirectoryLock::acquire(&config.directory)?;
     let mut disk_locks = Vec::new();
-    let mut superblock = NodeSuperblock::read(&config.directory)?;
+    let superblock = NodeSuperblock::read(&config.directory)?;
     for disk in &config.disks {
         let theirs = DiskSuperblock::read(disk)?;
         let node_fits = theirs.node.0 == 0 || superblock.node.0 == 0 || theirs.node == superblock.node;
@@ -278,8 +289,6 @@ fn claim(config: &DatanodeConfig) -> Result<(NodeSuperblock, DirectoryLock, Vec<
         }
         disk_locks.push(lock_disk(disk, &config.directory)?);
     }
-    superblock.generation += 1;
-    superblock.write(&config.directory)?;
     Ok((superblock, lock, disk_locks))
 }
 

@@ -269,6 +269,7 @@ async fn unformatted_doubly_started_and_foreign_directories_are_refused_in_a_sen
         DatanodeConfig { directory: rig.path("node2"), disks: vec![rig.path("disk2")], listen: taken, ..rig.config() };
     let error = start(second.clone()).await.err().unwrap().to_string();
     assert_eq!(error, format!("cannot listen on {taken}: the port is in use"));
+    assert_eq!(NodeSuperblock::read(&rig.path("node2")).unwrap().generation, 0, "something was changed");
     node.shutdown().await;
 
     let swapped = DatanodeConfig { disks: vec![rig.path("disk0"), rig.path("disk2")], ..rig.config() };

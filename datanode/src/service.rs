@@ -27,6 +27,8 @@ pub const READ_RANGES_MAX: usize = 8192;
 pub const LIST_SHARDS_MAX: usize = 4096;
 /// Disks one reservation request names.
 const RESERVE_DISKS_MAX: usize = 4096;
+/// A disk that says nothing of itself for this long is reported as out of service.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Ranges of one disk are spread over this many of its reading threads.
 const READ_PARTS_MAX: usize = 3;
 /// A part of a read has this many bytes at least, unless it is the last.
@@ -254,9 +256,9 @@ impl DataService {
     pub(crate) async fn statuses(&self) -> Vec<(DiskId, DiskStatus)> {
         let mut statuses: Vec<_> = self.lost.iter().map(|disk| (*disk, DiskStatus::lost())).collect();
         for disk in self.disks.values() {
-            // A disk whose readers are all stuck is no use to anybody.
-            let status = disk.run(|reader| reader.status()).await;
-            statuses.push((disk.id, status.unwrap_or(DiskStatus::lost())));
+            // A disk whose readers are all stuck is no use to anybody, and must not make the node look dead.
+            let status = tokio::time::timeout(STATUS_TIMEOUT, disk.run(|reader| reader.status())).await;
+            statuses.push((disk.id, status.ok().and_then(Result::ok).unwrap_or(DiskStatus::lost())));
         }
         statuses
     }

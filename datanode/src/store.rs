@@ -8,17 +8,17 @@
 //!
 //! A failed sync or an I/O error takes the disk out of service for good (D6); being full does not.
 
-pub mod bytes;
 pub mod checkpoint;
 pub mod commit;
+mod fields;
 pub mod index;
 pub mod io;
-pub mod maintain;
-pub mod read;
+mod maintain;
+mod read;
 pub mod real;
 pub mod record;
 pub mod recover;
-pub mod scan;
+mod scan;
 pub mod segment;
 pub mod space;
 pub mod types;
@@ -222,7 +222,11 @@ impl Store {
         SegmentHeader { number, kind, generation, disk: self.shared.disk, size_bytes }
     }
 
+    /// Segments double in length as they are needed; on a nearly full disk they stay short.
     fn next_small_bytes(&self) -> u64 {
+        if !self.shared.budget().is_ok_and(|budget| budget.allows_compaction()) {
+            return self.options.small_segment_bytes_min;
+        }
         let state = self.shared.state.read();
         let small = state.index.segments.values().filter(|s| s.kind == SegmentKind::Small);
         let longest = small.map(|s| s.size_bytes).max().unwrap_or(self.options.small_segment_bytes_min / 2);

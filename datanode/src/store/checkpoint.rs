@@ -6,7 +6,7 @@ use std::sync::Arc;
 use holdfast_common::checksum::crc32c;
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, VolumeId};
 
-use super::bytes::{FieldReader, FieldWriter};
+use super::fields::{FieldReader, FieldWriter};
 use super::index::{Entry, Index, Location, Phase, SegmentState};
 use super::segment::SegmentKind;
 use super::types::{ChunkKey, ShardKey, Stripe, VolumeKey};

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use ::bytes::Bytes;
+use bytes::Bytes;
 use holdfast_common::{ChunkId, DiskId};
 use proptest::prelude::*;
 

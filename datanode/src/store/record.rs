@@ -9,7 +9,7 @@ use holdfast_common::checksum::{crc32c, crc32c_append};
 use holdfast_common::limits::{CHUNK_BYTES_MAX, PAGE_BYTES, SHARDS_MAX};
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, VolumeId};
 
-use super::bytes::{FieldReader, FieldWriter};
+use super::fields::{FieldReader, FieldWriter};
 use super::io::{BLOCK_BYTES, SECTOR_BYTES};
 use super::types::{ChunkKey, ShardKey, ShardMeta, Stripe, VolumeKey};
 use crate::units::to_usize;

@@ -122,7 +122,7 @@ pub(super) fn scan(segment: &Segment, from: u64) -> Result<SegmentScan, ScanErro
             offset += header.record_bytes;
             found.end = offset;
             if let Body::Shard(meta) = &mut header.body {
-                meta.page_checksums.clear();
+                meta.page_checksums = bytes::Bytes::new();
             }
             found.records.push(Found { at, header });
             continue;

@@ -10,7 +10,7 @@ use holdfast_common::DiskId;
 use holdfast_common::checksum::crc32c;
 use parking_lot::RwLock;
 
-use super::bytes::{FieldReader, FieldWriter};
+use super::fields::{FieldReader, FieldWriter};
 use super::io::{BLOCK_BYTES, DiskFile};
 use super::record::{Place, alignment_bytes};
 

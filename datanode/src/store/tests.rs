@@ -469,7 +469,7 @@ fn r5_readers_never_see_bytes_that_are_being_deleted_or_moved() {
                 let mut random = Random(thread);
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
                     let chunk = 1 + random.below(40);
-                    let bytes = if chunk % 2 == 0 { SMALL } else { BULK };
+                    let bytes = if chunk.is_multiple_of(2) { SMALL } else { BULK };
                     for nonce in reader.list(&VOLUME, ChunkId(chunk - 1), 1).unwrap().0.iter().map(|(_, e)| e.nonce) {
                         match read(&reader, chunk, nonce, bytes) {
                             Ok(content) => {
@@ -486,7 +486,7 @@ fn r5_readers_never_see_bytes_that_are_being_deleted_or_moved() {
         let deadline = std::time::Instant::now() + Duration::from_millis(600);
         while std::time::Instant::now() < deadline {
             nonce += 1;
-            let of = |chunk| if chunk % 2 == 0 { SMALL } else { BULK };
+            let of = |chunk: u64| if chunk.is_multiple_of(2) { SMALL } else { BULK };
             let puts: Vec<Request> = (1..=40).map(|chunk| Request::Put(put(chunk, nonce, of(chunk)))).collect();
             assert!(store.commit(&puts).iter().all(Result::is_ok));
             let dead: Vec<u64> = (1..=40).collect();

@@ -6,7 +6,7 @@ use std::io;
 use holdfast_common::checksum::crc32c;
 use holdfast_common::{ChunkId, Incarnation, VolumeId};
 
-use super::bytes::{FieldReader, FieldWriter};
+use super::fields::{FieldReader, FieldWriter};
 use super::io::Directory;
 use super::types::VolumeKey;
 

@@ -47,7 +47,7 @@ pub enum SuperblockError {
         kind: &'static str,
     },
     /// Written by a newer program.
-    #[error("{} was formatted by a newer version of holdfast (format {found}, this one knows {FORMAT_VERSION}): start that one", path.display())]
+    #[error("{} has format version {found}, this program knows up to {FORMAT_VERSION}: use a newer holdfast", path.display())]
     Newer {
         /// The directory.
         path: PathBuf,

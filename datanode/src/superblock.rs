@@ -288,6 +288,6 @@ mod tests {
         newer.extend_from_slice(b"what a newer version adds");
         std::fs::write(&path, sealed(newer)).unwrap();
         let error = NodeSuperblock::read(directory.path()).unwrap_err();
-        assert!(error.to_string().contains("newer version of holdfast (format 2"), "{error}");
+        assert!(error.to_string().contains("has format version 2, this program knows up to 1"), "{error}");
     }
 }

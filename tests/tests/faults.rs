@@ -119,7 +119,10 @@ fn kill_and_let_come_back(cluster: &Cluster, victims: &[(&str, u64)], signal: &S
 /// A role is used again when something new is in its files: every metanode logs every change, and every datanode takes
 /// its share of new chunks.
 fn wait_until_used(cluster: &Cluster, role: &str, index: u64) {
-    let directory = cluster.role_directory(role, index);
+    let directory = match role {
+        "datanode" => cluster.role_directory(role, index).join("disk"),
+        _ => cluster.role_directory(role, index),
+    };
     let since = (SystemTime::now(), bytes_below(&directory));
     let started = Instant::now();
     wait::for_state(&format!("{role} {index} is used again"), seconds(60), || {

@@ -99,7 +99,10 @@ fn a_second_signal_does_not_wait(room: &mut Room) {
     assert!(cluster.wait_for_end(seconds(5)).is_some(), "it did not end within 5 s\n{}", cluster.said());
     wait::for_state("every role has ended", seconds(5), || processes::tagged(&cluster.tag()).is_empty());
     cluster.up();
+    let started = Instant::now();
     fs::write(d.join("file"), "works").unwrap();
+    let took = started.elapsed();
+    assert!(took < seconds(30), "the first write after it took {:.1} s", took.as_secs_f64());
 }
 
 fn a_busy_mount_is_named_with_its_holder_and_detached(room: &mut Room) {

@@ -17,13 +17,16 @@ const CLAIMS: &[Claim] = &claims![
     120 => a_full_quota_is_said_at_write_and_removing_files_makes_room,
     90 => overwriting_within_a_full_quota_is_possible,
     60 => statfs_of_a_volume_with_a_quota_shows_the_quota,
-    300 => full_disks_are_said_at_write_and_removing_files_makes_room,
+    300 => one_full_disk_under_all_datanodes_is_said_at_write_and_removing_files_makes_room,
+    300 => full_disks_of_the_datanodes_are_said_at_write_and_removing_files_makes_room,
 ];
 
 const MEBIBYTE: u64 = 1 << 20;
 const QUOTA_MEBIBYTES: u64 = 64;
-/// The local file system that all six disks share in the last claim. A quarter is what logs and reserves may take.
-const DISK_BYTES: u64 = 3 << 30;
+/// The local file system that a whole cluster is on; logs and reserves take a part.
+const SHARED_DISK_BYTES: u64 = 2 << 30;
+/// The local file system of each datanode's disk.
+const OWN_DISK_BYTES: u64 = 320 << 20;
 
 fn main() -> ExitCode {
     holdfast_tests::room::run(CLAIMS)
@@ -36,23 +39,20 @@ fn with_quota(room: &mut Room, name: &str) -> Mounted {
     cluster.mount_again(name)
 }
 
-/// Writes a file of stamped mebibytes until it has that many or the file system says no; how many were accepted by
-/// write(2) and fsync(2), and the error.
+/// Writes a file of stamped mebibytes until it has that many or write(2) says no; how many were accepted, and the error.
+/// What was accepted must become durable.
 fn fill(path: &Path, file: u64, mebibytes: u64) -> (u64, Option<i32>) {
     let mut handle = match File::create(path) {
         Ok(handle) => handle,
         Err(error) => return (0, error.raw_os_error()),
     };
-    for written in 0..mebibytes {
-        let blocks = run_of_blocks(file, written * 256, 256, 1);
-        if let Err(error) = handle.write_all(&blocks) {
-            // What was accepted before must still become durable.
-            handle.sync_all().unwrap();
-            return (written, error.raw_os_error());
-        }
+    let write = |handle: &mut File, index: u64| handle.write_all(&run_of_blocks(file, index * 256, 256, 1));
+    let refused = (0..mebibytes).find_map(|index| write(&mut handle, index).err().map(|error| (index, error)));
+    let (accepted, error) = refused.map_or((mebibytes, None), |(index, error)| (index, error.raw_os_error()));
+    if let Err(lost) = handle.sync_all() {
+        panic!("{}: write(2) accepted {accepted} MiB ({error:?} after them), but fsync(2) says {lost}", path.display());
     }
-    handle.sync_all().unwrap();
-    (mebibytes, None)
+    (accepted, error)
 }
 
 /// The first `mebibytes` are as written; behind them may be a part of the one that failed.
@@ -124,9 +124,9 @@ fn statfs_of_a_volume_with_a_quota_shows_the_quota(room: &mut Room) {
     let (free, total, _) = space(mounted.point()).unwrap();
     assert_eq!((free, total), (QUOTA_MEBIBYTES * MEBIBYTE, QUOTA_MEBIBYTES * MEBIBYTE));
     assert_eq!(fill(&mounted.point().join("file"), 1, 16).1, None);
-    wait::for_state("what was written is taken off", seconds(10), || {
-        space(mounted.point()).unwrap().0 == (QUOTA_MEBIBYTES - 16) * MEBIBYTE
-    });
+    let expected = (QUOTA_MEBIBYTES - 16) * MEBIBYTE;
+    wait::until(seconds(10), || (space(mounted.point()).unwrap().0 == expected).then_some(()));
+    assert_eq!(space(mounted.point()).unwrap().0, expected, "what was written is taken off");
 }
 
 /// A file system of its own, in a file: the disks can be filled without filling the machine's.
@@ -135,14 +135,15 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    fn new() -> Self {
-        let (image, point) = (room_directory().join("disk.img"), room_directory().join("disk"));
-        File::create(&image).unwrap().set_len(DISK_BYTES).unwrap();
+    fn new(name: &str, bytes: u64, point: &Path) -> Self {
+        let image = room_directory().join(name);
+        File::create(&image).unwrap().set_len(bytes).unwrap();
         Run::new("mkfs.ext4").args(["-q", "-m", "0", "-E", "lazy_itable_init=1,nodiscard"]).arg(&image).ok();
-        fs::create_dir_all(&point).unwrap();
+        fs::create_dir_all(point).unwrap();
         // The loop device goes with the mount.
-        Run::new("mount").args(["-o", "loop"]).arg(&image).arg(&point).ok();
-        Self { point }
+        Run::new("mount").args(["-o", "loop"]).arg(&image).arg(point).ok();
+        fs::remove_dir(point.join("lost+found")).unwrap();
+        Self { point: point.to_owned() }
     }
 }
 
@@ -155,20 +156,15 @@ impl Drop for SmallDisk {
     }
 }
 
-fn full_disks_are_said_at_write_and_removing_files_makes_room(room: &mut Room) {
-    room.drop_cluster();
-    let disk = SmallDisk::new();
-    let mut cluster = Cluster::prepare(&[]);
-    cluster.set_data(&disk.point.join("data"));
-    cluster.up();
-    let d = cluster.mount();
-    let promised = space(&d).unwrap().0 / MEBIBYTE;
-    eprintln!("{promised} MiB are promised on a disk of {} MiB", DISK_BYTES / MEBIBYTE);
+/// Writes files until write(2) says no; each file's number with the mebibytes that it took.
+fn fill_disks(d: &Path) -> Vec<(u64, u64)> {
+    let promised = space(d).unwrap().0 / MEBIBYTE;
+    eprintln!("{promised} MiB are promised");
     assert!(promised > 200, "{promised} MiB leave nothing to fill");
     let (mut accepted, mut number, mut error) = (Vec::new(), 0, None);
     while error.is_none() {
         number += 1;
-        assert!(number < 100, "the disk cannot be filled");
+        assert!(number < 100, "the disks cannot be filled");
         let (mebibytes, said) = fill(&d.join(number.to_string()), number, 128);
         accepted.push((number, mebibytes));
         error = said;
@@ -177,15 +173,29 @@ fn full_disks_are_said_at_write_and_removing_files_makes_room(room: &mut Room) {
     eprintln!("{total} MiB were accepted");
     assert_eq!(error, Some(libc::ENOSPC));
     assert!(total * 10 >= promised * 8, "{total} MiB of the {promised} promised were accepted");
-    for (number, mebibytes) in &accepted {
-        if d.join(number.to_string()).exists() {
-            check(&d.join(number.to_string()), *number, *mebibytes);
+    accepted
+}
+
+fn check_all(d: &Path, files: &[(u64, u64)]) {
+    for (number, mebibytes) in files {
+        let path = d.join(number.to_string());
+        // Not even the name of the last one may have found room.
+        if *mebibytes > 0 || path.exists() {
+            check(&path, *number, *mebibytes);
         }
     }
+}
+
+fn fill_and_recover(cluster: &mut Cluster) {
+    let d = cluster.mount();
+    let files = fill_disks(&d);
+    check_all(&d, &files);
     // A full file system can be looked at and tidied, also after a restart.
     cluster.stop();
     cluster.up();
-    for (number, _) in accepted.iter().take(accepted.len() / 2) {
+    check_all(&d, &files);
+    let (removed, kept) = files.split_at(files.len() / 2);
+    for (number, _) in removed {
         fs::remove_file(d.join(number.to_string())).unwrap();
     }
     wait_for_room("removed files make room", || {
@@ -194,10 +204,34 @@ fn full_disks_are_said_at_write_and_removing_files_makes_room(room: &mut Room) {
         file.sync_all()
     });
     check(&d.join("again"), 9999, 32);
-    for (number, mebibytes) in accepted.iter().skip(accepted.len() / 2) {
-        if d.join(number.to_string()).exists() {
-            check(&d.join(number.to_string()), *number, *mebibytes);
-        }
-    }
+    check_all(&d, kept);
     cluster.stop();
+}
+
+fn one_full_disk_under_all_datanodes_is_said_at_write_and_removing_files_makes_room(room: &mut Room) {
+    room.drop_cluster();
+    let disk = SmallDisk::new("shared.img", SHARED_DISK_BYTES, &room.local_directory());
+    let mut cluster = Cluster::prepare(&[]);
+    cluster.set_data(&disk.point.join("data"));
+    cluster.up();
+    fill_and_recover(&mut cluster);
+}
+
+fn full_disks_of_the_datanodes_are_said_at_write_and_removing_files_makes_room(room: &mut Room) {
+    room.drop_cluster();
+    let base = room.local_directory();
+    let mut disks = Vec::new();
+    let mut cluster = Cluster::start(&[]);
+    cluster.stop();
+    // Each disk, as it was formatted, moves to a file system of its own.
+    for datanode in 0..6 {
+        let place = cluster.role_directory("datanode", datanode).join("disk");
+        let kept = base.join(format!("kept-{datanode}"));
+        fs::rename(&place, &kept).unwrap();
+        disks.push(SmallDisk::new(&format!("own-{datanode}.img"), OWN_DISK_BYTES, &place));
+        Run::new("cp").arg("-a").arg(kept.join(".")).arg(&place).ok();
+    }
+    cluster.up();
+    fill_and_recover(&mut cluster);
+    drop(disks);
 }

@@ -221,7 +221,7 @@ fn a_crash_at_any_operation_breaks_no_promise() {
         let mut random = Random(seed);
         let mut promises = Promises::default();
         if let Ok((mut store, _)) = Store::open(disk.directory(), DISK, options()) {
-            work(&mut store, &disk, &mut random, &mut promises, 70);
+            work(&mut store, &disk, &mut random, &mut promises, 90);
         }
         (disk, promises)
     };

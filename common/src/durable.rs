@@ -6,6 +6,12 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a lock that is held is tried again. A process that forks while it holds one passes it to the child, which
+/// keeps it until it has become another program: for a moment after the holder has let go.
+const LOCK_GRACE: Duration = Duration::from_millis(1500);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Replaces `path` by a file of these bytes; durable when it returns.
 ///
@@ -70,10 +76,14 @@ impl DirectoryLock {
             .write(true)
             .open(directory.join("lock"))
             .map_err(io_error)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(LockError::InUse { path: directory.to_owned() }),
-            Err(TryLockError::Error(source)) => Err(io_error(source)),
+        let deadline = Instant::now() + LOCK_GRACE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+                Err(TryLockError::WouldBlock) => return Err(LockError::InUse { path: directory.to_owned() }),
+                Err(TryLockError::Error(source)) => return Err(io_error(source)),
+            }
         }
     }
 }
@@ -90,6 +100,17 @@ mod tests {
         replace_file(&path, b"two").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_lock_that_is_let_go_soon_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = DirectoryLock::acquire(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| DirectoryLock::acquire(dir.path()).is_ok());
+            drop(held);
+            assert!(waiting.join().unwrap());
+        });
     }
 
     #[test]

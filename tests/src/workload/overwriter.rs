@@ -19,16 +19,18 @@ pub struct Overwriter {
     made: bool,
     /// The generation that the last sync covered, by block.
     synced: Vec<u64>,
-    /// The last generation that was written, or tried.
+    /// The last generation that was written.
     written: Vec<u64>,
+    /// The last generation that was tried. One that a crash cut off is never used again, and no later sync covers it.
+    tried: Vec<u64>,
 }
 
 impl Overwriter {
     /// A writer that has written nothing yet.
     #[must_use]
     pub fn new(mut ids: FileIds, seed: u64) -> Self {
-        let (synced, written) = (vec![0; BLOCKS], vec![0; BLOCKS]);
-        Self { file: ids.fresh(), random: Random::new(seed), made: false, synced, written }
+        let (synced, written, tried) = (vec![0; BLOCKS], vec![0; BLOCKS], vec![0; BLOCKS]);
+        Self { file: ids.fresh(), random: Random::new(seed), made: false, synced, written, tried }
     }
 
     fn make(&mut self, directory: &Path) -> io::Result<File> {
@@ -46,10 +48,12 @@ impl Overwriter {
         let count = (1 + self.random.index(6)).min(BLOCKS - first);
         let mut bytes = Vec::new();
         for index in first..first + count {
-            self.written[index] += 1;
-            bytes.extend(Stamp { file: self.file, index: index as u64, generation: self.written[index] }.block());
+            self.tried[index] += 1;
+            bytes.extend(Stamp { file: self.file, index: index as u64, generation: self.tried[index] }.block());
         }
-        handle.write_all_at(&bytes, first as u64 * BLOCK_BYTES_U64)
+        handle.write_all_at(&bytes, first as u64 * BLOCK_BYTES_U64)?;
+        self.written[first..first + count].copy_from_slice(&self.tried[first..first + count]);
+        Ok(())
     }
 }
 
@@ -76,7 +80,7 @@ impl Writer for Overwriter {
         let blocks = blocks_of(&directory.join("file"));
         assert_eq!(blocks.len(), BLOCKS, "the size that was set is lost");
         for (index, seen) in blocks.into_iter().enumerate() {
-            let allowed = self.synced[index]..=self.written[index];
+            let allowed = self.synced[index]..=self.tried[index];
             let generation = match seen {
                 Seen::Hole => 0,
                 Seen::Block(stamp) if stamp.file == self.file && stamp.index == index as u64 => stamp.generation,
@@ -86,7 +90,7 @@ impl Writer for Overwriter {
                 allowed.contains(&generation),
                 "block {index} has generation {generation}, allowed are {allowed:?}"
             );
-            (self.synced[index], self.written[index]) = (generation, generation.max(self.written[index]));
+            (self.synced[index], self.written[index]) = (generation, generation);
         }
     }
 }

@@ -272,6 +272,121 @@ fn many_crashes_in_a_row_break_no_promise() {
     }
 }
 
+fn small(store: &mut Store, chunks: std::ops::RangeInclusive<u64>) {
+    for chunk in chunks {
+        assert!(store.commit(&[Request::Put(put(chunk, 1, 8192))])[0].is_ok());
+    }
+}
+
+fn deleted(store: &mut Store, chunks: &[u64]) {
+    assert!(store.commit(&[delete(chunks)])[0].is_ok());
+}
+
+fn listed(store: &Store) -> Vec<u64> {
+    contents(store, "").into_keys().collect()
+}
+
+/// The interleaving: a checkpoint calls a shard live; the shard is deleted, punched, its tombstone released; the
+/// tombstone's segment is recycled; then the old checkpoint is all that is left to say anything about the shard.
+#[test]
+fn a_tombstone_outlives_every_checkpoint_that_calls_its_shard_live() {
+    let scenario = |cut: u64| {
+        let disk = formatted();
+        let (mut store, _) = Store::open(disk.directory(), DISK, options()).unwrap();
+        assert!(store.commit(&[Request::Put(put(1, 1, 128 << 10))])[0].is_ok());
+        store.checkpoint().unwrap();
+        deleted(&mut store, &[1]);
+        // 20 shards fill a segment of 192 KiB, which the tombstone shares.
+        small(&mut store, 101..=160);
+        deleted(&mut store, &(101..=130).collect::<Vec<_>>());
+        let before = store.shared.state.read().segments[&2].header.generation;
+        disk.cut_after(cut);
+        while store.maintain(true) {}
+        let recycled = store.shared.state.read().segments.get(&2).is_none_or(|s| s.header.generation != before);
+        (disk, recycled)
+    };
+    let (disk, recycled) = scenario(u64::MAX >> 1);
+    assert!(recycled, "the tombstone's segment was to be recycled");
+    let operations = disk.operations();
+    for cut in 1..=operations {
+        let disk = scenario(cut).0;
+        if !disk.is_cut() {
+            break;
+        }
+        for survival in SURVIVALS {
+            let crashed = disk.after_crash(survival, &mut Random(cut));
+            let (store, _) = Store::open(crashed.directory(), DISK, options()).unwrap();
+            assert_eq!(listed(&store), (131..=160).collect::<Vec<_>>(), "cut at {cut}, surviving {survival:?}");
+        }
+    }
+}
+
+/// The interleaving: a crash in a compaction leaves a shard twice; it is deleted; the first copy's segment is recycled
+/// and then the tombstone's, while the second copy still stands in a segment that lives.
+#[test]
+fn a_tombstone_outlives_every_copy_that_a_compaction_made() {
+    let disk = formatted();
+    let (mut store, _) = Store::open(disk.directory(), DISK, options()).unwrap();
+    small(&mut store, 1..=30);
+    let first = store.shared.state.read().index.get(&key(1)).unwrap().at.segment;
+    // Shard 1 is the only one left of the first segment; its copy goes to the second.
+    deleted(&mut store, &(2..=21).collect::<Vec<_>>());
+    assert!(store.maintain(false));
+    let second = store.shared.state.read().index.get(&key(1)).unwrap().at.segment;
+    assert_ne!(first, second, "compaction was to copy shard 1");
+    let crashed = disk.after_crash(Survival::All, &mut Random(1));
+    let (mut store, _) = Store::open(crashed.directory(), DISK, options()).unwrap();
+    assert_eq!(store.shared.state.read().index.get(&key(1)).unwrap().at.segment, first);
+    // The second segment fills up and lives on; the tombstone comes to stand in a third one that dies.
+    small(&mut store, 201..=225);
+    let third = store.small.as_ref().unwrap().segment.clone();
+    assert!(third.header.number != second && third.header.number != first);
+    deleted(&mut store, &[1]);
+    small(&mut store, 301..=340);
+    deleted(&mut store, &(301..=340).collect::<Vec<_>>());
+    while store.maintain(true) {}
+    let state = store.shared.state.read();
+    let generation = |number: u32| state.segments.get(&number).map(|s| s.header.generation);
+    assert_ne!(generation(third.header.number), Some(third.header.generation), "the third segment was to be recycled");
+    assert!(generation(second).is_some(), "the second segment was to stay");
+    drop(state);
+    let expected = listed(&store);
+    assert!(!expected.contains(&1));
+    crashed.lose("checkpoint");
+    let (store, _) = Store::open(crashed.directory(), DISK, options()).unwrap();
+    assert_eq!(listed(&store), expected);
+}
+
+/// A segment with a record that cannot be read is never freed, so the copies that compaction made of the others leave
+/// their originals there for good, and tombstones have to outlive those.
+#[test]
+fn a_tombstone_outlives_originals_in_a_segment_kept_for_its_damage() {
+    let disk = formatted();
+    let (mut store, _) = Store::open(disk.directory(), DISK, options()).unwrap();
+    small(&mut store, 1..=30);
+    let damaged = store.shared.state.read().index.get(&key(2)).unwrap().at;
+    disk.flip(&super::segment::file_name(super::segment::SegmentKind::Small, damaged.segment), damaged.offset + 30);
+    deleted(&mut store, &(3..=21).collect::<Vec<_>>());
+    while store.maintain(true) {}
+    assert_ne!(store.shared.state.read().index.get(&key(1)).unwrap().at.segment, damaged.segment);
+    // What was copied dies with the segments it was copied to, its tombstone's too.
+    small(&mut store, 301..=340);
+    deleted(&mut store, &[1]);
+    small(&mut store, 341..=380);
+    deleted(&mut store, &(22..=30).chain(301..=380).collect::<Vec<_>>());
+    small(&mut store, 401..=440);
+    while store.maintain(true) {}
+    let state = store.shared.state.read();
+    let copies = |number: &u32| *number != damaged.segment && state.index.segments[number].live_bytes > 0;
+    let living: Vec<u32> = state.index.segments.keys().copied().filter(copies).collect();
+    assert!(living.len() <= 3, "{living:?}");
+    drop(state);
+    let crashed = disk.after_crash(Survival::Nothing, &mut Random(1));
+    crashed.lose("checkpoint");
+    let (store, _) = Store::open(crashed.directory(), DISK, options()).unwrap();
+    assert_eq!(listed(&store), (401..=440).collect::<Vec<_>>());
+}
+
 /// The seed is fixed, so that a run is repeatable; `HOLDFAST_SEED` overrides it. It is part of every message.
 fn seed(default: u64) -> u64 {
     std::env::var("HOLDFAST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default)

@@ -137,8 +137,19 @@ impl SimDisk {
     /// The disk as a machine finds it that starts after this one stopped.
     pub(crate) fn after_crash(&self, survival: Survival, random: &mut Random) -> Self {
         let machine = self.0.lock();
+        if matches!(survival, Survival::All) {
+            // The kernel lives on, and what was not synced still is not.
+            let next = Machine {
+                names: machine.names.clone(),
+                durable_names: machine.durable_names.clone(),
+                inodes: machine.inodes.clone(),
+                next_inode: machine.next_inode,
+                ..Machine::default()
+            };
+            return Self(Arc::new(Mutex::new(next)));
+        }
         let mut keep = || match survival {
-            Survival::All => true,
+            Survival::All => unreachable!("returned above"),
             Survival::Nothing => false,
             Survival::Some => random.chance(50),
         };

@@ -9,7 +9,6 @@
 use crate::Error;
 use crate::dirty::{DirtyMap, FrozenRanges, Overlay};
 use crate::extent_map::{ExtentMap, MappedRange};
-use crate::quota::charge;
 use bytes::Bytes;
 use holdfast_common::InodeId;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX};
@@ -148,15 +147,18 @@ impl Inode {
     /// now dirty.
     pub(crate) fn write(&self, offset: Option<u64>, data: Bytes, mtime_ns: i64, kill_suid_sgid: bool) -> Written {
         let mut state = self.state.lock();
-        let length = data.len() as u64;
         let offset = offset.unwrap_or_else(|| state.size_bytes());
         let replaced_bytes = state.dirty.write(offset, data);
-        state.charged_bytes += charge(offset, length);
         state.mtime_ns = state.mtime_ns.max(mtime_ns);
         state.kill_suid_sgid |= kill_suid_sgid;
         let first = state.dirty_since.is_none();
         state.dirty_since.get_or_insert_with(Instant::now);
         Written { replaced_bytes, dirty_bytes: state.dirty.bytes(), pieces_count: state.dirty.pieces_count(), first }
+    }
+
+    /// What a write that is about to be taken in was charged of the quota.
+    pub(crate) fn charged(&self, bytes: u64) {
+        self.state.lock().charged_bytes += bytes;
     }
 
     /// Since when there is dirty data.

@@ -25,6 +25,8 @@ use tokio::time::timeout;
 const DIRTY_SHARE: usize = 2;
 /// Flushing at the end gives up after this; what is not flushed then is reported.
 const SHUTDOWN_FLUSH_MAX: Duration = Duration::from_secs(15);
+/// Reserved quota that nothing dirty needs is given back this often.
+const QUOTA_RETURN_INTERVAL: Duration = Duration::from_secs(1);
 /// Telling the table that the session ends is a courtesy; the lease ends it anyway.
 const SHUTDOWN_CLOSE_MAX: Duration = Duration::from_secs(2);
 
@@ -123,7 +125,16 @@ impl Mounted {
                 })
                 .await;
         });
-        self.tasks.lock().extend([flushing, renewing]);
+        let quota = Arc::clone(&self.flusher.quota);
+        let returning = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(QUOTA_RETURN_INTERVAL).await;
+                if let Err(error) = quota.give_back_unused().await {
+                    tracing::debug!(%error, "unused quota was not given back");
+                }
+            }
+        });
+        self.tasks.lock().extend([flushing, renewing, returning]);
     }
 
     /// Flushes, ends the session, stops the background work.

@@ -19,6 +19,8 @@ struct Account {
     reserved_bytes: u64,
     /// What dirty and flushing data was charged.
     charged_bytes: u64,
+    /// The table may hold something for the session.
+    holds: bool,
 }
 
 /// The quota of one mount. Without a quota nothing is reserved.
@@ -41,26 +43,35 @@ impl Quota {
         Self { metadata, limited, account: Mutex::default(), changing: tokio::sync::Mutex::new(()) }
     }
 
-    /// Charges a write before it is taken in. `flush` writes back what is dirty, which turns cautious charges into true
-    /// ones; it is called once before the quota is called used up.
-    pub(crate) async fn take(&self, offset: u64, length: u64, flush: impl AsyncFnOnce()) -> Result<(), Error> {
+    /// Charges a write before it is taken in, and answers the charge. `settle` is called once before the quota is called
+    /// used up: it writes back what is dirty, which turns cautious charges into true ones, and answers how much the
+    /// write will really map.
+    pub(crate) async fn take(
+        &self,
+        offset: u64,
+        length: u64,
+        settle: impl AsyncFnOnce() -> Result<u64, Error>,
+    ) -> Result<u64, Error> {
         if !self.limited {
-            return Ok(());
+            return Ok(0);
         }
         let wanted = charge(offset, length);
         if self.try_charge(wanted) {
-            return Ok(());
+            return Ok(wanted);
         }
         let _one = self.changing.lock().await;
         if self.try_charge(wanted) {
-            return Ok(());
+            return Ok(wanted);
         }
         match self.raise(wanted).await {
             Err(Error::Quota) => {}
-            other => return other,
+            other => return other.map(|()| wanted),
         }
-        flush().await;
-        self.raise(wanted).await
+        let exact = settle().await?;
+        if exact > 0 {
+            self.raise(exact).await?;
+        }
+        Ok(exact)
     }
 
     fn try_charge(&self, wanted: u64) -> bool {
@@ -80,6 +91,7 @@ impl Quota {
                 Ok(response) => {
                     let mut account = self.account.lock();
                     account.reserved_bytes = response.reserved_bytes;
+                    account.holds = true;
                     account.charged_bytes += wanted;
                     return Ok(());
                 }
@@ -104,9 +116,27 @@ impl Quota {
         }
     }
 
+    /// Gives the reservation back when nothing is dirty: an idle mount keeps no quota from others. What the table holds
+    /// may be more than this side knows of, as a commit and a raise can cross.
+    pub(crate) async fn give_back_unused(&self) -> Result<(), Error> {
+        let _one = self.changing.lock().await;
+        {
+            let mut account = self.account.lock();
+            if !account.holds || account.charged_bytes > 0 {
+                return Ok(());
+            }
+            // From here on writers have to raise it again, and so wait for this to end.
+            account.reserved_bytes = 0;
+            account.holds = false;
+        }
+        self.metadata.mutate(mutation::Op::ReserveQuota(ReserveQuota { bytes: 0 })).await.map(|_| ())
+    }
+
     /// A new session holds nothing.
     pub(crate) fn reset(&self) {
-        self.account.lock().reserved_bytes = 0;
+        let mut account = self.account.lock();
+        account.reserved_bytes = 0;
+        account.holds = false;
     }
 }
 

@@ -7,12 +7,12 @@ use crate::Error;
 use crate::cluster_map::{ClusterMap, Member};
 use crate::metadata::Metadata;
 use holdfast_erasure::CodeMode;
-use holdfast_proto::data::{DiskReservation, ReserveSpaceRequest, ReserveSpaceResponse, Status};
+use holdfast_proto::data::{DiskGrant, DiskReservation, ReserveSpaceRequest, ReserveSpaceResponse, Status};
 use holdfast_proto::method;
 use holdfast_transport::Client;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -28,6 +28,8 @@ const RENEW_AFTER: Duration = Duration::from_secs(10);
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A shard takes its length and a header with checksums: one page in sixteen covers it from 64 KiB on.
 const OVERHEAD_DIVISOR: u64 = 16;
+/// One part in so many of a shared file system's free bytes is not relied on.
+const SHARED_MARGIN_DIVISOR: u64 = 8;
 
 #[derive(Debug, Default)]
 struct Cover {
@@ -56,6 +58,27 @@ fn storable_bytes(mut grants: Vec<u64>, code: CodeMode) -> u64 {
         .filter_map(|(data, last)| Some(grants.get(last)?.saturating_mul(data)))
         .max()
         .unwrap_or(0)
+}
+
+/// What each disk can be relied on for, without what records take: disks that share a file system with others of their
+/// host get their part of its free bytes at most, less a margin for what else grows there (logs, segments made ahead).
+fn shared_once(granted: &[(IpAddr, DiskGrant)]) -> Vec<u64> {
+    let mut sharers: BTreeMap<(IpAddr, u64), u64> = BTreeMap::new();
+    for (host, grant) in granted {
+        *sharers.entry((*host, grant.file_system)).or_default() += 1;
+    }
+    granted
+        .iter()
+        .map(|(host, grant)| {
+            let free = grant.file_system_free_bytes - grant.file_system_free_bytes / SHARED_MARGIN_DIVISOR;
+            let part = match sharers.get(&(*host, grant.file_system)) {
+                Some(count) if grant.file_system != 0 && *count > 1 => free / count,
+                _ => u64::MAX,
+            };
+            let bytes = grant.granted_bytes.min(part);
+            bytes - bytes / (OVERHEAD_DIVISOR + 1)
+        })
+        .collect()
 }
 
 impl Space {
@@ -102,18 +125,18 @@ impl Space {
             };
             let transport = self.transport.clone();
             asking.spawn(async move {
-                transport
-                    .unary::<_, ReserveSpaceResponse>(address, method::DATA_RESERVE, &request, RESERVE_TIMEOUT)
-                    .await
+                let answer = transport.unary(address, method::DATA_RESERVE, &request, RESERVE_TIMEOUT).await;
+                answer.map(|response: ReserveSpaceResponse| (address.ip(), response.grants))
             });
         }
-        let mut grants = Vec::new();
+        let mut granted = Vec::new();
         while let Some(answer) = asking.join_next().await {
-            if let Ok(Ok(response)) = answer {
-                let granted = response.grants.iter().filter(|g| matches!(g.status(), Status::Ok | Status::NoSpace));
-                grants.extend(granted.map(|g| g.granted_bytes - g.granted_bytes / (OVERHEAD_DIVISOR + 1)));
+            if let Ok(Ok((host, grants))) = answer {
+                let known = grants.into_iter().filter(|g| matches!(g.status(), Status::Ok | Status::NoSpace));
+                granted.extend(known.map(|grant| (host, grant)));
             }
         }
+        let grants = shared_once(&granted);
         // With too few members in reach nothing can be said of space; the write waits for them.
         if grants.len() <= usize::from(self.code.m()) {
             return true;
@@ -137,6 +160,19 @@ impl Space {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disks_that_share_a_file_system_do_not_count_its_free_bytes_twice() {
+        let grant = |file_system| DiskGrant {
+            granted_bytes: 1700,
+            file_system,
+            file_system_free_bytes: 1600,
+            ..DiskGrant::default()
+        };
+        let (here, there) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
+        let granted = [(here, grant(5)), (here, grant(5)), (there, grant(5)), (here, grant(0))];
+        assert_eq!(shared_once(&granted), [659, 659, 1600, 1600]);
+    }
 
     #[test]
     fn the_best_stripe_decides_what_can_be_stored() {

@@ -17,8 +17,8 @@ use holdfast_proto::method;
 use holdfast_transport::{BODY_BYTES_MAX, Call, Refusal, Reply, Service};
 
 use crate::disk::Disk;
-use crate::store::DiskStatus;
 use crate::store::types::{ChunkKey, Put, ReadData, ReadRange, Request, ShardError, ShardKey, ShardMeta, VolumeKey};
+use crate::store::{DiskStatus, Granted};
 use crate::units::{saturating_u32, to_usize};
 
 /// Ranges of one read request.
@@ -239,15 +239,22 @@ impl DataService {
         let session = SessionId(request.session);
         let mut grants = Vec::with_capacity(request.disks.len());
         for wanted in request.disks {
-            let granted: Result<(u64, u64), Denied> = async {
+            let granted: Result<Granted, Denied> = async {
                 let disk = self.disk(wanted.disk)?;
                 let bytes = wanted.wanted_bytes;
                 Ok(disk.run(move |reader| reader.reserve(session, bytes, lease)).await??)
             }
             .await;
-            let (granted_bytes, available_bytes) = granted.as_ref().map_or((0, 0), |granted| *granted);
             let (status, _) = said(&granted);
-            grants.push(DiskGrant { disk: wanted.disk, status, granted_bytes, available_bytes });
+            let granted = granted.unwrap_or_default();
+            grants.push(DiskGrant {
+                disk: wanted.disk,
+                status,
+                granted_bytes: granted.granted_bytes,
+                available_bytes: granted.available_bytes,
+                file_system: granted.file_system,
+                file_system_free_bytes: granted.file_system_free_bytes,
+            });
         }
         Ok(ReserveSpaceResponse { grants })
     }

@@ -126,6 +126,17 @@ impl Shared {
         Ok(Budget::new(&space.1, used_bytes, self.limit_bytes))
     }
 
+    /// The file system whose free bytes this disk may share with others; 0 if it has a limit of its own.
+    fn shared_file_system(&self) -> u64 {
+        if self.limit_bytes.is_some() { 0 } else { self.space.lock().1.file_system }
+    }
+
+    /// The next budget looks at the file system anew.
+    fn forget_space(&self) {
+        let mut space = self.space.lock();
+        space.0 = space.0.checked_sub(SPACE_BELIEVED * 2).unwrap_or(space.0);
+    }
+
     /// Takes written bytes off the believed free space until the next look.
     pub(crate) fn spend(&self, bytes: u64) {
         let mut space = self.space.lock();
@@ -403,7 +414,7 @@ impl Reader {
             shards_count: state.index.shards_count(),
             damaged_bytes: state.index.damaged_bytes(),
             corrupt_reads: self.shared.corrupt_reads.load(Ordering::Relaxed),
-            file_system: if self.shared.limit_bytes.is_some() { 0 } else { self.shared.space.lock().1.file_system },
+            file_system: self.shared.shared_file_system(),
         }
     }
 
@@ -417,14 +428,35 @@ impl Reader {
     ///
     /// # Errors
     /// [`ShardError::DiskFailed`].
-    pub fn reserve(&self, session: SessionId, wanted_bytes: u64, lease: Duration) -> Result<(u64, u64), ShardError> {
+    pub fn reserve(&self, session: SessionId, wanted_bytes: u64, lease: Duration) -> Result<Granted, ShardError> {
         if self.is_failed() {
             return Err(ShardError::DiskFailed);
         }
+        // Other processes write to the same file system, too: what is promised is looked at now.
+        self.shared.forget_space();
         let mut budget = self.shared.budget()?;
         let now = Instant::now();
-        let granted = self.shared.book.reserve(budget, session, wanted_bytes, lease, now);
+        let file_system_free_bytes = budget.unreserved();
+        let granted_bytes = self.shared.book.reserve(budget, session, wanted_bytes, lease, now);
         let own = self.shared.book.fill(&mut budget, session, now);
-        Ok((granted, budget.for_session(own).saturating_sub(own)))
+        Ok(Granted {
+            granted_bytes,
+            available_bytes: budget.for_session(own).saturating_sub(own),
+            file_system: self.shared.shared_file_system(),
+            file_system_free_bytes,
+        })
     }
+}
+
+/// An answer to a reservation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Granted {
+    /// What the session has reserved now.
+    pub granted_bytes: u64,
+    /// What it could have beyond that.
+    pub available_bytes: u64,
+    /// The file system whose free bytes disks of this host share; 0 if this disk has a limit of its own.
+    pub file_system: u64,
+    /// Bytes clients could write there if nobody had reserved any.
+    pub file_system_free_bytes: u64,
 }

@@ -11,7 +11,7 @@ use crate::readahead::Advice;
 use crate::{Attributes, Error, FallocateMode, NewNode, OpenMode, Whence};
 use bytes::Bytes;
 use holdfast_common::InodeId;
-use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX};
+use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES};
 use holdfast_proto::meta::{Fallocate, FallocateMode as ProtoMode, FileMap, Open, ReadMap, mutation, read_request};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -128,7 +128,7 @@ impl FileSystem {
         let flusher = &self.mounted.flusher;
         let bytes = data.len();
         flusher.budget.take(bytes).await;
-        if let Err(error) = self.admit(start, length).await {
+        if let Err(error) = self.admit(&file.inode, start, length).await {
             flusher.budget.give_back(bytes);
             return Err(error);
         }
@@ -151,14 +151,20 @@ impl FileSystem {
     }
 
     /// Reserves what a write needs of the disks and of the quota: ENOSPC and EDQUOT are said here.
-    async fn admit(&self, start: u64, length: u64) -> Result<(), Error> {
+    async fn admit(&self, inode: &Inode, start: u64, length: u64) -> Result<(), Error> {
         let flusher = &self.mounted.flusher;
         let flush = async || {
             flusher.flush_everything().await;
             flusher.budget.used_bytes()
         };
         flusher.space.cover(flusher.budget.used_bytes(), flush).await?;
-        flusher.quota.take(start, length, async || flusher.flush_everything().await).await
+        let settle = async || {
+            flusher.flush_everything().await;
+            self.mounted.unmapped_charge(inode, start, length).await
+        };
+        let charged = flusher.quota.take(start, length, settle).await?;
+        inode.charged(charged);
+        Ok(())
     }
 
     /// At each close(2): everything written becomes visible to other mounts; reports a lost write once (R22).
@@ -273,6 +279,26 @@ impl Mounted {
             }
         }
         Ok(Vec::new())
+    }
+
+    /// The 4 KiB pages of a range that nothing maps yet, in bytes.
+    async fn unmapped_charge(&self, inode: &Inode, offset: u64, length: u64) -> Result<u64, Error> {
+        let page = u64::from(PAGE_BYTES);
+        let (mut at, end) = (offset / page * page, (offset + length).next_multiple_of(page));
+        let mut unmapped = 0;
+        while at < end {
+            let (_, map) = self.fetch_map(inode, at).await?;
+            let covered_to = map.offset.saturating_add(map.covered_bytes).max(at + page);
+            for extent in &map.extents {
+                let from = (extent.file_offset / page * page).clamp(at, end);
+                unmapped += from - at;
+                at = (extent.file_offset + extent.length_bytes).next_multiple_of(page).clamp(from, end);
+            }
+            let stop = (covered_to / page * page).clamp(at, end);
+            unmapped += stop - at;
+            at = stop;
+        }
+        Ok(unmapped)
     }
 
     async fn read_once(

@@ -5,9 +5,12 @@ use crate::{Attributes, DirectoryEntry, Error, NewNode, RenameMode, SetAttribute
 use bytes::Bytes;
 use holdfast_common::InodeId;
 use holdfast_proto::meta::{
-    CreateNode, GetAttr, GetXattr, Kind, Link, ListXattr, Lookup, MutateResponse, ReadDirectory, ReadLink, RemoveXattr,
-    Rename, SetAttr, SetXattr, Unlink, mutation, read_request,
+    Code, CreateNode, GetAttr, GetXattr, Kind, Link, ListXattr, Lookup, MutateResponse, ReadDirectory, ReadLink,
+    RemoveXattr, Rename, SetAttr, SetXattr, Unlink, mutation, read_request,
 };
+
+/// What names of extended attributes may begin with; Linux knows no others that a file system keeps.
+const XATTR_NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
 
 pub(super) fn name_of(name: &[u8]) -> Bytes {
     Bytes::copy_from_slice(name)
@@ -174,6 +177,9 @@ impl FileSystem {
 
     /// Sets an extended attribute.
     pub async fn set_xattr(&self, inode: InodeId, name: &[u8], value: Bytes, mode: XattrMode) -> Result<(), Error> {
+        if !XATTR_NAMESPACES.iter().any(|namespace| name.starts_with(namespace)) {
+            return Err(Error::Refused { code: Code::NotSupported, detail: "no such namespace".to_owned() });
+        }
         let op = SetXattr {
             inode: inode.0,
             name: name_of(name),

@@ -331,13 +331,13 @@ fn a_reservation_keeps_space_for_its_session() {
     let limited = StoreOptions { limit_bytes: Some(2 << 20), ..options() };
     let (mut store, _) = Store::open(disk.directory(), DISK, limited).unwrap();
     let reader = store.reader();
-    let (granted, beyond) = reader.reserve(SessionId(1), 8 << 20, Duration::from_secs(30)).unwrap();
-    assert!(granted < 2 << 20 && granted > 1 << 20);
-    assert_eq!(beyond, 0);
+    let granted = reader.reserve(SessionId(1), 8 << 20, Duration::from_secs(30)).unwrap();
+    assert!(granted.granted_bytes < 2 << 20 && granted.granted_bytes > 1 << 20);
+    assert_eq!(granted.available_bytes, 0);
     assert_eq!(commit_one(&mut store, Request::Put(put(1, 1, BULK))), Err(ShardError::NoSpace));
     let own = Put { session: SessionId(1), ..put(1, 1, BULK) };
     assert_eq!(commit_one(&mut store, Request::Put(own)), Ok(Done::default()));
-    assert_eq!(reader.reserve(SessionId(1), 0, Duration::from_secs(30)).unwrap().0, 0);
+    assert_eq!(reader.reserve(SessionId(1), 0, Duration::from_secs(30)).unwrap().granted_bytes, 0);
     put_one(&mut store, 2, BULK);
 }
 

@@ -282,6 +282,13 @@ fn deleted(store: &mut Store, chunks: &[u64]) {
     assert!(store.commit(&[delete(chunks)])[0].is_ok());
 }
 
+/// The life of the segment that a chunk's shard stands in.
+fn generation_of(store: &Store, chunk: u64) -> u64 {
+    let state = store.shared.state.read();
+    let number = state.index.get(&key(chunk)).unwrap().at.segment;
+    state.segments[&number].header.generation
+}
+
 fn listed(store: &Store) -> Vec<u64> {
     contents(store, "").into_keys().collect()
 }
@@ -369,22 +376,27 @@ fn a_tombstone_outlives_originals_in_a_segment_kept_for_its_damage() {
     deleted(&mut store, &(3..=21).collect::<Vec<_>>());
     while store.maintain(true) {}
     assert_ne!(store.shared.state.read().index.get(&key(1)).unwrap().at.segment, damaged.segment);
-    // What was copied dies with the segments it was copied to, its tombstone's too.
-    small(&mut store, 301..=340);
+    let copied_to = generation_of(&store, 1);
     deleted(&mut store, &[1]);
-    small(&mut store, 341..=380);
-    deleted(&mut store, &(22..=30).chain(301..=380).collect::<Vec<_>>());
-    small(&mut store, 401..=440);
-    while store.maintain(true) {}
+    let tombstone_at = store.small.as_ref().unwrap().segment.header.generation;
+    // What was copied dies, and every segment that the tombstone stood in, one after the other.
+    deleted(&mut store, &(22..=30).collect::<Vec<_>>());
+    for round in 1..=5 {
+        small(&mut store, round * 100 + 1..=round * 100 + 60);
+        if round > 1 {
+            deleted(&mut store, &(round * 100 - 99..=round * 100 - 40).collect::<Vec<_>>());
+        }
+        while store.maintain(true) {}
+    }
     let state = store.shared.state.read();
-    let copies = |number: &u32| *number != damaged.segment && state.index.segments[number].live_bytes > 0;
-    let living: Vec<u32> = state.index.segments.keys().copied().filter(copies).collect();
-    assert!(living.len() <= 3, "{living:?}");
+    let generations: Vec<u64> = state.segments.values().map(|s| s.header.generation).collect();
     drop(state);
+    assert!(!generations.contains(&copied_to), "the copy's segment was to be recycled");
+    assert!(!generations.contains(&tombstone_at), "the tombstone's first segment was to be recycled");
     let crashed = disk.after_crash(Survival::Nothing, &mut Random(1));
     crashed.lose("checkpoint");
     let (store, _) = Store::open(crashed.directory(), DISK, options()).unwrap();
-    assert_eq!(listed(&store), (401..=440).collect::<Vec<_>>());
+    assert_eq!(listed(&store), (501..=560).collect::<Vec<_>>());
 }
 
 /// The seed is fixed, so that a run is repeatable; `HOLDFAST_SEED` overrides it. It is part of every message.

@@ -95,7 +95,6 @@ pub struct Cluster {
     arguments: Vec<OsString>,
     up: Option<Child>,
     ready: Option<Ready>,
-    connections: Vec<u32>,
 }
 
 impl Cluster {
@@ -122,7 +121,7 @@ impl Cluster {
         std::fs::create_dir_all(&root).expect("the cluster's directory can be made");
         let arguments = arguments.iter().map(OsString::from).collect();
         let data = root.join("data");
-        Self { root, data, separate: true, json: true, part, arguments, up: None, ready: None, connections: Vec::new() }
+        Self { root, data, separate: true, json: true, part, arguments, up: None, ready: None }
     }
 
     /// Another place for the data than below [`Self::root`].
@@ -406,7 +405,6 @@ impl Drop for Cluster {
         let mut pids: Vec<ProcessId> = self.up.iter().map(Child::id).collect();
         pids.extend(processes::tagged(&self.tag()));
         // Aborting first: a process that waits in a dead mount could not die.
-        self.connections.iter().for_each(|minor| namespace::abort(*minor));
         namespace::abort_and_detach_below(&self.root);
         let stuck = processes::kill_all(&pids, KILL_LIMIT);
         if let Some(mut child) = self.up.take() {
@@ -427,7 +425,6 @@ pub struct Mounted {
     point: PathBuf,
     child: Child,
     log: PathBuf,
-    minor: Option<u32>,
 }
 
 impl Mounted {
@@ -448,13 +445,12 @@ impl Mounted {
         command.stdout(log_file.try_clone().expect("a file can be duplicated")).stderr(log_file);
         die_with_parent(&mut command);
         let child = command.spawn().expect("holdfast can be started");
-        let mut mounted = Self { point, child, log, minor: None };
+        let mut mounted = Self { point, child, log };
         wait::until(seconds(30), || {
             let ended = mounted.child.try_wait().ok().flatten().is_some();
             (ended || is_mounted(&mounted.point)).then_some(())
         });
-        mounted.minor = namespace::fuse_mounts_below(&mounted.point).first().map(|line| line.minor);
-        assert!(mounted.minor.is_some(), "{volume} was not mounted: {}", mounted.said());
+        assert!(is_mounted(&mounted.point), "{volume} was not mounted: {}", mounted.said());
         mounted
     }
 
@@ -490,10 +486,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if let Some(minor) = self.minor.filter(|_| is_mounted(&self.point)) {
-            namespace::abort(minor);
-        }
-        namespace::detach(&self.point);
+        namespace::abort_and_detach_below(&self.point);
         wait_or_kill(&mut self.child, Duration::from_secs(1));
     }
 }

@@ -7,7 +7,6 @@
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -90,7 +89,10 @@ pub fn is_mounted(point: &Path) -> bool {
 }
 
 /// Aborts a FUSE connection: all its requests fail, now and from now on. One that is gone is as good.
-pub fn abort(minor: u32) {
+///
+/// The control files show the connections of the whole machine, and the number of one that is gone is given to the next
+/// mount of anybody: so only a number that the table of mounts gives for one of ours *now*, which that mount holds.
+fn abort(minor: u32) {
     if let Err(error) = std::fs::write(format!("{CONTROL}/{minor}/abort"), "1")
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -98,15 +100,11 @@ pub fn abort(minor: u32) {
     }
 }
 
-/// Aborts and lazily unmounts everything of FUSE at or below a directory; what it aborted.
-pub fn abort_and_detach_below(directory: &Path) -> BTreeSet<u32> {
-    let mut aborted = BTreeSet::new();
-    for line in fuse_mounts_below(directory).iter().rev() {
-        abort(line.minor);
-        aborted.insert(line.minor);
-        detach(&line.point);
-    }
-    aborted
+/// Aborts and lazily unmounts everything of FUSE at or below a directory.
+pub fn abort_and_detach_below(directory: &Path) {
+    let ours = fuse_mounts_below(directory);
+    ours.iter().for_each(|line| abort(line.minor));
+    ours.iter().rev().for_each(|line| detach(&line.point));
 }
 
 /// Lazily unmounts one mount point, as deep as mounts are stacked there.

@@ -253,7 +253,6 @@ impl Cluster {
         }
         let mount = self.mount();
         assert!(is_mounted(&mount), "up says it is ready, but nothing is mounted at {}", mount.display());
-        self.connections = namespace::fuse_mounts_below(&mount).iter().map(|line| line.minor).collect();
     }
 
     /// Stops it as Ctrl-C does, and demands that it ends well within the promised time and leaves no mount.
@@ -276,10 +275,7 @@ impl Cluster {
     pub fn wait_for_end(&mut self, limit: Duration) -> Option<ExitStatus> {
         let mut child = self.up.take().expect("the cluster is up");
         self.ready = None;
-        let status = wait_or_kill(&mut child, limit);
-        // The kernel gives the numbers of ended connections to others.
-        self.connections.clear();
-        status
+        wait_or_kill(&mut child, limit)
     }
 
     /// kill -9 of everything at once: `up`, every role, the mount. The mount stays behind, dead.
@@ -305,7 +301,6 @@ impl Cluster {
             left.is_empty().then_some(())
         });
         assert!(gone.is_some(), "killed processes are still there: {:?}", processes::tagged(&self.tag()));
-        self.connections.clear();
         self.ready = None;
     }
 

@@ -131,12 +131,6 @@ impl Shared {
         if self.limit_bytes.is_some() { 0 } else { self.space.lock().1.file_system }
     }
 
-    /// The next budget looks at the file system anew.
-    fn forget_space(&self) {
-        let mut space = self.space.lock();
-        space.0 = space.0.checked_sub(SPACE_BELIEVED * 2).unwrap_or(space.0);
-    }
-
     /// Takes written bytes off the believed free space until the next look.
     pub(crate) fn spend(&self, bytes: u64) {
         let mut space = self.space.lock();
@@ -433,7 +427,7 @@ impl Reader {
             return Err(ShardError::DiskFailed);
         }
         // Other processes write to the same file system, too: what is promised is looked at now.
-        self.shared.forget_space();
+        self.shared.doubt_space();
         let mut budget = self.shared.budget()?;
         let now = Instant::now();
         let file_system_free_bytes = budget.unreserved();

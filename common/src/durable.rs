@@ -41,7 +41,15 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
 /// A directory that only one process uses. Released when dropped, and by the kernel when the process dies.
 #[derive(Debug)]
 pub struct DirectoryLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Closing would leave it with the copies that children inherited until they exec; unlocking takes it from all.
+        // If it fails, closing and their exec end it.
+        let _ = self.file.unlock();
+    }
 }
 
 /// Why a directory could not be locked.
@@ -79,7 +87,7 @@ impl DirectoryLock {
         let deadline = Instant::now() + LOCK_GRACE;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) => return Ok(Self { file }),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
                 Err(TryLockError::WouldBlock) => return Err(LockError::InUse { path: directory.to_owned() }),
                 Err(TryLockError::Error(source)) => return Err(io_error(source)),

@@ -30,7 +30,7 @@ pub const SESSION_LEASE_MS: u32 = 30_000;
 pub const SESSION_KEEPALIVE_MS: u32 = 1_000;
 /// Longest any request waits, all retries included, before its caller is answered with an error.
 pub const REQUEST_DEADLINE_MS: u32 = 60_000;
-/// A freed chunk is deleted this long after (R5): a reader that got its location before has had its deadline.
+/// A freed chunk is deleted this long after (docs/decisions/0008); a reader that comes later re-reads the map (R5).
 pub const FREED_CHUNK_DELAY_MS: u32 = 10_000;
 /// First readdir cookie of a directory; below are "." and "..".
 pub const FIRST_COOKIE: u64 = 16;

@@ -21,6 +21,24 @@ struct Account {
     charged_bytes: u64,
     /// The table may hold something for the session.
     holds: bool,
+    /// Charges that ended, ever: what commits consumed while a raise was under way.
+    flushed_bytes: u64,
+}
+
+impl Account {
+    /// A charge ends, and so does that part of the reservation.
+    fn flush(&mut self, bytes: u64) {
+        self.charged_bytes = self.charged_bytes.saturating_sub(bytes);
+        self.reserved_bytes = self.reserved_bytes.saturating_sub(bytes);
+        self.flushed_bytes += bytes;
+    }
+
+    /// The table answered a raise that was asked for when `flushed_before` was flushed. Whether commits that ended since
+    /// came before or after it is not known; the careful guess is after.
+    fn raise(&mut self, reserved_bytes: u64, flushed_before: u64) {
+        self.reserved_bytes = reserved_bytes.saturating_sub(self.flushed_bytes - flushed_before);
+        self.holds = true;
+    }
 }
 
 /// The quota of one mount. Without a quota nothing is reserved.
@@ -86,12 +104,14 @@ impl Quota {
     /// Reserves with slack, else just what is needed.
     async fn raise(&self, wanted: u64) -> Result<(), Error> {
         for slack in [SLACK_BYTES, 0] {
-            let target = self.account.lock().charged_bytes + wanted + slack;
+            let (target, flushed_before) = {
+                let account = self.account.lock();
+                (account.charged_bytes + wanted + slack, account.flushed_bytes)
+            };
             match self.metadata.mutate(mutation::Op::ReserveQuota(ReserveQuota { bytes: target })).await {
                 Ok(response) => {
                     let mut account = self.account.lock();
-                    account.reserved_bytes = response.reserved_bytes;
-                    account.holds = true;
+                    account.raise(response.reserved_bytes, flushed_before);
                     account.charged_bytes += wanted;
                     return Ok(());
                 }
@@ -110,9 +130,7 @@ impl Quota {
     /// A generation has ended: its charge is gone, and so is that part of the reservation.
     pub(crate) fn flushed(&self, charged_bytes: u64) {
         if self.limited {
-            let mut account = self.account.lock();
-            account.charged_bytes = account.charged_bytes.saturating_sub(charged_bytes);
-            account.reserved_bytes = account.reserved_bytes.saturating_sub(charged_bytes);
+            self.account.lock().flush(charged_bytes);
         }
     }
 
@@ -143,6 +161,16 @@ impl Quota {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Interleaving: a raise is asked for, a commit is applied behind it and answered before it.
+    #[test]
+    fn a_commit_that_overtakes_a_raise_leaves_no_reservation_that_is_not_there() {
+        let mut account = Account { reserved_bytes: 100, charged_bytes: 100, ..Account::default() };
+        let before = account.flushed_bytes;
+        account.flush(60);
+        account.raise(150, before);
+        assert_eq!((account.charged_bytes, account.reserved_bytes), (40, 90));
+    }
 
     #[test]
     fn a_range_is_charged_the_pages_it_touches() {

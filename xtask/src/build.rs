@@ -59,7 +59,7 @@ fn test_program(message: &Value) -> Option<TestProgram> {
     })
 }
 
-/// `path+file:///work/common#holdfast-common@0.1.0` or, for a folder called like its package, `path+file:///w/xtask#0.1.0`.
+/// `path+file:///code/common#holdfast-common@0.1.0` or, for a folder called like its package, `path+file:///w/xtask#0.1.0`.
 fn package_name(id: &str) -> Option<String> {
     let (source, fragment) = id.split_once('#')?;
     let name = match fragment.split_once('@') {

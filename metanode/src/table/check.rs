@@ -158,7 +158,9 @@ impl Table {
             ensure(id.0 < self.counters.next_session, || format!("session {id} was never given"))?;
             let by_key = self.client_keys.get(&session.client_key);
             ensure(by_key == Some(id), || format!("session {id} is not under its client key"))?;
-            ensure(session.replies.len() <= SESSION_IN_FLIGHT_MAX, || format!("session {id} keeps too many replies"))?;
+            ensure(session.replies.len() <= SESSION_IN_FLIGHT_MAX + 1, || {
+                format!("session {id} keeps too many replies")
+            })?;
             let lowest = session.replies.first().map_or(u64::MAX, |(sequence, _)| *sequence);
             ensure(lowest >= session.acknowledged_below, || format!("session {id} keeps acknowledged replies"))?;
             reserved += session.reserved_bytes;

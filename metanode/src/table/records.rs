@@ -149,7 +149,7 @@ pub(crate) struct Session {
     pub(crate) opened_ns: i64,
     /// Replies of lower sequences were received and are gone.
     pub(crate) acknowledged_below: u64,
-    /// Encoded replies by sequence, at most `SESSION_IN_FLIGHT_MAX` (R8).
+    /// Encoded replies by sequence, at most `SESSION_IN_FLIGHT_MAX` and the oldest (R8).
     pub(crate) replies: Tree<u64, Bytes>,
     /// Chunk ids it may still introduce, ascending and apart. An id leaves when its chunk is first committed, so that
     /// a late commit can never bring back a chunk that was freed and forgotten (R1).

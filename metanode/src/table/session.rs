@@ -40,7 +40,9 @@ impl Table {
         if let Some(reply) = session.replies.get(&sequence) {
             return Ok(Answer::Remembered(reply.clone()));
         }
-        if session.replies.len() >= SESSION_IN_FLIGHT_MAX {
+        // The oldest unanswered request is never refused: while it waits the floor cannot rise, and nothing would ever make
+        // room again.
+        if session.replies.len() >= SESSION_IN_FLIGHT_MAX && sequence > session.acknowledged_below {
             // Not remembered: the client acknowledges what it has and asks again under the same sequence.
             return Ok(Answer::Fresh(refusal(Code::Unavailable)));
         }

@@ -116,3 +116,21 @@ fn chunk_ids_belong_to_one_session_and_are_used_once() {
     let at = first + 2;
     assert_eq!(fixture.commit_one(chunk(at, 9), file_commit(inode, 0, 9, at)), Code::Ok);
 }
+
+/// Interleaving: a failover loses one request, hundreds behind it go on, then it is tried again.
+#[test]
+fn the_oldest_request_is_executed_however_many_replies_wait_behind_it() {
+    let mut fixture = Fixture::new();
+    let oldest = fixture.next_command(create(ROOT, b"oldest", Kind::File));
+    let later = |fixture: &mut Fixture, name: String| {
+        let command = fixture.next_command(create(ROOT, name.leak().as_bytes(), Kind::File));
+        let command = TableCommand { acknowledged_below: oldest.sequence, ..command };
+        fixture.table.apply(&command).unwrap().code()
+    };
+    let codes: Vec<Code> = (0..300).map(|index| later(&mut fixture, format!("later-{index}"))).collect();
+    assert_eq!(codes.iter().filter(|code| **code == Code::Ok).count(), 256);
+    assert_eq!(codes[299], Code::Unavailable);
+    assert_eq!(fixture.table.apply(&oldest).unwrap().code(), Code::Ok);
+    fixture.table.check().unwrap();
+    assert_eq!(fixture.run(create(ROOT, b"after", Kind::File)).code(), Code::Ok);
+}

@@ -16,13 +16,16 @@ use holdfast_proto::meta::{Attr, ChunkRecord, Extent, FileMap};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Bytes of one generation at most: four chunks, one commit.
 const GENERATION_BYTES_MAX: usize = 4 * CHUNK_BYTES_MAX as usize;
 /// Ranges of one generation at most: half a commit, as cutting at chunk ends adds some.
 const GENERATION_PIECES_MAX: usize = COMMIT_EXTENTS_MAX / 2;
+
+/// How long an inode that had no extended attributes when it was opened is taken to have none still.
+const PRISTINE_FOR: Duration = Duration::from_secs(1);
 
 /// A generation on its way.
 #[derive(Debug, Clone)]
@@ -48,6 +51,8 @@ struct State {
     next_generation: u64,
     extents: ExtentMap,
     extents_version: u64,
+    /// Until then it is [pristine](Inode::is_pristine).
+    pristine_until: Option<Instant>,
     error: Option<Error>,
 }
 
@@ -84,6 +89,8 @@ pub(crate) enum Found {
 
 impl Inode {
     pub(crate) fn new(attributes: Attr) -> Self {
+        // Setting an extended attribute moves the time of change, and no two operations have the same time.
+        let pristine = attributes.btime_ns != 0 && attributes.ctime_ns == attributes.btime_ns;
         Self {
             id: InodeId(attributes.inode),
             state: Mutex::new(State {
@@ -97,6 +104,7 @@ impl Inode {
                 flushing: VecDeque::new(),
                 next_generation: 0,
                 extents: ExtentMap::default(),
+                pristine_until: pristine.then(|| Instant::now() + PRISTINE_FOR),
                 error: None,
             }),
             progress: Notify::new(),
@@ -124,6 +132,16 @@ impl Inode {
         }
         state.overlay_attributes(&mut fresh);
         fresh
+    }
+
+    /// Whether it was as created when it was opened here a moment ago, and nobody here has set an extended attribute since.
+    pub(crate) fn is_pristine(&self) -> bool {
+        self.state.lock().pristine_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// It may have extended attributes from now on.
+    pub(crate) fn spoil(&self) {
+        self.state.lock().pristine_until = None;
     }
 
     /// The size as this client's user sees it.
@@ -420,6 +438,18 @@ mod tests {
         inode.freeze(Freeze::All);
         assert_eq!(inode.attributes().mode, 0o755);
         assert_eq!(without_suid_sgid(0o6745), 0o2745);
+    }
+
+    #[test]
+    fn only_a_file_that_nobody_changed_since_its_creation_is_pristine() {
+        let of = |btime_ns, ctime_ns| Inode::new(Attr { inode: 5, btime_ns, ctime_ns, ..Attr::default() });
+        assert!(of(7, 7).is_pristine() && !of(7, 8).is_pristine());
+        let spoilt = of(7, 7);
+        spoilt.spoil();
+        assert!(!spoilt.is_pristine());
+        let old = of(7, 7);
+        old.state.lock().pristine_until = Some(Instant::now());
+        assert!(!old.is_pristine());
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub const SYMLINK_BYTES_MAX: usize = 4095;
 pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
 /// Longest list of an inode's xattr names, as Linux has it (XATTR_LIST_MAX).
 pub const XATTR_LIST_BYTES_MAX: usize = 64 << 10;
+/// The extended attribute that holds a program's capabilities: the kernel looks for it before it writes to a file.
+pub const CAPABILITY_XATTR: &[u8] = b"security.capability";
 /// Most names of one inode (ext4 allows 65,000; a u32 is kept honest well above).
 pub const LINKS_MAX: u32 = 1 << 20;
 /// Largest file: the largest offset that fits Linux's signed 64-bit loff_t, rounded down to a page.

@@ -151,6 +151,47 @@ impl Shared {
 pub(crate) struct Cursor {
     pub(crate) segment: Arc<Segment>,
     pub(crate) append: u64,
+    /// What the page of `append` holds before it; `None` until it was read or written.
+    tail: Option<Vec<u8>>,
+}
+
+impl Cursor {
+    pub(crate) fn new(segment: Arc<Segment>, append: u64) -> Self {
+        Self { segment, append, tail: None }
+    }
+
+    /// How far into its page `append` is.
+    pub(crate) fn tail_bytes(&self) -> usize {
+        to_usize(self.append % io::BLOCK_BYTES)
+    }
+
+    /// What the page of `append` holds before it.
+    fn take_tail(&mut self) -> std::io::Result<Vec<u8>> {
+        if let Some(tail) = self.tail.take() {
+            return Ok(tail);
+        }
+        let mut tail = vec![0; self.tail_bytes()];
+        self.segment.file.read_at(self.append - tail.len() as u64, &mut tail)?;
+        Ok(tail)
+    }
+
+    /// Writes records, which stand in `buffer` behind room for what their first page holds already, and advances.
+    /// Whole pages are written, zeros behind the last record: of a page that is not in the page cache the kernel would
+    /// have to read what is not overwritten. What was durable in the first page is written again as it was.
+    ///
+    /// # Errors
+    /// Any I/O error; the cursor then stays where it was.
+    pub(crate) fn write_pages(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+        let (start, page) = (self.tail_bytes(), to_usize(io::BLOCK_BYTES));
+        let tail = self.take_tail()?;
+        buffer[..start].copy_from_slice(&tail);
+        let end = buffer.len();
+        buffer.resize(end.next_multiple_of(page), 0);
+        self.segment.file.write_at(self.append - start as u64, buffer)?;
+        self.tail = Some(buffer[end / page * page..end].to_vec());
+        self.append += (end - start) as u64;
+        Ok(())
+    }
 }
 
 /// The writing end of a disk's store. One thread owns it.
@@ -292,7 +333,7 @@ impl Store {
             None => self.make_now(kind)?,
         };
         let cursor = if kind == SegmentKind::Small { &mut self.small } else { &mut self.bulk };
-        let sealed = cursor.replace(Cursor { segment: segment.clone(), append: DATA_START });
+        let sealed = cursor.replace(Cursor::new(segment.clone(), DATA_START));
         let mut state = self.shared.state.write();
         if let Some(sealed) = sealed {
             let old = state.index.segment_mut(sealed.segment.header.number);

@@ -2,6 +2,7 @@
 //! the kernel chose. The guard ends and removes all of it, whatever state it is in.
 
 use crate::command::{Ended, Run, holdfast_binary, tagged_command, wait_or_kill};
+use crate::forgetful::{self, power};
 use crate::namespace::{self, is_mounted};
 use crate::processes::{self, PART_VARIABLE, ProcessId};
 use crate::wait::{self, seconds};
@@ -91,6 +92,7 @@ pub struct Cluster {
     data: PathBuf,
     separate: bool,
     json: bool,
+    forgetful: bool,
     part: String,
     arguments: Vec<OsString>,
     up: Option<Child>,
@@ -121,7 +123,7 @@ impl Cluster {
         std::fs::create_dir_all(&root).expect("the cluster's directory can be made");
         let arguments = arguments.iter().map(OsString::from).collect();
         let data = root.join("data");
-        Self { root, data, separate: true, json: true, part, arguments, up: None, ready: None }
+        Self { root, data, separate: true, json: true, forgetful: false, part, arguments, up: None, ready: None }
     }
 
     /// Another place for the data than below [`Self::root`].
@@ -137,6 +139,15 @@ impl Cluster {
     /// It speaks to people: nothing is known of its processes but that it is ready.
     pub fn set_human(&mut self) {
         self.json = false;
+    }
+
+    /// Its processes' disks forget what no sync covered when [`Self::fail_power`] is called.
+    pub fn set_forgetful(&mut self) {
+        self.forgetful = true;
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.root.join("journal")
     }
 
     /// The directory that holds everything of this cluster.
@@ -209,6 +220,10 @@ impl Cluster {
         if self.separate {
             command.arg("--separate-processes");
         }
+        if self.forgetful {
+            command.env("LD_PRELOAD", forgetful::library());
+            command.env(forgetful::ROOT_VARIABLE, self.data()).env(forgetful::JOURNAL_VARIABLE, self.journal());
+        }
         command
     }
 
@@ -221,6 +236,9 @@ impl Cluster {
     pub fn spawn(&self) -> Child {
         let stdout = File::create(self.out()).expect("the cluster's directory can be written");
         let stderr = OpenOptions::new().create(true).append(true).open(self.root.join("up.err"));
+        if self.forgetful {
+            std::fs::create_dir_all(self.journal()).expect("the cluster's directory can be written");
+        }
         let mut command = self.up_command();
         command.stdout(stdout).stderr(stderr.expect("the cluster's directory can be written"));
         die_with_parent(&mut command);
@@ -302,6 +320,18 @@ impl Cluster {
         });
         assert!(gone.is_some(), "killed processes are still there: {:?}", processes::tagged(&self.tag()));
         self.ready = None;
+    }
+
+    /// A power failure: kill -9 of everything at once, and the disks lose what no sync covered. Only of a cluster that was
+    /// [forgetful](Self::set_forgetful) from the start.
+    ///
+    /// # Panics
+    /// If something does not die, or the disks cannot be put back.
+    #[track_caller]
+    pub fn fail_power(&mut self, loss: power::Loss) -> power::Taken {
+        assert!(self.forgetful, "this cluster's disks remember everything");
+        self.kill_everything();
+        power::fail(&self.data, &self.journal(), loss)
     }
 
     /// The process of a role now, which is another than at the start if it was killed since.

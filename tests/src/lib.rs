@@ -7,6 +7,7 @@ pub mod block;
 pub mod cluster;
 pub mod command;
 pub mod diagnose;
+pub mod forgetful;
 pub mod manifest;
 pub mod namespace;
 pub mod posix;

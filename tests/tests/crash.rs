@@ -1,6 +1,7 @@
-//! kill -9 of everything at once. What was promised is there afterwards, nothing else is, and nothing hangs. (kill -9
-//! spares the kernel's page cache: what a power failure takes too is the business of the crates' simulated disks.)
+//! kill -9 of everything at once, and power failures, which also take what no sync covered. What was promised is there
+//! afterwards, nothing else is, and nothing hangs.
 
+use holdfast_tests::forgetful::power::{Loss, Taken};
 use holdfast_tests::random::Random;
 use holdfast_tests::wait::{self, seconds};
 use holdfast_tests::workload::{Crew, wait_for_progress};
@@ -8,8 +9,12 @@ use holdfast_tests::{Claim, Cluster, Room, claims, processes};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+/// Half of them take all that was not synced, half of them anything of it.
+const POWER_FAILURES: u32 = 6;
+
 const CLAIMS: &[Claim] = &claims![
     420 => ten_crashes_while_writing_lose_nothing_that_was_promised,
+    420 => power_failures_while_writing_lose_nothing_that_was_promised,
     150 => crashes_while_coming_up_lose_nothing,
     90 => a_crash_right_after_the_first_start_is_survived,
 ];
@@ -20,16 +25,25 @@ fn main() -> ExitCode {
 
 /// Lets the crew write for a random time, kills everything, and brings it up again.
 fn crash_while_writing(cluster: &mut Cluster, crew: &mut Crew, random: &mut Random) {
+    end_while_writing(cluster, crew, random, Cluster::kill_everything);
+}
+
+/// The same with another end of everything than kill -9.
+fn end_while_writing<T>(
+    cluster: &mut Cluster,
+    crew: &mut Crew,
+    random: &mut Random,
+    end: impl FnOnce(&mut Cluster) -> T,
+) -> T {
     let top = cluster.mount().join("crash");
     std::fs::create_dir_all(&top).expect("a directory can be made after a restart");
-    let (killed_at, ends) = crew.work(&top, |signal| {
+    let ((killed_at, said), ends) = crew.work(&top, |signal| {
         // At least something, then any moment.
         wait_for_progress(signal, 60, seconds(40), || {});
         let moment = Instant::now() + Duration::from_millis(random.below(1500));
         wait::until(seconds(5), || (Instant::now() >= moment).then_some(()));
         let killed_at = signal.progress();
-        cluster.kill_everything();
-        killed_at
+        (killed_at, end(cluster))
     });
     for (writer, end) in ends {
         assert!(end.is_err(), "the {writer} was not stopped by the crash");
@@ -37,6 +51,7 @@ fn crash_while_writing(cluster: &mut Cluster, crew: &mut Crew, random: &mut Rand
     let started = Instant::now();
     cluster.up();
     eprintln!("killed after {killed_at} calls, up again in {:.1} s", started.elapsed().as_secs_f64());
+    said
 }
 
 fn ten_crashes_while_writing_lose_nothing_that_was_promised(room: &mut Room) {
@@ -48,6 +63,28 @@ fn ten_crashes_while_writing_lose_nothing_that_was_promised(room: &mut Room) {
         crash_while_writing(cluster, &mut crew, &mut random);
         crew.verify(&cluster.mount().join("crash"));
     }
+    cluster.stop();
+    cluster.up();
+    crew.verify(&cluster.mount().join("crash"));
+}
+
+fn power_failures_while_writing_lose_nothing_that_was_promised(room: &mut Room) {
+    let mut random = Random::fresh("moments of the power failures, and what they take");
+    let mut crew = Crew::of_all_kinds(random.bits() >> 8);
+    room.drop_cluster();
+    let mut cluster = Cluster::prepare(&[]);
+    cluster.set_forgetful();
+    cluster.up();
+    let mut sum = Taken::default();
+    for round in 1..=POWER_FAILURES {
+        let loss = if round % 2 == 0 { Loss::Everything } else { Loss::Anything(Random::new(random.bits())) };
+        let taken = end_while_writing(&mut cluster, &mut crew, &mut random, |cluster| cluster.fail_power(loss));
+        eprintln!("power failure {round}: {taken:?}");
+        sum.sectors += taken.sectors;
+        sum.syncs += taken.syncs;
+        crew.verify(&cluster.mount().join("crash"));
+    }
+    assert!(sum.sectors > 0 && sum.syncs > 0, "the power failures took nothing, or nothing was synced: {sum:?}");
     cluster.stop();
     cluster.up();
     crew.verify(&cluster.mount().join("crash"));

@@ -2,6 +2,8 @@
 //! nobody serves.
 #![allow(clippy::unwrap_used, reason = "every function here is a test")]
 
+use holdfast_tests::forgetful::power::{self, Loss};
+use holdfast_tests::forgetful::{self, JOURNAL_VARIABLE, ROOT_VARIABLE};
 use holdfast_tests::namespace::{abort_and_detach_below, fuse_mounts_below, is_mounted};
 use holdfast_tests::processes::{is_alive, tagged};
 use holdfast_tests::wait::{self, seconds};
@@ -17,6 +19,7 @@ const CLAIMS: &[Claim] = &claims![
     90 => a_claim_that_hangs_in_a_mount_fails_and_leaves_nothing,
     60 => what_a_room_mounts_is_seen_by_nobody_else,
     60 => a_process_left_running_is_ended_with_its_room,
+    60 => a_forgetful_disk_keeps_what_was_synced_and_forgets_the_rest,
 ];
 
 /// Set in the rooms that the claims above start: what these are to do wrong.
@@ -102,4 +105,40 @@ fn a_process_left_running_is_ended_with_its_room(_: &mut Room) {
     // The kernel kills it when the room's thread has died, which is a moment after the room was seen to end.
     wait::for_state(&format!("process {pid} is not left behind"), seconds(10), || !is_alive(pid));
     assert!(tagged(&format!("HOLDFAST_TEST_ROOM={pid}")).is_empty());
+}
+
+fn a_forgetful_disk_keeps_what_was_synced_and_forgets_the_rest(room: &mut Room) {
+    let place = room.local_directory();
+    let (root, journal) = (place.join("root"), place.join("journal"));
+    fs::create_dir(&root).unwrap();
+    fs::create_dir(&journal).unwrap();
+    for name in ["changed", "synced", "shortened", "renamed", "replaced", "removed", "kept"] {
+        fs::write(root.join(name), format!("{name} before").repeat(1000)).unwrap();
+    }
+    let script = format!(
+        "r=${ROOT_VARIABLE}
+        dd if=/dev/zero of=$r/changed bs=100 count=3 seek=7 conv=notrunc
+        dd if=/dev/zero of=$r/synced bs=100 count=3 seek=7 conv=notrunc,fdatasync
+        truncate --size 10 $r/shortened
+        perl -e 'rename shift, shift or die' $r/renamed $r/replaced
+        rm $r/removed
+        touch $r/made
+        dd if=/dev/zero of=$r/forgotten bs=4096 count=1 conv=fsync
+        mkdir $r/below
+        touch $r/below/made
+        sync $r/below $r/below/made"
+    );
+    let mut run = Run::new("sh").arg("-ec").arg(&script);
+    run = run.env("LD_PRELOAD", forgetful::library()).env(ROOT_VARIABLE, &root).env(JOURNAL_VARIABLE, &journal);
+    run.ok();
+    assert_eq!(fs::read(root.join("shortened")).unwrap().len(), 10, "the script did nothing");
+    let taken = power::fail(&root, &journal, Loss::Everything);
+    let read = |name: &str| fs::read_to_string(root.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    for name in ["changed", "shortened", "renamed", "replaced", "removed", "kept"] {
+        assert_eq!(read(name), format!("{name} before").repeat(1000), "{name}; {taken:?}");
+    }
+    assert_eq!(&fs::read(root.join("synced")).unwrap()[700..1000], [0; 300], "{taken:?}");
+    assert!(root.join("below/made").exists(), "a synced name is gone; {taken:?}");
+    // Their content was synced, their names were not.
+    assert!(!root.join("made").exists() && !root.join("forgotten").exists(), "{taken:?}");
 }

@@ -4,6 +4,7 @@ use super::{FileSystem, attributes_of, kind_of, missing};
 use crate::{Attributes, DirectoryEntry, Error, NewNode, RenameMode, SetAttributes, SetTime, XattrMode};
 use bytes::Bytes;
 use holdfast_common::InodeId;
+use holdfast_common::limits::CAPABILITY_XATTR;
 use holdfast_proto::meta::{
     Code, CreateNode, GetAttr, GetXattr, Kind, Link, ListXattr, Lookup, MutateResponse, ReadDirectory, ReadLink,
     RemoveXattr, Rename, SetAttr, SetXattr, Unlink, mutation, read_request,
@@ -164,8 +165,12 @@ impl FileSystem {
         response.entries.into_iter().map(entry).collect()
     }
 
-    /// An extended attribute's value.
+    /// An extended attribute's value. That a file just created has no capability is answered from memory, because the
+    /// kernel asks before the first write to every file; a commit removes one that another mount sets meanwhile.
     pub async fn get_xattr(&self, inode: InodeId, name: &[u8]) -> Result<Bytes, Error> {
+        if name == CAPABILITY_XATTR && self.mounted.files.inode(inode).is_some_and(|inode| inode.is_pristine()) {
+            return Err(Error::Refused { code: Code::NoData, detail: "just created".to_owned() });
+        }
         let op = GetXattr { inode: inode.0, name: name_of(name) };
         Ok(self.ask(read_request::Op::GetXattr(op)).await?.value)
     }
@@ -179,6 +184,9 @@ impl FileSystem {
     pub async fn set_xattr(&self, inode: InodeId, name: &[u8], value: Bytes, mode: XattrMode) -> Result<(), Error> {
         if !XATTR_NAMESPACES.iter().any(|namespace| name.starts_with(namespace)) {
             return Err(Error::Refused { code: Code::NotSupported, detail: "no such namespace".to_owned() });
+        }
+        if let Some(inode) = self.mounted.files.inode(inode) {
+            inode.spoil();
         }
         let op = SetXattr {
             inode: inode.0,

@@ -309,8 +309,9 @@ impl Store {
         let header = encode(&place, self.next_sequence, self.durable_sequence, version, bytes, body);
         let into = match kind {
             SegmentKind::Small => {
-                batch.small_buffer.resize(used + to_usize(bytes), 0);
-                &mut batch.small_buffer[used..]
+                let start = cursor.tail_bytes() + used;
+                batch.small_buffer.resize(start + to_usize(bytes), 0);
+                &mut batch.small_buffer[start..]
             }
             SegmentKind::Bulk => self.bulk_buffer.range_mut(used, to_usize(bytes)),
         };
@@ -334,11 +335,23 @@ impl Store {
         if used == 0 {
             return Ok(());
         }
-        let Cursor { segment, append } = self.cursor(kind).expect("a lane with bytes has a segment").clone();
+        let cursor = match kind {
+            SegmentKind::Small => self.small.as_mut(),
+            SegmentKind::Bulk => self.bulk.as_mut(),
+        };
+        let cursor = cursor.expect("a lane with bytes has a segment");
+        let (segment, append) = (cursor.segment.clone(), cursor.append);
         batch.touch(&segment);
         let written = match kind {
-            SegmentKind::Small => segment.file.write_at(append, &batch.small_buffer[..used]),
-            SegmentKind::Bulk => segment.file.write_direct(append, self.bulk_buffer.bytes(used)),
+            SegmentKind::Small => {
+                // A record that was refused while it was being built may stand behind the others.
+                batch.small_buffer.truncate(cursor.tail_bytes() + used);
+                cursor.write_pages(&mut batch.small_buffer)
+            }
+            SegmentKind::Bulk => segment
+                .file
+                .write_direct(append, self.bulk_buffer.bytes(used))
+                .inspect(|()| cursor.append = append + used as u64),
         };
         match written {
             Ok(()) => {}
@@ -350,17 +363,13 @@ impl Store {
                 for planned in pending {
                     batch.planned[planned].failed = true;
                 }
-                if kind == SegmentKind::Small {
-                    return Ok(());
+                // A bulk segment goes on behind the hole.
+                if kind == SegmentKind::Bulk {
+                    self.bulk.as_mut().expect("just used").append = append + used as u64;
                 }
             }
             Err(error) => return Err(self.shared.poison("writing", &error)),
         }
-        let cursor = match kind {
-            SegmentKind::Small => self.small.as_mut(),
-            SegmentKind::Bulk => self.bulk.as_mut(),
-        };
-        cursor.expect("just used").append = append + used as u64;
         Ok(())
     }
 

@@ -341,8 +341,8 @@ impl Recovery {
         for (number, state) in &self.index.segments {
             let segment = self.segments[number].clone();
             match (state.phase, state.kind) {
-                (Phase::Open, SegmentKind::Small) => small = Some(Cursor { segment, append: state.append }),
-                (Phase::Open, SegmentKind::Bulk) => bulk = Some(Cursor { segment, append: state.append }),
+                (Phase::Open, SegmentKind::Small) => small = Some(Cursor::new(segment, state.append)),
+                (Phase::Open, SegmentKind::Bulk) => bulk = Some(Cursor::new(segment, state.append)),
                 (Phase::Spare, _) => spares.push_back(segment),
                 (Phase::Sealed | Phase::Drained, _) => {}
             }

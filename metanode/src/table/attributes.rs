@@ -19,6 +19,9 @@ impl Table {
         if let Some(size_bytes) = op.size_bytes {
             self.truncate(id, size_bytes, now_ns)?;
         }
+        if op.size_bytes.is_some() || op.uid.is_some() || op.gid.is_some() {
+            self.kill_capability(id);
+        }
         let inode = self.known_mut(id)?;
         if let Some(mode) = op.mode {
             inode.mode = mode & 0o7777;

@@ -150,6 +150,7 @@ impl Table {
             self.map(id, extent.file_offset, run, touched)?;
         }
         self.change_mapped_pages(id, more_pages, 0)?;
+        self.kill_capability(id);
         let inode = self.known_mut(id)?;
         inode.size_bytes = size_bytes;
         inode.mtime_ns = inode.mtime_ns.max(file.mtime_ns.min(now_ns));

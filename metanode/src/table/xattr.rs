@@ -4,7 +4,7 @@ use super::key::{NameKey, NameProbe};
 use super::{Outcome, Table};
 use bytes::Bytes;
 use holdfast_common::InodeId;
-use holdfast_common::limits::{XATTR_LIST_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
+use holdfast_common::limits::{CAPABILITY_XATTR, XATTR_LIST_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use holdfast_proto::meta::{Code, MutateResponse, RemoveXattr, SetXattr};
 use std::ops::Bound;
 
@@ -50,6 +50,14 @@ impl Table {
         }
         self.known_mut(id)?.ctime_ns = now_ns;
         Ok(MutateResponse::default())
+    }
+
+    /// A file whose content changes loses its capabilities, whoever changes it, as FUSE_HANDLE_KILLPRIV_V2 demands. This
+    /// also covers a capability that another mount set after the writer's kernel had looked for one.
+    pub(super) fn kill_capability(&mut self, id: InodeId) {
+        if let Ok(probe) = NameProbe::new(id, CAPABILITY_XATTR) {
+            self.xattrs.remove(probe.as_bytes());
+        }
     }
 
     /// The inode is going.

@@ -2,10 +2,11 @@
 
 use super::{Fixture, ROOT, chunk, file_commit, group};
 use holdfast_common::ChunkId;
+use holdfast_common::limits::CAPABILITY_XATTR;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     AddGroups, ChunkRecord, Code, Commit, Extent, Fallocate, FileCommit, ForgetChunks, GroupState, Kind, ReapOrphans,
-    SetAttr, Unlink, VacateSlot,
+    SetAttr, SetXattr, Unlink, VacateSlot,
 };
 
 fn freed(fixture: &Fixture) -> Vec<u64> {
@@ -214,6 +215,29 @@ fn groups_added_twice_are_there_once_and_full_ones_are_found() {
     assert_eq!(fixture.table.groups_to_switch(), [(2.into(), GroupState::GroupFull)]);
     let short = holdfast_proto::meta::BlockGroup { slots: vec![], ..group(3) };
     assert_eq!(fixture.lead(Op::AddGroups(AddGroups { groups: vec![short] })).code(), Code::Invalid);
+}
+
+#[test]
+fn a_file_whose_content_or_owner_changes_loses_its_capabilities() {
+    let mut fixture = Fixture::new();
+    let inode = fixture.create(ROOT, b"program", Kind::File);
+    let get = |fixture: &Fixture, name: &[u8]| fixture.table.get_xattr(inode.into(), name).map(|value| value.len());
+    let chown = SetAttr { inode, uid: Some(1), ..SetAttr::default() };
+    let truncate = SetAttr { inode, size_bytes: Some(0), ..SetAttr::default() };
+    let chmod = SetAttr { inode, mode: Some(0o755), ..SetAttr::default() };
+    let id = fixture.reserve_chunk();
+    let commit = Commit { chunks: vec![chunk(id, 10)], files: vec![file_commit(inode, 0, 10, id)] };
+    for op in [Op::Commit(commit), Op::SetAttr(chown), Op::SetAttr(truncate)] {
+        for name in [CAPABILITY_XATTR, b"user.kept"] {
+            let (name, value) = (name.to_vec().into(), b"value".as_slice().into());
+            fixture.ok(Op::SetXattr(SetXattr { inode, name, value, ..SetXattr::default() }));
+        }
+        fixture.ok(Op::SetAttr(chmod));
+        assert_eq!(get(&fixture, CAPABILITY_XATTR), Ok(5));
+        fixture.ok(op);
+        assert_eq!(get(&fixture, CAPABILITY_XATTR), Err(Code::NoData));
+        assert_eq!(get(&fixture, b"user.kept"), Ok(5));
+    }
 }
 
 #[test]

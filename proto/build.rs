@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "record.proto",
         "cluster.proto",
         "metanode.proto",
+        "node.proto",
         "raft.proto",
         "snapshot.proto",
     ];

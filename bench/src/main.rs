@@ -3,6 +3,7 @@
 mod figures;
 mod interrupt;
 mod rpc;
+mod stalls;
 mod systems;
 mod workloads;
 
@@ -140,8 +141,9 @@ fn run_all(
     if let Some(binary) = holdfast {
         let mut holdfast = Holdfast::start(binary, dir, up_arguments)?;
         let mount = holdfast.mount().to_owned();
-        reports.push(workloads::run(&mount, options, &mut holdfast)?);
+        let report = reports.push_mut(workloads::run(&mount, options, &mut holdfast)?);
         holdfast.stop()?;
+        report.figures.extend(stalls::run(binary, dir, up_arguments, options)?);
     }
     for peer in peers {
         reports.push(match peer {

@@ -17,6 +17,7 @@ use anyhow::Context;
 
 use crate::figures::{Figure, Outcome, Report, Unit};
 use crate::interrupt;
+use crate::stalls;
 
 /// Sizes and choices, the same for every system of a run.
 #[derive(Clone, Debug, clap::Args)]
@@ -55,14 +56,22 @@ impl Options {
         arguments
     }
 
+    /// Whether a figure was asked for.
+    pub(crate) fn wants(&self, figure: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name == figure)
+    }
+
     /// Refuses what could not run, before anything is started.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(self.size_mb >= 4, "--size-mb must be at least 4");
         anyhow::ensure!(self.files >= 10, "--files must be at least 10");
         anyhow::ensure!(self.runtime > 0.0 && self.runtime.is_finite(), "--runtime must be positive");
         for name in &self.only {
-            let known = WORKLOADS.iter().any(|workload| workload.name == name);
-            anyhow::ensure!(known, "--only names {name:?}, which is no figure; they are: {}", all_names());
+            anyhow::ensure!(
+                all_names().any(|known| known == name),
+                "--only names {name:?}, which is no figure; they are: {}",
+                all_names().collect::<Vec<_>>().join(", ")
+            );
         }
         if let Some(tar) = &self.tar {
             fs::metadata(tar).with_context(|| format!("cannot read {}", tar.display()))?;
@@ -71,8 +80,8 @@ impl Options {
     }
 }
 
-fn all_names() -> String {
-    WORKLOADS.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ")
+fn all_names() -> impl Iterator<Item = &'static str> {
+    WORKLOADS.iter().map(|workload| workload.name).chain(stalls::names())
 }
 
 /// What the workloads ask of the system under test.
@@ -174,8 +183,7 @@ pub(crate) fn run(directory: &Path, options: &Options, system: &mut dyn System) 
     let mut figures = Vec::new();
     let mut phase = Phase::Large;
     for workload in WORKLOADS {
-        let chosen = options.only.is_empty() || options.only.iter().any(|name| name == workload.name);
-        if !chosen || (workload.phase == Phase::Tree && options.tar.is_none()) {
+        if !options.wants(workload.name) || (workload.phase == Phase::Tree && options.tar.is_none()) {
             continue;
         }
         interrupt::check()?;

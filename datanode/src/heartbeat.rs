@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_common::{DiskId, Incarnation, VolumeId};
+use holdfast_node::{NodeSuperblock, REGISTER_RETRY, VolumeManager, is_final};
 use holdfast_proto::control::{
     Disk, DroppedVolume, HeartbeatRequest, HeartbeatResponse, RegisterRequest, Role, VolumeDrop,
 };
@@ -15,11 +16,7 @@ use tonic::Status;
 use crate::service::DataService;
 use crate::store::DiskStatus;
 use crate::store::types::VolumeKey;
-use crate::superblock::NodeSuperblock;
-use crate::volmgr::{VolumeManager, is_final};
 
-/// Pause between attempts to register.
-pub(crate) const REGISTER_RETRY: Duration = Duration::from_millis(300);
 /// Longest time to make a drop durable on all disks.
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Drops executed for one heartbeat; the rest comes with the next.
@@ -39,16 +36,7 @@ pub(crate) fn registration(
     address: SocketAddr,
     disks: &[(DiskId, DiskStatus)],
 ) -> RegisterRequest {
-    let registered = superblock.node.0 != 0;
-    RegisterRequest {
-        cluster: if registered { superblock.cluster.to_string() } else { String::new() },
-        node: superblock.node.0,
-        role: Role::Datanode.into(),
-        address: address.to_string(),
-        generation: superblock.generation,
-        disks: disks.iter().map(report).collect(),
-        format_nonce: superblock.format_nonce,
-    }
+    superblock.registration(Role::Datanode, address, disks.iter().map(report).collect())
 }
 
 fn report((disk, status): &(DiskId, DiskStatus)) -> Disk {

@@ -9,7 +9,6 @@ mod service;
 pub mod store;
 pub mod superblock;
 mod units;
-mod volmgr;
 
 pub use disk::{READ_QUEUE_MAX, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_MAX};
 pub use node::{Datanode, DatanodeConfig, StartError, format, start, start_with};

@@ -3,15 +3,15 @@
 //! The first start waits for the volume manager, which gives node and disks their ids and the node the cluster's secret.
 //! From then on the node serves without it: its address may have changed, which it says in the background.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use holdfast_common::durable::{DirectoryLock, LockError, sync_parent};
-use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, DiskId, NodeId};
+use holdfast_common::{DiskId, NodeId};
+use holdfast_node::superblock::{self, SuperblockError};
+use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::RegisterResponse;
 use holdfast_transport::{Identity, Server, ServerLimits};
 use parking_lot::Mutex;
@@ -19,16 +19,12 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError};
 
 use crate::disk::Disk;
-use crate::heartbeat::{self, Heart, REGISTER_RETRY};
+use crate::heartbeat::{self, Heart};
 use crate::service::DataService;
 use crate::store::real::RealDirectory;
 use crate::store::recover::{self, OpenError};
 use crate::store::{DiskStatus, Store, StoreOptions};
-use crate::superblock::{DiskSuperblock, NodeSuperblock, SUPERBLOCK_FILE, SuperblockError};
-use crate::volmgr::{VolumeManager, is_final};
-
-/// Between heartbeats until the volume manager said otherwise.
-const HEARTBEAT_INTERVAL_MS_DEFAULT: u32 = 500;
+use crate::superblock::{DiskSuperblock, NODE_KIND};
 
 /// Where a datanode lives and listens, and whom it belongs to.
 #[derive(Clone, Debug)]
@@ -53,13 +49,8 @@ pub enum StartError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The address is taken or not ours.
-    #[error("cannot listen on {address}: {}", bind_reason(source))]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {
@@ -111,14 +102,6 @@ pub enum StartError {
     Interrupted(#[from] JoinError),
 }
 
-fn bind_reason(source: &io::Error) -> String {
-    match source.kind() {
-        io::ErrorKind::AddrInUse => "the port is in use".to_owned(),
-        io::ErrorKind::AddrNotAvailable => "this host has no such address".to_owned(),
-        _ => source.to_string(),
-    }
-}
-
 fn io_error(path: &Path) -> impl Fn(io::Error) -> StartError + '_ {
     move |source| StartError::Io { path: path.to_owned(), source }
 }
@@ -139,36 +122,21 @@ fn format_blocking(directory: &Path, disks: &[PathBuf]) -> Result<(), StartError
     }
     std::fs::create_dir_all(directory).map_err(io_error(directory))?;
     let _lock = DirectoryLock::acquire(directory)?;
-    if directory.join(SUPERBLOCK_FILE).exists() {
-        return Err(SuperblockError::Exists { path: directory.to_owned() }.into());
-    }
+    superblock::must_not_exist(directory)?;
     let mut locks = Vec::new();
     for disk in disks {
         std::fs::create_dir_all(disk).map_err(io_error(disk))?;
         locks.push(lock_disk(disk, directory)?);
         check_empty(disk)?;
     }
-    let mut nonce = [0; 8];
-    let random = Path::new("/dev/urandom");
-    File::open(random).and_then(|mut file| file.read_exact(&mut nonce)).map_err(io_error(random))?;
-    // 0 would say that there is none.
-    let format_nonce = u64::from_le_bytes(nonce).max(1);
-    let cluster = ClusterId([0; 16]);
+    let node = NodeSuperblock::fresh().map_err(io_error(directory))?;
     for disk in disks {
         recover::create(&RealDirectory::new(disk)).map_err(io_error(disk))?;
-        DiskSuperblock { cluster, node: NodeId(0), disk: DiskId(0), format_nonce }.write(disk)?;
+        DiskSuperblock::fresh(node.format_nonce).write(disk)?;
         sync_parent(disk).map_err(io_error(disk))?;
     }
     // Last, because it is what makes the node formatted: a crash before can be formatted again.
-    let node = NodeSuperblock {
-        cluster,
-        node: NodeId(0),
-        generation: 0,
-        format_nonce,
-        heartbeat_interval_ms: HEARTBEAT_INTERVAL_MS_DEFAULT,
-        secret: ClusterSecret([0; 32]),
-    };
-    node.write(directory)?;
+    node.write(directory, NODE_KIND)?;
     sync_parent(directory).map_err(io_error(directory))
 }
 
@@ -188,7 +156,7 @@ fn check_empty(disk: &Path) -> Result<(), StartError> {
     match DiskSuperblock::read(disk) {
         Ok(superblock) if superblock.node.0 == 0 => return Ok(()),
         Ok(_) => return Err(SuperblockError::Exists { path: disk.to_owned() }.into()),
-        Err(SuperblockError::Missing { .. }) => {}
+        Err(SuperblockError::NotFormatted { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     let ours = ["lock", "lost+found", "volumes", "volumes.tmp", "superblock.tmp"];
@@ -226,19 +194,16 @@ pub async fn start(config: DatanodeConfig) -> Result<Datanode, StartError> {
 /// # Errors
 /// [`StartError`]; nothing serves then.
 pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result<Datanode, StartError> {
-    let (superblock, lock, disk_locks) = {
+    let (lock, disk_locks) = {
         let config = config.clone();
         tokio::task::spawn_blocking(move || claim(&config)).await??
     };
     let volmgr = VolumeManager::new(&config.volmgr).map_err(|_| StartError::BadVolmgr(config.volmgr.clone()))?;
-    let listen_error = |source| StartError::Listen { address: config.listen, source };
-    // Taken now, so that the address is known before the registration and a port in use is found before anything is
-    // changed; given up right before the server takes it.
-    let reserved = TcpListener::bind(config.listen).map_err(listen_error)?;
-    let address = reserved.local_addr().map_err(listen_error)?;
+    let reserved = Reserved::take(config.listen)?;
+    let address = reserved.address();
     let superblock = {
         let directory = config.directory.clone();
-        tokio::task::spawn_blocking(move || raise_generation(&directory, superblock)).await??
+        tokio::task::spawn_blocking(move || NodeSuperblock::raise_generation(&directory, NODE_KIND)).await??
     };
     let (superblock, ids, registered) = identify(&config, superblock, &volmgr, address).await?;
     let (disks, lost) = open_disks(&config.disks, &ids, disk_locks, &options).await?;
@@ -247,7 +212,7 @@ pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result
     drop(reserved);
     let identity = Identity { cluster: superblock.cluster };
     let server = Server::bind(address, identity, service.clone(), ServerLimits::default()).await;
-    let server = Arc::new(Mutex::new(Some(server.map_err(listen_error)?)));
+    let server = Arc::new(Mutex::new(Some(server.map_err(|source| ListenError { address, source })?)));
     let (stop, stopped) = watch::channel(None);
     let heart = Heart { service: service.clone(), volmgr, superblock, address };
     let serving = server.clone();
@@ -264,23 +229,16 @@ pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result
     Ok(Datanode { node, local_addr: address, service, server, heartbeat, stopped, _lock: lock })
 }
 
-/// Peers remember the highest generation they saw, so that a cloned or rolled back node is known (R28).
-fn raise_generation(directory: &Path, mut superblock: NodeSuperblock) -> Result<NodeSuperblock, StartError> {
-    superblock.generation += 1;
-    superblock.write(directory)?;
-    Ok(superblock)
-}
-
 /// Locks and checks everything the node needs; changes nothing.
-fn claim(config: &DatanodeConfig) -> Result<(NodeSuperblock, DirectoryLock, Vec<DirectoryLock>), StartError> {
+fn claim(config: &DatanodeConfig) -> Result<(DirectoryLock, Vec<DirectoryLock>), StartError> {
     if config.disks.is_empty() {
         return Err(StartError::NoDisks);
     }
     // Before the lock: a directory that is none of ours gets no lock file.
-    NodeSuperblock::read(&config.directory)?;
+    NodeSuperblock::read(&config.directory, NODE_KIND)?;
     let lock = DirectoryLock::acquire(&config.directory)?;
     let mut disk_locks = Vec::new();
-    let superblock = NodeSuperblock::read(&config.directory)?;
+    let superblock = NodeSuperblock::read(&config.directory, NODE_KIND)?;
     for disk in &config.disks {
         let theirs = DiskSuperblock::read(disk)?;
         let node_fits = theirs.node.0 == 0 || superblock.node.0 == 0 || theirs.node == superblock.node;
@@ -289,7 +247,7 @@ fn claim(config: &DatanodeConfig) -> Result<(NodeSuperblock, DirectoryLock, Vec<
         }
         disk_locks.push(lock_disk(disk, &config.directory)?);
     }
-    Ok((superblock, lock, disk_locks))
+    Ok((lock, disk_locks))
 }
 
 /// Makes sure that node and disks have ids. The last part says whether the volume manager knows this start already.
@@ -302,7 +260,7 @@ async fn identify(
     let ids: Result<Vec<DiskId>, _> =
         config.disks.iter().map(|disk| DiskSuperblock::read(disk).map(|theirs| theirs.disk)).collect();
     let ids = ids?;
-    let newcomer = superblock.node.0 == 0 || ids.contains(&DiskId(0));
+    let newcomer = !superblock.is_registered() || ids.contains(&DiskId(0));
     let disks: Vec<_> = config.disks.iter().zip(&ids).map(|(path, id)| (*id, first_look(path))).collect();
     let mut complained = false;
     loop {
@@ -311,7 +269,7 @@ async fn identify(
             Ok(response) => {
                 let (config, superblock) = (config.clone(), superblock.clone());
                 let persisted =
-                    tokio::task::spawn_blocking(move || persist_ids(&config, superblock, &response)).await??;
+                    tokio::task::spawn_blocking(move || persist_ids(&config, &superblock, &response)).await??;
                 return Ok((persisted.0, persisted.1, true));
             }
             Err(status) if is_final(&status) => return Err(StartError::Refused(status.message().to_owned())),
@@ -343,36 +301,28 @@ fn first_look(path: &Path) -> DiskStatus {
 /// given the same ids.
 fn persist_ids(
     config: &DatanodeConfig,
-    mut superblock: NodeSuperblock,
+    superblock: &NodeSuperblock,
     response: &RegisterResponse,
 ) -> Result<(NodeSuperblock, Vec<DiskId>), StartError> {
-    let cluster: ClusterId = response.cluster.parse().map_err(|_| StartError::BadRegistration)?;
-    let secret: [u8; 32] = response.secret[..].try_into().map_err(|_| StartError::BadRegistration)?;
+    let new = superblock.registered(response).ok_or(StartError::BadRegistration)?;
     let ids: Vec<DiskId> = response.disks.iter().copied().map(DiskId).collect();
-    let known = superblock.node.0 == 0 || (superblock.node.0 == response.node && superblock.cluster == cluster);
-    if response.node == 0 || ids.len() != config.disks.len() || ids.contains(&DiskId(0)) || !known {
+    if ids.len() != config.disks.len() || ids.contains(&DiskId(0)) {
         return Err(StartError::BadRegistration);
     }
-    let node = NodeId(response.node);
     for (path, disk) in config.disks.iter().zip(&ids) {
         let old = DiskSuperblock::read(path)?;
-        let new = DiskSuperblock { cluster, node, disk: *disk, ..old };
-        if old.disk.0 != 0 && old != new {
+        let theirs = DiskSuperblock { cluster: new.cluster, node: new.node, disk: *disk, ..old };
+        if old.disk.0 != 0 && old != theirs {
             return Err(StartError::ForeignDisk { path: path.clone() });
         }
-        if old != new {
-            new.write(path)?;
+        if old != theirs {
+            theirs.write(path)?;
         }
     }
-    let old = superblock.clone();
-    (superblock.cluster, superblock.node, superblock.secret) = (cluster, node, ClusterSecret(secret));
-    if response.heartbeat_interval_ms != 0 {
-        superblock.heartbeat_interval_ms = response.heartbeat_interval_ms;
+    if new != *superblock {
+        new.write(&config.directory, NODE_KIND)?;
     }
-    if superblock != old {
-        superblock.write(&config.directory)?;
-    }
-    Ok((superblock, ids))
+    Ok((new, ids))
 }
 
 /// Opens every disk, each on a thread of its own. A disk that does not open is out of service; one that a newer version

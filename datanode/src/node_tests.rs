@@ -25,8 +25,10 @@ use parking_lot::Mutex;
 use tonic::transport::server::TcpIncoming;
 
 use crate::store::types::ShardKey;
-use crate::superblock::{NodeSuperblock, SuperblockError};
+use crate::superblock::NODE_KIND;
 use crate::{Datanode, DatanodeConfig, StartError, StoreOptions, format, start, start_with};
+use holdfast_node::NodeSuperblock;
+use holdfast_node::superblock::SuperblockError;
 
 const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
 const SECRET: [u8; 32] = [0x5e; 32];
@@ -228,7 +230,7 @@ async fn a_node_gets_its_ids_once_and_serves_without_the_volume_manager_afterwar
     let (response, body) = rig.read(&node, vec![range(11, 1, 0, 128 * KIB), range(12, 2, 0, 8 * KIB)]).await;
     assert!(response.results.iter().all(|result| status(result.status) == Status::Ok));
     assert_eq!(body, [shard(1, 128 * KIB).1, shard(2, 8 * KIB).1].concat());
-    assert_eq!(NodeSuperblock::read(&rig.path("node")).unwrap().generation, 2);
+    assert_eq!(NodeSuperblock::read(&rig.path("node"), NODE_KIND).unwrap().generation, 2);
     node.shutdown().await;
 }
 
@@ -255,7 +257,7 @@ async fn unformatted_doubly_started_and_foreign_directories_are_refused_in_a_sen
     let rig = Rig::new().await;
     let bare = DatanodeConfig { directory: rig.path("nothing"), ..rig.config() };
     let error = start(bare).await.err().unwrap().to_string();
-    assert!(error.ends_with("nothing is not formatted as the directory of a datanode"), "{error}");
+    assert!(error.ends_with("nothing is not formatted as a datanode's directory"), "{error}");
     assert!(!rig.path("nothing").exists());
     let again = format(&rig.path("node"), &[rig.path("disk2")]).await.err().unwrap();
     assert!(matches!(again, StartError::Superblock(SuperblockError::Exists { .. })), "{again}");
@@ -269,7 +271,7 @@ async fn unformatted_doubly_started_and_foreign_directories_are_refused_in_a_sen
         DatanodeConfig { directory: rig.path("node2"), disks: vec![rig.path("disk2")], listen: taken, ..rig.config() };
     let error = start(second.clone()).await.err().unwrap().to_string();
     assert_eq!(error, format!("cannot listen on {taken}: the port is in use"));
-    assert_eq!(NodeSuperblock::read(&rig.path("node2")).unwrap().generation, 0, "something was changed");
+    assert_eq!(NodeSuperblock::read(&rig.path("node2"), NODE_KIND).unwrap().generation, 0, "something was changed");
     node.shutdown().await;
 
     let swapped = DatanodeConfig { disks: vec![rig.path("disk0"), rig.path("disk2")], ..rig.config() };

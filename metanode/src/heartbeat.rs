@@ -2,12 +2,12 @@
 //! or drop. Everything else on the node goes on while the volume manager is dead.
 
 use crate::hosted::{Context, Hosted};
-use crate::volmgr::is_final;
 use holdfast_common::proof::Claim;
 use holdfast_common::{Incarnation, NodeId, VolumeId};
 use holdfast_consensus::Role as RaftRole;
+use holdfast_node::{REGISTER_RETRY, is_final};
 use holdfast_proto::control::{
-    DroppedVolume, HeartbeatRequest, HeartbeatResponse, RegisterRequest, Role, TableAssignment, TableReport, VolumeDrop,
+    DroppedVolume, HeartbeatRequest, HeartbeatResponse, Role, TableAssignment, TableReport, VolumeDrop,
 };
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,27 +16,12 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tonic::Status;
 
-/// Pause between attempts to register.
-pub(crate) const REGISTER_RETRY: Duration = Duration::from_millis(500);
-
-/// The request by which a node with an id says where it is.
-pub(crate) fn registration(context: &Context, address: SocketAddr) -> RegisterRequest {
-    RegisterRequest {
-        cluster: context.identity.cluster.to_string(),
-        node: context.identity.node.0,
-        role: Role::Metanode.into(),
-        address: address.to_string(),
-        generation: context.identity.generation,
-        disks: Vec::new(),
-        format_nonce: 0,
-    }
-}
-
 /// Registers unless that was done, then sends heartbeats for ever.
 pub(crate) async fn run(context: Arc<Context>, address: SocketAddr, registered: bool, interval: Duration) {
     let mut complaint = Complaint::default();
     if !registered {
-        while let Err(status) = context.volmgr.register(registration(&context, address)).await {
+        let registration = context.identity.registration(Role::Metanode, address, Vec::new());
+        while let Err(status) = context.volmgr.register(registration.clone()).await {
             complaint.about(&status);
             sleep(REGISTER_RETRY).await;
         }

@@ -6,11 +6,10 @@ use crate::machine::TableMachine;
 use crate::neighbours::Neighbours;
 use crate::sweep;
 use crate::upkeep;
-use crate::volmgr::VolumeManager;
 use bytes::Bytes;
-use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, NodeId, SessionId, VolumeId};
-use holdfast_consensus::{Group, Node, ProposeError, Role};
+use holdfast_common::{NodeId, SessionId, VolumeId};
+use holdfast_consensus::{Group, GroupStatus, Node, ProposeError, Role};
+use holdfast_node::{NodeSuperblock, VolumeManager};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{MutateResponse, Mutation};
 use holdfast_proto::record::TableCommand;
@@ -20,24 +19,15 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 /// Longest wait for an entry that the leader proposes for itself.
 const UPKEEP_PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Who this node is.
-#[derive(Clone, Debug)]
-pub(crate) struct Identity {
-    pub(crate) cluster: ClusterId,
-    pub(crate) node: NodeId,
-    pub(crate) generation: u64,
-    pub(crate) secret: ClusterSecret,
-}
-
 /// What everything on the node shares.
 pub(crate) struct Context {
-    pub(crate) identity: Identity,
+    pub(crate) identity: NodeSuperblock,
     pub(crate) node: Arc<Node<TableMachine>>,
     pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) client: Client,
@@ -76,9 +66,42 @@ pub(crate) enum NotLed {
     Stopped,
 }
 
+/// Follows whether a replica leads, for what only a leader does.
+pub(crate) struct Leadership {
+    status: watch::Receiver<GroupStatus>,
+    ended: bool,
+}
+
+impl Leadership {
+    pub(crate) fn of(hosted: &Hosted) -> Self {
+        Self { status: hosted.group.watch(), ended: false }
+    }
+
+    /// Waits until the replica leads, and says in which term; `None` once the table is dropped or stopped.
+    pub(crate) async fn wait(&mut self) -> Option<u64> {
+        while !self.ended {
+            let (role, term) = {
+                let status = self.status.borrow_and_update();
+                (status.role, status.term)
+            };
+            match role {
+                Role::Leader => return Some(term),
+                Role::Stopped => return None,
+                Role::Follower | Role::Candidate => self.changed().await,
+            }
+        }
+        None
+    }
+
+    /// Waits for another role or term.
+    pub(crate) async fn changed(&mut self) {
+        self.ended = self.status.changed().await.is_err();
+    }
+}
+
 impl Context {
     pub(crate) fn new(
-        identity: Identity,
+        identity: NodeSuperblock,
         node: Arc<Node<TableMachine>>,
         neighbours: Arc<Neighbours>,
         client: Client,

@@ -13,11 +13,8 @@ mod neighbours;
 mod outbox;
 mod server;
 mod service;
-mod superblock;
 mod sweep;
 pub mod table;
 mod upkeep;
-mod volmgr;
 
 pub use server::{Metanode, MetanodeConfig, StartError, cluster_of, format, start};
-pub use superblock::FileError;

@@ -2,8 +2,8 @@
 //! without what changes by the second, in a small file, so that a metanode that starts while the volume manager is dead
 //! finds its peers and tells clients where datanodes are.
 
-use crate::superblock::{self, FileError, NEIGHBOURS};
 use holdfast_common::{NodeId, VolumeId};
+use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::control::{Endpoint, HeartbeatResponse, TableAssignment};
 use holdfast_proto::meta::NodeAddress;
 use holdfast_proto::metanode::Neighbours as Record;
@@ -11,6 +11,9 @@ use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+
+/// The file.
+const NEIGHBOURS: Kind = Kind { file: "neighbours", magic: *b"HFNEIGH\n", version: 1, name: "a metanode's directory" };
 
 #[derive(Debug, Default)]
 struct Known {
@@ -37,12 +40,12 @@ pub(crate) struct Neighbours {
 
 impl Neighbours {
     /// What the directory's file says; nothing if there is none or it is damaged.
-    pub(crate) fn load(directory: &Path) -> Result<Self, FileError> {
+    pub(crate) fn load(directory: &Path) -> Result<Self, SuperblockError> {
         let record = match superblock::read::<Record>(directory, NEIGHBOURS) {
             Ok(record) => record,
-            Err(FileError::Missing { .. }) => Record::default(),
+            Err(SuperblockError::NotFormatted { .. }) => Record::default(),
             // It is a copy of what the volume manager says again: no reason not to start.
-            Err(error @ FileError::Damaged { .. }) => {
+            Err(error @ SuperblockError::Damaged { .. }) => {
                 tracing::error!(%error, "starting without known addresses");
                 Record::default()
             }
@@ -87,7 +90,7 @@ impl Neighbours {
     ///
     /// # Errors
     /// The file could not be written; memory has the news all the same.
-    pub(crate) fn learn(&self, response: &HeartbeatResponse) -> Result<(), FileError> {
+    pub(crate) fn learn(&self, response: &HeartbeatResponse) -> Result<(), SuperblockError> {
         let mut changed = self.note_nodes(&response.nodes);
         {
             let mut known = self.known.write();
@@ -100,7 +103,7 @@ impl Neighbours {
         if changed { self.save() } else { Ok(()) }
     }
 
-    pub(crate) fn forget_table(&self, volume: VolumeId) -> Result<(), FileError> {
+    pub(crate) fn forget_table(&self, volume: VolumeId) -> Result<(), SuperblockError> {
         let forgotten = self.known.write().tables.remove(&volume);
         if forgotten.is_some() { self.save() } else { Ok(()) }
     }
@@ -131,7 +134,7 @@ impl Neighbours {
         changed
     }
 
-    fn save(&self) -> Result<(), FileError> {
+    fn save(&self) -> Result<(), SuperblockError> {
         let record = {
             let known = self.known.read();
             let endpoint = |(node, place): (&NodeId, &Place)| Endpoint {

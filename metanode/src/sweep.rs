@@ -3,12 +3,11 @@
 //! A chunk is deleted [`FREED_CHUNK_DELAY_MS`] after it was freed, by this leader's monotonic clock (R5): a reader that
 //! got its location before has had its deadline. Deleting twice is harmless, so a new leader simply starts over.
 
-use crate::hosted::{Context, Hosted};
+use crate::hosted::{Context, Hosted, Leadership};
 use crate::table::{FreedChunk, Table};
 use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
 use holdfast_common::proof::Claim;
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, NodeId};
-use holdfast_consensus::Role;
 use holdfast_proto::data::{DeleteShardsRequest, DeleteShardsResponse, Proof, Status};
 use holdfast_proto::meta::ForgetChunks;
 use holdfast_proto::meta::mutation::Op;
@@ -34,28 +33,13 @@ const PROGRESS_CHUNKS_MAX: usize = 64 << 10;
 
 /// Runs until the table is dropped or stopped; idle while another replica leads.
 pub(crate) async fn run(context: Arc<Context>, hosted: Arc<Hosted>) {
-    let mut status = hosted.group.watch();
     let mut ticks = interval(ROUND_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sweep = Sweep::default();
-    loop {
-        let (role, term) = {
-            let status = status.borrow_and_update();
-            (status.role, status.term)
-        };
-        match role {
-            Role::Stopped => return,
-            Role::Follower | Role::Candidate => {
-                if status.changed().await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            Role::Leader => {
-                sweep.follow(term);
-                round(&mut sweep, &context, &hosted).await;
-            }
-        }
+    let mut leadership = Leadership::of(&hosted);
+    while let Some(term) = leadership.wait().await {
+        sweep.follow(term);
+        round(&mut sweep, &context, &hosted).await;
         ticks.tick().await;
     }
 }

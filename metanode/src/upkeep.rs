@@ -1,9 +1,8 @@
 //! What a leader does for its table by itself: configuration, spare groups, silent sessions, orphans.
 
-use crate::hosted::{Context, Hosted};
+use crate::hosted::{Context, Hosted, Leadership};
 use holdfast_common::InodeId;
 use holdfast_common::limits::{GROUP_CAPACITY_BYTES, SPARE_GROUP_BYTES};
-use holdfast_consensus::Role;
 use holdfast_proto::control::{AllocateGroupsRequest, Group, TableAssignment};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
@@ -27,7 +26,6 @@ const EXTENTS_PER_ENTRY_MAX: u32 = 4096;
 
 /// Runs until the table is dropped or stopped; idle while another replica leads.
 pub(crate) async fn run(context: Arc<Context>, hosted: Arc<Hosted>) {
-    let mut status = hosted.group.watch();
     let mut ticks = interval(ROUND_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut upkeep = Upkeep {
@@ -37,24 +35,12 @@ pub(crate) async fn run(context: Arc<Context>, hosted: Arc<Hosted>) {
         orphans_after: InodeId(0),
         refused: None,
     };
-    loop {
-        let (role, term) = {
-            let status = status.borrow_and_update();
-            (status.role, status.term)
-        };
-        match role {
-            Role::Stopped => return,
-            Role::Follower | Role::Candidate => {
-                if status.changed().await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            Role::Leader => upkeep.round(term).await,
-        }
+    let mut leadership = Leadership::of(&hosted);
+    while let Some(term) = leadership.wait().await {
+        upkeep.round(term).await;
         tokio::select! {
             _ = ticks.tick() => {}
-            changed = status.changed() => if changed.is_err() { return },
+            () = leadership.changed() => {}
         }
     }
 }

@@ -29,6 +29,10 @@ pub mod metanode {
     tonic::include_proto!("holdfast.metanode");
 }
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, unreachable_pub)]
+pub mod node {
+    tonic::include_proto!("holdfast.node");
+}
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, unreachable_pub)]
 pub mod raft {
     tonic::include_proto!("holdfast.raft");
 }

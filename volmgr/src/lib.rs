@@ -9,6 +9,5 @@ pub mod machine;
 pub mod placement;
 mod server;
 pub mod state;
-pub mod superblock;
 
 pub use server::{StartError, Volmgr, VolmgrConfig, cluster_of, format, start};

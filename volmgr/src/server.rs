@@ -17,6 +17,8 @@ use std::time::Duration;
 use holdfast_common::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_common::{ClusterId, NodeId};
 use holdfast_consensus::{GroupError, GroupMessage, Node, NodeConfig, OpenError, Outbox};
+use holdfast_node::ListenError;
+use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::cluster::VolmgrSuperblock;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -25,10 +27,10 @@ use tonic::transport::server::TcpIncoming;
 use self::core::Core;
 use crate::machine::ClusterMachine;
 use crate::state::{VOLMGR_GROUP, VOLMGR_NODE};
-use crate::superblock::{self, Kind, SuperblockError};
 
 /// What a volume manager's directory is.
-const KIND: Kind = Kind { magic: *b"HFVOLMGR", version: 1, name: "a volume manager's directory" };
+const KIND: Kind =
+    Kind { file: superblock::FILE_NAME, magic: *b"HFVOLMGR", version: 1, name: "a volume manager's directory" };
 /// Where its log and snapshots live, below its directory.
 const CONSENSUS_DIRECTORY: &str = "consensus";
 /// A group of one voter has nobody to wait for: short ticks make its only election short.
@@ -61,13 +63,8 @@ pub enum StartError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The address is taken or not ours.
-    #[error("cannot listen on {address}: {}", bind_reason(source))]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {
@@ -87,14 +84,6 @@ pub enum StartError {
     Stuck(String),
 }
 
-fn bind_reason(source: &io::Error) -> String {
-    match source.kind() {
-        io::ErrorKind::AddrInUse => "the port is in use".to_owned(),
-        io::ErrorKind::AddrNotAvailable => "this host has no such address".to_owned(),
-        _ => source.to_string(),
-    }
-}
-
 /// Makes a directory the home of a new cluster's volume manager.
 ///
 /// # Errors
@@ -105,9 +94,7 @@ pub fn format(directory: &Path) -> Result<ClusterId, StartError> {
     // The log will hold the cluster's secret.
     std::fs::set_permissions(directory, Permissions::from_mode(0o700)).map_err(io_error)?;
     let _lock = DirectoryLock::acquire(directory)?;
-    if superblock::exists(directory) {
-        return Err(SuperblockError::Exists { path: directory.to_owned() }.into());
-    }
+    superblock::must_not_exist(directory)?;
     let cluster = ClusterId(core::random_bytes().map_err(io_error)?);
     let record = VolmgrSuperblock { cluster: cluster.0.to_vec().into(), generation: 0 };
     superblock::write(directory, KIND, &record)?;
@@ -125,9 +112,7 @@ pub fn cluster_of(directory: &Path) -> Result<ClusterId, SuperblockError> {
 }
 
 fn cluster_id(directory: &Path, record: &VolmgrSuperblock) -> Result<ClusterId, SuperblockError> {
-    <[u8; 16]>::try_from(&record.cluster[..])
-        .map(ClusterId)
-        .map_err(|_| SuperblockError::Damaged { path: directory.to_owned() })
+    <[u8; 16]>::try_from(&record.cluster[..]).map(ClusterId).map_err(|_| SuperblockError::damaged(directory))
 }
 
 /// A running volume manager.
@@ -149,7 +134,7 @@ pub async fn start(config: VolmgrConfig) -> Result<Volmgr, StartError> {
     let directory = &config.directory;
     cluster_of(directory)?;
     let lock = DirectoryLock::acquire(directory)?;
-    let listen_error = |source| StartError::Listen { address: config.listen, source };
+    let listen_error = |source| ListenError { address: config.listen, source };
     // TCP_NODELAY belongs on the incoming itself: on the server builder it is lost, and small answers stall 40 ms.
     let incoming = TcpIncoming::bind(config.listen).map_err(listen_error)?.with_nodelay(Some(true));
     let local_addr = incoming.local_addr().map_err(listen_error)?;

@@ -1,5 +1,6 @@
 //! A fresh Holdfast cluster: `holdfast up` in a directory of its own.
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(25);
 pub(crate) struct Holdfast {
     binary: PathBuf,
     ready: Ready,
+    processes: Processes,
     up: Child,
     /// The client of the last remount; before the first, `up` itself is the client.
     client: Option<Child>,
@@ -40,7 +42,20 @@ struct Ready {
     volmgr: String,
     volume: String,
     mount: PathBuf,
+    #[serde(default)]
+    processes: Vec<Process>,
 }
+
+/// A role of its own process, in that line and in one that says it was started again.
+#[derive(Debug, Deserialize)]
+struct Process {
+    role: String,
+    index: u64,
+    pid: u32,
+}
+
+/// The newest process of each role and index.
+type Processes = Arc<Mutex<HashMap<(String, u64), u32>>>;
 
 impl Holdfast {
     /// Starts a cluster below `parent` and mounts it.
@@ -53,7 +68,8 @@ impl Holdfast {
         command.arg("up").arg("--json").arg("--listen").arg("127.0.0.1:0");
         command.arg("--dir").arg(data).arg("--mount").arg(&mount).args(up_arguments);
         let mut up = spawn(command, &log, Stdio::piped())?;
-        let ready = match wait_until_ready(&mut up) {
+        let processes = Processes::default();
+        let ready = match wait_until_ready(&mut up, &processes) {
             Ok(ready) => ready,
             Err(error) => {
                 stop(&mut up);
@@ -64,11 +80,17 @@ impl Holdfast {
             }
         };
         let groups = Arc::new(Mutex::new(vec![pid(&up)?]));
-        Ok(Self { binary, ready, up, client: None, groups, log, work })
+        Ok(Self { binary, ready, processes, up, client: None, groups, log, work })
     }
 
     pub(crate) fn mount(&self) -> &Path {
         &self.ready.mount
+    }
+
+    /// The process of a role as of `up`'s last word; none if all roles share one process.
+    pub(crate) fn process(&self, role: &str, index: u64) -> Option<u32> {
+        let processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
+        processes.get(&(role.to_owned(), index)).copied()
     }
 
     /// Stops it in the orderly way and says if that did not work.
@@ -161,14 +183,22 @@ fn spawn(mut command: Command, log: &Path, stdout: Stdio) -> anyhow::Result<Chil
     command.spawn().with_context(|| format!("cannot run {}", command.get_program().display()))
 }
 
-fn wait_until_ready(up: &mut Child) -> anyhow::Result<Ready> {
+fn wait_until_ready(up: &mut Child, processes: &Processes) -> anyhow::Result<Ready> {
     let stdout = up.stdout.take().context("stdout is piped")?;
     let (sender, ready) = mpsc::channel();
-    // Reads on after the first line, so that `up` never waits for a full pipe.
+    let processes = Arc::clone(processes);
+    let note = move |started: &Process| {
+        let mut processes = processes.lock().unwrap_or_else(PoisonError::into_inner);
+        processes.insert((started.role.clone(), started.index), started.pid);
+    };
+    // Reads on after the first line: roles are started again, and `up` must never wait for a full pipe.
     std::thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            if let Ok(line) = serde_json::from_str::<Ready>(&line) {
-                let _ = sender.send(line);
+            if let Ok(ready) = serde_json::from_str::<Ready>(&line) {
+                ready.processes.iter().for_each(&note);
+                let _ = sender.send(ready);
+            } else if let Ok(started) = serde_json::from_str::<Process>(&line) {
+                note(&started);
             }
         }
     });

@@ -1,7 +1,7 @@
 //! Every role of a cluster in this process.
 
 use anyhow::{Context as _, Result};
-use holdfast_volmgr::superblock;
+use holdfast_node::superblock;
 use tokio::task::JoinSet;
 
 use super::cluster::{RoleInfo, role_configs};

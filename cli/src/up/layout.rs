@@ -13,12 +13,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use holdfast_common::ClusterId;
-use holdfast_datanode::superblock::{DiskSuperblock, NodeSuperblock};
+use holdfast_datanode::superblock::{DiskSuperblock, NODE_KIND};
+use holdfast_node::NodeSuperblock;
+use holdfast_node::superblock::{self, FILE_NAME, Kind};
 use holdfast_proto::cluster::UpSuperblock;
-use holdfast_volmgr::superblock::{self, FILE_NAME, Kind};
 
 /// What an `up` directory is.
-const KIND: Kind = Kind { magic: *b"HOLDFSUP", version: 1, name: "the directory of a cluster made by 'holdfast up'" };
+const KIND: Kind =
+    Kind { file: FILE_NAME, magic: *b"HOLDFSUP", version: 1, name: "the directory of a cluster made by 'holdfast up'" };
 
 /// The paths of a cluster's directory.
 #[derive(Clone, Debug)]
@@ -104,11 +106,10 @@ impl Layout {
         for dir in (0..record.metanodes).map(|index| self.metanode(index)).filter(|dir| superblock::exists(dir)) {
             self.check_cluster(cluster, &dir, holdfast_metanode::cluster_of(&dir)?)?;
         }
-        let registered = |cluster: ClusterId| Some(cluster).filter(|id| id.0 != [0; 16]);
         for index in (0..record.datanodes).filter(|index| superblock::exists(&self.datanode(*index))) {
             let (dir, disk) = (self.datanode(index), self.disk(index));
-            self.check_cluster(cluster, &dir, registered(NodeSuperblock::read(&dir)?.cluster))?;
-            self.check_cluster(cluster, &disk, registered(DiskSuperblock::read(&disk)?.cluster))?;
+            self.check_cluster(cluster, &dir, NodeSuperblock::read(&dir, NODE_KIND)?.cluster())?;
+            self.check_cluster(cluster, &disk, DiskSuperblock::read(&disk)?.cluster())?;
         }
         Ok(())
     }

@@ -5,7 +5,8 @@
 mod support;
 
 use holdfast_common::durable::LockError;
-use holdfast_metanode::{FileError, StartError, format, start};
+use holdfast_metanode::{StartError, format, start};
+use holdfast_node::superblock::SuperblockError;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     Code, CreateNode, ExpireSessions, GetAttr, GetGroups, KeepAlive, Kind, Lookup, Open, ReadDirectory, StatFs, Unlink,
@@ -178,13 +179,13 @@ async fn directories_and_ports_that_do_not_fit_are_refused_and_left_alone() {
     std::fs::create_dir(&empty).unwrap();
     let config = |directory| holdfast_metanode::MetanodeConfig { directory, ..cluster.config(0) };
     let refused = start(config(empty.clone())).await.err().unwrap();
-    assert!(matches!(refused, StartError::File(FileError::Missing { .. })), "{refused}");
+    assert!(matches!(refused, StartError::Superblock(SuperblockError::NotFormatted { .. })), "{refused}");
     assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0);
     let again = start(cluster.config(0)).await.err().unwrap();
     assert!(matches!(again, StartError::Lock(LockError::InUse { .. })), "{again}");
     assert!(matches!(format(&cluster.path(0)).await, Err(StartError::Lock(_))));
     format(&empty).await.unwrap();
-    assert!(matches!(format(&empty).await, Err(StartError::File(FileError::Exists { .. }))));
+    assert!(matches!(format(&empty).await, Err(StartError::Superblock(SuperblockError::Exists { .. }))));
     let taken = holdfast_metanode::MetanodeConfig { listen: cluster.addresses()[0], ..config(empty) };
     let refused = start(taken).await.err().unwrap();
     assert!(refused.to_string().contains("the port is in use"), "{refused}");

@@ -1,8 +1,9 @@
-//! The small file that says what a directory is: magic, format version, a record, a checksum. Also used by `holdfast up`.
+//! The small file that says what a directory is: magic, format version, a record, a checksum. Others than superblocks are
+//! framed the same way. Readable by their owner only: some hold the cluster's secret.
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 8 | magic, by kind of directory |
+//! | 8 | magic, by kind |
 //! | 4 | format version, little-endian: raised when older programs must keep off |
 //! | 4 | length of the record, little-endian |
 //! | n | the record, prost |
@@ -14,21 +15,23 @@ use std::path::{Path, PathBuf};
 use holdfast_common::checksum::crc32c;
 use holdfast_common::durable::replace_file;
 
-/// The file's name in its directory.
+/// A superblock's name in its directory.
 pub const FILE_NAME: &str = "superblock";
-/// Longest record; the file is refused above.
-const RECORD_BYTES_MAX: usize = 64 << 10;
+/// Longest record; a file is refused above. Ten thousand neighbours take half of it.
+const RECORD_BYTES_MAX: usize = 1 << 20;
 const HEADER_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
 
-/// Which kind of directory, and the newest format this program knows of it.
+/// Which file of which kind of directory, and the newest format this program knows of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
+    /// The file's name.
+    pub file: &'static str,
     /// First bytes of the file.
     pub magic: [u8; 8],
     /// Newest known format version.
     pub version: u32,
-    /// For people.
+    /// What the directory is, for people.
     pub name: &'static str,
 }
 
@@ -44,12 +47,14 @@ pub enum SuperblockError {
         name: &'static str,
     },
     /// There is one of another kind.
-    #[error("{} is not {name}: its superblock is of another kind", path.display())]
+    #[error("{} is not {name}: its {file} is of another kind", path.display())]
     OtherKind {
         /// The directory.
         path: PathBuf,
         /// What it should be.
         name: &'static str,
+        /// The file.
+        file: &'static str,
     },
     /// Written by a newer program.
     #[error("{} has format version {found}, this program knows up to {known}: use a newer holdfast", path.display())]
@@ -62,10 +67,12 @@ pub enum SuperblockError {
         known: u32,
     },
     /// It does not verify.
-    #[error("the superblock of {} is damaged", path.display())]
+    #[error("the {file} of {} is damaged", path.display())]
     Damaged {
         /// The directory.
         path: PathBuf,
+        /// The file.
+        file: &'static str,
     },
     /// There is one already.
     #[error("{} is formatted already", path.display())]
@@ -83,10 +90,26 @@ pub enum SuperblockError {
     },
 }
 
+impl SuperblockError {
+    /// A directory whose superblock verifies and yet makes no sense.
+    #[must_use]
+    pub fn damaged(path: &Path) -> Self {
+        Self::Damaged { path: path.to_owned(), file: FILE_NAME }
+    }
+}
+
 /// Whether the directory has a superblock, of whatever kind.
 #[must_use]
 pub fn exists(directory: &Path) -> bool {
     directory.join(FILE_NAME).exists()
+}
+
+/// Refuses to format what is formatted.
+///
+/// # Errors
+/// [`SuperblockError::Exists`].
+pub fn must_not_exist(directory: &Path) -> Result<(), SuperblockError> {
+    if exists(directory) { Err(SuperblockError::Exists { path: directory.to_owned() }) } else { Ok(()) }
 }
 
 /// Reads a directory's record.
@@ -95,17 +118,17 @@ pub fn exists(directory: &Path) -> bool {
 /// [`SuperblockError`].
 pub fn read<M: prost::Message + Default>(directory: &Path, kind: Kind) -> Result<M, SuperblockError> {
     let path = directory.to_owned();
-    let bytes = match std::fs::read(directory.join(FILE_NAME)) {
+    let bytes = match std::fs::read(directory.join(kind.file)) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Err(SuperblockError::NotFormatted { path, name: kind.name });
         }
         Err(source) => return Err(SuperblockError::Io { path, source }),
     };
     decode(&bytes, kind).map_err(|problem| match problem {
-        Problem::OtherKind => SuperblockError::OtherKind { path, name: kind.name },
+        Problem::OtherKind => SuperblockError::OtherKind { path, name: kind.name, file: kind.file },
         Problem::Newer(found) => SuperblockError::Newer { path, found, known: kind.version },
-        Problem::Damaged => SuperblockError::Damaged { path },
+        Problem::Damaged => SuperblockError::Damaged { path, file: kind.file },
     })
 }
 
@@ -114,7 +137,7 @@ pub fn read<M: prost::Message + Default>(directory: &Path, kind: Kind) -> Result
 /// # Errors
 /// [`SuperblockError::Io`]; the old record then stands.
 pub fn write<M: prost::Message>(directory: &Path, kind: Kind, record: &M) -> Result<(), SuperblockError> {
-    replace_file(&directory.join(FILE_NAME), &encode(kind, record))
+    replace_file(&directory.join(kind.file), &encode(kind, record))
         .map_err(|source| SuperblockError::Io { path: directory.to_owned(), source })
 }
 
@@ -126,7 +149,7 @@ enum Problem {
 
 fn encode<M: prost::Message>(kind: Kind, record: &M) -> Vec<u8> {
     let record = record.encode_to_vec();
-    let length = u32::try_from(record.len()).expect("superblock records are small by construction");
+    let length = u32::try_from(record.len()).expect("records are bounded by what a heartbeat's answer may hold");
     let mut bytes = Vec::with_capacity(HEADER_BYTES + record.len() + CHECKSUM_BYTES);
     bytes.extend_from_slice(&kind.magic);
     bytes.extend_from_slice(&kind.version.to_le_bytes());
@@ -164,8 +187,9 @@ fn decode<M: prost::Message + Default>(bytes: &[u8], kind: Kind) -> Result<M, Pr
 mod tests {
     use super::*;
     use holdfast_proto::cluster::VolmgrSuperblock;
+    use std::os::unix::fs::PermissionsExt;
 
-    const KIND: Kind = Kind { magic: *b"HFTESTS1", version: 1, name: "a test directory" };
+    const KIND: Kind = Kind { file: FILE_NAME, magic: *b"HFTESTS1", version: 1, name: "a test directory" };
 
     fn record() -> VolmgrSuperblock {
         VolmgrSuperblock { cluster: vec![7; 16].into(), generation: 3 }
@@ -182,6 +206,8 @@ mod tests {
         expected.extend_from_slice(b"\x10\x03");
         assert_eq!(bytes[..expected.len()], expected);
         assert_eq!(bytes.len(), expected.len() + 4);
+        let mode = std::fs::metadata(dir.path().join(FILE_NAME)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "it may hold the cluster's secret");
     }
 
     #[test]

@@ -1,27 +1,31 @@
-//! The volume manager as this node calls it: gRPC, with a deadline on every call.
+//! The volume manager as nodes call it: gRPC, with a deadline on every call.
+
+use std::time::Duration;
 
 use holdfast_proto::control::nodes_client::NodesClient;
 use holdfast_proto::control::{
     AllocateGroupsRequest, AllocateGroupsResponse, HeartbeatRequest, HeartbeatResponse, RegisterRequest,
     RegisterResponse,
 };
-use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait for an answer.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause between attempts to register.
+pub const REGISTER_RETRY: Duration = Duration::from_millis(300);
 
 /// Connects when first called, and again whenever the connection broke.
 #[derive(Clone, Debug)]
-pub(crate) struct VolumeManager {
+pub struct VolumeManager {
     nodes: NodesClient<Channel>,
 }
 
 impl VolumeManager {
     /// # Errors
     /// The text is no host:port.
-    pub(crate) fn new(address: &str) -> Result<Self, tonic::transport::Error> {
+    pub fn new(address: &str) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT)
@@ -29,18 +33,27 @@ impl VolumeManager {
         Ok(Self { nodes: NodesClient::new(endpoint.connect_lazy()) })
     }
 
-    pub(crate) async fn register(&self, request: RegisterRequest) -> Result<RegisterResponse, Status> {
+    /// Says who and where a node is.
+    ///
+    /// # Errors
+    /// What the volume manager answered, or `Unavailable`.
+    pub async fn register(&self, request: RegisterRequest) -> Result<RegisterResponse, Status> {
         bounded(self.nodes.clone().register(request)).await
     }
 
-    pub(crate) async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatResponse, Status> {
+    /// Says how a node is, and hears what it is to do.
+    ///
+    /// # Errors
+    /// What the volume manager answered, or `Unavailable`.
+    pub async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatResponse, Status> {
         bounded(self.nodes.clone().heartbeat(request)).await
     }
 
-    pub(crate) async fn allocate_groups(
-        &self,
-        request: AllocateGroupsRequest,
-    ) -> Result<AllocateGroupsResponse, Status> {
+    /// Asks for block groups for a table.
+    ///
+    /// # Errors
+    /// What the volume manager answered, or `Unavailable`.
+    pub async fn allocate_groups(&self, request: AllocateGroupsRequest) -> Result<AllocateGroupsResponse, Status> {
         bounded(self.nodes.clone().allocate_groups(request)).await
     }
 }
@@ -54,6 +67,7 @@ async fn bounded<T>(call: impl Future<Output = Result<tonic::Response<T>, Status
 }
 
 /// Whether the volume manager understood and will not change its mind: another cluster, an unknown node, a cloned one.
-pub(crate) fn is_final(status: &Status) -> bool {
+#[must_use]
+pub fn is_final(status: &Status) -> bool {
     matches!(status.code(), Code::FailedPrecondition | Code::NotFound | Code::InvalidArgument)
 }

@@ -1,0 +1,198 @@
+//! Who a metanode or a datanode is.
+
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use holdfast_common::proof::ClusterSecret;
+use holdfast_common::{ClusterId, NodeId};
+use holdfast_proto::control::{Disk, RegisterRequest, RegisterResponse, Role};
+use holdfast_proto::node::NodeSuperblock as Record;
+
+use crate::superblock::{self, Kind, SuperblockError};
+
+/// Between heartbeats until the volume manager said otherwise.
+const HEARTBEAT_INTERVAL_MS_DEFAULT: u32 = 500;
+
+/// Who a node is, as its directory's superblock says (R28).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSuperblock {
+    /// Its cluster; zeros until it registered.
+    pub cluster: ClusterId,
+    /// Its id; 0 until it registered.
+    pub node: NodeId,
+    /// Raised at every start: peers remember the highest they saw, so that a cloned or rolled back node is known.
+    pub generation: u64,
+    /// The cluster's secret; zeros until it registered.
+    pub secret: ClusterSecret,
+    /// Random, of the formatting, not 0: ties disks to their node, and repeated registrations to each other.
+    pub format_nonce: u64,
+    /// As the volume manager wants it.
+    pub heartbeat_interval_ms: u32,
+}
+
+impl NodeSuperblock {
+    /// Of a directory that is being formatted.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn fresh() -> io::Result<Self> {
+        let mut nonce = [0; 8];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut nonce)?;
+        Ok(Self {
+            cluster: ClusterId([0; 16]),
+            node: NodeId(0),
+            generation: 0,
+            secret: ClusterSecret([0; 32]),
+            // 0 would say that there is none.
+            format_nonce: u64::from_le_bytes(nonce).max(1),
+            heartbeat_interval_ms: HEARTBEAT_INTERVAL_MS_DEFAULT,
+        })
+    }
+
+    /// Whether the volume manager has given it an id.
+    #[must_use]
+    pub fn is_registered(&self) -> bool {
+        self.node.0 != 0
+    }
+
+    /// Its cluster, once it has one.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.is_registered().then_some(self.cluster)
+    }
+
+    /// Reads a directory's. Changes nothing.
+    ///
+    /// # Errors
+    /// [`SuperblockError`]: no directory of the kind, one of a newer format, or a damaged one.
+    pub fn read(directory: &Path, kind: Kind) -> Result<Self, SuperblockError> {
+        let record: Record = superblock::read(directory, kind)?;
+        let mut read = Self {
+            cluster: ClusterId([0; 16]),
+            node: NodeId(record.node),
+            generation: record.generation,
+            secret: ClusterSecret([0; 32]),
+            format_nonce: record.format_nonce,
+            heartbeat_interval_ms: record.heartbeat_interval_ms,
+        };
+        if read.is_registered() {
+            let damaged = || SuperblockError::damaged(directory);
+            read.cluster = ClusterId(record.cluster[..].try_into().map_err(|_| damaged())?);
+            read.secret = ClusterSecret(record.secret[..].try_into().map_err(|_| damaged())?);
+        }
+        Ok(read)
+    }
+
+    /// Replaces a directory's; durable when it returns.
+    ///
+    /// # Errors
+    /// [`SuperblockError::Io`]; the old one then stands.
+    pub fn write(&self, directory: &Path, kind: Kind) -> Result<(), SuperblockError> {
+        let mut record = Record {
+            node: self.node.0,
+            generation: self.generation,
+            format_nonce: self.format_nonce,
+            heartbeat_interval_ms: self.heartbeat_interval_ms,
+            ..Record::default()
+        };
+        if self.is_registered() {
+            record.cluster = self.cluster.0.to_vec().into();
+            record.secret = self.secret.0.to_vec().into();
+        }
+        superblock::write(directory, kind, &record)
+    }
+
+    /// Raises the generation, durably before anything is sent: peers refuse a lower one than they heard.
+    ///
+    /// # Errors
+    /// [`SuperblockError`].
+    pub fn raise_generation(directory: &Path, kind: Kind) -> Result<Self, SuperblockError> {
+        let mut raised = Self::read(directory, kind)?;
+        raised.generation += 1;
+        raised.write(directory, kind)?;
+        Ok(raised)
+    }
+
+    /// The request by which it says who and where it is.
+    #[must_use]
+    pub fn registration(&self, role: Role, address: SocketAddr, disks: Vec<Disk>) -> RegisterRequest {
+        RegisterRequest {
+            cluster: self.cluster().map(|cluster| cluster.to_string()).unwrap_or_default(),
+            node: self.node.0,
+            role: role.into(),
+            address: address.to_string(),
+            generation: self.generation,
+            disks,
+            format_nonce: self.format_nonce,
+        }
+    }
+
+    /// What it is after the volume manager's answer; `None` if that makes no sense, or contradicts what it is.
+    #[must_use]
+    pub fn registered(&self, answer: &RegisterResponse) -> Option<Self> {
+        let cluster: ClusterId = answer.cluster.parse().ok()?;
+        let secret = ClusterSecret(answer.secret[..].try_into().ok()?);
+        let known = !self.is_registered() || (self.node.0 == answer.node && self.cluster == cluster);
+        let heartbeat_interval_ms = match answer.heartbeat_interval_ms {
+            0 => self.heartbeat_interval_ms,
+            wanted => wanted,
+        };
+        (answer.node != 0 && known).then(|| Self {
+            cluster,
+            node: NodeId(answer.node),
+            secret,
+            heartbeat_interval_ms,
+            ..self.clone()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIND: Kind = Kind { file: superblock::FILE_NAME, magic: *b"HFTESTS1", version: 1, name: "a test directory" };
+
+    fn answer() -> RegisterResponse {
+        RegisterResponse {
+            cluster: ClusterId([7; 16]).to_string(),
+            node: 5,
+            secret: vec![9; 32].into(),
+            heartbeat_interval_ms: 250,
+            ..RegisterResponse::default()
+        }
+    }
+
+    #[test]
+    fn a_node_is_formatted_started_and_registered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let fresh = NodeSuperblock::fresh().unwrap();
+        assert!(fresh.format_nonce != 0 && fresh.cluster().is_none());
+        fresh.write(path, KIND).unwrap();
+        let started = NodeSuperblock::raise_generation(path, KIND).unwrap();
+        assert_eq!(started, NodeSuperblock { generation: 1, ..fresh });
+        assert_eq!(started.registration(Role::Metanode, "127.0.0.1:1".parse().unwrap(), Vec::new()).cluster, "");
+        let registered = started.registered(&answer()).unwrap();
+        registered.write(path, KIND).unwrap();
+        assert_eq!(NodeSuperblock::read(path, KIND).unwrap(), registered);
+        assert_eq!((registered.node, registered.cluster()), (NodeId(5), Some(ClusterId([7; 16]))));
+        assert_eq!((registered.heartbeat_interval_ms, registered.generation), (250, 1));
+    }
+
+    #[test]
+    fn an_answer_that_makes_no_sense_is_not_taken() {
+        let node = NodeSuperblock::fresh().unwrap().registered(&answer()).unwrap();
+        let foreign = ClusterId([8; 16]).to_string();
+        for wrong in [
+            RegisterResponse { node: 0, ..answer() },
+            RegisterResponse { node: 6, ..answer() },
+            RegisterResponse { cluster: foreign, ..answer() },
+            RegisterResponse { cluster: "?".to_owned(), ..answer() },
+            RegisterResponse { secret: vec![9; 31].into(), ..answer() },
+        ] {
+            assert_eq!(node.registered(&wrong), None, "{wrong:?}");
+        }
+    }
+}

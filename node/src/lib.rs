@@ -1,0 +1,11 @@
+//! What every serving role needs for its life: a superblock that says whose a directory is, an address to listen on, and
+//! the volume manager to register with.
+
+mod identity;
+mod listen;
+pub mod superblock;
+mod volmgr;
+
+pub use identity::NodeSuperblock;
+pub use listen::{ListenError, Reserved};
+pub use volmgr::{CALL_TIMEOUT, REGISTER_RETRY, VolumeManager, is_final};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use holdfast_common::{DiskId, NodeId};
 
-use crate::state::CodeMode;
+use holdfast_erasure::CodeMode;
 
 /// What is known of one disk in service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub fn own_space(disks: &[DiskSpace]) -> BTreeMap<DiskId, u64> {
 pub fn available_bytes(disks: &[DiskSpace], code: CodeMode) -> u64 {
     let own = own_space(disks);
     let living: Vec<u64> = disks.iter().filter(|d| d.alive).filter_map(|d| own.get(&d.disk).copied()).collect();
-    let (k, m) = (code.data() as usize, code.parity() as usize);
+    let (k, m) = (usize::from(code.k()), usize::from(code.m()));
     let space = if living.len() > m { living } else { own.into_values().collect() };
     let data_shards = k.min(space.len().saturating_sub(m));
     if data_shards == 0 {

@@ -11,12 +11,13 @@ mod refusal;
 mod volumes;
 
 pub use refusal::{Refusal, RefusalKind};
-pub use volumes::{CodeMode, check_volume_name};
+pub use volumes::check_volume_name;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_common::proof::ClusterSecret;
 use holdfast_common::{ClusterId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
+use holdfast_erasure::CodeMode;
 use holdfast_proto::cluster::cluster_command::Op;
 use holdfast_proto::cluster::{ClusterCommand, ClusterReply, Initialise};
 use holdfast_proto::control::{Role, VolumeState};

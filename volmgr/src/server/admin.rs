@@ -15,7 +15,8 @@ use tonic::{Request, Response, Status};
 use super::core::{Core, random_bytes, status_of};
 use super::view::View;
 use crate::placement::place_table;
-use crate::state::{CodeMode, Refusal, check_volume_name};
+use crate::state::{Refusal, check_volume_name};
+use holdfast_erasure::CodeMode;
 
 /// How long the creation of a volume waits for its table: an election and a few entries, many times over.
 const READY_DEADLINE: Duration = Duration::from_secs(20);
@@ -83,7 +84,7 @@ impl Core {
     /// Checks what needs no entry, and chooses the table's metanodes with what heartbeats know.
     fn plan_volume(&self, request: &CreateVolumeRequest) -> Result<CreateVolume, Status> {
         check_volume_name(&request.name).map_err(|refusal| refused(&refusal))?;
-        let code = CodeMode::new(request.data_shards, request.parity_shards).map_err(|refusal| refused(&refusal))?;
+        let code = CodeMode::new(request.data_shards, request.parity_shards).map_err(|error| refused(&error.into()))?;
         let random = random_bytes().map_err(|error| Status::internal(error.to_string()))?;
         let (replicas, failed) = self.with_state(|state| {
             let view = View::new(self, state);

@@ -9,7 +9,8 @@ use holdfast_proto::control::{Disk, Endpoint, Node, Role, TableAssignment, Volum
 use super::core::Core;
 use crate::capacity::{self, DiskSpace};
 use crate::placement::{Candidate, TableCandidate};
-use crate::state::{ClusterState, CodeMode, NodeState, VolumeInfo};
+use crate::state::{ClusterState, NodeState, VolumeInfo};
+use holdfast_erasure::CodeMode;
 
 /// The cluster at one moment: the state, with what heartbeats added.
 pub(super) struct View<'a> {
@@ -18,7 +19,7 @@ pub(super) struct View<'a> {
     alive: BTreeSet<NodeId>,
     spaces: Vec<DiskSpace>,
     /// Computed once for each code mode, however many volumes have it.
-    available: RefCell<BTreeMap<(u32, u32), u64>>,
+    available: RefCell<BTreeMap<(u8, u8), u64>>,
 }
 
 impl<'a> View<'a> {
@@ -38,7 +39,7 @@ impl<'a> View<'a> {
     fn available_bytes(&self, code: CodeMode) -> u64 {
         let mut known = self.available.borrow_mut();
         let compute = || capacity::available_bytes(&self.spaces, code);
-        *known.entry((code.data(), code.parity())).or_insert_with(compute)
+        *known.entry((code.k(), code.m())).or_insert_with(compute)
     }
 
     /// A node's disks as it reported them last; as registered until its first report. A disk that a node no longer
@@ -152,8 +153,8 @@ impl<'a> View<'a> {
             incarnation: info.incarnation.0,
             name: info.name.clone(),
             state: info.state as i32,
-            data_shards: info.code.data(),
-            parity_shards: info.code.parity(),
+            data_shards: info.code.k().into(),
+            parity_shards: info.code.m().into(),
             quota_bytes: info.quota_bytes,
             metanodes: info.replicas.iter().map(|node| self.endpoint(*node)).collect(),
             leader_node: leader.map_or(0, |node| node.0),
@@ -172,8 +173,8 @@ impl<'a> View<'a> {
             incarnation: info.incarnation.0,
             name: info.name.clone(),
             replicas: info.replicas.iter().map(|node| node.0).collect(),
-            data_shards: info.code.data(),
-            parity_shards: info.code.parity(),
+            data_shards: info.code.k().into(),
+            parity_shards: info.code.m().into(),
             quota_bytes: info.quota_bytes,
             available_bytes: self.available_bytes(info.code),
         }

@@ -10,7 +10,8 @@ use holdfast_proto::control::{Role, VolumeState};
 use prost::Message;
 
 use super::groups::{group_record, members_of};
-use super::{ClusterState, CodeMode, DiskState, NodeState, VolumeInfo};
+use super::{ClusterState, DiskState, NodeState, VolumeInfo};
+use holdfast_erasure::CodeMode;
 
 const SNAPSHOT_VERSION: u32 = 1;
 
@@ -119,8 +120,8 @@ fn volume_record(id: VolumeId, volume: &VolumeInfo) -> VolumeRecord {
         incarnation: volume.incarnation.0,
         name: volume.name.clone(),
         state: (volume.state as i32).unsigned_abs(),
-        data_shards: volume.code.data(),
-        parity_shards: volume.code.parity(),
+        data_shards: volume.code.k().into(),
+        parity_shards: volume.code.m().into(),
         quota_bytes: volume.quota_bytes,
         replicas: volume.replicas.iter().map(|n| n.0).collect(),
         next_group: volume.next_group.0,

@@ -1,8 +1,7 @@
 //! Why the cluster refuses a command. The text is what a person reads; the kind is what a program decides by.
 
 use holdfast_common::{DiskId, GroupId, NodeId, VolumeId};
-
-use super::CodeMode;
+use holdfast_erasure::{CodeMode, CodeModeError};
 
 /// A refused command; the state is as it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,13 +49,8 @@ pub enum Refusal {
     )]
     BadName(String),
     /// Not a code mode.
-    #[error("code {data}+{parity} is not possible: at least 1+1, and at most {max} shards together", max = holdfast_common::limits::SHARDS_MAX)]
-    BadCode {
-        /// k.
-        data: u32,
-        /// m.
-        parity: u32,
-    },
+    #[error(transparent)]
+    BadCode(#[from] CodeModeError),
     /// A volume of this name is there.
     #[error("a volume '{0}' exists already")]
     NameTaken(String),
@@ -119,7 +113,7 @@ impl Refusal {
     #[must_use]
     pub fn kind(&self) -> RefusalKind {
         match self {
-            Self::NoRole | Self::BadName(_) | Self::BadCode { .. } => RefusalKind::Invalid,
+            Self::NoRole | Self::BadName(_) | Self::BadCode(_) => RefusalKind::Invalid,
             Self::UnknownNode(_) | Self::NoSuchVolume(_) | Self::NoSuchVolumeId(_) => RefusalKind::NotFound,
             Self::NameTaken(_) => RefusalKind::Exists,
             Self::OtherRole(_)

@@ -1,10 +1,9 @@
 //! Volumes: made, found ready, deleted, forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
-use holdfast_common::limits::SHARDS_MAX;
 use holdfast_common::{DiskId, GroupId, Incarnation, NodeId, VolumeId};
+use holdfast_erasure::CodeMode;
 use holdfast_proto::cluster::{ActivateVolume, ClusterReply, ConfirmDrops, CreateVolume, DeleteVolume};
 use holdfast_proto::control::{Role, VolumeState};
 
@@ -16,52 +15,6 @@ const VOLUME_NAME_BYTES_MAX: usize = 64;
 const FIRST_INCARNATION: Incarnation = Incarnation(1);
 /// The first group of every volume.
 const FIRST_GROUP: GroupId = GroupId(1);
-
-/// k data and m parity shards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CodeMode {
-    data: u8,
-    parity: u8,
-}
-
-impl CodeMode {
-    /// Checks k and m.
-    ///
-    /// # Errors
-    /// [`Refusal::BadCode`] unless both are at least 1 and together at most [`SHARDS_MAX`].
-    pub fn new(data: u32, parity: u32) -> Result<Self, Refusal> {
-        let refusal = Refusal::BadCode { data, parity };
-        let (Ok(k), Ok(m)) = (u8::try_from(data), u8::try_from(parity)) else { return Err(refusal) };
-        if k == 0 || m == 0 || usize::from(k) + usize::from(m) > SHARDS_MAX {
-            return Err(refusal);
-        }
-        Ok(Self { data: k, parity: m })
-    }
-
-    /// k.
-    #[must_use]
-    pub fn data(self) -> u32 {
-        u32::from(self.data)
-    }
-
-    /// m.
-    #[must_use]
-    pub fn parity(self) -> u32 {
-        u32::from(self.parity)
-    }
-
-    /// k + m.
-    #[must_use]
-    pub fn width(self) -> usize {
-        usize::from(self.data) + usize::from(self.parity)
-    }
-}
-
-impl fmt::Display for CodeMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}+{}", self.data, self.parity)
-    }
-}
 
 /// Checks a volume's name.
 ///

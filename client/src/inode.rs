@@ -161,11 +161,9 @@ impl Inode {
         self.state.lock().attributes.truncate_generation
     }
 
-    /// Writes into the dirty map; `None` as offset appends. Answers the bytes that it replaced there, and the bytes
-    /// now dirty.
-    pub(crate) fn write(&self, offset: Option<u64>, data: Bytes, mtime_ns: i64, kill_suid_sgid: bool) -> Written {
+    /// Writes into the dirty map. Answers the bytes that it replaced there, and the bytes now dirty.
+    pub(crate) fn write(&self, offset: u64, data: Bytes, mtime_ns: i64, kill_suid_sgid: bool) -> Written {
         let mut state = self.state.lock();
-        let offset = offset.unwrap_or_else(|| state.size_bytes());
         let replaced_bytes = state.dirty.write(offset, data);
         state.mtime_ns = state.mtime_ns.max(mtime_ns);
         state.kill_suid_sgid |= kill_suid_sgid;
@@ -405,9 +403,9 @@ mod tests {
     #[test]
     fn only_full_chunks_are_frozen_while_a_file_streams() {
         let inode = inode();
-        inode.write(Some(0), bytes(1000), 1, false);
+        inode.write(0, bytes(1000), 1, false);
         assert!(inode.freeze(Freeze::FullChunks).is_empty());
-        inode.write(Some(1000), bytes(CHUNK_BYTES_MAX as usize), 2, false);
+        inode.write(1000, bytes(CHUNK_BYTES_MAX as usize), 2, false);
         let frozen = inode.freeze(Freeze::FullChunks);
         assert_eq!(frozen.len(), 1);
         assert_eq!(frozen[0].ranges.bytes(), CHUNK_BYTES_MAX as usize);
@@ -417,7 +415,7 @@ mod tests {
     #[test]
     fn attributes_that_our_own_commit_overtook_do_not_shrink_the_file() {
         let inode = inode();
-        inode.write(Some(0), bytes(100), 50, false);
+        inode.write(0, bytes(100), 50, false);
         let frozen = inode.freeze(Freeze::All);
         let stale = Attr { inode: 5, ..Attr::default() };
         inode.committed(
@@ -433,7 +431,7 @@ mod tests {
     #[test]
     fn suid_is_gone_from_the_write_on_not_from_its_flush_on() {
         let inode = Inode::new(Attr { inode: 5, mode: 0o6755, ..Attr::default() });
-        inode.write(Some(0), bytes(1), 1, true);
+        inode.write(0, bytes(1), 1, true);
         assert_eq!(inode.attributes().mode, 0o755);
         inode.freeze(Freeze::All);
         assert_eq!(inode.attributes().mode, 0o755);
@@ -455,7 +453,7 @@ mod tests {
     #[test]
     fn a_lost_write_is_reported_once() {
         let inode = inode();
-        inode.write(Some(0), bytes(100), 50, false);
+        inode.write(0, bytes(100), 50, false);
         let frozen = inode.freeze(Freeze::All);
         inode.lost(frozen[0].generation, Error::NoSpace);
         assert_eq!(inode.take_error(), Err(Error::NoSpace));
@@ -466,9 +464,9 @@ mod tests {
     #[test]
     fn what_is_unflushed_is_read_before_what_is_mapped() {
         let inode = inode();
-        inode.write(Some(0), Bytes::from_static(b"frozen"), 1, false);
+        inode.write(0, Bytes::from_static(b"frozen"), 1, false);
         inode.freeze(Freeze::All);
-        inode.write(Some(2), Bytes::from_static(b"DI"), 1, false);
+        inode.write(2, Bytes::from_static(b"DI"), 1, false);
         let Found::Mixed { overlay, ranges } = inode.find(0, 100) else { panic!("unflushed data") };
         assert!(ranges.is_empty());
         assert_eq!(&overlay.finish()[..], b"frDIen");
@@ -477,10 +475,10 @@ mod tests {
     #[tokio::test]
     async fn a_flush_waits_for_the_generations_before_it_only() {
         let inode = inode();
-        inode.write(Some(0), bytes(10), 1, false);
+        inode.write(0, bytes(10), 1, false);
         let first = inode.freeze(Freeze::All)[0].generation;
         let through = inode.frozen_through();
-        inode.write(Some(10), bytes(10), 1, false);
+        inode.write(10, bytes(10), 1, false);
         inode.freeze(Freeze::All);
         inode.committed(first, None, &[], &[]);
         inode.wait_through(through).await;

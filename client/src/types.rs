@@ -111,8 +111,6 @@ pub struct OpenMode {
     pub write: bool,
     /// Each write is durable when it returns (O_SYNC, O_DSYNC).
     pub sync: bool,
-    /// Writes go to the end (O_APPEND).
-    pub append: bool,
 }
 
 /// rename(2)'s flags.

@@ -96,7 +96,7 @@ pub(super) fn new_node(mode: u32, rdev: u32) -> Option<NewNode> {
 
 /// How open(2)'s flags want the file. `sync` makes every file as if opened with O_SYNC.
 ///
-/// Never `append`: the kernel gives each write of an O_APPEND file the offset at which its page cache has it, follows
+/// O_APPEND is the kernel's business: it gives each write of such a file the offset at which its page cache has it, follows
 /// fcntl(2) when the flag changes, and writes back a dirty mapping through any handle that is open for writing, O_APPEND
 /// or not. A handle that ignored offsets would put those pages at the end of the file.
 pub(super) fn open_mode(flags: i32, sync: bool) -> OpenMode {
@@ -105,7 +105,6 @@ pub(super) fn open_mode(flags: i32, sync: bool) -> OpenMode {
         read: access != libc::O_WRONLY,
         write: access != libc::O_RDONLY,
         sync: sync || flags & (libc::O_DSYNC | libc::O_SYNC) != 0,
-        append: false,
     }
 }
 

@@ -111,15 +111,14 @@ impl FileSystem {
         });
     }
 
-    /// Takes all of `data` or fails. With [`OpenMode::append`] it goes to the end of the file.
+    /// Takes all of `data` or fails.
     pub async fn write(&self, handle: FileHandle, offset: u64, data: Bytes, kill_suid_sgid: bool) -> Result<(), Error> {
         let file = self.mounted.files.get(handle)?;
         if !file.mode.write {
             return Err(Error::BadHandle);
         }
         let length = data.len() as u64;
-        let start = if file.mode.append { file.inode.size_bytes() } else { offset };
-        if start.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
+        if offset.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
             return Err(Error::FileTooLarge);
         }
         if length == 0 {
@@ -128,12 +127,11 @@ impl FileSystem {
         let flusher = &self.mounted.flusher;
         let bytes = data.len();
         flusher.budget.take(bytes).await;
-        if let Err(error) = self.admit(&file.inode, start, length).await {
+        if let Err(error) = self.admit(&file.inode, offset, length).await {
             flusher.budget.give_back(bytes);
             return Err(error);
         }
-        let at = if file.mode.append { None } else { Some(offset) };
-        let written = file.inode.write(at, data, now_ns(), kill_suid_sgid);
+        let written = file.inode.write(offset, data, now_ns(), kill_suid_sgid);
         flusher.budget.give_back(written.replaced_bytes);
         if written.first {
             flusher.note_dirty(&file.inode);

@@ -2,7 +2,7 @@
 //! a reader at work, `kill -9`, and the longest time in which one of them finished nothing.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use crate::figures::{Figure, Outcome, Unit};
 use crate::interrupt;
 use crate::systems::holdfast::Holdfast;
-use crate::workloads::Options;
+use crate::workloads::{Aligned, HangWatch, Options, System};
 
 /// What dies at the same time, one case after the other.
 type Cases = &'static [&'static [(&'static str, u64)]];
@@ -33,9 +33,11 @@ const STALLS: &[(&str, Cases)] = &[
     ),
 ];
 
-const FILE_BYTES: usize = 4096;
-/// Files that the reader reads in turn.
-const FILES: usize = 200;
+const BLOCK_BYTES: usize = 4096;
+/// The file that is read, 4 KiB at scattered places past all caches, so that every read asks a datanode.
+const READ_BYTES: usize = 64 << 20;
+/// Blocks between two reads: odd, so that every block has its turn.
+const READ_STRIDE: usize = 7919;
 /// Work before a death, so that all is warm and whole.
 const BEFORE: Duration = Duration::from_secs(3);
 /// Watched after the dead were started again.
@@ -59,34 +61,30 @@ pub(crate) fn run(
     if chosen.is_empty() {
         return Ok(Vec::new());
     }
-    let separate = ["--separate-processes".to_owned()];
-    let arguments: Vec<String> = up_arguments.iter().chain(&separate).cloned().collect();
+    let separate = "--separate-processes".to_owned();
+    let others = up_arguments.iter().filter(|argument| **argument != separate).cloned();
+    let arguments: Vec<String> = others.chain([separate.clone()]).collect();
     let holdfast = Holdfast::start(binary, directory, &arguments)?;
-    make_files(holdfast.mount())?;
+    let hangs = HangWatch::start(Duration::from_secs(options.hang_timeout), holdfast.hang_breaker());
+    fs::write(holdfast.mount().join("read"), vec![7; READ_BYTES])?;
     let mut figures = Vec::new();
     for (name, cases) in chosen {
+        interrupt::check()?;
         let outcome = match worst(&holdfast, cases) {
             Ok(stall) => Outcome::Measured(Figure { value: stall.as_secs_f64(), unit: Unit::Seconds, p99_us: None }),
             Err(error) => Outcome::Failed { error: format!("{error:#}") },
         };
         eprintln!("  holdfast   {name:<24} {}", serde_json::to_string(&outcome)?);
+        hangs.progress();
         figures.push(((*name).to_owned(), outcome));
     }
     holdfast.stop()?;
     Ok(figures)
 }
 
-fn make_files(mount: &Path) -> anyhow::Result<()> {
-    for number in 0..FILES {
-        fs::write(mount.join(format!("old{number}")), vec![7; FILE_BYTES])?;
-    }
-    Ok(())
-}
-
 fn worst(holdfast: &Holdfast, cases: Cases) -> anyhow::Result<Duration> {
     let mut worst = Duration::ZERO;
     for victims in cases {
-        interrupt::check()?;
         worst = worst.max(stall(holdfast, victims)?);
     }
     Ok(worst)
@@ -98,7 +96,7 @@ fn stall(holdfast: &Holdfast, victims: &[(&str, u64)]) -> anyhow::Result<Duratio
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| write(&mount.join("written"), &stop));
-        let reader = scope.spawn(|| read(mount, &stop));
+        let reader = scope.spawn(|| read(&mount.join("read"), &stop));
         let killed = kill_and_wait(holdfast, victims);
         stop.store(true, Ordering::Relaxed);
         let died = killed?;
@@ -133,7 +131,7 @@ fn kill_and_wait(holdfast: &Holdfast, victims: &[(&str, u64)]) -> anyhow::Result
 /// Overwrites and syncs until told to stop; when each round was finished.
 fn write(path: &Path, stop: &AtomicBool) -> anyhow::Result<Vec<Instant>> {
     let file = File::create(path)?;
-    let bytes = [9; FILE_BYTES];
+    let bytes = [9; BLOCK_BYTES];
     let mut finished = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         file.write_all_at(&bytes, 0)?;
@@ -143,14 +141,18 @@ fn write(path: &Path, stop: &AtomicBool) -> anyhow::Result<Vec<Instant>> {
     Ok(finished)
 }
 
-fn read(mount: &Path, stop: &AtomicBool) -> anyhow::Result<Vec<Instant>> {
+/// Reads scattered blocks until told to stop; when each was there.
+fn read(path: &Path, stop: &AtomicBool) -> anyhow::Result<Vec<Instant>> {
+    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+    let mut block = Aligned::new(BLOCK_BYTES);
     let mut finished = Vec::new();
-    for number in (0..FILES).cycle() {
+    for number in (0..READ_BYTES / BLOCK_BYTES).cycle() {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let bytes = fs::read(mount.join(format!("old{number}")))?;
-        anyhow::ensure!(bytes == [7; FILE_BYTES], "old{number} was read wrongly");
+        let place = number * READ_STRIDE % (READ_BYTES / BLOCK_BYTES);
+        file.read_exact_at(block.bytes_mut(), (place * BLOCK_BYTES) as u64)?;
+        anyhow::ensure!(block.bytes().iter().all(|byte| *byte == 7), "block {place} was read wrongly");
         finished.push(Instant::now());
     }
     Ok(finished)

@@ -204,10 +204,10 @@ pub(crate) fn run(directory: &Path, options: &Options, system: &mut dyn System) 
 }
 
 /// A thread that breaks a hang: no operation of a mount may freeze the machine it runs on.
-struct HangWatch(mpsc::Sender<()>);
+pub(crate) struct HangWatch(mpsc::Sender<()>);
 
 impl HangWatch {
-    fn start(timeout: Duration, breaker: Box<dyn Fn() + Send>) -> Self {
+    pub(crate) fn start(timeout: Duration, breaker: Box<dyn Fn() + Send>) -> Self {
         let (sender, progress) = mpsc::channel();
         std::thread::spawn(move || {
             loop {
@@ -224,7 +224,7 @@ impl HangWatch {
         Self(sender)
     }
 
-    fn progress(&self) {
+    pub(crate) fn progress(&self) {
         // Without the thread nobody listens, and nothing can be done about it.
         let _ = self.0.send(());
     }
@@ -287,14 +287,14 @@ impl Noise {
 }
 
 /// Memory aligned to a page, as O_DIRECT wants it, filled with noise.
-struct Aligned {
+pub(crate) struct Aligned {
     memory: Vec<u8>,
     start: usize,
     length: usize,
 }
 
 impl Aligned {
-    fn new(length: usize) -> Self {
+    pub(crate) fn new(length: usize) -> Self {
         const ALIGNMENT: usize = 4096;
         let memory = vec![0; length + ALIGNMENT];
         let start = memory.as_ptr().align_offset(ALIGNMENT);
@@ -307,11 +307,11 @@ impl Aligned {
         aligned
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.memory[self.start..self.start + self.length]
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.length]
     }
 }

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use holdfast_erasure::CodeMode;
 
-use crate::output::{CodeMode, parse_size};
+use crate::output::parse_size;
 
 /// Where commands look for a volume manager unless told.
 pub(crate) const VOLMGR_DEFAULT: &str = "127.0.0.1:7400";

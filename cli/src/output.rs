@@ -1,34 +1,6 @@
-//! What people type and read: sizes, code modes, tables.
+//! What people type and read: sizes, tables.
 
-use std::fmt;
 use std::fmt::Write as _;
-use std::str::FromStr;
-
-/// k data and m parity shards, as typed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CodeMode {
-    pub(crate) data: u32,
-    pub(crate) parity: u32,
-}
-
-impl FromStr for CodeMode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let problem = || format!("'{text}' is no code mode: K+M, as 4+2");
-        let (data, parity) = text.split_once('+').ok_or_else(problem)?;
-        let number = |part: &str| part.parse::<u32>().map_err(|_| problem());
-        let code = Self { data: number(data)?, parity: number(parity)? };
-        holdfast_volmgr::state::CodeMode::new(code.data, code.parity).map_err(|refusal| refusal.to_string())?;
-        Ok(code)
-    }
-}
-
-impl fmt::Display for CodeMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}+{}", self.data, self.parity)
-    }
-}
 
 const UNITS: [(char, u32); 6] = [('K', 10), ('M', 20), ('G', 30), ('T', 40), ('P', 50), ('E', 60)];
 
@@ -96,14 +68,6 @@ mod tests {
             [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (40 << 30, "40 GiB"), (u64::MAX, "15 EiB")]
         {
             assert_eq!(show_size(size), text);
-        }
-    }
-
-    #[test]
-    fn code_modes_are_read_and_refused() {
-        assert_eq!("4+2".parse(), Ok(CodeMode { data: 4, parity: 2 }));
-        for text in ["4", "4+", "+2", "4-2", "0+2", "4+0", "31+2", "4+2+1"] {
-            assert!(text.parse::<CodeMode>().is_err(), "{text}");
         }
     }
 

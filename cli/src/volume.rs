@@ -57,8 +57,8 @@ pub(crate) async fn run(args: VolumeArgs) -> Result<()> {
         VolumeCommand::Create { name, code, quota } => {
             let request = CreateVolumeRequest {
                 name,
-                data_shards: code.data,
-                parity_shards: code.parity,
+                data_shards: code.k().into(),
+                parity_shards: code.m().into(),
                 quota_bytes: quota.unwrap_or(0),
             };
             let volume = admin.create_volume(request).await.map_err(|s| refused(&s))?.into_inner();

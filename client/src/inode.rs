@@ -24,7 +24,7 @@ const GENERATION_BYTES_MAX: usize = 4 * CHUNK_BYTES_MAX as usize;
 /// Ranges of one generation at most: half a commit, as cutting at chunk ends adds some.
 const GENERATION_PIECES_MAX: usize = COMMIT_EXTENTS_MAX / 2;
 
-/// How long an inode that had no extended attributes when it was opened is taken to have none still.
+/// How long an inode that was created here is taken to have no extended attributes still.
 const PRISTINE_FOR: Duration = Duration::from_secs(1);
 
 /// A generation on its way.
@@ -89,8 +89,6 @@ pub(crate) enum Found {
 
 impl Inode {
     pub(crate) fn new(attributes: Attr) -> Self {
-        // Setting an extended attribute moves the time of change, and no two operations have the same time.
-        let pristine = attributes.btime_ns != 0 && attributes.ctime_ns == attributes.btime_ns;
         Self {
             id: InodeId(attributes.inode),
             state: Mutex::new(State {
@@ -104,7 +102,7 @@ impl Inode {
                 flushing: VecDeque::new(),
                 next_generation: 0,
                 extents: ExtentMap::default(),
-                pristine_until: pristine.then(|| Instant::now() + PRISTINE_FOR),
+                pristine_until: None,
                 error: None,
             }),
             progress: Notify::new(),
@@ -115,6 +113,9 @@ impl Inode {
     /// overtaken by one of our own commits is not believed in what that commit changed.
     pub(crate) fn refresh(&self, mut fresh: Attr) -> Attr {
         let mut state = self.state.lock();
+        if !is_untouched(&fresh) {
+            state.pristine_until = None;
+        }
         if fresh.data_version >= state.attributes.data_version {
             state.attributes = fresh;
             if state.flushing.is_empty() && fresh.data_version != state.extents_version {
@@ -134,7 +135,15 @@ impl Inode {
         fresh
     }
 
-    /// Whether it was as created when it was opened here a moment ago, and nobody here has set an extended attribute since.
+    /// It was created here just now, unless `attributes` show that somebody has changed it since: setting an extended
+    /// attribute moves the time of change, and no two operations have the same time.
+    pub(crate) fn created(&self, attributes: &Attr) {
+        if is_untouched(attributes) {
+            self.state.lock().pristine_until = Some(Instant::now() + PRISTINE_FOR);
+        }
+    }
+
+    /// Whether it was created here a moment ago, and is not known to have got extended attributes since.
     pub(crate) fn is_pristine(&self) -> bool {
         self.state.lock().pristine_until.is_some_and(|until| Instant::now() < until)
     }
@@ -381,6 +390,11 @@ impl State {
     }
 }
 
+/// Nothing has changed it since its creation.
+fn is_untouched(attributes: &Attr) -> bool {
+    attributes.btime_ns != 0 && attributes.ctime_ns == attributes.btime_ns
+}
+
 /// What a write by an unprivileged caller leaves of a mode, as the table does it: sgid without group execution is
 /// mandatory locking's mark and stays.
 fn without_suid_sgid(mode: u32) -> u32 {
@@ -440,11 +454,21 @@ mod tests {
 
     #[test]
     fn only_a_file_that_nobody_changed_since_its_creation_is_pristine() {
-        let of = |btime_ns, ctime_ns| Inode::new(Attr { inode: 5, btime_ns, ctime_ns, ..Attr::default() });
+        let attributes = |ctime_ns| Attr { inode: 5, btime_ns: 7, ctime_ns, ..Attr::default() };
+        let of = |btime_ns, ctime_ns| {
+            let attributes = Attr { btime_ns, ..attributes(ctime_ns) };
+            let inode = Inode::new(attributes);
+            assert!(!inode.is_pristine(), "it was only opened");
+            inode.created(&attributes);
+            inode
+        };
         assert!(of(7, 7).is_pristine() && !of(7, 8).is_pristine());
         let spoilt = of(7, 7);
         spoilt.spoil();
         assert!(!spoilt.is_pristine());
+        let changed = of(7, 7);
+        changed.refresh(attributes(8));
+        assert!(!changed.is_pristine());
         let old = of(7, 7);
         old.state.lock().pristine_until = Some(Instant::now());
         assert!(!old.is_pristine());

@@ -123,9 +123,10 @@ impl Drop for Metanode {
 /// [`StartError`]; nothing serves then.
 pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
     let directory = config.directory.clone();
-    // Before the lock: a directory that is none of ours gets no lock file.
-    NodeSuperblock::read(&directory, KIND)?;
-    let lock = DirectoryLock::acquire(&directory)?;
+    let lock = {
+        let directory = directory.clone();
+        tokio::task::spawn_blocking(move || claim(&directory)).await??
+    };
     let volmgr = VolumeManager::new(&config.volmgr).map_err(|_| StartError::BadVolmgr(config.volmgr.clone()))?;
     let reserved = Reserved::take(config.listen)?;
     let address = reserved.address();
@@ -182,6 +183,12 @@ impl Metanode {
             tracing::error!(%error, "the log did not stop");
         }
     }
+}
+
+/// Locks a metanode's directory; one that is none gets no lock file.
+fn claim(directory: &Path) -> Result<DirectoryLock, StartError> {
+    NodeSuperblock::read(directory, KIND)?;
+    Ok(DirectoryLock::acquire(directory)?)
 }
 
 /// Asks for an id, a secret and a cluster until the volume manager answers, and writes them down.

@@ -284,6 +284,10 @@ impl Cluster {
         assert!(status.is_some_and(|s| s.success()), "up ended with {status:?} after SIGINT\n{}", self.said());
         assert!(!is_mounted(&self.mount()), "up ended and left its mount behind");
         wait::for_state("every role has ended", seconds(5), || processes::tagged(&self.tag()).is_empty());
+        if self.forgetful {
+            // Nothing fails any more that this run wrote.
+            remove_directory(&self.journal());
+        }
     }
 
     /// Waits for the end of `up`; `None` if it does not come (it is then killed).

@@ -132,13 +132,17 @@ pub struct Volmgr {
 /// [`StartError`]; nothing serves then.
 pub async fn start(config: VolmgrConfig) -> Result<Volmgr, StartError> {
     let directory = &config.directory;
-    cluster_of(directory)?;
-    let lock = DirectoryLock::acquire(directory)?;
+    let lock = blocking(directory, |directory| {
+        // Before the lock: a directory that is none of ours gets no lock file.
+        cluster_of(directory)?;
+        Ok(DirectoryLock::acquire(directory)?)
+    })
+    .await?;
     let listen_error = |source| ListenError { address: config.listen, source };
     // TCP_NODELAY belongs on the incoming itself: on the server builder it is lost, and small answers stall 40 ms.
     let incoming = TcpIncoming::bind(config.listen).map_err(listen_error)?.with_nodelay(Some(true));
     let local_addr = incoming.local_addr().map_err(listen_error)?;
-    let cluster = raise_generation(directory)?;
+    let cluster = blocking(directory, raise_generation).await?;
     let node = Arc::new(open_consensus(directory.join(CONSENSUS_DIRECTORY)).await?);
     let group = node.group(VOLMGR_GROUP).ok_or(GroupError::Stopped)?;
     let core = Arc::new(Core::new(cluster, group));
@@ -157,6 +161,16 @@ pub async fn start(config: VolmgrConfig) -> Result<Volmgr, StartError> {
         }
     });
     Ok(Volmgr { local_addr, cluster, node, stop: Some(stop), server, ticker, _lock: lock })
+}
+
+/// Runs what may wait for the disk off the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    directory: &Path,
+    work: impl FnOnce(&Path) -> Result<T, StartError> + Send + 'static,
+) -> Result<T, StartError> {
+    let directory = directory.to_owned();
+    let done = tokio::task::spawn_blocking(move || work(&directory)).await;
+    done.map_err(|error| StartError::Stuck(error.to_string()))?
 }
 
 fn raise_generation(directory: &Path) -> Result<ClusterId, StartError> {

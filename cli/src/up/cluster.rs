@@ -184,8 +184,8 @@ async fn see_to_volume(admin: &mut AdminClient<Channel>, plan: &Plan, progress: 
             progress.say(format!("creating volume '{}' with code {}", plan.volume, plan.code));
             let request = CreateVolumeRequest {
                 name: plan.volume.clone(),
-                data_shards: plan.code.data,
-                parity_shards: plan.code.parity,
+                data_shards: plan.code.k().into(),
+                parity_shards: plan.code.m().into(),
                 quota_bytes: plan.quota_bytes,
             };
             let volume = admin.create_volume(request).await.map_err(|s| refused(&s))?.into_inner();

@@ -12,7 +12,7 @@ use holdfast_volmgr::state::check_volume_name;
 
 use super::layout::{Layout, Record};
 use crate::args::UpArgs;
-use crate::output::CodeMode;
+use holdfast_erasure::CodeMode;
 
 /// Nodes of a first `up` that was not told otherwise.
 const METANODES_DEFAULT: u32 = 3;
@@ -157,8 +157,8 @@ fn counts(args: &UpArgs, known: Option<&Record>, dir: &Path) -> Result<Record> {
 }
 
 fn check_width(code: CodeMode, datanodes: u32) -> Result<()> {
-    let width = code.data + code.parity;
-    if width > datanodes {
+    let width = code.width();
+    if width > datanodes as usize {
         bail!(
             "code {code} needs {width} disks, the cluster has {datanodes}: add --datanodes {width}, or a smaller --code"
         );

@@ -55,6 +55,7 @@ impl FileSystem {
         };
         let (_, attr) = self.mounted.session.opening(creating).await?;
         let (handle, inode) = self.mounted.files.open(attr, open);
+        inode.created(&attr);
         Ok((attributes_of(&inode.attributes())?, handle))
     }
 

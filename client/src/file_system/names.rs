@@ -187,6 +187,10 @@ impl FileSystem {
         }
         if let Some(inode) = self.mounted.files.inode(inode) {
             inode.spoil();
+            // A capability stays only if it is set after the last write (the commit of one written before would take it).
+            if name == CAPABILITY_XATTR {
+                self.mounted.flusher.flush(&inode).await?;
+            }
         }
         let op = SetXattr {
             inode: inode.0,

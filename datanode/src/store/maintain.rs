@@ -166,8 +166,12 @@ impl Store {
             copies.extend(copied);
         }
         let finished = compaction.records.is_empty();
-        if !copies.is_empty() {
-            self.commit_copies(&copies)?;
+        if !copies.is_empty()
+            && let Err(error) = self.commit_copies(&copies)
+        {
+            // What was taken off the list was not copied: the segment's turn starts over.
+            self.compaction = None;
+            return Err(error);
         }
         if finished {
             self.compaction = None;

@@ -68,6 +68,7 @@ impl Table {
             self.unmap(id, op.offset, end, now_ns)?;
         }
         let grows = !op.keep_size && mode != FallocateMode::PunchHole;
+        self.kill_capability(id);
         let inode = self.known_mut(id)?;
         if removes {
             inode.truncate_generation += 1;

@@ -15,6 +15,7 @@ pub(crate) const CLAIMS: &[Claim] = &claims![
     30 => extended_attributes_are_kept_listed_replaced_and_removed,
     30 => an_extended_attribute_may_be_as_large_as_linux_allows,
     30 => extended_attributes_are_refused_where_linux_refuses_them,
+    30 => a_capability_stays_until_the_next_write,
     60 => other_users_get_what_the_modes_allow,
     30 => writing_takes_the_set_user_bit_away,
     30 => a_set_group_directory_passes_its_group_on,
@@ -169,6 +170,25 @@ fn extended_attributes_are_refused_where_linux_refuses_them(room: &mut Room) {
     assert_eq!(attribute::get(&path, b"user.a").unwrap(), b"1");
     symlink("file", d.join("link")).unwrap();
     assert_eq!(errno(attribute::set(&d.join("link"), b"user.a", b"1", 0)), libc::EPERM);
+}
+
+/// `cp -a` and `tar` set attributes of a file that they have written and not closed yet.
+fn a_capability_stays_until_the_next_write(room: &mut Room) {
+    const NAME: &[u8] = b"security.capability";
+    // struct vfs_cap_data, version 2: cap_net_raw, effective and permitted.
+    let capability = [[1, 0, 0, 2], [0, 0x20, 0, 0], [0; 4], [0; 4], [0; 4]].concat();
+    let path = room.directory().join("program");
+    let file = File::create(&path).unwrap();
+    file.write_all_at(b"a program", 0).unwrap();
+    assert_eq!(errno(attribute::get(&path, NAME)), libc::ENODATA);
+    attribute::set(&path, NAME, &capability, 0).unwrap();
+    drop(file);
+    assert_eq!(attribute::get(&path, NAME).unwrap(), capability);
+    let file = File::options().write(true).open(&path).unwrap();
+    assert_eq!(attribute::get(&path, NAME).unwrap(), capability);
+    file.write_all_at(b"another", 0).unwrap();
+    drop(file);
+    assert_eq!(errno(attribute::get(&path, NAME)), libc::ENODATA);
 }
 
 /// Whether a shell line succeeds as a user who owns nothing.

@@ -227,7 +227,8 @@ fn a_file_whose_content_or_owner_changes_loses_its_capabilities() {
     let chmod = SetAttr { inode, mode: Some(0o755), ..SetAttr::default() };
     let id = fixture.reserve_chunk();
     let commit = Commit { chunks: vec![chunk(id, 10)], files: vec![file_commit(inode, 0, 10, id)] };
-    for op in [Op::Commit(commit), Op::SetAttr(chown), Op::SetAttr(truncate)] {
+    let punch = Fallocate { inode, length_bytes: 4096, mode: 1, keep_size: true, ..Fallocate::default() };
+    for op in [Op::Commit(commit), Op::SetAttr(chown), Op::Fallocate(punch), Op::SetAttr(truncate)] {
         for name in [CAPABILITY_XATTR, b"user.kept"] {
             let (name, value) = (name.to_vec().into(), b"value".as_slice().into());
             fixture.ok(Op::SetXattr(SetXattr { inode, name, value, ..SetXattr::default() }));

@@ -23,11 +23,13 @@ use roles::RoleConfig;
 
 /// The environment variable that says what is logged.
 const LOG_VARIABLE: &str = "HOLDFAST_LOG";
+/// Threads of the runtime at least; one alone slows large transfers down. Half as many as cores otherwise: disks, Raft and
+/// FUSE have threads of their own, and small requests spend their time waking one thread after the other.
+const RUNTIME_THREADS_MIN: usize = 2;
 
 fn main() -> ExitCode {
     // Started again as a role through /proc/self/exe, the process would be listed as "exe".
     let _ = nix::sys::prctl::set_name(c"holdfast");
-    tune_allocator();
     let cli = Cli::parse_from(args::words_by_name(std::env::args_os().collect()));
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
@@ -58,25 +60,10 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// Has glibc keep the memory of chunks (4 MiB, freed all the time) instead of giving it back to the kernel, which has to
-/// zero it again page by page: encoding a chunk takes a fifth of the time. Few arenas, so that what one thread freed
-/// serves another.
-fn tune_allocator() {
-    #[cfg(target_env = "gnu")]
-    for (parameter, value) in
-        [(libc::M_MMAP_THRESHOLD, 64 << 20), (libc::M_TRIM_THRESHOLD, 256 << 20), (libc::M_ARENA_MAX, 2)]
-    {
-        // SAFETY: called before there is a second thread; mallopt takes two integers.
-        unsafe { libc::mallopt(parameter, value) };
-    }
-}
-
 /// Runs a command on a runtime of its own. The command's own future stays on this thread, which lives as long as the
 /// process does.
 fn block_on(command: impl Future<Output = Result<()>>) -> Result<()> {
-    // Disks, Raft and FUSE have threads of their own; with as many more as there are cores, small requests spend most of
-    // their time waking one thread after the other (create by one process: 339/s with 4 on 2 cores, 468/s with 1).
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(2);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(2).max(RUNTIME_THREADS_MIN);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()

@@ -230,6 +230,26 @@ fn compaction_keeps_what_lives_and_gives_back_the_rest() {
     check(&open(&crashed));
 }
 
+/// The copies that there was no room for are of records that the compaction had taken off its list already.
+#[test]
+fn a_compaction_that_met_a_full_disk_is_done_again() {
+    let (disk, mut store) = fresh();
+    let segments = || disk.directory().list().unwrap().into_iter().filter(|name| name.starts_with("small")).count();
+    for chunk in 1..=300 {
+        put_one(&mut store, chunk, SMALL);
+    }
+    let full = segments();
+    commit_one(&mut store, delete(&(1..=300).filter(|chunk| chunk % 10 != 0).collect::<Vec<_>>())).unwrap();
+    disk.fail_next(Fault::Write(libc::ENOSPC));
+    assert!(!store.maintain(false), "there was no room for the copies");
+    settle(&mut store);
+    assert_eq!(store.reader().status().damaged_bytes, 0, "what was not copied counts as damaged");
+    assert!(segments() < full / 2, "{} of {full} segments are left for 30 shards", segments());
+    for chunk in (10..=300).step_by(10) {
+        assert_eq!(read(&store.reader(), chunk, 1, SMALL).unwrap(), payload(chunk, 1, SMALL));
+    }
+}
+
 #[test]
 fn floors_and_drops_are_remembered() {
     let (disk, mut store) = fresh();

@@ -33,6 +33,8 @@ const STALLS: &[(&str, Cases)] = &[
     ),
 ];
 
+/// Every role can be killed by itself.
+const SEPARATE: &str = "--separate-processes";
 const BLOCK_BYTES: usize = 4096;
 /// The file that is read, 4 KiB at scattered places past all caches, so that every read asks a datanode.
 const READ_BYTES: usize = 64 << 20;
@@ -61,9 +63,10 @@ pub(crate) fn run(
     if chosen.is_empty() {
         return Ok(Vec::new());
     }
-    let separate = "--separate-processes".to_owned();
-    let others = up_arguments.iter().filter(|argument| **argument != separate).cloned();
-    let arguments: Vec<String> = others.chain([separate.clone()]).collect();
+    let mut arguments = up_arguments.to_vec();
+    if !arguments.iter().any(|argument| argument == SEPARATE) {
+        arguments.push(SEPARATE.to_owned());
+    }
     let holdfast = Holdfast::start(binary, directory, &arguments)?;
     let hangs = HangWatch::start(Duration::from_secs(options.hang_timeout), holdfast.hang_breaker());
     fs::write(holdfast.mount().join("read"), vec![7; READ_BYTES])?;

@@ -1,4 +1,4 @@
-//! Where things are: block groups, node addresses, and which disks to avoid for now.
+//! Where things are: block groups, node addresses, and which disks failed lately and are avoided for a while.
 //!
 //! Groups and addresses come from the table's leader, which learns addresses from the volume manager; only when no
 //! metanode answers does the client ask the volume manager itself.

@@ -1,12 +1,12 @@
 //! A node: the log, the snapshots and the driver of all groups of a process.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, random_bytes};
 use parking_lot::{Mutex, RwLock};
 
 use crate::core::CoreOptions;
@@ -54,7 +54,8 @@ impl<S: StateMachine> Node<S> {
             segment_bytes: config.segment_bytes,
             bytes_max: config.log_bytes_max,
             tail_entries: config.tail_entries,
-            identity: random_identity().map_err(io_error(Path::new("/dev/urandom")))?,
+            // Recycled bytes of another log never pass for this one's.
+            identity: random_bytes().map_err(io_error(Path::new("/dev/urandom")))?,
         };
         let (mut log, replayed) =
             Log::open(Arc::clone(&log_disk), options).map_err(|error| log_error(&log_directory, error))?;
@@ -257,11 +258,4 @@ fn snapshot_error(path: &Path, group: u64, error: SnapshotError) -> OpenError {
         SnapshotError::Damaged(_) => OpenError::Damaged { path, what: format!("group {group}: {error}") },
         SnapshotError::Refused(reason) => OpenError::Restore { group, reason },
     }
-}
-
-/// An identity for a new log: recycled bytes of another log never pass for its own.
-fn random_identity() -> io::Result<[u8; 16]> {
-    let mut identity = [0; 16];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut identity)?;
-    Ok(identity)
 }

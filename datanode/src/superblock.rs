@@ -4,13 +4,13 @@
 use std::path::Path;
 
 use holdfast_common::{ClusterId, DiskId, NodeId};
-use holdfast_node::superblock::{self, FILE_NAME, Kind, SuperblockError};
+use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::node::DiskSuperblock as Record;
 
 /// What a datanode's directory is.
-pub const NODE_KIND: Kind = Kind { file: FILE_NAME, magic: *b"HFDATA\0\n", version: 1, name: "a datanode's directory" };
+pub const NODE_KIND: Kind = Kind::superblock(*b"HFDATA\0\n", "a datanode's directory");
 /// What a disk's directory is.
-pub const DISK_KIND: Kind = Kind { file: FILE_NAME, magic: *b"HFDISK\0\n", version: 1, name: "a datanode's disk" };
+pub const DISK_KIND: Kind = Kind::superblock(*b"HFDISK\0\n", "a datanode's disk");
 
 /// Whose a disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +79,11 @@ mod tests {
         for disk in [fresh, used] {
             disk.write(directory.path()).unwrap();
             assert_eq!(DiskSuperblock::read(directory.path()).unwrap(), disk);
+            let bytes = std::fs::read(directory.path().join(superblock::FILE_NAME)).unwrap();
+            assert_eq!(bytes[..12], *b"HFDISK\0\n\x01\0\0\0");
         }
         let error = holdfast_node::NodeSuperblock::read(directory.path(), NODE_KIND).unwrap_err();
+        assert_eq!(NODE_KIND.magic, *b"HFDATA\0\n");
         assert!(matches!(error, SuperblockError::OtherKind { .. }), "{error}");
     }
 }

@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn what_is_no_code_mode_is_refused_with_the_reason() {
-        for text in ["", "4", "4+", "+2", "4+2+1", "4 + 2", "-4+2", "++2", "4+2x", "99999999999+1"] {
+        for text in ["", "4", "4+", "+2", "4+2+1", "4-2", "4 + 2", "-4+2", "++2", "4+2x", "99999999999+1"] {
             assert_eq!(text.parse::<CodeMode>(), Err(CodeModeError::Malformed), "{text}");
         }
         assert_eq!("0+2".parse::<CodeMode>(), Err(CodeModeError::NoData));

@@ -13,7 +13,14 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 /// The file.
-const NEIGHBOURS: Kind = Kind { file: "neighbours", magic: *b"HFNEIGH\n", version: 1, name: "a metanode's directory" };
+const NEIGHBOURS: Kind = Kind {
+    file: "neighbours",
+    magic: *b"HFNEIGH\n",
+    version: 1,
+    // Ten thousand nodes take half of it.
+    record_bytes_max: 1 << 20,
+    name: "a metanode's directory",
+};
 
 #[derive(Debug, Default)]
 struct Known {

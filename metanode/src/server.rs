@@ -23,8 +23,7 @@ use tokio::task::{AbortHandle, JoinError};
 /// Where log and snapshots live, below the directory.
 const CONSENSUS_DIRECTORY: &str = "consensus";
 /// What a metanode's directory is.
-const KIND: Kind =
-    Kind { file: superblock::FILE_NAME, magic: *b"HFMETA\0\n", version: 1, name: "a metanode's directory" };
+const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory");
 
 /// Where a metanode lives and listens, and whom it belongs to.
 #[derive(Clone, Debug)]

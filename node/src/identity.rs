@@ -1,11 +1,11 @@
 //! Who a metanode or a datanode is.
 
-use std::io::{self, Read};
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, NodeId};
+use holdfast_common::{ClusterId, NodeId, random_bytes};
 use holdfast_proto::control::{Disk, RegisterRequest, RegisterResponse, Role};
 use holdfast_proto::node::NodeSuperblock as Record;
 
@@ -37,15 +37,13 @@ impl NodeSuperblock {
     /// # Errors
     /// The system has no random numbers.
     pub fn fresh() -> io::Result<Self> {
-        let mut nonce = [0; 8];
-        std::fs::File::open("/dev/urandom")?.read_exact(&mut nonce)?;
         Ok(Self {
             cluster: ClusterId([0; 16]),
             node: NodeId(0),
             generation: 0,
             secret: ClusterSecret([0; 32]),
             // 0 would say that there is none.
-            format_nonce: u64::from_le_bytes(nonce).max(1),
+            format_nonce: u64::from_le_bytes(random_bytes()?).max(1),
             heartbeat_interval_ms: HEARTBEAT_INTERVAL_MS_DEFAULT,
         })
     }
@@ -152,7 +150,7 @@ impl NodeSuperblock {
 mod tests {
     use super::*;
 
-    const KIND: Kind = Kind { file: superblock::FILE_NAME, magic: *b"HFTESTS1", version: 1, name: "a test directory" };
+    const KIND: Kind = Kind::superblock(*b"HFTESTS1", "a test directory");
 
     fn answer() -> RegisterResponse {
         RegisterResponse {
@@ -179,6 +177,16 @@ mod tests {
         assert_eq!(NodeSuperblock::read(path, KIND).unwrap(), registered);
         assert_eq!((registered.node, registered.cluster()), (NodeId(5), Some(ClusterId([7; 16]))));
         assert_eq!((registered.heartbeat_interval_ms, registered.generation), (250, 1));
+    }
+
+    #[test]
+    fn its_bytes_are_pinned() {
+        let directory = tempfile::tempdir().unwrap();
+        let pinned = NodeSuperblock { generation: 3, format_nonce: 9, ..NodeSuperblock::fresh().unwrap() };
+        pinned.write(directory.path(), KIND).unwrap();
+        let bytes = std::fs::read(directory.path().join(superblock::FILE_NAME)).unwrap();
+        assert_eq!(bytes[..30], *b"HFTESTS1\x01\0\0\0\x0e\0\0\0\x18\x03\x29\x09\0\0\0\0\0\0\0\x30\xf4\x03");
+        assert_eq!(bytes.len(), 34);
     }
 
     #[test]

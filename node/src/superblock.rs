@@ -17,8 +17,8 @@ use holdfast_common::durable::replace_file;
 
 /// A superblock's name in its directory.
 pub const FILE_NAME: &str = "superblock";
-/// Longest record; a file is refused above. Ten thousand neighbours take half of it.
-const RECORD_BYTES_MAX: usize = 1 << 20;
+/// Longest record of a superblock.
+const SUPERBLOCK_RECORD_BYTES_MAX: usize = 64 << 10;
 const HEADER_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
 
@@ -31,8 +31,18 @@ pub struct Kind {
     pub magic: [u8; 8],
     /// Newest known format version.
     pub version: u32,
+    /// Longest record; a file is refused above.
+    pub record_bytes_max: usize,
     /// What the directory is, for people.
     pub name: &'static str,
+}
+
+impl Kind {
+    /// A superblock of version 1.
+    #[must_use]
+    pub const fn superblock(magic: [u8; 8], name: &'static str) -> Self {
+        Self { file: FILE_NAME, magic, version: 1, record_bytes_max: SUPERBLOCK_RECORD_BYTES_MAX, name }
+    }
 }
 
 /// Why a superblock could not be read or written.
@@ -174,7 +184,7 @@ fn decode<M: prost::Message + Default>(bytes: &[u8], kind: Kind) -> Result<M, Pr
         return Err(Problem::Newer(version));
     }
     let length = word(12).and_then(|l| usize::try_from(l).ok()).ok_or(Problem::Damaged)?;
-    if length > RECORD_BYTES_MAX || bytes.len() != HEADER_BYTES + length + CHECKSUM_BYTES {
+    if length > kind.record_bytes_max || bytes.len() != HEADER_BYTES + length + CHECKSUM_BYTES {
         return Err(Problem::Damaged);
     }
     let (covered, _) = bytes.split_at(HEADER_BYTES + length);
@@ -190,7 +200,7 @@ mod tests {
     use holdfast_proto::cluster::VolmgrSuperblock;
     use std::os::unix::fs::PermissionsExt;
 
-    const KIND: Kind = Kind { file: FILE_NAME, magic: *b"HFTESTS1", version: 1, name: "a test directory" };
+    const KIND: Kind = Kind::superblock(*b"HFTESTS1", "a test directory");
 
     fn record() -> VolmgrSuperblock {
         VolmgrSuperblock { cluster: vec![7; 16].into(), generation: 3 }
@@ -220,13 +230,22 @@ mod tests {
         write(path, KIND, &record()).unwrap();
         assert!(matches!(read(Kind { magic: *b"HFOTHER1", ..KIND }), SuperblockError::OtherKind { .. }));
         write(path, Kind { version: 2, ..KIND }, &record()).unwrap();
-        assert!(matches!(read(KIND), SuperblockError::Newer { found: 2, known: 1, .. }));
+        let newer = read(KIND);
+        assert!(matches!(newer, SuperblockError::Newer { found: 2, known: 1, .. }));
+        assert!(newer.to_string().contains("has format version 2, this program knows up to 1"), "{newer}");
         let good = encode(KIND, &record());
-        for index in 12..good.len() {
+        for index in 0..good.len() {
             let mut bad = good.clone();
             bad[index] ^= 1;
             std::fs::write(path.join(FILE_NAME), &bad).unwrap();
-            assert!(matches!(read(KIND), SuperblockError::Damaged { .. }), "byte {index}");
+            let error = read(KIND);
+            match index {
+                0..8 => assert!(matches!(error, SuperblockError::OtherKind { .. }), "byte {index}"),
+                // Version 1 with its lowest bit gone is version 0, and the checksum tells.
+                8 => assert!(matches!(error, SuperblockError::Damaged { .. }), "byte {index}"),
+                9..12 => assert!(matches!(error, SuperblockError::Newer { .. }), "byte {index}"),
+                _ => assert!(matches!(error, SuperblockError::Damaged { .. }), "byte {index}"),
+            }
         }
         for length in 0..good.len() {
             std::fs::write(path.join(FILE_NAME), &good[..length]).unwrap();

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for an answer.
-pub const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause between attempts to register.
 pub const REGISTER_RETRY: Duration = Duration::from_millis(300);
 

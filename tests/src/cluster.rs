@@ -286,7 +286,7 @@ impl Cluster {
         wait::for_state("every role has ended", seconds(5), || processes::tagged(&self.tag()).is_empty());
         if self.forgetful {
             // Nothing fails any more that this run wrote.
-            remove_directory(&self.journal());
+            std::fs::remove_dir_all(self.journal()).expect("the journal can be removed");
         }
     }
 

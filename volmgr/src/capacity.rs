@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use holdfast_common::{DiskId, NodeId};
-
 use holdfast_erasure::CodeMode;
 
 /// What is known of one disk in service.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_common::durable::{DirectoryLock, LockError, sync_parent};
-use holdfast_common::{ClusterId, NodeId};
+use holdfast_common::{ClusterId, NodeId, random_bytes};
 use holdfast_consensus::{GroupError, GroupMessage, Node, NodeConfig, OpenError, Outbox};
 use holdfast_node::ListenError;
 use holdfast_node::superblock::{self, Kind, SuperblockError};
@@ -29,8 +29,7 @@ use crate::machine::ClusterMachine;
 use crate::state::{VOLMGR_GROUP, VOLMGR_NODE};
 
 /// What a volume manager's directory is.
-const KIND: Kind =
-    Kind { file: superblock::FILE_NAME, magic: *b"HFVOLMGR", version: 1, name: "a volume manager's directory" };
+const KIND: Kind = Kind::superblock(*b"HFVOLMGR", "a volume manager's directory");
 /// Where its log and snapshots live, below its directory.
 const CONSENSUS_DIRECTORY: &str = "consensus";
 /// A group of one voter has nobody to wait for: short ticks make its only election short.
@@ -95,7 +94,7 @@ pub fn format(directory: &Path) -> Result<ClusterId, StartError> {
     std::fs::set_permissions(directory, Permissions::from_mode(0o700)).map_err(io_error)?;
     let _lock = DirectoryLock::acquire(directory)?;
     superblock::must_not_exist(directory)?;
-    let cluster = ClusterId(core::random_bytes().map_err(io_error)?);
+    let cluster = ClusterId(random_bytes().map_err(io_error)?);
     let record = VolmgrSuperblock { cluster: cluster.0.to_vec().into(), generation: 0 };
     superblock::write(directory, KIND, &record)?;
     sync_parent(directory).map_err(io_error)?;

@@ -19,8 +19,7 @@ use holdfast_node::superblock::{self, FILE_NAME, Kind};
 use holdfast_proto::cluster::UpSuperblock;
 
 /// What an `up` directory is.
-const KIND: Kind =
-    Kind { file: FILE_NAME, magic: *b"HOLDFSUP", version: 1, name: "the directory of a cluster made by 'holdfast up'" };
+const KIND: Kind = Kind::superblock(*b"HOLDFSUP", "the directory of a cluster made by 'holdfast up'");
 
 /// The paths of a cluster's directory.
 #[derive(Clone, Debug)]

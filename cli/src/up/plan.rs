@@ -8,11 +8,11 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use holdfast_client_fuse::MountPoint;
 use holdfast_common::durable::DirectoryLock;
+use holdfast_erasure::CodeMode;
 use holdfast_volmgr::state::check_volume_name;
 
 use super::layout::{Layout, Record};
 use crate::args::UpArgs;
-use holdfast_erasure::CodeMode;
 
 /// Nodes of a first `up` that was not told otherwise.
 const METANODES_DEFAULT: u32 = 3;

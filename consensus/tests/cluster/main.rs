@@ -142,7 +142,7 @@ async fn groups_are_created_and_dropped_once_and_for_all() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement, not a claim"]
+#[ignore = "a measurement, not a claim: prints latencies, asserts none; run it with --ignored --nocapture"]
 async fn latencies() {
     for voters in [1, 3] {
         let cluster = Cluster::start(voters, |config| config.segment_bytes = 16 << 20);

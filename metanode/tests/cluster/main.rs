@@ -185,6 +185,7 @@ async fn directories_and_ports_that_do_not_fit_are_refused_and_left_alone() {
     assert!(matches!(again, StartError::Lock(LockError::InUse { .. })), "{again}");
     assert!(matches!(format(&cluster.path(0)).await, Err(StartError::Lock(_))));
     format(&empty).await.unwrap();
+    assert_eq!(std::fs::read(empty.join("superblock")).unwrap()[..12], *b"HFMETA\0\n\x01\0\0\0");
     assert!(matches!(format(&empty).await, Err(StartError::Superblock(SuperblockError::Exists { .. }))));
     let taken = holdfast_metanode::MetanodeConfig { listen: cluster.addresses()[0], ..config(empty) };
     let refused = start(taken).await.err().unwrap();

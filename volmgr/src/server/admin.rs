@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use holdfast_common::VolumeId;
+use holdfast_common::{VolumeId, random_bytes};
+use holdfast_erasure::CodeMode;
 use holdfast_proto::cluster::cluster_command::Op;
 use holdfast_proto::cluster::{CreateVolume, DeleteVolume};
 use holdfast_proto::control::admin_server::Admin;
@@ -12,11 +13,10 @@ use holdfast_proto::control::{
 };
 use tonic::{Request, Response, Status};
 
-use super::core::{Core, random_bytes, status_of};
+use super::core::{Core, status_of};
 use super::view::View;
 use crate::placement::place_table;
 use crate::state::{Refusal, check_volume_name};
-use holdfast_erasure::CodeMode;
 
 /// How long the creation of a volume waits for its table: an election and a few entries, many times over.
 const READY_DEADLINE: Duration = Duration::from_secs(20);

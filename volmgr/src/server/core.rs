@@ -1,10 +1,9 @@
 //! What all requests share: the consensus group, the soft state that heartbeats bring, and the clock.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
 use std::time::{Duration, Instant, SystemTime};
 
-use holdfast_common::{ClusterId, Incarnation, NodeId, VolumeId};
+use holdfast_common::{ClusterId, Incarnation, NodeId, VolumeId, random_bytes};
 use holdfast_consensus::{Group, ProposeError, ReadError};
 use holdfast_proto::cluster::cluster_command::Op;
 use holdfast_proto::cluster::{ClusterCommand, ClusterReply, Initialise};
@@ -145,13 +144,6 @@ pub(super) fn status_of(kind: RefusalKind, detail: String) -> Status {
         RefusalKind::Forbidden => Status::failed_precondition(detail),
         RefusalKind::Busy => Status::unavailable(detail),
     }
-}
-
-/// Random bytes of the system.
-pub(super) fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn wall_ns() -> i64 {

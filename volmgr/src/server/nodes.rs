@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use holdfast_common::limits::GROUP_CAPACITY_BYTES;
 use holdfast_common::proof::Claim;
-use holdfast_common::{GroupId, Incarnation, NodeId, VolumeId};
+use holdfast_common::{GroupId, Incarnation, NodeId, VolumeId, random_bytes};
 use holdfast_proto::cluster::cluster_command::Op;
 use holdfast_proto::cluster::{
     ActivateVolume, AllocateGroups, ConfirmDrops, DiskRecord, GroupRecord, MemberRecord, RegisterNode, VolumeKey,
@@ -16,7 +16,7 @@ use holdfast_proto::control::{
 };
 use tonic::{Request, Response, Status};
 
-use super::core::{Core, LeaderReport, random_bytes, status_of};
+use super::core::{Core, LeaderReport, status_of};
 use super::view::View;
 use crate::placement::place_groups;
 use crate::state::{ClusterState, Refusal};

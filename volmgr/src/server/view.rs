@@ -4,13 +4,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_common::{DiskId, NodeId, VolumeId};
+use holdfast_erasure::CodeMode;
 use holdfast_proto::control::{Disk, Endpoint, Node, Role, TableAssignment, Volume};
 
 use super::core::Core;
 use crate::capacity::{self, DiskSpace};
 use crate::placement::{Candidate, TableCandidate};
 use crate::state::{ClusterState, NodeState, VolumeInfo};
-use holdfast_erasure::CodeMode;
 
 /// The cluster at one moment: the state, with what heartbeats added.
 pub(super) struct View<'a> {

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use holdfast_common::proof::ClusterSecret;
 use holdfast_common::{ClusterId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
+use holdfast_erasure::CodeMode;
 use holdfast_proto::cluster::{ClusterSnapshot, DiskRecord, NodeRecord, VolumeRecord};
 use holdfast_proto::control::{Role, VolumeState};
 use prost::Message;
 
 use super::groups::{group_record, members_of};
 use super::{ClusterState, DiskState, NodeState, VolumeInfo};
-use holdfast_erasure::CodeMode;
 
 const SNAPSHOT_VERSION: u32 = 1;
 

@@ -1,5 +1,6 @@
-//! The thread that drives all groups of a node, and owns the order: send what may go early, apply what is durable,
-//! write one batch, sync once, then send, apply and answer what that allows.
+//! What drives all groups of a node, and owns the order: send what may go early, apply what is durable, write one batch,
+//! sync once, then send, apply and answer what that allows. One drives at a time: the thread, or a visitor (see
+//! [`queue`]), who never gets to the disk and leaves his records to the thread.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_common::NodeId;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::clock;
 use crate::core::effects::{Apply, Effects};
 use crate::disk::Disk;
 use crate::group::{Group, Shared};
+use crate::log::record::Record;
 use crate::log::{Log, LogFailed};
 use crate::machine::StateMachine;
 use crate::outbox::Outbox;
@@ -44,7 +46,14 @@ pub(crate) struct Driver<S> {
     pub(crate) restored: Restored<S>,
     pub(crate) tick: Duration,
     pub(crate) command_bytes_max: usize,
+    /// Records of a visitor's turn, which ends when they are durable.
+    pub(crate) left: Vec<Record>,
+    /// What a visitor's panic said: nothing can be relied on any more.
+    pub(crate) panicked: Option<String>,
 }
+
+/// The one place of the driver; empty once its thread has ended.
+pub(crate) type Seat<S> = Arc<Mutex<Option<Driver<S>>>>;
 
 /// Creations and drops of a turn, answered when they are durable.
 struct Controls<S> {
@@ -53,42 +62,84 @@ struct Controls<S> {
     tickets: Vec<ControlTicket>,
 }
 
+impl<S> Default for Controls<S> {
+    fn default() -> Self {
+        Self { created: BTreeMap::new(), dropped: Vec::new(), tickets: Vec::new() }
+    }
+}
+
+/// The thread: drives until the queue is closed or the log fails.
+pub(crate) fn run<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, queue: &Queue) {
+    let failure = match catch_unwind(AssertUnwindSafe(|| run_turns(seat, queue))) {
+        Ok(Ok(())) => None,
+        Ok(Err(reason)) => Some(reason),
+        Err(panic) => Some(panic_text(&*panic)),
+    };
+    if let Some(reason) = &failure {
+        tracing::error!(%reason, "this node takes part in no group any more; check its disk and restart it");
+    }
+    let reason = failure.unwrap_or_else(|| "shut down".to_owned());
+    queue.close();
+    // Handles lead to the queue, and the queue to this place: whoever is in it would hold himself.
+    let driver = seat.lock().take();
+    driver.iter().flat_map(|driver| driver.groups.read().values().cloned().collect::<Vec<_>>()).for_each(|group| {
+        group.shared().stop(&reason);
+    });
+}
+
+fn run_turns<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, queue: &Queue) -> Result<(), String> {
+    let mut next_tick = Instant::now();
+    while let Some(items) = queue.take(next_tick) {
+        let mut driver = seat.lock();
+        let Some(driver) = &mut *driver else { break };
+        driver.take_turn(items, &mut next_tick)?;
+    }
+    Ok(())
+}
+
+/// Lets a visitor drive. Says whether he leaves anything.
+pub(crate) fn visit<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, items: Vec<Item>) -> bool {
+    let mut driver = seat.lock();
+    let Some(driver) = &mut *driver else { return false };
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| driver.visit(items))) {
+        driver.panicked = Some(panic_text(&*panic));
+    }
+    driver.panicked.is_some() || !driver.left.is_empty()
+}
+
 impl<S: StateMachine> Driver<S> {
-    /// Runs until the queue is closed or the log fails.
-    pub(crate) fn run(mut self) {
-        let failure = match catch_unwind(AssertUnwindSafe(|| self.run_turns())) {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(panic) => Some(panic_text(&*panic)),
-        };
-        if let Some(reason) = &failure {
-            tracing::error!(%reason, "this node takes part in no group any more; check its disk and restart it");
-        }
-        let reason = failure.unwrap_or_else(|| "shut down".to_owned());
-        self.queue.close();
-        self.groups.read().values().for_each(|group| group.shared().stop(&reason));
+    fn visit(&mut self, items: Vec<Item>) {
+        // Inputs were taken before this: reads among them came before it.
+        let now = clock::now_ns();
+        let mut controls = Controls::default();
+        let inputs = items.into_iter().filter_map(|item| self.input(item, &mut controls)).collect();
+        let mut effects = self.core.step(now, inputs);
+        self.left = std::mem::take(&mut effects.records);
+        self.perform(effects, &controls.created);
     }
 
-    fn run_turns(&mut self) -> Result<(), LogFailed> {
-        let mut next_tick = Instant::now();
-        while let Some(items) = self.queue.take(next_tick) {
-            // Inputs were taken before this: reads among them came before it.
-            let now = clock::now_ns();
-            let mut inputs = Vec::with_capacity(items.len() + 1);
-            let mut controls = Controls { created: BTreeMap::new(), dropped: Vec::new(), tickets: Vec::new() };
-            for item in items {
-                inputs.extend(self.input(item, &mut controls));
-            }
-            let instant = Instant::now();
-            if instant >= next_tick {
-                // Missed ticks are not made up for: an election timeout must never pass faster than real time.
-                next_tick = instant + self.tick;
-                inputs.push(Input::Tick);
-                self.core.carry_forward(&self.log.holders());
-            }
-            self.turn(now, inputs, &controls.created)?;
-            self.conclude(controls);
+    fn take_turn(&mut self, items: Vec<Item>, next_tick: &mut Instant) -> Result<(), String> {
+        if let Some(reason) = self.panicked.take() {
+            return Err(reason);
         }
+        let mut controls = Controls::default();
+        let left = std::mem::take(&mut self.left);
+        self.make_durable(left, &controls.created).map_err(|error| error.to_string())?;
+        // Inputs were taken before this: reads among them came before it.
+        let now = clock::now_ns();
+        let mut inputs = Vec::with_capacity(items.len() + 1);
+        for item in items {
+            inputs.extend(self.input(item, &mut controls));
+        }
+        let instant = Instant::now();
+        if instant >= *next_tick {
+            // Missed ticks are not made up for: an election timeout must never pass faster than real time.
+            *next_tick = instant + self.tick;
+            inputs.push(Input::Tick);
+            self.core.carry_forward(&self.log.holders());
+        }
+        self.turn(now, inputs, &controls.created).map_err(|error| error.to_string())?;
+        self.conclude(controls);
         Ok(())
     }
 
@@ -144,16 +195,21 @@ impl<S: StateMachine> Driver<S> {
         created: &BTreeMap<u64, Group<S>>,
     ) -> Result<(), LogFailed> {
         let mut effects = self.core.step(now, inputs);
-        loop {
-            let records = std::mem::take(&mut effects.records);
-            self.perform(effects, created);
-            if records.is_empty() {
-                return Ok(());
-            }
+        let records = std::mem::take(&mut effects.records);
+        self.perform(effects, created);
+        self.make_durable(records, created)
+    }
+
+    /// The rest of a turn: writes and syncs records, and those that follow from it.
+    fn make_durable(&mut self, mut records: Vec<Record>, created: &BTreeMap<u64, Group<S>>) -> Result<(), LogFailed> {
+        while !records.is_empty() {
             self.log.append(records)?;
             self.log.sync()?;
-            effects = self.core.persisted();
+            let mut effects = self.core.persisted();
+            records = std::mem::take(&mut effects.records);
+            self.perform(effects, created);
         }
+        Ok(())
     }
 
     /// Makes durable creations and drops known.

@@ -118,7 +118,8 @@ impl<S: StateMachine> Group<S> {
         answer.await.unwrap_or(Err(ReadError::Stopped))
     }
 
-    /// The state machine. Hold the guard briefly and never across an await: the driver of all groups waits for it.
+    /// The state machine. Hold the guard briefly, never across an await (the driver of all groups waits for it), and never
+    /// while proposing or delivering: who does may find himself driving.
     #[must_use]
     pub fn state(&self) -> &RwLock<S> {
         &self.shared.state

@@ -13,7 +13,7 @@ use crate::core::CoreOptions;
 use crate::disk::{Directory, Disk};
 use crate::driver::queue::{ControlTicket, Item, Queue};
 use crate::driver::worker::{Job, Make, Restored, Worker};
-use crate::driver::{Driver, Groups, control_refused};
+use crate::driver::{self, Driver, Groups, Seat, control_refused};
 use crate::log::batch::LOG_VERSION;
 use crate::log::replay::Replayed;
 use crate::log::segment::Preparation;
@@ -95,11 +95,17 @@ impl<S: StateMachine> Node<S> {
             restored,
             tick: config.tick,
             command_bytes_max,
+            left: Vec::new(),
+            panicked: None,
         };
+        let seat: Seat<S> = Arc::new(Mutex::new(Some(driver)));
+        let visited = Arc::clone(&seat);
+        queue.let_visitors(Box::new(move |items| driver::visit(&visited, items)));
+        let driven = Arc::clone(&queue);
         let threads = start(vec![
             ("consensus-fill", Box::new(fill)),
             ("consensus-snap", Box::new(move || worker.run(&work))),
-            ("consensus-drive", Box::new(move || driver.run())),
+            ("consensus-drive", Box::new(move || driver::run(&seat, &driven))),
         ]);
         let threads = Mutex::new(threads.map_err(io_error(&config.directory))?);
         Ok(Self { queue, groups, snapshot_directory, threads })
@@ -143,10 +149,7 @@ impl<S: StateMachine> Node<S> {
 
     /// Takes messages in that another node's outbox sent. Does not block; drops them when too much is waiting.
     pub fn deliver(&self, from: NodeId, messages: Vec<GroupMessage>) {
-        for message in messages {
-            // Raft repeats what gets lost.
-            let _ = self.queue.push(Item::Message { from, message });
-        }
+        self.queue.push_all(messages.into_iter().map(|message| Item::Message { from, message }));
     }
 
     /// Where files for [`Self::deliver_snapshot`] are best put: same file system, cleared at open. Names that do not

@@ -10,6 +10,7 @@ mod convert;
 mod directory;
 mod listing;
 mod serve;
+mod walk;
 
 pub(crate) use capabilities::REQUEST_BYTES_MAX;
 #[cfg(test)]
@@ -34,14 +35,15 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle;
+use walk::{Answer, Walks};
 
 /// How long the kernel may believe an entry without asking. The kernel counts in its clock's ticks: the least time that is
 /// not zero is up to 8 ms.
 const ENTRY_VALIDITY: Duration = Duration::ZERO;
 /// The same of attributes. At zero a stat(2) is a lookup and a getattr for each directory on its path and for the file:
-/// the kernel asks again for what the lookup has just brought, to check permissions.
+/// the kernel asks again for what the lookup has just brought, to check permissions. See [`walk`].
 const ATTRIBUTE_VALIDITY: Duration = Duration::ZERO;
 /// Inode numbers are never reused, so that one generation does.
 const GENERATION: Generation = Generation(0);
@@ -52,6 +54,7 @@ pub struct Adapter {
     file_system: FileSystem,
     server: Server,
     directories: Arc<Directories>,
+    walks: Arc<Walks>,
     sync_writes: bool,
     agreed: Agreed,
 }
@@ -64,39 +67,51 @@ impl Adapter {
             file_system,
             server: Server::new(runtime),
             directories: Arc::new(Directories::new()),
+            walks: Arc::default(),
             sync_writes,
             agreed: Agreed::default(),
         }
     }
 
+    /// Where a request is served that is not part of a path walk: its thread's walk has ended.
+    fn server(&self, request: &Request) -> &Server {
+        self.walks.end(request.pid());
+        &self.server
+    }
+
     /// Hands over what ends without a result.
-    fn empty<F>(&self, operation: &'static str, reply: ReplyEmpty, call: impl FnOnce(FileSystem) -> F)
+    fn empty<F>(&self, server: &Server, operation: &'static str, reply: ReplyEmpty, call: impl FnOnce(FileSystem) -> F)
     where
         F: Future<Output = Result<(), Error>> + Send + 'static,
     {
         let work = call(self.file_system.clone());
-        self.server.serve(operation, reply, async move { Ok(work.await?) }, |reply, ()| reply.ok());
+        server.serve(operation, reply, async move { Ok(work.await?) }, |reply, ()| reply.ok());
     }
 
     /// Hands over what ends with an entry.
-    fn entry<F>(&self, operation: &'static str, reply: ReplyEntry, call: impl FnOnce(FileSystem) -> F)
+    fn entry<F>(&self, server: &Server, operation: &'static str, reply: ReplyEntry, call: impl FnOnce(FileSystem) -> F)
     where
         F: Future<Output = Result<Attributes, Error>> + Send + 'static,
     {
         let work = call(self.file_system.clone());
-        self.server.serve(operation, reply, async move { Ok(work.await?) }, |reply, attributes| {
+        server.serve(operation, reply, async move { Ok(work.await?) }, |reply, attributes| {
             let attr = convert::file_attr(&attributes);
             reply.entry_with_ttls(&ATTRIBUTE_VALIDITY, &ENTRY_VALIDITY, &attr, GENERATION);
         });
     }
 
     /// Hands over what ends with attributes.
-    fn attributes<F>(&self, operation: &'static str, reply: ReplyAttr, call: impl FnOnce(FileSystem) -> F)
-    where
+    fn attributes<F>(
+        &self,
+        server: &Server,
+        operation: &'static str,
+        reply: ReplyAttr,
+        call: impl FnOnce(FileSystem) -> F,
+    ) where
         F: Future<Output = Result<Attributes, Error>> + Send + 'static,
     {
         let work = call(self.file_system.clone());
-        self.server.serve(operation, reply, async move { Ok(work.await?) }, |reply, attributes| {
+        server.serve(operation, reply, async move { Ok(work.await?) }, |reply, attributes| {
             reply.attr(&ATTRIBUTE_VALIDITY, &convert::file_attr(&attributes));
         });
     }
@@ -104,14 +119,20 @@ impl Adapter {
     fn make_node(&self, reply: ReplyEntry, request: &Request, at: (INodeNo, &OsStr), node: NewNode, mode: u32) {
         let (parent, name) = (convert::inode(at.0), bytes_of(at.1));
         let (uid, gid) = (request.uid(), request.gid());
-        self.entry("create a node", reply, |file_system| async move {
+        self.entry(self.server(request), "create a node", reply, |file_system| async move {
             file_system.create_node(parent, &name, node, convert::permissions(mode), uid, gid).await
         });
     }
 
     /// Answers a getxattr or listxattr of `size` bytes: zero asks for the length.
-    fn xattr_bytes<F>(&self, operation: &'static str, size: u32, reply: ReplyXattr, call: impl FnOnce(FileSystem) -> F)
-    where
+    fn xattr_bytes<F>(
+        &self,
+        server: &Server,
+        operation: &'static str,
+        size: u32,
+        reply: ReplyXattr,
+        call: impl FnOnce(FileSystem) -> F,
+    ) where
         F: Future<Output = Result<Bytes, Error>> + Send + 'static,
     {
         let work = call(self.file_system.clone());
@@ -120,7 +141,7 @@ impl Adapter {
             let length = u32::try_from(value.len()).map_err(|_| Errno::E2BIG)?;
             if size != 0 && length > size { Err(Errno::ERANGE.into()) } else { Ok((value, length)) }
         };
-        self.server.serve(
+        server.serve(
             operation,
             reply,
             work,
@@ -145,16 +166,43 @@ impl fuser::Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (parent, name) = (convert::inode(parent), bytes_of(name));
-        self.entry("lookup", reply, |file_system| async move { file_system.lookup(parent, &name).await });
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (walks, parent, name) = (Arc::clone(&self.walks), convert::inode(parent), bytes_of(name));
+        let answer = walks.entry(request.pid(), parent, &name, Instant::now());
+        self.entry(&self.server, "lookup", reply, |file_system| async move {
+            let asking = match answer {
+                Answer::Known(attributes) => return Ok(attributes),
+                Answer::Ask(asking, _) => asking,
+            };
+            let attributes = file_system.lookup(parent, &name).await?;
+            walks.found(asking, parent, &name, &attributes);
+            Ok(attributes)
+        });
     }
 
     // forget and batch_forget: nothing is counted, so the empty defaults are right.
 
-    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<RawHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, inode: INodeNo, file: Option<RawHandle>, reply: ReplyAttr) {
         let inode = convert::inode(inode);
-        self.attributes("getattr", reply, |file_system| async move { file_system.get_attributes(inode).await });
+        if file.is_some() {
+            let server = self.server(request);
+            return self.attributes(server, "getattr", reply, |file_system| async move {
+                file_system.get_attributes(inode).await
+            });
+        }
+        let walks = Arc::clone(&self.walks);
+        let answer = walks.attributes(request.pid(), inode, Instant::now());
+        self.attributes(&self.server, "getattr", reply, |file_system| async move {
+            match answer {
+                Answer::Known(attributes) => Ok(attributes),
+                Answer::Ask(_, names) if names.is_empty() => file_system.get_attributes(inode).await,
+                Answer::Ask(asking, names) => {
+                    let (attributes, directories) = file_system.walk(inode, names.clone()).await?;
+                    walks.walked(asking, inode, names, &directories);
+                    Ok(attributes)
+                }
+            }
+        });
     }
 
     fn setattr(
@@ -190,13 +238,17 @@ impl fuser::Filesystem for Adapter {
             ctime_ns: ctime.map(convert::from_request_time),
             kill_suid_sgid: self.agreed.kill_privileges && (changes_owner || truncates),
         };
-        self.attributes("setattr", reply, |file_system| async move { file_system.set_attributes(inode, set).await });
+        let change = self.walks.change();
+        self.attributes(self.server(request), "setattr", reply, |file_system| async move {
+            let _change = change;
+            file_system.set_attributes(inode, set).await
+        });
     }
 
-    fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
         let (file_system, inode) = (self.file_system.clone(), convert::inode(inode));
         let work = async move { Ok(file_system.read_link(inode).await?) };
-        self.server.serve("readlink", reply, work, |reply, target| reply.data(&target));
+        self.server(request).serve("readlink", reply, work, |reply, target| reply.data(&target));
     }
 
     fn mknod(
@@ -219,14 +271,20 @@ impl fuser::Filesystem for Adapter {
         self.make_node(reply, request, (parent, name), NewNode::Directory, mode);
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (parent, name) = (convert::inode(parent), bytes_of(name));
-        self.empty("unlink", reply, |file_system| async move { file_system.unlink(parent, &name).await });
+        self.empty(self.server(request), "unlink", reply, |file_system| async move {
+            file_system.unlink(parent, &name).await
+        });
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (parent, name) = (convert::inode(parent), bytes_of(name));
-        self.empty("rmdir", reply, |file_system| async move { file_system.remove_directory(parent, &name).await });
+        let change = self.walks.change();
+        self.empty(self.server(request), "rmdir", reply, |file_system| async move {
+            let _change = change;
+            file_system.remove_directory(parent, &name).await
+        });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -236,7 +294,7 @@ impl fuser::Filesystem for Adapter {
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -247,21 +305,25 @@ impl fuser::Filesystem for Adapter {
         let Some(mode) = convert::rename_mode(flags) else { return reply.error(Errno::EINVAL) };
         let (parent, name) = (convert::inode(parent), bytes_of(name));
         let (new_parent, new_name) = (convert::inode(new_parent), bytes_of(new_name));
-        self.empty("rename", reply, |file_system| async move {
+        let change = self.walks.change();
+        self.empty(self.server(request), "rename", reply, |file_system| async move {
+            let _change = change;
             file_system.rename(parent, &name, new_parent, &new_name, mode).await
         });
     }
 
-    fn link(&self, _: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, request: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (inode, parent, name) = (convert::inode(inode), convert::inode(parent), bytes_of(name));
-        self.entry("link", reply, |file_system| async move { file_system.link(inode, parent, &name).await });
+        self.entry(self.server(request), "link", reply, |file_system| async move {
+            file_system.link(inode, parent, &name).await
+        });
     }
 
-    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (file_system, inode) = (self.file_system.clone(), convert::inode(inode));
         let mode = convert::open_mode(flags.0, self.sync_writes);
         let work = async move { Ok(file_system.open(inode, mode).await?) };
-        self.server.serve("open", reply, work, move |reply, opened| {
+        self.server(request).serve("open", reply, work, move |reply, opened| {
             reply.opened(RawHandle(opened.0), convert::opened_flags(flags.0));
         });
     }
@@ -299,7 +361,7 @@ impl fuser::Filesystem for Adapter {
             }
             Ok((made, opened))
         };
-        self.server.serve("create", reply, work, move |reply, (made, opened)| {
+        self.server(request).serve("create", reply, work, move |reply, (made, opened)| {
             let flags = convert::opened_flags(flags);
             reply.created(&ENTRY_VALIDITY, &convert::file_attr(&made), GENERATION, RawHandle(opened.0), flags);
         });
@@ -307,7 +369,7 @@ impl fuser::Filesystem for Adapter {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         file: RawHandle,
         offset: u64,
@@ -318,12 +380,12 @@ impl fuser::Filesystem for Adapter {
     ) {
         let (file_system, file) = (self.file_system.clone(), handle(file));
         let work = async move { Ok(file_system.read(file, offset, size).await?) };
-        self.server.serve("read", reply, work, |reply, pieces| reply.data(&convert::joined(pieces)));
+        self.server(request).serve("read", reply, work, |reply, pieces| reply.data(&convert::joined(pieces)));
     }
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         file: RawHandle,
         offset: u64,
@@ -339,11 +401,16 @@ impl fuser::Filesystem for Adapter {
         let data = Bytes::copy_from_slice(data);
         let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let work = async move { Ok(file_system.write(file, offset, data, kill).await?) };
-        self.server.serve("write", reply, work, move |reply, ()| reply.written(length));
+        self.server(request).serve("write", reply, work, move |reply, ()| reply.written(length));
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, file: RawHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.empty("flush", reply, |file_system| async move { file_system.flush(handle(file)).await });
+    fn flush(&self, request: &Request, _: INodeNo, file: RawHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.empty(
+            self.server(request),
+            "flush",
+            reply,
+            |file_system| async move { file_system.flush(handle(file)).await },
+        );
     }
 
     fn release(
@@ -356,25 +423,57 @@ impl fuser::Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.empty("release", reply, |file_system| async move { file_system.release(handle(file)).await });
+        self.empty(
+            &self.server,
+            "release",
+            reply,
+            |file_system| async move { file_system.release(handle(file)).await },
+        );
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, file: RawHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.empty("fsync", reply, |file_system| async move { file_system.fsync(handle(file)).await });
+    fn fsync(&self, request: &Request, _: INodeNo, file: RawHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.empty(
+            self.server(request),
+            "fsync",
+            reply,
+            |file_system| async move { file_system.fsync(handle(file)).await },
+        );
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.walks.end(request.pid());
         reply.opened(RawHandle(self.directories.opened()), FopenFlags::empty());
     }
 
-    fn readdir(&self, _: &Request, inode: INodeNo, directory: RawHandle, offset: u64, reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, inode: INodeNo, directory: RawHandle, offset: u64, reply: ReplyDirectory) {
         let at = Position { inode: convert::inode(inode), handle: directory.0, offset };
-        listing::serve(&self.server, "readdir", &self.file_system, &self.directories, at, listing::Plain(reply));
+        listing::serve(
+            self.server(request),
+            "readdir",
+            &self.file_system,
+            &self.directories,
+            at,
+            listing::Plain(reply),
+        );
     }
 
-    fn readdirplus(&self, _: &Request, inode: INodeNo, directory: RawHandle, offset: u64, reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        directory: RawHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
         let at = Position { inode: convert::inode(inode), handle: directory.0, offset };
-        listing::serve(&self.server, "readdirplus", &self.file_system, &self.directories, at, listing::Plus(reply));
+        listing::serve(
+            self.server(request),
+            "readdirplus",
+            &self.file_system,
+            &self.directories,
+            at,
+            listing::Plus(reply),
+        );
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, directory: RawHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -387,10 +486,10 @@ impl fuser::Filesystem for Adapter {
         reply.ok();
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
         let file_system = self.file_system.clone();
         let work = async move { Ok(file_system.stat_file_system().await?) };
-        self.server.serve("statfs", reply, work, |reply, stat: FileSystemStat| {
+        self.server(request).serve("statfs", reply, work, |reply, stat: FileSystemStat| {
             let block = u64::from(PAGE_BYTES);
             let (blocks, free) = (stat.total_bytes / block, stat.available_bytes / block);
             // A file with data needs a block of it at least.
@@ -402,7 +501,7 @@ impl fuser::Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         inode: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -415,44 +514,41 @@ impl fuser::Filesystem for Adapter {
         }
         let Some(mode) = convert::xattr_mode(flags) else { return reply.error(Errno::EINVAL) };
         let (inode, name, value) = (convert::inode(inode), bytes_of(name), Bytes::copy_from_slice(value));
-        self.empty(
-            "setxattr",
-            reply,
-            |file_system| async move { file_system.set_xattr(inode, &name, value, mode).await },
-        );
+        self.empty(self.server(request), "setxattr", reply, |file_system| async move {
+            file_system.set_xattr(inode, &name, value, mode).await
+        });
     }
 
-    fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         if !convert::xattr_is_kept(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (inode, name) = (convert::inode(inode), bytes_of(name));
-        self.xattr_bytes(
-            "getxattr",
-            size,
-            reply,
-            |file_system| async move { file_system.get_xattr(inode, &name).await },
-        );
+        self.xattr_bytes(self.server(request), "getxattr", size, reply, |file_system| async move {
+            file_system.get_xattr(inode, &name).await
+        });
     }
 
-    fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         let inode = convert::inode(inode);
-        self.xattr_bytes("listxattr", size, reply, |file_system| async move {
+        self.xattr_bytes(self.server(request), "listxattr", size, reply, |file_system| async move {
             Ok(convert::xattr_list(&file_system.list_xattr(inode).await?).into())
         });
     }
 
-    fn removexattr(&self, _: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if !convert::xattr_is_kept(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (inode, name) = (convert::inode(inode), bytes_of(name));
-        self.empty("removexattr", reply, |file_system| async move { file_system.remove_xattr(inode, &name).await });
+        self.empty(self.server(request), "removexattr", reply, |file_system| async move {
+            file_system.remove_xattr(inode, &name).await
+        });
     }
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         file: RawHandle,
         offset: u64,
@@ -461,12 +557,12 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let Some(mode) = convert::fallocate_mode(mode) else { return reply.error(Errno::EOPNOTSUPP) };
-        self.empty("fallocate", reply, |file_system| async move {
+        self.empty(self.server(request), "fallocate", reply, |file_system| async move {
             file_system.fallocate(handle(file), offset, length, mode).await
         });
     }
 
-    fn lseek(&self, _: &Request, _: INodeNo, file: RawHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(&self, request: &Request, _: INodeNo, file: RawHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         // The kernel answers the other kinds itself.
         let whence = match whence {
             libc::SEEK_DATA => Whence::Data,
@@ -479,7 +575,7 @@ impl fuser::Filesystem for Adapter {
             let found = file_system.seek(handle(file), offset, whence).await?;
             i64::try_from(found).map_err(|_| Refusal(Errno::EOVERFLOW))
         };
-        self.server.serve("lseek", reply, work, |reply, found| reply.offset(found));
+        self.server(request).serve("lseek", reply, work, |reply, found| reply.offset(found));
     }
 
     fn copy_file_range(

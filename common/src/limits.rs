@@ -34,6 +34,8 @@ pub const SESSION_KEEPALIVE_MS: u32 = 1_000;
 pub const REQUEST_DEADLINE_MS: u32 = 60_000;
 /// A freed chunk is deleted this long after (docs/decisions/0008); a reader that comes later re-reads the map (R5).
 pub const FREED_CHUNK_DELAY_MS: u32 = 10_000;
+/// Most names of one walk; what a path has more is looked up by itself.
+pub const WALK_NAMES_MAX: usize = 16;
 /// First readdir cookie of a directory; below are "." and "..".
 pub const FIRST_COOKIE: u64 = 16;
 /// Data bytes a block group takes.

@@ -15,6 +15,7 @@ const CLAIMS: &[Claim] = &claims![
     120 => what_one_closed_the_other_opens_at_once,
     60 => names_that_one_changes_the_other_sees_at_once,
     60 => attributes_that_one_changes_the_other_sees_at_once,
+    60 => a_way_walked_over_and_over_shows_every_change_at_once,
     60 => a_size_that_one_cuts_is_cut_for_the_other,
     60 => appends_by_turns_all_land,
     60 => both_create_in_one_directory_and_each_name_is_made_once,
@@ -98,6 +99,43 @@ fn attributes_that_one_changes_the_other_sees_at_once(room: &mut Room) {
             (found.ino(), found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec(), found.nlink())
         };
         assert_eq!(times(&a), times(&b));
+    }
+}
+
+/// Who walks a path again and again is shown its directories from one request. Changed are they by the other mount and,
+/// from another thread, by the same one.
+fn a_way_walked_over_and_over_shows_every_change_at_once(room: &mut Room) {
+    let (one, two, _second) = both(room);
+    fs::create_dir_all(one.join("a/b/c")).unwrap();
+    fs::write(one.join("a/b/c/file"), "x").unwrap();
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().mode() & 0o7777;
+    for round in 0..120_u32 {
+        let changer = if round % 2 == 0 { one.clone() } else { two.clone() };
+        let (now, next) =
+            (format!("a/b{}", "b".repeat(round as usize % 2)), format!("a/b{}", "b".repeat((round as usize + 1) % 2)));
+        let bits = 0o700 + round % 64;
+        let (from, to) = (now.clone(), next.clone());
+        assert_eq!(fs::metadata(one.join(&now).join("c/file")).unwrap().len(), 1, "round {round}");
+        let change = move || {
+            fs::set_permissions(changer.join(&from).join("c"), fs::Permissions::from_mode(bits)).unwrap();
+            fs::rename(changer.join(&from), changer.join(&to)).unwrap();
+        };
+        std::thread::spawn(change).join().unwrap();
+        assert_eq!(errno(fs::metadata(one.join(&now).join("c/file"))), libc::ENOENT, "round {round}");
+        assert_eq!(mode(one.join(&next).join("c")), bits, "round {round}");
+    }
+    let last = one.join("a/b");
+    assert!(last.join("c/file").exists());
+    for round in 0..60 {
+        let (remover, maker) = if round % 2 == 0 { (&one, &two) } else { (&two, &one) };
+        fs::create_dir(maker.join("a/b/d")).unwrap();
+        assert_eq!(errno(fs::metadata(last.join("d/none"))), libc::ENOENT);
+        let first = fs::metadata(last.join("d")).unwrap().ino();
+        fs::remove_dir(remover.join("a/b/d")).unwrap();
+        fs::create_dir(remover.join("a/b/d")).unwrap();
+        assert_ne!(fs::metadata(last.join("d")).unwrap().ino(), first, "round {round}");
+        fs::remove_dir(maker.join("a/b/d")).unwrap();
+        assert_eq!(errno(fs::metadata(last.join("d"))), libc::ENOENT, "round {round}");
     }
 }
 

@@ -7,7 +7,7 @@ use holdfast_common::InodeId;
 use holdfast_common::limits::CAPABILITY_XATTR;
 use holdfast_proto::meta::{
     Code, CreateNode, GetAttr, GetXattr, Kind, Link, ListXattr, Lookup, MutateResponse, ReadDirectory, ReadLink,
-    RemoveXattr, Rename, SetAttr, SetXattr, Unlink, mutation, read_request,
+    RemoveXattr, Rename, SetAttr, SetXattr, Unlink, Walk, mutation, read_request,
 };
 
 /// What names of extended attributes may begin with; Linux knows no others that a file system keeps.
@@ -59,6 +59,14 @@ impl FileSystem {
     /// An inode's attributes.
     pub async fn get_attributes(&self, inode: InodeId) -> Result<Attributes, Error> {
         self.show(self.ask(read_request::Op::GetAttr(GetAttr { inode: inode.0 })).await?.attr)
+    }
+
+    /// An inode's attributes, and those of the directories that names lead to, each looked up in the one before: up to the
+    /// first name that leads to none, 16 at most. All as they were at one moment of this call.
+    pub async fn walk(&self, start: InodeId, names: Vec<Bytes>) -> Result<(Attributes, Vec<Attributes>), Error> {
+        let response = self.ask(read_request::Op::Walk(Walk { inode: start.0, names })).await?;
+        let walked = response.walked.into_iter().map(|attr| self.show(Some(attr))).collect::<Result<_, _>>()?;
+        Ok((self.show(response.attr)?, walked))
     }
 
     /// Changes attributes; truncates if the size is among them.

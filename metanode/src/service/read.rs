@@ -77,6 +77,10 @@ impl Reader<'_> {
         match op {
             Op::Lookup(op) => response.attr = Some(table.lookup(InodeId(op.parent), &op.name)?),
             Op::GetAttr(op) => response.attr = Some(table.get_attr(InodeId(op.inode))?),
+            Op::Walk(op) => {
+                response.attr = Some(table.get_attr(InodeId(op.inode))?);
+                response.walked = table.walk(InodeId(op.inode), &op.names);
+            }
             Op::ReadDirectory(op) => {
                 let max_entries = usize::try_from(op.max_entries).unwrap_or(usize::MAX);
                 let page = table.read_directory(InodeId(op.inode), op.after_cookie, max_entries, op.with_attributes)?;

@@ -4,7 +4,7 @@ use super::key::NameProbe;
 use super::records::{Body, Dentry};
 use super::{Configuration, Table};
 use bytes::Bytes;
-use holdfast_common::limits::PAGE_BYTES;
+use holdfast_common::limits::{PAGE_BYTES, WALK_NAMES_MAX};
 use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
 use holdfast_proto::meta::{Attr, BlockGroup, ChunkRecord, Code, DirectoryEntry, Extent, FileMap, FsStat, Kind};
 use std::collections::BTreeSet;
@@ -63,6 +63,18 @@ impl Table {
             (b"..", Body::Directory { parent, .. }) => self.get_attr(*parent),
             _ => self.get_attr(self.dentries.get(probe.as_bytes()).ok_or(Code::NotFound)?.inode),
         }
+    }
+
+    /// Attributes of the directories that names lead to, each looked up in the one before; ends before the first name that
+    /// leads to none, and at [`WALK_NAMES_MAX`].
+    pub fn walk(&self, start: InodeId, names: &[Bytes]) -> Vec<Attr> {
+        let mut at = start;
+        let next = |name: &Bytes| {
+            let attr = self.lookup(at, name).ok().filter(|attr| attr.kind() == Kind::Directory)?;
+            at = attr.inode.into();
+            Some(attr)
+        };
+        names.iter().take(WALK_NAMES_MAX).map_while(next).collect()
     }
 
     /// Entries behind a cookie, at most `max_entries` and a bounded number of bytes, at least one if there is any.

@@ -1,6 +1,8 @@
 //! Names, attributes and extended attributes: what random operations reach seldom.
 
 use super::{Fixture, ROOT, create};
+use bytes::Bytes;
+use holdfast_common::limits::WALK_NAMES_MAX;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, CreateNode, Fallocate, Kind, Link, Rename, SetAttr, SetXattr, Unlink};
 
@@ -44,6 +46,25 @@ fn an_exchange_of_a_file_and_a_directory_moves_the_parents_links() {
     fixture.ok(Op::Rename(Rename { exchange: true, ..rename(left, b"x", right, b"y") }));
     assert_eq!((fixture.attr(left).nlink, fixture.attr(right).nlink), (3, 2));
     assert_eq!(fixture.table.lookup(moved.into(), b"..").unwrap().inode, left);
+}
+
+#[test]
+fn a_walk_ends_before_what_is_no_directory() {
+    let mut fixture = Fixture::new();
+    let outer = fixture.create(ROOT, b"outer", Kind::Directory);
+    let inner = fixture.create(outer, b"inner", Kind::Directory);
+    fixture.create(inner, b"file", Kind::File);
+    let walk = |start: u64, names: &[&'static [u8]]| -> Vec<u64> {
+        let names: Vec<_> = names.iter().copied().map(Bytes::from_static).collect();
+        fixture.table.walk(start.into(), &names).iter().map(|attr| attr.inode).collect()
+    };
+    assert_eq!(walk(ROOT, &[b"outer", b"inner"]), [outer, inner]);
+    assert_eq!(walk(ROOT, &[b"outer", b"inner", b"file", b"x"]), [outer, inner]);
+    assert_eq!(walk(ROOT, &[b"outer", b"missing", b"inner"]), [outer]);
+    assert_eq!(walk(outer, &[b"inner", b"..", b"inner"]), [inner, outer, inner]);
+    assert_eq!(walk(ROOT, &[]), []);
+    assert_eq!(walk(999, &[b"outer"]), [], "where it starts is gone");
+    assert_eq!(walk(ROOT, &[b".".as_slice(); WALK_NAMES_MAX + 1]).len(), WALK_NAMES_MAX);
 }
 
 #[test]

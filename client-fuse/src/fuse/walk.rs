@@ -1,0 +1,236 @@
+//! Path walks: one request for the directories of a path where the kernel asks two questions for each.
+//!
+//! While nothing is valid for any time, the kernel resolves a path by a getattr of the directory where it starts (whether
+//! it may be searched), and a lookup and again a getattr for every name. A thread asks one question after the other, so
+//! its questions can be told from those of others. At the first one of a walk, the directories that its last walk from
+//! there went through are asked for as well. As long as the thread goes the same way, they answer it.
+//!
+//! Each answer was true at a moment between the first question of the system call and the answer, which is what being
+//! asked anew promises too. A new system call is not taken for the old one, for it begins with a getattr where it starts.
+//! That continues a walk only if the former call ended with the lookup of the very directory (`open(2)` with `O_PATH`,
+//! `mkdir(2)` of what is there). For that case answers are good for [`ANSWER_AGE_MAX`].
+//!
+//! Only directories are answered so: the kernel takes a file's size from any answer, and an old one would undo what
+//! another thread has just written.
+
+use bytes::Bytes;
+use holdfast_client::{Attributes, NodeKind};
+use holdfast_common::InodeId;
+use holdfast_common::limits::WALK_NAMES_MAX;
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long after it was asked for an answer may be given.
+const ANSWER_AGE_MAX: Duration = Duration::from_millis(2);
+/// Walks remembered of a thread: it may take turns between a few directories where they start.
+const WALKS_PER_THREAD_MAX: usize = 4;
+/// Threads remembered. All are forgotten when there are more.
+const THREADS_MAX: usize = 1024;
+
+/// What the kernel calls threads of other PID namespaces, all of them.
+const UNKNOWN_THREAD: u32 = 0;
+
+/// The walks of all threads.
+#[derive(Debug, Default)]
+pub(super) struct Walks {
+    threads: Mutex<HashMap<u32, Thread>>,
+    /// Counts the beginnings and ends of this mount's changes to directories.
+    changes: Arc<AtomicU64>,
+}
+
+/// How a question is to be answered.
+#[derive(Debug, PartialEq)]
+pub(super) enum Answer {
+    /// So.
+    Known(Attributes),
+    /// By asking; these names too if there are any, with [`Walks::walked`] behind it.
+    Ask(Asking, Vec<Bytes>),
+}
+
+/// A question on its way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Asking {
+    thread: u32,
+    since: Instant,
+    changes: u64,
+}
+
+/// A change under way: no answer that was asked for before its end is given after its beginning.
+#[derive(Debug)]
+pub(super) struct Change(Arc<AtomicU64>);
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Thread {
+    /// The walk under way.
+    walk: Option<Walk>,
+    /// The last walks from different directories, the latest first.
+    known: Vec<Walk>,
+    /// What it will ask next if it goes the same way, and the answers.
+    ahead: VecDeque<(Question, Attributes)>,
+    asking: Option<Asking>,
+}
+
+#[derive(Clone, Debug)]
+struct Walk {
+    start: InodeId,
+    /// Names, and the directories they led to.
+    steps: Vec<(Bytes, InodeId)>,
+    /// The attributes of the last one were asked for: asking again begins another walk.
+    entered: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Question {
+    Attributes(InodeId),
+    Entry(InodeId, Bytes),
+}
+
+impl Walk {
+    fn place(&self) -> InodeId {
+        self.steps.last().map_or(self.start, |(_, directory)| *directory)
+    }
+
+    fn step(&mut self, from: InodeId, name: &Bytes, to: InodeId) {
+        if from == self.place() && self.steps.len() < WALK_NAMES_MAX {
+            self.steps.push((name.clone(), to));
+            self.entered = false;
+        }
+    }
+
+    /// Whether asking for these attributes belongs to this walk.
+    fn enters(&mut self, directory: InodeId) -> bool {
+        self.place() == directory && !std::mem::replace(&mut self.entered, true)
+    }
+}
+
+impl Thread {
+    /// The answer if this is what was expected, and still good. Whatever else was expected is forgotten otherwise.
+    fn expected(&mut self, question: &Question, changes: u64, now: Instant) -> Option<Attributes> {
+        let good = |asking: &Asking| {
+            asking.changes == changes && now.saturating_duration_since(asking.since) <= ANSWER_AGE_MAX
+        };
+        let expected = self.ahead.front().is_some_and(|(next, _)| next == question);
+        if !expected || !self.asking.as_ref().is_some_and(good) {
+            self.ahead.clear();
+            return None;
+        }
+        self.ahead.pop_front().map(|(_, attributes)| attributes)
+    }
+
+    /// Remembers the walk that ends here, unless it went a part of a known way.
+    fn end(&mut self) {
+        self.ahead.clear();
+        let Some(walk) = self.walk.take().filter(|walk| !walk.steps.is_empty()) else { return };
+        let before = self.known.iter().position(|known| known.start == walk.start).map(|at| self.known.remove(at));
+        let latest = before.filter(|known| known.steps.starts_with(&walk.steps)).unwrap_or(walk);
+        self.known.insert(0, latest);
+        self.known.truncate(WALKS_PER_THREAD_MAX);
+    }
+}
+
+impl Walks {
+    /// A thread asks for an inode's attributes.
+    pub(super) fn attributes(&self, thread: u32, inode: InodeId, now: Instant) -> Answer {
+        let (asking, changes) = self.asking(thread, now);
+        if thread == UNKNOWN_THREAD {
+            return Answer::Ask(asking, Vec::new());
+        }
+        self.with(thread, |of| {
+            let known = of.expected(&Question::Attributes(inode), changes, now);
+            let enters = of.walk.as_mut().is_some_and(|walk| walk.enters(inode));
+            if let Some(known) = known {
+                return Answer::Known(known);
+            }
+            if enters {
+                return Answer::Ask(asking, Vec::new());
+            }
+            of.end();
+            let known = of.known.iter().find(|known| known.start == inode);
+            let names = known.map(|known| known.steps.iter().map(|(name, _)| name.clone()).collect());
+            of.walk = Some(Walk { start: inode, steps: Vec::new(), entered: true });
+            Answer::Ask(asking, names.unwrap_or_default())
+        })
+    }
+
+    /// The directories that the names led to, which were asked for with the attributes of `start`.
+    pub(super) fn walked(&self, asking: Asking, start: InodeId, names: Vec<Bytes>, directories: &[Attributes]) {
+        self.with(asking.thread, |of| {
+            let mut at = start;
+            for (name, attributes) in names.into_iter().zip(directories) {
+                of.ahead.push_back((Question::Entry(at, name), *attributes));
+                of.ahead.push_back((Question::Attributes(attributes.inode), *attributes));
+                at = attributes.inode;
+            }
+            of.asking = Some(asking);
+        });
+    }
+
+    /// A thread asks what a name leads to.
+    pub(super) fn entry(&self, thread: u32, parent: InodeId, name: &Bytes, now: Instant) -> Answer {
+        let (asking, changes) = self.asking(thread, now);
+        if thread == UNKNOWN_THREAD {
+            return Answer::Ask(asking, Vec::new());
+        }
+        self.with(thread, |of| {
+            let Some(known) = of.expected(&Question::Entry(parent, name.clone()), changes, now) else {
+                return Answer::Ask(asking, Vec::new());
+            };
+            if let Some(walk) = &mut of.walk {
+                walk.step(parent, name, known.inode);
+            }
+            Answer::Known(known)
+        })
+    }
+
+    /// What the name led to, as was asked.
+    pub(super) fn found(&self, asking: Asking, parent: InodeId, name: &Bytes, attributes: &Attributes) {
+        if attributes.kind != NodeKind::Directory || asking.thread == UNKNOWN_THREAD {
+            return;
+        }
+        self.with(asking.thread, |of| {
+            if let Some(walk) = &mut of.walk {
+                walk.step(parent, name, attributes.inode);
+            }
+            of.ahead.push_back((Question::Attributes(attributes.inode), *attributes));
+            of.asking = Some(asking);
+        });
+    }
+
+    /// A thread asks for something else: its walk has ended.
+    pub(super) fn end(&self, thread: u32) {
+        if let Some(of) = self.threads.lock().get_mut(&thread) {
+            of.end();
+        }
+    }
+
+    /// Something that a walk may have seen is about to change, until the answer is dropped.
+    pub(super) fn change(&self) -> Change {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        Change(Arc::clone(&self.changes))
+    }
+
+    fn asking(&self, thread: u32, now: Instant) -> (Asking, u64) {
+        let changes = self.changes.load(Ordering::SeqCst);
+        (Asking { thread, since: now, changes }, changes)
+    }
+
+    fn with<T>(&self, thread: u32, action: impl FnOnce(&mut Thread) -> T) -> T {
+        let mut threads = self.threads.lock();
+        if threads.len() >= THREADS_MAX && !threads.contains_key(&thread) {
+            threads.clear();
+        }
+        action(threads.entry(thread).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests;

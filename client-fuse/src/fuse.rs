@@ -73,8 +73,9 @@ impl Adapter {
         }
     }
 
-    /// Where a request is served that is not part of a path walk: its thread's walk has ended.
-    fn server(&self, request: &Request) -> &Server {
+    /// Ends the walk of the thread that asks for something else than a path's directories. Everything but lookup, getattr
+    /// and release, which nobody waits for, is served so.
+    fn off_the_way(&self, request: &Request) -> &Server {
         self.walks.end(request.pid());
         &self.server
     }
@@ -119,7 +120,7 @@ impl Adapter {
     fn make_node(&self, reply: ReplyEntry, request: &Request, at: (INodeNo, &OsStr), node: NewNode, mode: u32) {
         let (parent, name) = (convert::inode(at.0), bytes_of(at.1));
         let (uid, gid) = (request.uid(), request.gid());
-        self.entry(self.server(request), "create a node", reply, |file_system| async move {
+        self.entry(self.off_the_way(request), "create a node", reply, |file_system| async move {
             file_system.create_node(parent, &name, node, convert::permissions(mode), uid, gid).await
         });
     }
@@ -183,25 +184,25 @@ impl fuser::Filesystem for Adapter {
     // forget and batch_forget: nothing is counted, so the empty defaults are right.
 
     fn getattr(&self, request: &Request, inode: INodeNo, file: Option<RawHandle>, reply: ReplyAttr) {
-        let inode = convert::inode(inode);
+        let (walks, inode) = (Arc::clone(&self.walks), convert::inode(inode));
         if file.is_some() {
-            let server = self.server(request);
-            return self.attributes(server, "getattr", reply, |file_system| async move {
-                file_system.get_attributes(inode).await
-            });
+            walks.end(request.pid());
         }
-        let walks = Arc::clone(&self.walks);
         let answer = walks.attributes(request.pid(), inode, Instant::now());
         self.attributes(&self.server, "getattr", reply, |file_system| async move {
-            match answer {
-                Answer::Known(attributes) => Ok(attributes),
-                Answer::Ask(_, names) if names.is_empty() => file_system.get_attributes(inode).await,
-                Answer::Ask(asking, names) => {
-                    let (attributes, directories) = file_system.walk(inode, names.clone()).await?;
-                    walks.walked(asking, inode, names, &directories);
-                    Ok(attributes)
-                }
+            let (asking, names) = match answer {
+                Answer::Known(attributes) => return Ok(attributes),
+                Answer::Ask(asking, names) => (asking, names),
+            };
+            if names.is_empty() {
+                let attributes = file_system.get_attributes(inode).await?;
+                walks.seen(&attributes);
+                return Ok(attributes);
             }
+            let (attributes, directories) = file_system.walk(inode, names.clone()).await?;
+            walks.seen(&attributes);
+            walks.walked(asking, inode, names, &directories);
+            Ok(attributes)
         });
     }
 
@@ -239,7 +240,7 @@ impl fuser::Filesystem for Adapter {
             kill_suid_sgid: self.agreed.kill_privileges && (changes_owner || truncates),
         };
         let change = self.walks.change();
-        self.attributes(self.server(request), "setattr", reply, |file_system| async move {
+        self.attributes(self.off_the_way(request), "setattr", reply, |file_system| async move {
             let _change = change;
             file_system.set_attributes(inode, set).await
         });
@@ -248,7 +249,7 @@ impl fuser::Filesystem for Adapter {
     fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
         let (file_system, inode) = (self.file_system.clone(), convert::inode(inode));
         let work = async move { Ok(file_system.read_link(inode).await?) };
-        self.server(request).serve("readlink", reply, work, |reply, target| reply.data(&target));
+        self.off_the_way(request).serve("readlink", reply, work, |reply, target| reply.data(&target));
     }
 
     fn mknod(
@@ -261,6 +262,7 @@ impl fuser::Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        self.walks.end(request.pid());
         match convert::new_node(mode, rdev) {
             Some(node) => self.make_node(reply, request, (parent, name), node, mode),
             None => reply.error(Errno::EINVAL),
@@ -273,7 +275,7 @@ impl fuser::Filesystem for Adapter {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (parent, name) = (convert::inode(parent), bytes_of(name));
-        self.empty(self.server(request), "unlink", reply, |file_system| async move {
+        self.empty(self.off_the_way(request), "unlink", reply, |file_system| async move {
             file_system.unlink(parent, &name).await
         });
     }
@@ -281,7 +283,7 @@ impl fuser::Filesystem for Adapter {
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (parent, name) = (convert::inode(parent), bytes_of(name));
         let change = self.walks.change();
-        self.empty(self.server(request), "rmdir", reply, |file_system| async move {
+        self.empty(self.off_the_way(request), "rmdir", reply, |file_system| async move {
             let _change = change;
             file_system.remove_directory(parent, &name).await
         });
@@ -302,11 +304,12 @@ impl fuser::Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let server = self.off_the_way(request);
         let Some(mode) = convert::rename_mode(flags) else { return reply.error(Errno::EINVAL) };
         let (parent, name) = (convert::inode(parent), bytes_of(name));
         let (new_parent, new_name) = (convert::inode(new_parent), bytes_of(new_name));
         let change = self.walks.change();
-        self.empty(self.server(request), "rename", reply, |file_system| async move {
+        self.empty(server, "rename", reply, |file_system| async move {
             let _change = change;
             file_system.rename(parent, &name, new_parent, &new_name, mode).await
         });
@@ -314,7 +317,7 @@ impl fuser::Filesystem for Adapter {
 
     fn link(&self, request: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (inode, parent, name) = (convert::inode(inode), convert::inode(parent), bytes_of(name));
-        self.entry(self.server(request), "link", reply, |file_system| async move {
+        self.entry(self.off_the_way(request), "link", reply, |file_system| async move {
             file_system.link(inode, parent, &name).await
         });
     }
@@ -323,7 +326,7 @@ impl fuser::Filesystem for Adapter {
         let (file_system, inode) = (self.file_system.clone(), convert::inode(inode));
         let mode = convert::open_mode(flags.0, self.sync_writes);
         let work = async move { Ok(file_system.open(inode, mode).await?) };
-        self.server(request).serve("open", reply, work, move |reply, opened| {
+        self.off_the_way(request).serve("open", reply, work, move |reply, opened| {
             reply.opened(RawHandle(opened.0), convert::opened_flags(flags.0));
         });
     }
@@ -361,7 +364,7 @@ impl fuser::Filesystem for Adapter {
             }
             Ok((made, opened))
         };
-        self.server(request).serve("create", reply, work, move |reply, (made, opened)| {
+        self.off_the_way(request).serve("create", reply, work, move |reply, (made, opened)| {
             let flags = convert::opened_flags(flags);
             reply.created(&ENTRY_VALIDITY, &convert::file_attr(&made), GENERATION, RawHandle(opened.0), flags);
         });
@@ -380,7 +383,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let (file_system, file) = (self.file_system.clone(), handle(file));
         let work = async move { Ok(file_system.read(file, offset, size).await?) };
-        self.server(request).serve("read", reply, work, |reply, pieces| reply.data(&convert::joined(pieces)));
+        self.off_the_way(request).serve("read", reply, work, |reply, pieces| reply.data(&convert::joined(pieces)));
     }
 
     fn write(
@@ -395,22 +398,20 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let server = self.off_the_way(request);
         let Ok(length) = u32::try_from(data.len()) else { return reply.error(Errno::EINVAL) };
         let (file_system, file) = (self.file_system.clone(), handle(file));
         // fuser's buffer is the event loop's own and is read into again when this returns.
         let data = Bytes::copy_from_slice(data);
         let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let work = async move { Ok(file_system.write(file, offset, data, kill).await?) };
-        self.server(request).serve("write", reply, work, move |reply, ()| reply.written(length));
+        server.serve("write", reply, work, move |reply, ()| reply.written(length));
     }
 
     fn flush(&self, request: &Request, _: INodeNo, file: RawHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.empty(
-            self.server(request),
-            "flush",
-            reply,
-            |file_system| async move { file_system.flush(handle(file)).await },
-        );
+        self.empty(self.off_the_way(request), "flush", reply, |file_system| async move {
+            file_system.flush(handle(file)).await
+        });
     }
 
     fn release(
@@ -432,12 +433,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn fsync(&self, request: &Request, _: INodeNo, file: RawHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.empty(
-            self.server(request),
-            "fsync",
-            reply,
-            |file_system| async move { file_system.fsync(handle(file)).await },
-        );
+        self.empty(self.off_the_way(request), "fsync", reply, |file_system| async move {
+            file_system.fsync(handle(file)).await
+        });
     }
 
     fn opendir(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -448,7 +446,7 @@ impl fuser::Filesystem for Adapter {
     fn readdir(&self, request: &Request, inode: INodeNo, directory: RawHandle, offset: u64, reply: ReplyDirectory) {
         let at = Position { inode: convert::inode(inode), handle: directory.0, offset };
         listing::serve(
-            self.server(request),
+            self.off_the_way(request),
             "readdir",
             &self.file_system,
             &self.directories,
@@ -467,7 +465,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let at = Position { inode: convert::inode(inode), handle: directory.0, offset };
         listing::serve(
-            self.server(request),
+            self.off_the_way(request),
             "readdirplus",
             &self.file_system,
             &self.directories,
@@ -481,7 +479,8 @@ impl fuser::Filesystem for Adapter {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: RawHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, request: &Request, _: INodeNo, _: RawHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.walks.end(request.pid());
         // Every change of a directory is durable before it is answered (D3, D6).
         reply.ok();
     }
@@ -489,7 +488,7 @@ impl fuser::Filesystem for Adapter {
     fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
         let file_system = self.file_system.clone();
         let work = async move { Ok(file_system.stat_file_system().await?) };
-        self.server(request).serve("statfs", reply, work, |reply, stat: FileSystemStat| {
+        self.off_the_way(request).serve("statfs", reply, work, |reply, stat: FileSystemStat| {
             let block = u64::from(PAGE_BYTES);
             let (blocks, free) = (stat.total_bytes / block, stat.available_bytes / block);
             // A file with data needs a block of it at least.
@@ -509,41 +508,47 @@ impl fuser::Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let server = self.off_the_way(request);
         if !convert::xattr_is_kept(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let Some(mode) = convert::xattr_mode(flags) else { return reply.error(Errno::EINVAL) };
         let (inode, name, value) = (convert::inode(inode), bytes_of(name), Bytes::copy_from_slice(value));
-        self.empty(self.server(request), "setxattr", reply, |file_system| async move {
+        self.empty(server, "setxattr", reply, |file_system| async move {
             file_system.set_xattr(inode, &name, value, mode).await
         });
     }
 
     fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let server = self.off_the_way(request);
         if !convert::xattr_is_kept(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (inode, name) = (convert::inode(inode), bytes_of(name));
-        self.xattr_bytes(self.server(request), "getxattr", size, reply, |file_system| async move {
+        self.xattr_bytes(server, "getxattr", size, reply, |file_system| async move {
             file_system.get_xattr(inode, &name).await
         });
     }
 
     fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         let inode = convert::inode(inode);
-        self.xattr_bytes(self.server(request), "listxattr", size, reply, |file_system| async move {
+        self.xattr_bytes(self.off_the_way(request), "listxattr", size, reply, |file_system| async move {
             Ok(convert::xattr_list(&file_system.list_xattr(inode).await?).into())
         });
     }
 
     fn removexattr(&self, request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let server = self.off_the_way(request);
         if !convert::xattr_is_kept(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (inode, name) = (convert::inode(inode), bytes_of(name));
-        self.empty(self.server(request), "removexattr", reply, |file_system| async move {
-            file_system.remove_xattr(inode, &name).await
-        });
+        self.empty(
+            server,
+            "removexattr",
+            reply,
+            |file_system| async move { file_system.remove_xattr(inode, &name).await },
+        );
     }
 
     fn fallocate(
@@ -556,13 +561,15 @@ impl fuser::Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let server = self.off_the_way(request);
         let Some(mode) = convert::fallocate_mode(mode) else { return reply.error(Errno::EOPNOTSUPP) };
-        self.empty(self.server(request), "fallocate", reply, |file_system| async move {
+        self.empty(server, "fallocate", reply, |file_system| async move {
             file_system.fallocate(handle(file), offset, length, mode).await
         });
     }
 
     fn lseek(&self, request: &Request, _: INodeNo, file: RawHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let server = self.off_the_way(request);
         // The kernel answers the other kinds itself.
         let whence = match whence {
             libc::SEEK_DATA => Whence::Data,
@@ -575,12 +582,12 @@ impl fuser::Filesystem for Adapter {
             let found = file_system.seek(handle(file), offset, whence).await?;
             i64::try_from(found).map_err(|_| Refusal(Errno::EOVERFLOW))
         };
-        self.server(request).serve("lseek", reply, work, |reply, found| reply.offset(found));
+        server.serve("lseek", reply, work, |reply, found| reply.offset(found));
     }
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         _: RawHandle,
         _: u64,
@@ -591,11 +598,23 @@ impl fuser::Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        self.walks.end(request.pid());
         // The kernel then copies by reading and writing, and asks no more.
         reply.error(Errno::ENOSYS);
     }
 
-    fn ioctl(&self, _: &Request, _: INodeNo, _: RawHandle, _: IoctlFlags, _: u32, _: &[u8], _: u32, reply: ReplyIoctl) {
+    fn ioctl(
+        &self,
+        request: &Request,
+        _: INodeNo,
+        _: RawHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        self.walks.end(request.pid());
         reply.error(Errno::ENOTTY);
     }
 }

@@ -33,7 +33,7 @@ pub(crate) mod worker;
 pub(crate) type Groups<S> = Arc<RwLock<BTreeMap<u64, Group<S>>>>;
 type TurnEffects = Effects<ProposeTicket, ReadTicket>;
 
-/// Everything the thread owns.
+/// Everything that driving needs.
 pub(crate) struct Driver<S> {
     pub(crate) core: NodeCore<ProposeTicket, ReadTicket>,
     pub(crate) log: Log,
@@ -118,13 +118,17 @@ impl<S: StateMachine> Driver<S> {
         self.perform(effects, &controls.created);
     }
 
-    fn take_turn(&mut self, items: Vec<Item>, next_tick: &mut Instant) -> Result<(), String> {
+    fn take_turn(&mut self, mut items: Vec<Item>, next_tick: &mut Instant) -> Result<(), String> {
         if let Some(reason) = self.panicked.take() {
             return Err(reason);
         }
         let mut controls = Controls::default();
         let left = std::mem::take(&mut self.left);
-        self.make_durable(left, &controls.created).map_err(|error| error.to_string())?;
+        if !left.is_empty() {
+            self.make_durable(left, &controls.created).map_err(|error| error.to_string())?;
+            // Much comes during a sync, and one batch is enough for it.
+            self.queue.take_more(&mut items);
+        }
         // Inputs were taken before this: reads among them came before it.
         let now = clock::now_ns();
         let mut inputs = Vec::with_capacity(items.len() + 1);

@@ -99,15 +99,15 @@ impl<S: StateMachine> Node<S> {
             panicked: None,
         };
         let seat: Seat<S> = Arc::new(Mutex::new(Some(driver)));
-        let visited = Arc::clone(&seat);
-        queue.let_visitors(Box::new(move |items| driver::visit(&visited, items)));
-        let driven = Arc::clone(&queue);
+        let (visited, driven) = (Arc::clone(&seat), Arc::clone(&queue));
         let threads = start(vec![
             ("consensus-fill", Box::new(fill)),
             ("consensus-snap", Box::new(move || worker.run(&work))),
             ("consensus-drive", Box::new(move || driver::run(&seat, &driven))),
         ]);
         let threads = Mutex::new(threads.map_err(io_error(&config.directory))?);
+        // Only now: what visits holds the driver until its thread ends.
+        queue.let_visitors(Box::new(move |items| driver::visit(&visited, items)));
         Ok(Self { queue, groups, snapshot_directory, threads })
     }
 
@@ -147,7 +147,8 @@ impl<S: StateMachine> Node<S> {
         self.groups.read().get(&group).cloned()
     }
 
-    /// Takes messages in that another node's outbox sent. Does not block; drops them when too much is waiting.
+    /// Takes messages in that another node's outbox sent, and may drive (see [`Group::state`]). Does not wait for the disk; drops
+    /// messages when too much is waiting.
     pub fn deliver(&self, from: NodeId, messages: Vec<GroupMessage>) {
         self.queue.push_all(messages.into_iter().map(|message| Item::Message { from, message }));
     }

@@ -19,7 +19,8 @@ pub struct GroupMessage {
 
 /// Carries messages to other nodes. Losing, delaying, reordering and doubling them is allowed; changing them is not.
 pub trait Outbox: Send + Sync + 'static {
-    /// Sends messages to a node. Called once per node and driver turn, from the driver's thread: must not block.
+    /// Sends messages to a node. Called once per node and driver turn, by whoever drives: the driver's thread, or one
+    /// that proposes or delivers. Must not block; may deliver to other nodes of the process.
     fn send(&self, to: NodeId, messages: Vec<GroupMessage>);
 
     /// Ships a snapshot: the message together with the file's content, for [`crate::Node::deliver_snapshot`] at the

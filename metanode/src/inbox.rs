@@ -48,7 +48,7 @@ impl Drop for Transfer {
 }
 
 impl Inbox {
-    /// Hands a batch to the node. Does not block.
+    /// Hands a batch to the node. Does not wait for the disk, but may apply entries.
     pub(crate) fn batch(&self, node: &Node<TableMachine>, header: &[u8], mut body: Bytes) {
         let Ok(batch) = RaftBatch::decode(header) else {
             return tracing::warn!("a Raft batch does not decode");

@@ -10,6 +10,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const CLAIMS: &[Claim] = &claims![
     120 => what_one_closed_the_other_opens_at_once,
@@ -102,8 +103,8 @@ fn attributes_that_one_changes_the_other_sees_at_once(room: &mut Room) {
     }
 }
 
-/// Who walks a path again and again is shown its directories from one request. Changed are they by the other mount and,
-/// from another thread, by the same one.
+/// Who walks a path again and again is shown its directories from one request. The other mount changes them, and another
+/// thread on the same mount.
 fn a_way_walked_over_and_over_shows_every_change_at_once(room: &mut Room) {
     let (one, two, _second) = both(room);
     fs::create_dir_all(one.join("a/b/c")).unwrap();
@@ -126,6 +127,24 @@ fn a_way_walked_over_and_over_shows_every_change_at_once(room: &mut Room) {
     }
     let last = one.join("a/b");
     assert!(last.join("c/file").exists());
+    // A walker that never rests: what was reported before it begins to walk, it must see.
+    let moved = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..150 {
+                fs::rename(two.join(format!("a/b/c{}", moves(round))), two.join(format!("a/b/c{}", moves(round + 1))))
+                    .unwrap();
+                moved.store(round + 1, Ordering::SeqCst);
+            }
+        });
+        for round in 0..150 {
+            let way = last.join(format!("c{}/file", moves(round)));
+            while moved.load(Ordering::SeqCst) <= round {
+                let _ = fs::metadata(&way);
+            }
+            assert_eq!(errno(fs::metadata(&way)), libc::ENOENT, "round {round}");
+        }
+    });
     for round in 0..60 {
         let (remover, maker) = if round % 2 == 0 { (&one, &two) } else { (&two, &one) };
         fs::create_dir(maker.join("a/b/d")).unwrap();
@@ -137,6 +156,11 @@ fn a_way_walked_over_and_over_shows_every_change_at_once(room: &mut Room) {
         fs::remove_dir(maker.join("a/b/d")).unwrap();
         assert_eq!(errno(fs::metadata(last.join("d"))), libc::ENOENT, "round {round}");
     }
+}
+
+/// The end of a name after so many moves; the first is none.
+fn moves(count: u32) -> String {
+    if count == 0 { String::new() } else { count.to_string() }
 }
 
 fn a_size_that_one_cuts_is_cut_for_the_other(room: &mut Room) {

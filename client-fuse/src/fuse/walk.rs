@@ -10,6 +10,10 @@
 //! That continues a walk only if the former call ended with the lookup of the very directory (`open(2)` with `O_PATH`,
 //! `mkdir(2)` of what is there). For that case answers are good for [`ANSWER_AGE_MAX`].
 //!
+//! What one thread is told, the kernel keeps for all of them: it reads mode and owner again a little later than it asked
+//! for them. So no thread is told of a directory's former mode or owner after another has been told of the new one, here
+//! as by the kernel, which drops an answer that was overtaken.
+//!
 //! Only directories are answered so: the kernel takes a file's size from any answer, and an old one would undo what
 //! another thread has just written.
 
@@ -29,16 +33,26 @@ const ANSWER_AGE_MAX: Duration = Duration::from_millis(2);
 const WALKS_PER_THREAD_MAX: usize = 4;
 /// Threads remembered. All are forgotten when there are more.
 const THREADS_MAX: usize = 1024;
+/// The same of directories.
+const DIRECTORIES_MAX: usize = 16 * 1024;
 
-/// What the kernel calls threads of other PID namespaces, all of them.
+/// What the kernel calls threads that the PID namespace of the mount does not see, all of them.
 const UNKNOWN_THREAD: u32 = 0;
 
 /// The walks of all threads.
 #[derive(Debug, Default)]
 pub(super) struct Walks {
-    threads: Mutex<HashMap<u32, Thread>>,
-    /// Counts the beginnings and ends of this mount's changes to directories.
+    state: Mutex<State>,
+    /// Counts what takes back all answers: beginnings and ends of this mount's changes to directories, and changes by others
+    /// that were seen.
     changes: Arc<AtomicU64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    threads: HashMap<u32, Thread>,
+    /// Mode and owner of directories as they were last told of.
+    seen: HashMap<InodeId, (u32, u32, u32)>,
 }
 
 /// How a question is to be answered.
@@ -161,8 +175,26 @@ impl Walks {
         })
     }
 
+    /// What an inode's attributes are, as was asked.
+    pub(super) fn seen(&self, attributes: &Attributes) {
+        if attributes.kind != NodeKind::Directory {
+            return;
+        }
+        let told = (attributes.mode, attributes.uid, attributes.gid);
+        let mut state = self.state.lock();
+        let forgets = state.seen.len() >= DIRECTORIES_MAX && !state.seen.contains_key(&attributes.inode);
+        if forgets {
+            state.seen.clear();
+        }
+        let before = state.seen.insert(attributes.inode, told);
+        if forgets || before.is_some_and(|before| before != told) {
+            self.changes.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
     /// The directories that the names led to, which were asked for with the attributes of `start`.
     pub(super) fn walked(&self, asking: Asking, start: InodeId, names: Vec<Bytes>, directories: &[Attributes]) {
+        directories.iter().for_each(|directory| self.seen(directory));
         self.with(asking.thread, |of| {
             let mut at = start;
             for (name, attributes) in names.into_iter().zip(directories) {
@@ -196,6 +228,7 @@ impl Walks {
         if attributes.kind != NodeKind::Directory || asking.thread == UNKNOWN_THREAD {
             return;
         }
+        self.seen(attributes);
         self.with(asking.thread, |of| {
             if let Some(walk) = &mut of.walk {
                 walk.step(parent, name, attributes.inode);
@@ -207,7 +240,7 @@ impl Walks {
 
     /// A thread asks for something else: its walk has ended.
     pub(super) fn end(&self, thread: u32) {
-        if let Some(of) = self.threads.lock().get_mut(&thread) {
+        if let Some(of) = self.state.lock().threads.get_mut(&thread) {
             of.end();
         }
     }
@@ -224,7 +257,7 @@ impl Walks {
     }
 
     fn with<T>(&self, thread: u32, action: impl FnOnce(&mut Thread) -> T) -> T {
-        let mut threads = self.threads.lock();
+        let threads = &mut self.state.lock().threads;
         if threads.len() >= THREADS_MAX && !threads.contains_key(&thread) {
             threads.clear();
         }

@@ -62,7 +62,7 @@ impl FileSystem {
     }
 
     /// An inode's attributes, and those of the directories that names lead to, each looked up in the one before: up to the
-    /// first name that leads to none, 16 at most. All as they were at one moment of this call.
+    /// first name that leads to none, at most `WALK_NAMES_MAX`. All as they were at one moment of this call.
     pub async fn walk(&self, start: InodeId, names: Vec<Bytes>) -> Result<(Attributes, Vec<Attributes>), Error> {
         let response = self.ask(read_request::Op::Walk(Walk { inode: start.0, names })).await?;
         let walked = response.walked.into_iter().map(|attr| self.show(Some(attr))).collect::<Result<_, _>>()?;

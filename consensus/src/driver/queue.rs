@@ -70,18 +70,18 @@ pub(crate) enum Refused {
 
 /// Who drives.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Seat {
+enum Drives {
     Thread,
     /// The thread sleeps: whoever comes may visit.
-    Free,
+    Nobody,
     Visitor,
 }
 
 struct State {
     items: VecDeque<Item>,
     bytes: usize,
-    seat: Seat,
-    /// The thread must take the seat next, whether or not there are items: time has come, or a visitor left work.
+    drives: Drives,
+    /// The thread must drive next, whether or not there are items: time has come, or a visitor left work.
     wanted: bool,
     closed: bool,
 }
@@ -99,24 +99,22 @@ pub(crate) struct Queue {
 }
 
 impl State {
-    /// A turn's worth from the front.
-    fn take(&mut self) -> Vec<Item> {
-        let mut taken = Vec::with_capacity(self.items.len());
-        let mut bytes = 0;
+    /// Fills up a turn from the front.
+    fn take(&mut self, turn: &mut Vec<Item>) {
+        let mut bytes: usize = turn.iter().map(Item::cost).sum();
         while bytes < TURN_BYTES_MAX
             && let Some(item) = self.items.pop_front()
         {
             bytes += item.cost();
-            taken.push(item);
+            self.bytes -= item.cost();
+            turn.push(item);
         }
-        self.bytes -= bytes;
-        taken
     }
 }
 
 impl Queue {
     pub(crate) fn new(bytes_max: usize, items_max: usize) -> Self {
-        let state = State { items: VecDeque::new(), bytes: 0, seat: Seat::Thread, wanted: false, closed: false };
+        let state = State { items: VecDeque::new(), bytes: 0, drives: Drives::Thread, wanted: false, closed: false };
         Self { state: Mutex::new(state), woken: Condvar::new(), bytes_max, items_max, visit: OnceLock::new() }
     }
 
@@ -167,17 +165,18 @@ impl Queue {
 
     /// Sees to it that somebody drives what is waiting.
     fn drive(&self, mut state: MutexGuard<'_, State>) {
-        if state.seat != Seat::Free || state.items.is_empty() {
+        if state.drives != Drives::Nobody || state.items.is_empty() {
             return;
         }
         let visit = self.visit.get().filter(|_| state.items.iter().all(Item::is_light));
         let Some(visit) = visit else { return self.wake(state) };
-        state.seat = Seat::Visitor;
-        let items = state.take();
+        state.drives = Drives::Visitor;
+        let mut items = Vec::with_capacity(state.items.len());
+        state.take(&mut items);
         drop(state);
         let left = visit(items);
         let mut state = self.state.lock();
-        state.seat = Seat::Free;
+        state.drives = Drives::Nobody;
         state.wanted |= left;
         if state.wanted || state.closed || !state.items.is_empty() {
             self.wake(state);
@@ -185,12 +184,12 @@ impl Queue {
     }
 
     fn wake(&self, mut state: MutexGuard<'_, State>) {
-        state.seat = Seat::Thread;
+        state.drives = Drives::Thread;
         drop(state);
         self.woken.notify_one();
     }
 
-    /// Takes a turn's worth and the seat; sleeps until there is something, a visitor left work, or `until` has come.
+    /// Takes a turn's worth, to be driven by the thread; sleeps until there is something, a visitor left work, or `until` has come.
     /// `None` when closed.
     pub(crate) fn take(&self, until: Instant) -> Option<Vec<Item>> {
         let mut state = self.state.lock();
@@ -198,12 +197,12 @@ impl Queue {
             if state.closed {
                 return None;
             }
-            let visited = state.seat == Seat::Visitor;
+            let visited = state.drives == Drives::Visitor;
             if !visited && (state.wanted || !state.items.is_empty()) {
                 break;
             }
             if !visited {
-                state.seat = Seat::Free;
+                state.drives = Drives::Nobody;
             }
             if state.wanted {
                 // The visitor wakes this thread.
@@ -212,8 +211,15 @@ impl Queue {
                 state.wanted = true;
             }
         }
-        (state.seat, state.wanted) = (Seat::Thread, false);
-        Some(state.take())
+        (state.drives, state.wanted) = (Drives::Thread, false);
+        let mut items = Vec::with_capacity(state.items.len());
+        state.take(&mut items);
+        Some(items)
+    }
+
+    /// Fills up the turn with what has come since [`Self::take`].
+    pub(crate) fn take_more(&self, turn: &mut Vec<Item>) {
+        self.state.lock().take(turn);
     }
 
     /// Refuses everything from now on; what waits is let go, which tells those who wait.

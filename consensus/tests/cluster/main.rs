@@ -37,6 +37,28 @@ async fn three_voters_survive_the_death_of_any_one_and_catch_it_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_visitors_panic_stops_the_node_and_not_the_visitor() {
+    let mut cluster = Cluster::start(3, |_| {});
+    cluster.put("a=1").await;
+    let leader = cluster.leader().await;
+    let group = cluster.group(leader);
+    cluster.panic_visitors(leader);
+    // The driver's own thread may be the one that sends; sooner or later a proposal comes while it sleeps.
+    until("the node stops", || {
+        let proposing = group.propose("b=1"[..].into());
+        let mut proposing = std::pin::pin!(proposing);
+        let _ = proposing.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        (group.status().role == Role::Stopped).then_some(())
+    })
+    .await;
+    assert_eq!(group.propose("c=1"[..].into()).await, Err(ProposeError::Stopped));
+    cluster.kill(leader);
+    assert!(cluster.is_gone(leader), "the handle that is left keeps nothing alive but itself");
+    cluster.put("d=1").await;
+    assert_eq!(cluster.get("a").await.as_deref(), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_acknowledged_is_there_after_all_die_at_once() {
     let mut cluster = Cluster::start(3, |_| {});
     for round in 0..5 {

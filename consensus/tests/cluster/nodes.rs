@@ -63,6 +63,8 @@ impl Snapshot for Frozen {
 struct Wires {
     nodes: BTreeMap<NodeId, Weak<Node<Map>>>,
     cut: BTreeSet<NodeId>,
+    /// Sending from this one panics, unless its driver's own thread does it.
+    panics: Option<NodeId>,
 }
 
 struct Wire {
@@ -80,6 +82,8 @@ impl Wire {
 
 impl Outbox for Wire {
     fn send(&self, to: NodeId, messages: Vec<GroupMessage>) {
+        let visits = std::thread::current().name() != Some("consensus-drive");
+        assert!(!visits || self.wires.read().panics != Some(self.from), "told to");
         if let Some(node) = self.peer(to) {
             node.deliver(self.from, messages);
         }
@@ -108,6 +112,7 @@ impl Outbox for Wire {
 pub(crate) struct Cluster {
     directory: tempfile::TempDir,
     wires: Arc<RwLock<Wires>>,
+    outboxes: BTreeMap<NodeId, Weak<Wire>>,
     pub(crate) nodes: BTreeMap<NodeId, Arc<Node<Map>>>,
     pub(crate) tune: fn(&mut NodeConfig),
     pub(crate) voters: Vec<NodeId>,
@@ -117,8 +122,8 @@ impl Cluster {
     pub(crate) fn start(count: u64, tune: fn(&mut NodeConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let voters: Vec<NodeId> = (1..=count).map(NodeId).collect();
-        let mut cluster =
-            Self { directory, wires: Arc::default(), nodes: BTreeMap::new(), tune, voters: voters.clone() };
+        let (wires, outboxes, nodes) = (Arc::default(), BTreeMap::new(), BTreeMap::new());
+        let mut cluster = Self { directory, wires, outboxes, nodes, tune, voters: voters.clone() };
         for id in &voters {
             cluster.open(*id);
         }
@@ -137,6 +142,7 @@ impl Cluster {
         config.tick = Duration::from_millis(20);
         (self.tune)(&mut config);
         let wire = Arc::new(Wire { from: id, wires: Arc::clone(&self.wires) });
+        self.outboxes.insert(id, Arc::downgrade(&wire));
         let node = Arc::new(Node::open(config, wire, |_| Map::default()).unwrap());
         self.wires.write().nodes.insert(id, Arc::downgrade(&node));
         self.nodes.insert(id, node);
@@ -146,6 +152,16 @@ impl Cluster {
     pub(crate) fn kill(&mut self, id: NodeId) {
         self.wires.write().nodes.remove(&id);
         self.nodes.remove(&id).unwrap().shutdown();
+    }
+
+    /// Whether anything of a node is left: its driver owns its outbox.
+    pub(crate) fn is_gone(&self, id: NodeId) -> bool {
+        self.outboxes[&id].strong_count() == 0
+    }
+
+    /// Makes the next visitor of the node's driver panic when he sends.
+    pub(crate) fn panic_visitors(&self, of: NodeId) {
+        self.wires.write().panics = Some(of);
     }
 
     pub(crate) fn cut(&self, id: NodeId) {

@@ -195,6 +195,46 @@ fn a_change_under_way_or_ended_takes_back_every_answer() {
 }
 
 #[test]
+fn nobody_is_told_of_a_former_owner_after_another_was_told_of_the_new_one() {
+    let others = [
+        Attributes { uid: 7, ..directory(11) },
+        Attributes { gid: 7, ..directory(11) },
+        Attributes { mode: 0, ..directory(11) },
+    ];
+    for other in others {
+        let mut walker = Walker::new();
+        walker.stat(ROOT, "1/2");
+        walker.asked();
+        walker.attributes(ROOT);
+        walker.walks.seen(&directory(11));
+        walker.walks.seen(&other);
+        walker.entry(ROOT, "1");
+        assert_eq!(walker.asked(), ["walk 1 1/2", "lookup 1 1"], "the walk's answer is the older one");
+        // The other way round: what a walk brings late is not told either.
+        walker.walks.end(THREAD);
+        let Answer::Ask(asking, names) = walker.walks.attributes(THREAD, ROOT.into(), walker.now) else { panic!() };
+        walker.walks.seen(&other);
+        walker.walks.walked(asking, ROOT.into(), names, &[directory(11), directory(112)]);
+        walker.entry(ROOT, "1");
+        assert_eq!(walker.asked(), ["lookup 1 1"]);
+    }
+}
+
+#[test]
+fn when_directories_are_forgotten_their_answers_are_too() {
+    let mut walker = Walker::new();
+    walker.stat(ROOT, "1/2");
+    walker.asked();
+    walker.attributes(ROOT);
+    for inode in 0..DIRECTORIES_MAX as u64 {
+        walker.walks.seen(&directory(1_000_000 + inode));
+    }
+    assert!(walker.walks.state.lock().seen.len() <= DIRECTORIES_MAX);
+    walker.entry(ROOT, "1");
+    assert_eq!(walker.asked(), ["walk 1 1/2", "lookup 1 1"]);
+}
+
+#[test]
 fn threads_do_not_answer_each_other_and_unknown_ones_always_ask() {
     let mut walker = Walker::new();
     walker.stat(ROOT, "1/2");
@@ -231,10 +271,10 @@ fn what_is_remembered_is_bounded() {
         walker.thread = thread;
         walker.stat(ROOT, &long);
     }
-    assert!(walker.walks.threads.lock().len() <= THREADS_MAX);
+    assert!(walker.walks.state.lock().threads.len() <= THREADS_MAX);
     walker.asked();
     walker.attributes(ROOT);
     walker.walks.end(walker.thread);
-    let threads = walker.walks.threads.lock();
-    assert!(threads[&walker.thread].known[0].steps.len() <= WALK_NAMES_MAX);
+    let state = walker.walks.state.lock();
+    assert!(state.threads[&walker.thread].known[0].steps.len() <= WALK_NAMES_MAX);
 }

@@ -47,7 +47,7 @@ impl Fixture {
     fn sleeper(&self, until: Duration) -> JoinHandle<Option<Vec<u64>>> {
         let queue = Arc::clone(&self.queue);
         let taking = thread::spawn(move || queue.take(Instant::now() + until).map(|items| groups(&items)));
-        while self.queue.state.lock().seat != Seat::Free && !taking.is_finished() {
+        while self.queue.state.lock().drives != Drives::Nobody && !taking.is_finished() {
             thread::yield_now();
         }
         taking
@@ -75,8 +75,24 @@ fn what_a_visitor_leaves_is_the_threads() {
     fixture.queue.push(read(1)).unwrap();
     assert_eq!(taking.join().unwrap(), Some(vec![]), "woken, with nothing new");
     fixture.queue.push(read(2)).unwrap();
-    assert_eq!(fixture.visits.try_iter().count(), 1, "the thread has the seat until it sleeps again");
+    assert_eq!(fixture.visits.try_iter().count(), 1, "the thread drives until it sleeps again");
     assert_eq!(fixture.queue.take(Instant::now()).map(|items| groups(&items)), Some(vec![2]));
+}
+
+#[test]
+fn a_turn_is_filled_up_to_its_bound() {
+    let queue = Queue::new(usize::MAX, 100);
+    let propose =
+        |bytes: usize| Item::Propose { group: 1, command: vec![0; bytes].into(), ticket: oneshot::channel().0 };
+    queue.push(propose(TURN_BYTES_MAX / 2)).unwrap();
+    let mut turn = queue.take(Instant::now()).unwrap();
+    for _ in 0..3 {
+        queue.push(propose(TURN_BYTES_MAX / 2)).unwrap();
+    }
+    queue.take_more(&mut turn);
+    assert_eq!(turn.len(), 2, "the second one reaches the bound");
+    assert_eq!(queue.take(Instant::now()).unwrap().len(), 2);
+    assert_eq!(queue.state.lock().bytes, 0);
 }
 
 #[test]
@@ -132,7 +148,7 @@ fn a_tick_that_falls_due_during_a_visit_comes_behind_it() {
     while !fixture.queue.state.lock().wanted {
         thread::yield_now();
     }
-    assert!(!taking.is_finished(), "the visitor has the seat");
+    assert!(!taking.is_finished(), "the visitor drives");
     leave.send(()).unwrap();
     visitor.join().unwrap().unwrap();
     assert_eq!(taking.join().unwrap(), Some(vec![]));

@@ -82,9 +82,9 @@ pub(crate) fn run<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, queue: &Queu
     queue.close();
     // Handles lead to the queue, and the queue to this place: whoever is in it would hold himself.
     let driver = seat.lock().take();
-    driver.iter().flat_map(|driver| driver.groups.read().values().cloned().collect::<Vec<_>>()).for_each(|group| {
-        group.shared().stop(&reason);
-    });
+    if let Some(driver) = &driver {
+        driver.groups.read().values().for_each(|group| group.shared().stop(&reason));
+    }
 }
 
 fn run_turns<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, queue: &Queue) -> Result<(), String> {

@@ -21,7 +21,7 @@ use crate::block::{BLOCK_BYTES, Seen, identify};
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How writers are told to stop and tell how far they are.
@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 pub struct Signal {
     stop: AtomicBool,
     progress: AtomicU64,
+    at_work: AtomicUsize,
 }
 
 impl Signal {
@@ -41,6 +42,12 @@ impl Signal {
     #[must_use]
     pub fn progress(&self) -> u64 {
         self.progress.load(Ordering::Relaxed)
+    }
+
+    /// Writers that have not ended yet.
+    #[must_use]
+    pub fn at_work(&self) -> usize {
+        self.at_work.load(Ordering::Relaxed)
     }
 
     fn stopped(&self) -> bool {
@@ -108,7 +115,7 @@ impl Crew {
     /// Lets them work below `top` while `meanwhile` runs on this thread, and stops them when it returns. What each of them
     /// ended with is given back with what `meanwhile` said.
     pub fn work<T>(&mut self, top: &Path, meanwhile: impl FnOnce(&Signal) -> T) -> (T, Vec<(String, io::Result<()>)>) {
-        let signal = Signal::default();
+        let signal = Signal { at_work: AtomicUsize::new(self.writers.len()), ..Signal::default() };
         std::thread::scope(|scope| {
             // A panic of `meanwhile` must stop them too, or the scope would never end.
             let stopper = StopOnDrop(&signal);
@@ -119,8 +126,9 @@ impl Crew {
                     let (directory, signal) = (top.join(&*name), &signal);
                     let name = name.clone();
                     let thread = scope.spawn(move || {
-                        std::fs::create_dir_all(&directory)?;
-                        writer.work(&directory, signal)
+                        let end = std::fs::create_dir_all(&directory).and_then(|()| writer.work(&directory, signal));
+                        signal.at_work.fetch_sub(1, Ordering::Relaxed);
+                        end
                     });
                     (name, thread)
                 })

@@ -189,8 +189,8 @@ impl Queue {
         self.woken.notify_one();
     }
 
-    /// Takes a turn's worth, to be driven by the thread; sleeps until there is something, a visitor left work, or `until` has come.
-    /// `None` when closed.
+    /// Takes a turn's worth, for the thread to drive; sleeps until there is something, a visitor left work, or `until` has
+    /// come. `None` when closed.
     pub(crate) fn take(&self, until: Instant) -> Option<Vec<Item>> {
         let mut state = self.state.lock();
         loop {

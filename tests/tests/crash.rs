@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// Half of them take all that was not synced, half of them anything of it.
-const POWER_FAILURES: u32 = 4;
+const POWER_FAILURES: u32 = 6;
 
 const CLAIMS: &[Claim] = &claims![
     420 => ten_crashes_while_writing_lose_nothing_that_was_promised,

@@ -46,10 +46,8 @@ pub(crate) struct Driver<S> {
     pub(crate) restored: Restored<S>,
     pub(crate) tick: Duration,
     pub(crate) command_bytes_max: usize,
-    /// Records of a visitor's turn, which ends when they are durable.
-    pub(crate) left: Vec<Record>,
-    /// What a visitor's panic said: nothing can be relied on any more.
-    pub(crate) panicked: Option<String>,
+    /// Records of a visitor's turn, which ends when they are durable; or what his panic said: nothing can be relied on then.
+    pub(crate) left: Result<Vec<Record>, String>,
 }
 
 /// The one place of the driver; empty once its thread has ended.
@@ -101,29 +99,23 @@ fn run_turns<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, queue: &Queue) ->
 pub(crate) fn visit<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, items: Vec<Item>) -> bool {
     let mut driver = seat.lock();
     let Some(driver) = &mut *driver else { return false };
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| driver.visit(items))) {
-        driver.panicked = Some(panic_text(&*panic));
-    }
-    driver.panicked.is_some() || !driver.left.is_empty()
+    driver.left = catch_unwind(AssertUnwindSafe(|| driver.visit(items))).map_err(|panic| panic_text(&*panic));
+    !driver.left.as_ref().is_ok_and(Vec::is_empty)
 }
 
 impl<S: StateMachine> Driver<S> {
-    fn visit(&mut self, items: Vec<Item>) {
+    fn visit(&mut self, items: Vec<Item>) -> Vec<Record> {
         // Inputs were taken before this: reads among them came before it.
         let now = clock::now_ns();
         let mut controls = Controls::default();
         let inputs = items.into_iter().filter_map(|item| self.input(item, &mut controls)).collect();
-        let mut effects = self.core.step(now, inputs);
-        self.left = std::mem::take(&mut effects.records);
-        self.perform(effects, &controls.created);
+        let effects = self.core.step(now, inputs);
+        self.perform(effects, &controls.created)
     }
 
     fn take_turn(&mut self, mut items: Vec<Item>, next_tick: &mut Instant) -> Result<(), String> {
-        if let Some(reason) = self.panicked.take() {
-            return Err(reason);
-        }
+        let left = std::mem::replace(&mut self.left, Ok(Vec::new()))?;
         let mut controls = Controls::default();
-        let left = std::mem::take(&mut self.left);
         if !left.is_empty() {
             self.make_durable(left, &controls.created).map_err(|error| error.to_string())?;
             // Much comes during a sync, and one batch is enough for it.
@@ -142,7 +134,9 @@ impl<S: StateMachine> Driver<S> {
             inputs.push(Input::Tick);
             self.core.carry_forward(&self.log.holders());
         }
-        self.turn(now, inputs, &controls.created).map_err(|error| error.to_string())?;
+        let effects = self.core.step(now, inputs);
+        let records = self.perform(effects, &controls.created);
+        self.make_durable(records, &controls.created).map_err(|error| error.to_string())?;
         self.conclude(controls);
         Ok(())
     }
@@ -191,27 +185,13 @@ impl<S: StateMachine> Driver<S> {
         }
     }
 
-    /// One turn, with as many batches as it takes until nothing is left to be made durable.
-    fn turn(
-        &mut self,
-        now: u64,
-        inputs: Vec<Input<ProposeTicket, ReadTicket>>,
-        created: &BTreeMap<u64, Group<S>>,
-    ) -> Result<(), LogFailed> {
-        let mut effects = self.core.step(now, inputs);
-        let records = std::mem::take(&mut effects.records);
-        self.perform(effects, created);
-        self.make_durable(records, created)
-    }
-
-    /// The rest of a turn: writes and syncs records, and those that follow from it.
+    /// The rest of a turn: writes and syncs records, with as many batches as it takes until none follow.
     fn make_durable(&mut self, mut records: Vec<Record>, created: &BTreeMap<u64, Group<S>>) -> Result<(), LogFailed> {
         while !records.is_empty() {
             self.log.append(records)?;
             self.log.sync()?;
-            let mut effects = self.core.persisted();
-            records = std::mem::take(&mut effects.records);
-            self.perform(effects, created);
+            let effects = self.core.persisted();
+            records = self.perform(effects, created);
         }
         Ok(())
     }
@@ -239,7 +219,8 @@ impl<S: StateMachine> Driver<S> {
         found.or_else(|| self.groups.read().get(&group).map(|group| Arc::clone(group.shared())))
     }
 
-    fn perform(&mut self, effects: TurnEffects, created: &BTreeMap<u64, Group<S>>) {
+    /// Performs what may happen now. Gives back the records that must be durable before the turn goes on.
+    fn perform(&mut self, effects: TurnEffects, created: &BTreeMap<u64, Group<S>>) -> Vec<Record> {
         for (to, messages) in effects.messages {
             self.outbox.send(to, messages);
         }
@@ -285,6 +266,7 @@ impl<S: StateMachine> Driver<S> {
         for (group, file) in effects.removals {
             self.job(Job::Remove { group, file });
         }
+        effects.records
     }
 
     /// Applies commands under one guard and answers behind it.

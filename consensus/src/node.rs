@@ -95,8 +95,7 @@ impl<S: StateMachine> Node<S> {
             restored,
             tick: config.tick,
             command_bytes_max,
-            left: Vec::new(),
-            panicked: None,
+            left: Ok(Vec::new()),
         };
         let seat: Seat<S> = Arc::new(Mutex::new(Some(driver)));
         let (visited, driven) = (Arc::clone(&seat), Arc::clone(&queue));

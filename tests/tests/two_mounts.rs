@@ -112,33 +112,32 @@ fn a_way_walked_over_and_over_shows_every_change_at_once(room: &mut Room) {
     let mode = |path: PathBuf| fs::metadata(path).unwrap().mode() & 0o7777;
     for round in 0..120_u32 {
         let changer = if round % 2 == 0 { one.clone() } else { two.clone() };
-        let (now, next) =
-            (format!("a/b{}", "b".repeat(round as usize % 2)), format!("a/b{}", "b".repeat((round as usize + 1) % 2)));
+        let (now, next) = if round % 2 == 0 { ("a/b", "a/bb") } else { ("a/bb", "a/b") };
         let bits = 0o700 + round % 64;
-        let (from, to) = (now.clone(), next.clone());
-        assert_eq!(fs::metadata(one.join(&now).join("c/file")).unwrap().len(), 1, "round {round}");
+        assert_eq!(fs::metadata(one.join(now).join("c/file")).unwrap().len(), 1, "round {round}");
         let change = move || {
-            fs::set_permissions(changer.join(&from).join("c"), fs::Permissions::from_mode(bits)).unwrap();
-            fs::rename(changer.join(&from), changer.join(&to)).unwrap();
+            fs::set_permissions(changer.join(now).join("c"), fs::Permissions::from_mode(bits)).unwrap();
+            fs::rename(changer.join(now), changer.join(next)).unwrap();
         };
         std::thread::spawn(change).join().unwrap();
-        assert_eq!(errno(fs::metadata(one.join(&now).join("c/file"))), libc::ENOENT, "round {round}");
-        assert_eq!(mode(one.join(&next).join("c")), bits, "round {round}");
+        assert_eq!(errno(fs::metadata(one.join(now).join("c/file"))), libc::ENOENT, "round {round}");
+        assert_eq!(mode(one.join(next).join("c")), bits, "round {round}");
     }
     let last = one.join("a/b");
-    assert!(last.join("c/file").exists());
+    fs::rename(last.join("c"), last.join("c0")).unwrap();
+    assert!(last.join("c0/file").exists());
     // A walker that never rests: what was reported before it begins to walk, it must see.
     let moved = AtomicU32::new(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for round in 0..150 {
-                fs::rename(two.join(format!("a/b/c{}", moves(round))), two.join(format!("a/b/c{}", moves(round + 1))))
-                    .unwrap();
-                moved.store(round + 1, Ordering::SeqCst);
+                let next = round + 1;
+                fs::rename(two.join(format!("a/b/c{round}")), two.join(format!("a/b/c{next}"))).unwrap();
+                moved.store(next, Ordering::SeqCst);
             }
         });
         for round in 0..150 {
-            let way = last.join(format!("c{}/file", moves(round)));
+            let way = last.join(format!("c{round}/file"));
             while moved.load(Ordering::SeqCst) <= round {
                 let _ = fs::metadata(&way);
             }
@@ -156,11 +155,6 @@ fn a_way_walked_over_and_over_shows_every_change_at_once(room: &mut Room) {
         fs::remove_dir(maker.join("a/b/d")).unwrap();
         assert_eq!(errno(fs::metadata(last.join("d"))), libc::ENOENT, "round {round}");
     }
-}
-
-/// The end of a name after so many moves; the first is none.
-fn moves(count: u32) -> String {
-    if count == 0 { String::new() } else { count.to_string() }
 }
 
 fn a_size_that_one_cuts_is_cut_for_the_other(room: &mut Room) {

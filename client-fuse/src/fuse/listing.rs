@@ -81,7 +81,7 @@ impl Reply for Plus {
     }
 }
 
-fn directory_of_no_attributes(inode: InodeId) -> Attributes {
+pub(super) fn directory_of_no_attributes(inode: InodeId) -> Attributes {
     Attributes {
         inode,
         kind: NodeKind::Directory,

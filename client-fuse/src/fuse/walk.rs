@@ -128,9 +128,9 @@ impl Walk {
 
 impl Thread {
     /// The answer if this is what was expected, and still good. Whatever else was expected is forgotten otherwise.
-    fn expected(&mut self, question: &Question, changes: u64, now: Instant) -> Option<Attributes> {
-        let good = |asking: &Asking| {
-            asking.changes == changes && now.saturating_duration_since(asking.since) <= ANSWER_AGE_MAX
+    fn expected(&mut self, question: &Question, now: Asking) -> Option<Attributes> {
+        let good = |then: &Asking| {
+            then.changes == now.changes && now.since.saturating_duration_since(then.since) <= ANSWER_AGE_MAX
         };
         let expected = self.ahead.front().is_some_and(|(next, _)| next == question);
         if !expected || !self.asking.as_ref().is_some_and(good) {
@@ -154,12 +154,9 @@ impl Thread {
 impl Walks {
     /// A thread asks for an inode's attributes.
     pub(super) fn attributes(&self, thread: u32, inode: InodeId, now: Instant) -> Answer {
-        let (asking, changes) = self.asking(thread, now);
-        if thread == UNKNOWN_THREAD {
-            return Answer::Ask(asking, Vec::new());
-        }
+        let asking = self.asking(thread, now);
         self.with(thread, |of| {
-            let known = of.expected(&Question::Attributes(inode), changes, now);
+            let known = of.expected(&Question::Attributes(inode), asking);
             let enters = of.walk.as_mut().is_some_and(|walk| walk.enters(inode));
             if let Some(known) = known {
                 return Answer::Known(known);
@@ -208,12 +205,9 @@ impl Walks {
 
     /// A thread asks what a name leads to.
     pub(super) fn entry(&self, thread: u32, parent: InodeId, name: &Bytes, now: Instant) -> Answer {
-        let (asking, changes) = self.asking(thread, now);
-        if thread == UNKNOWN_THREAD {
-            return Answer::Ask(asking, Vec::new());
-        }
+        let asking = self.asking(thread, now);
         self.with(thread, |of| {
-            let Some(known) = of.expected(&Question::Entry(parent, name.clone()), changes, now) else {
+            let Some(known) = of.expected(&Question::Entry(parent, name.clone()), asking) else {
                 return Answer::Ask(asking, Vec::new());
             };
             if let Some(walk) = &mut of.walk {
@@ -225,7 +219,7 @@ impl Walks {
 
     /// What the name led to, as was asked.
     pub(super) fn found(&self, asking: Asking, parent: InodeId, name: &Bytes, attributes: &Attributes) {
-        if attributes.kind != NodeKind::Directory || asking.thread == UNKNOWN_THREAD {
+        if attributes.kind != NodeKind::Directory {
             return;
         }
         self.seen(attributes);
@@ -251,12 +245,14 @@ impl Walks {
         Change(Arc::clone(&self.changes))
     }
 
-    fn asking(&self, thread: u32, now: Instant) -> (Asking, u64) {
-        let changes = self.changes.load(Ordering::SeqCst);
-        (Asking { thread, since: now, changes }, changes)
+    fn asking(&self, thread: u32, now: Instant) -> Asking {
+        Asking { thread, since: now, changes: self.changes.load(Ordering::SeqCst) }
     }
 
     fn with<T>(&self, thread: u32, action: impl FnOnce(&mut Thread) -> T) -> T {
+        if thread == UNKNOWN_THREAD {
+            return action(&mut Thread::default());
+        }
         let threads = &mut self.state.lock().threads;
         if threads.len() >= THREADS_MAX && !threads.contains_key(&thread) {
             threads.clear();

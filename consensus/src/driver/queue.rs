@@ -126,10 +126,7 @@ impl Queue {
 
     /// Adds what may be refused.
     pub(crate) fn push(&self, item: Item) -> Result<(), Refused> {
-        let mut state = self.state.lock();
-        let added = self.add(&mut state, item, true);
-        self.drive(state);
-        added
+        self.push_one(item, true)
     }
 
     /// Adds as many as there is room for.
@@ -144,8 +141,12 @@ impl Queue {
 
     /// Adds what comes seldom and must not get lost.
     pub(crate) fn push_always(&self, item: Item) -> Result<(), Refused> {
+        self.push_one(item, false)
+    }
+
+    fn push_one(&self, item: Item, bounded: bool) -> Result<(), Refused> {
         let mut state = self.state.lock();
-        let added = self.add(&mut state, item, false);
+        let added = self.add(&mut state, item, bounded);
         self.drive(state);
         added
     }

@@ -1,24 +1,11 @@
+use super::super::listing::directory_of_no_attributes;
 use super::*;
 
 const THREAD: u32 = 41;
 const ROOT: u64 = 1;
 
 fn directory(inode: u64) -> Attributes {
-    Attributes {
-        inode: inode.into(),
-        kind: NodeKind::Directory,
-        mode: 0o755,
-        nlink: 2,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        size_bytes: 0,
-        mapped_bytes: 0,
-        atime_ns: 0,
-        mtime_ns: 0,
-        ctime_ns: 0,
-        btime_ns: 0,
-    }
+    Attributes { mode: 0o755, ..directory_of_no_attributes(inode.into()) }
 }
 
 /// A thread that walks a tree: directory 10 n + i is `i` in directory n. Every question that has to be asked is counted.
@@ -218,6 +205,19 @@ fn nobody_is_told_of_a_former_owner_after_another_was_told_of_the_new_one() {
         walker.entry(ROOT, "1");
         assert_eq!(walker.asked(), ["lookup 1 1"]);
     }
+}
+
+#[test]
+fn what_an_unknown_thread_is_told_counts_too() {
+    let mut walker = Walker::new();
+    walker.stat(ROOT, "1/2");
+    walker.attributes(ROOT);
+    walker.asked();
+    let name = Bytes::from_static(b"1");
+    let Answer::Ask(asking, _) = walker.walks.entry(UNKNOWN_THREAD, ROOT.into(), &name, walker.now) else { panic!() };
+    walker.walks.found(asking, ROOT.into(), &name, &Attributes { uid: 7, ..directory(11) });
+    walker.entry(ROOT, "1");
+    assert_eq!(walker.asked(), ["lookup 1 1"]);
 }
 
 #[test]

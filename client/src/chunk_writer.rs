@@ -5,6 +5,7 @@ use crate::Error;
 use crate::cluster_map::{ClusterMap, Member};
 use crate::latency::Percentile99;
 use crate::session::SessionKeeper;
+use crate::task;
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::limits::REQUEST_DEADLINE_MS;
@@ -17,7 +18,6 @@ use holdfast_transport::Client;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 /// A shard's deadline is 8 times the 99th percentile (R16) within these. The floor is above R16's 50 ms, because one
@@ -152,26 +152,19 @@ impl ChunkWriter {
             shard_length_bytes: plan.geometry.shard_length_bytes(),
         };
         let shards = encode(&plan.geometry, pieces);
-        let mut puts = JoinSet::new();
-        for ((index, payload), member) in (0u8..).zip(shards).zip(&plan.members) {
+        let puts = (0u8..).zip(shards).zip(&plan.members).map(|((index, payload), member)| {
             let request = self.put_request(&record, index, member, &payload, session);
-            let transport = self.transport.clone();
-            let member = *member;
             let timeout = self.shard_deadline();
-            puts.spawn(async move {
+            async move {
                 let started = Instant::now();
-                let answer = transport.call(member.address, method::DATA_PUT, &request, vec![payload], timeout).await;
-                let answer = answer.and_then(|a| a.message::<PutShardResponse>()).map_err(|e| e.to_string());
-                (member, started.elapsed(), answer)
-            });
-        }
+                let sent = self.transport.call(member.address, method::DATA_PUT, &request, vec![payload], timeout);
+                let answer = sent.await.and_then(|a| a.message::<PutShardResponse>()).map_err(|e| e.to_string());
+                (started.elapsed(), answer)
+            }
+        });
         let mut failure = None;
-        while let Some(joined) = puts.join_next().await {
-            let Ok((member, elapsed, answer)) = joined else {
-                failure.get_or_insert(Failure::Other("a put was interrupted".to_owned()));
-                continue;
-            };
-            if let Err(why) = self.judge(&member, elapsed, answer) {
+        for (member, (elapsed, answer)) in plan.members.iter().zip(task::all(puts).await) {
+            if let Err(why) = self.judge(member, elapsed, answer) {
                 failure = match (failure, why) {
                     (Some(Failure::Other(reason)), _) => Some(Failure::Other(reason)),
                     (_, why) => Some(why),

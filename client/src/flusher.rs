@@ -125,13 +125,16 @@ impl Flusher {
     /// Freezes and queues. Freezing and queueing are one step, so that generations are queued in their order.
     pub(crate) fn freeze(&self, inode: &Arc<Inode>, how: Freeze) {
         let mut queue = self.queue.lock();
-        let frozen = inode.freeze(how);
-        queue.extend(frozen.into_iter().map(|frozen| Work { inode: Arc::clone(inode), frozen }));
+        let before = queue.len();
+        queue.extend(inode.freeze(how).into_iter().map(|frozen| Work { inode: Arc::clone(inode), frozen }));
+        let queued = queue.len() > before;
         drop(queue);
         if inode.dirty_since().is_none() {
             self.forget_if_clean(inode);
         }
-        self.wake.notify_one();
+        if queued {
+            self.wake.notify_one();
+        }
     }
 
     /// A write between the look and the removal puts the inode back itself, as it then is the first one dirty.

@@ -19,6 +19,7 @@ mod quota;
 mod readahead;
 mod session;
 mod space;
+pub mod task;
 pub mod types;
 
 pub use error::Error;

@@ -61,6 +61,12 @@ impl FileSystem {
         self.show(self.ask(read_request::Op::GetAttr(GetAttr { inode: inode.0 })).await?.attr)
     }
 
+    /// An open file's attributes as this mount knows them: as they were in the last answer, and with what was written since.
+    #[must_use]
+    pub fn known_attributes(&self, inode: InodeId) -> Option<Attributes> {
+        attributes_of(&self.mounted.files.inode(inode)?.attributes()).ok()
+    }
+
     /// An inode's attributes, and those of the directories that names lead to, each looked up in the one before: up to the
     /// first name that leads to none, at most `WALK_NAMES_MAX`. All as they were at one moment of this call.
     pub async fn walk(&self, start: InodeId, names: Vec<Bytes>) -> Result<(Attributes, Vec<Attributes>), Error> {

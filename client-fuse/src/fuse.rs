@@ -187,6 +187,10 @@ impl fuser::Filesystem for Adapter {
         let (walks, inode) = (Arc::clone(&self.walks), convert::inode(inode));
         if file.is_some() {
             walks.end(request.pid());
+        } else if walks.has_just_made(request.pid(), inode, Instant::now())
+            && let Some(attributes) = self.file_system.known_attributes(inode)
+        {
+            return reply.attr(&ATTRIBUTE_VALIDITY, &convert::file_attr(&attributes));
         }
         let answer = walks.attributes(request.pid(), inode, Instant::now());
         self.attributes(&self.server, "getattr", reply, |file_system| async move {
@@ -364,7 +368,9 @@ impl fuser::Filesystem for Adapter {
             }
             Ok((made, opened))
         };
+        let (walks, thread) = (Arc::clone(&self.walks), request.pid());
         self.off_the_way(request).serve("create", reply, work, move |reply, (made, opened)| {
+            walks.made(thread, made.inode, Instant::now());
             let flags = convert::opened_flags(flags);
             reply.created(&ENTRY_VALIDITY, &convert::file_attr(&made), GENERATION, RawHandle(opened.0), flags);
         });

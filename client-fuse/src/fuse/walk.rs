@@ -15,7 +15,8 @@
 //! as by the kernel, which drops an answer that was overtaken.
 //!
 //! Only directories are answered so: the kernel takes a file's size from any answer, and an old one would undo what
-//! another thread has just written.
+//! another thread has just written. The one exception is a file that the system call has just made: `open(2)` asks for its
+//! attributes again after the create, and this mount knows them, with what it wrote since.
 
 use bytes::Bytes;
 use holdfast_client::{Attributes, NodeKind};
@@ -91,6 +92,8 @@ struct Thread {
     /// What it will ask next if it goes the same way, and the answers.
     ahead: VecDeque<(Question, Attributes)>,
     asking: Option<Asking>,
+    /// The file that its last request made, and when it was told so.
+    made: Option<(InodeId, Asking)>,
 }
 
 #[derive(Clone, Debug)]
@@ -126,14 +129,19 @@ impl Walk {
     }
 }
 
+impl Asking {
+    /// Whether what was true then may be said now.
+    fn holds(&self, now: &Self) -> bool {
+        self.changes == now.changes && now.since.saturating_duration_since(self.since) <= ANSWER_AGE_MAX
+    }
+}
+
 impl Thread {
     /// The answer if this is what was expected, and still good. Whatever else was expected is forgotten otherwise.
     fn expected(&mut self, question: &Question, now: Asking) -> Option<Attributes> {
-        let good = |then: &Asking| {
-            then.changes == now.changes && now.since.saturating_duration_since(then.since) <= ANSWER_AGE_MAX
-        };
+        self.made = None;
         let expected = self.ahead.front().is_some_and(|(next, _)| next == question);
-        if !expected || !self.asking.as_ref().is_some_and(good) {
+        if !expected || !self.asking.is_some_and(|then| then.holds(&now)) {
             self.ahead.clear();
             return None;
         }
@@ -143,6 +151,7 @@ impl Thread {
     /// Remembers the walk that ends here, unless it went a part of a known way.
     fn end(&mut self) {
         self.ahead.clear();
+        self.made = None;
         let Some(walk) = self.walk.take().filter(|walk| !walk.steps.is_empty()) else { return };
         let before = self.known.iter().position(|known| known.start == walk.start).map(|at| self.known.remove(at));
         let latest = before.filter(|known| known.steps.starts_with(&walk.steps)).unwrap_or(walk);
@@ -230,6 +239,18 @@ impl Walks {
             of.ahead.push_back((Question::Attributes(attributes.inode), *attributes));
             of.asking = Some(asking);
         });
+    }
+
+    /// A thread is told that it has made a file.
+    pub(super) fn made(&self, thread: u32, file: InodeId, now: Instant) {
+        let asking = self.asking(thread, now);
+        self.with(thread, |of| of.made = Some((file, asking)));
+    }
+
+    /// Whether the request before this one of the thread made this file, in the same system call.
+    pub(super) fn has_just_made(&self, thread: u32, file: InodeId, now: Instant) -> bool {
+        let asking = self.asking(thread, now);
+        self.with(thread, |of| of.made.take().is_some_and(|(made, then)| made == file && then.holds(&asking)))
     }
 
     /// A thread asks for something else: its walk has ended.

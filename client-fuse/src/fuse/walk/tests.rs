@@ -278,3 +278,44 @@ fn what_is_remembered_is_bounded() {
     let state = walker.walks.state.lock();
     assert!(state.threads[&walker.thread].known[0].steps.len() <= WALK_NAMES_MAX);
 }
+
+#[test]
+fn a_file_just_made_is_known_to_the_next_question_of_its_maker() {
+    let file = InodeId(77);
+    let made = || {
+        let mut walker = Walker::new();
+        walker.stat(ROOT, "1/x");
+        walker.walks.end(THREAD);
+        walker.walks.made(THREAD, file, walker.now);
+        walker
+    };
+    let knows = |walker: &Walker, thread, file, now| walker.walks.has_just_made(thread, file, now);
+
+    let walker = made();
+    assert!(knows(&walker, THREAD, file, walker.now + ANSWER_AGE_MAX));
+    assert!(!knows(&walker, THREAD, file, walker.now), "asked again it is another system call");
+
+    let walker = made();
+    assert!(!knows(&walker, THREAD + 1, file, walker.now), "another thread's");
+    assert!(!knows(&walker, THREAD, InodeId(78), walker.now), "another file");
+    assert!(!knows(&walker, THREAD, file, walker.now), "the one question was about another file");
+
+    let walker = made();
+    assert!(!knows(&walker, THREAD, file, walker.now + ANSWER_AGE_MAX + Duration::from_micros(1)), "long ago");
+
+    let mut walker = made();
+    walker.entry(ROOT, "2");
+    assert!(!knows(&walker, THREAD, file, walker.now), "looked something up since");
+
+    let walker = made();
+    walker.walks.end(THREAD);
+    assert!(!knows(&walker, THREAD, file, walker.now), "did something else since");
+
+    let walker = made();
+    drop(walker.walks.change());
+    assert!(!knows(&walker, THREAD, file, walker.now), "something was changed since");
+
+    let walker = made();
+    walker.walks.made(UNKNOWN_THREAD, file, walker.now);
+    assert!(!knows(&walker, UNKNOWN_THREAD, file, walker.now), "nobody knows whose");
+}

@@ -24,7 +24,9 @@ Examples:
 
 Environment:
   HOLDFAST_VOLMGR   volume manager to talk to (default 127.0.0.1:7400)
-  HOLDFAST_LOG      what is logged to stderr, as error, warn, info, debug or module=level (default warn)";
+  HOLDFAST_LOG      what is logged to stderr, as error, warn, info, debug or module=level (default warn)
+  HOLDFAST_KEEP_AWAKE   'no' lets idle cores of a virtual machine halt while holdfast is busy; small requests
+                    take longer then (default yes)";
 
 /// A distributed file system: erasure-coded data, Raft-replicated metadata, one binary.
 #[derive(Debug, Parser)]

@@ -9,7 +9,9 @@ use holdfast_tests::wait::{self, seconds};
 use holdfast_tests::{Claim, Cluster, Room, Run, claims, processes, tree};
 use nix::sys::signal::Signal;
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 const CLAIMS: &[Claim] = &claims![
@@ -25,6 +27,7 @@ const CLAIMS: &[Claim] = &claims![
     90 => a_mount_command_returns_when_it_is_mounted_and_ends_with_umount,
     120 => destroy_removes_a_stopped_cluster_and_nothing_else,
     120 => one_process_serves_all_roles_too,
+    120 => idle_cores_of_a_virtual_machine_stay_awake_while_it_is_busy_and_no_longer,
 ];
 
 fn main() -> ExitCode {
@@ -246,5 +249,36 @@ fn one_process_serves_all_roles_too(room: &mut Room) {
     cluster.kill_everything();
     cluster.up();
     assert!(d.is_dir());
+    cluster.stop();
+}
+
+fn idle_cores_of_a_virtual_machine_stay_awake_while_it_is_busy_and_no_longer(room: &mut Room) {
+    const DEVICE: &str = "/dev/cpu_dma_latency";
+    room.drop_cluster();
+    let mut cluster = Cluster::prepare(&[]);
+    cluster.set_one_process();
+    cluster.up();
+    let driver = fs::read_to_string("/sys/devices/system/cpu/cpuidle/current_driver").unwrap_or_default();
+    let expected = driver.trim() == "haltpoll" && fs::OpenOptions::new().write(true).open(DEVICE).is_ok();
+    let held = || processes::open_files(cluster.up_pid()).iter().any(|file| file == Path::new(DEVICE));
+    let let_go = || wait::for_state("idle cores may halt", seconds(30), || !held());
+    let_go();
+    let (mount, ended) = (cluster.mount(), AtomicBool::new(false));
+    let seen = std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (file, ended) = (mount.join(format!("file-{thread}")), &ended);
+            scope.spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    fs::write(&file, "busy").unwrap();
+                    fs::remove_file(&file).unwrap();
+                }
+            });
+        }
+        let seen = wait::until(if expected { seconds(30) } else { seconds(3) }, || held().then_some(())).is_some();
+        ended.store(true, Ordering::Relaxed);
+        seen
+    });
+    assert_eq!(seen, expected, "the driver of idle cores is '{}'", driver.trim());
+    let_go();
     cluster.stop();
 }

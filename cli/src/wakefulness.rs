@@ -20,7 +20,7 @@ const IDLE_DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
 const IDLE_DRIVER_OF_GUESTS: &str = "haltpoll";
 const LATENCY_DEVICE: &str = "/dev/cpu_dma_latency";
 /// How often the process is looked at.
-const INTERVAL: Duration = Duration::from_millis(200);
+const INTERVAL: Duration = Duration::from_millis(100);
 /// So many times in a second its threads go to sleep when it is busy with small requests: an idle cluster in one process
 /// does it 200 times, one that creates files 25,000 times.
 const BUSY_SLEEPS_PER_S: f64 = 2_000.0;
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn work_keeps_them_awake_and_for_a_moment_longer() {
-        assert_eq!(looks(&[20, 2_500, 0, 300, 0, 0]), [false, true, true, true, false, false]);
+        assert_eq!(looks(&[20, 2_500, 0, 150, 0, 0]), [false, true, true, true, false, false]);
         assert_eq!(looks(&[2_500, 0, 0, 2_500, 0, 0, 0]), [true, true, true, true, true, true, false]);
     }
 

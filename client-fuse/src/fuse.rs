@@ -86,7 +86,7 @@ impl Adapter {
         F: Future<Output = Result<(), Error>> + Send + 'static,
     {
         let work = call(self.file_system.clone());
-        server.serve(operation, reply, async move { Ok(work.await?) }, |reply, ()| reply.ok());
+        server.serve(operation, reply, work, |reply, ()| reply.ok());
     }
 
     /// Hands over what ends with an entry.
@@ -95,7 +95,7 @@ impl Adapter {
         F: Future<Output = Result<Attributes, Error>> + Send + 'static,
     {
         let work = call(self.file_system.clone());
-        server.serve(operation, reply, async move { Ok(work.await?) }, |reply, attributes| {
+        server.serve(operation, reply, work, |reply, attributes| {
             let attr = convert::file_attr(&attributes);
             reply.entry_with_ttls(&ATTRIBUTE_VALIDITY, &ENTRY_VALIDITY, &attr, GENERATION);
         });
@@ -112,7 +112,7 @@ impl Adapter {
         F: Future<Output = Result<Attributes, Error>> + Send + 'static,
     {
         let work = call(self.file_system.clone());
-        server.serve(operation, reply, async move { Ok(work.await?) }, |reply, attributes| {
+        server.serve(operation, reply, work, |reply, attributes| {
             reply.attr(&ATTRIBUTE_VALIDITY, &convert::file_attr(&attributes));
         });
     }
@@ -139,8 +139,8 @@ impl Adapter {
         let work = call(self.file_system.clone());
         let work = async move {
             let value = work.await?;
-            let length = u32::try_from(value.len()).map_err(|_| Errno::E2BIG)?;
-            if size != 0 && length > size { Err(Errno::ERANGE.into()) } else { Ok((value, length)) }
+            let length = u32::try_from(value.len()).map_err(|_| Refusal(Errno::E2BIG))?;
+            if size != 0 && length > size { Err(Refusal(Errno::ERANGE)) } else { Ok((value, length)) }
         };
         server.serve(
             operation,
@@ -252,7 +252,7 @@ impl fuser::Filesystem for Adapter {
 
     fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
         let (file_system, inode) = (self.file_system.clone(), convert::inode(inode));
-        let work = async move { Ok(file_system.read_link(inode).await?) };
+        let work = async move { file_system.read_link(inode).await };
         self.off_the_way(request).serve("readlink", reply, work, |reply, target| reply.data(&target));
     }
 
@@ -329,7 +329,7 @@ impl fuser::Filesystem for Adapter {
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (file_system, inode) = (self.file_system.clone(), convert::inode(inode));
         let mode = convert::open_mode(flags.0, self.sync_writes);
-        let work = async move { Ok(file_system.open(inode, mode).await?) };
+        let work = async move { file_system.open(inode, mode).await };
         self.off_the_way(request).serve("open", reply, work, move |reply, opened| {
             reply.opened(RawHandle(opened.0), convert::opened_flags(flags.0));
         });
@@ -362,7 +362,7 @@ impl fuser::Filesystem for Adapter {
                         if let Err(error) = file_system.release(opened).await {
                             tracing::warn!(%error, "a file was not closed after its truncation failed");
                         }
-                        return Err(error.into());
+                        return Err(error);
                     }
                 }
             }
@@ -388,7 +388,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let (file_system, file) = (self.file_system.clone(), handle(file));
-        let work = async move { Ok(file_system.read(file, offset, size).await?) };
+        let work = async move { file_system.read(file, offset, size).await };
         self.off_the_way(request).serve("read", reply, work, |reply, pieces| reply.data(&convert::joined(pieces)));
     }
 
@@ -410,7 +410,7 @@ impl fuser::Filesystem for Adapter {
         // fuser's buffer is the event loop's own and is read into again when this returns.
         let data = Bytes::copy_from_slice(data);
         let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let work = async move { Ok(file_system.write(file, offset, data, kill).await?) };
+        let work = async move { file_system.write(file, offset, data, kill).await };
         server.serve("write", reply, work, move |reply, ()| reply.written(length));
     }
 
@@ -493,7 +493,7 @@ impl fuser::Filesystem for Adapter {
 
     fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
         let file_system = self.file_system.clone();
-        let work = async move { Ok(file_system.stat_file_system().await?) };
+        let work = async move { file_system.stat_file_system().await };
         self.off_the_way(request).serve("statfs", reply, work, |reply, stat: FileSystemStat| {
             let block = u64::from(PAGE_BYTES);
             let (blocks, free) = (stat.total_bytes / block, stat.available_bytes / block);

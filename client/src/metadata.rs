@@ -284,8 +284,9 @@ impl Retry {
             Verdict::Again => {}
             Verdict::Follow(_) | Verdict::Another => {
                 metadata.turn_from(asked);
-                let refreshed = timeout_at(self.deadline, metadata.map.refresh_from_volmgr());
-                let _ = refreshed.await;
+                // Boxed, so that every request is not as large as this one call of another protocol.
+                let refreshed = Box::pin(metadata.map.refresh_from_volmgr());
+                let _ = timeout_at(self.deadline, refreshed).await;
             }
         }
         sleep(self.pause).await;

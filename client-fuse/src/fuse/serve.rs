@@ -80,20 +80,27 @@ impl Server {
     }
 
     /// Starts `work` and returns. Its outcome goes to `reply`, by `answer` if it is good.
-    pub(super) fn serve<R, T>(
+    pub(super) fn serve<R, T, E>(
         &self,
         operation: &'static str,
         reply: R,
-        work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+        work: impl Future<Output = Result<T, E>> + Send + 'static,
         answer: impl FnOnce(R, T) + Send + 'static,
     ) where
         R: Answerable,
         T: Send + 'static,
+        E: Into<Refusal> + Send + 'static,
     {
+        // In a box it is moved once. A future that awaits what it captured has room for it twice, and this one is awaited
+        // by three around it.
+        let work = Box::pin(work);
         self.run(operation, async move {
             match work.await {
                 Ok(value) => answer(reply, value),
-                Err(Refusal(errno)) => reply.refuse(errno),
+                Err(why) => {
+                    let Refusal(errno) = why.into();
+                    reply.refuse(errno);
+                }
             }
         });
     }
@@ -189,10 +196,11 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let server = Server { runtime: runtime.handle().clone(), deadline: LONG };
         let (sender, receiver) = channel();
-        server.serve("test", Reply(Some(sender.clone())), std::future::pending(), |mut reply: Reply, ()| reply.send(0));
+        let endless = || std::future::pending::<Result<(), Refusal>>();
+        server.serve("test", Reply(Some(sender.clone())), endless(), |mut reply: Reply, ()| reply.send(0));
         runtime.shutdown_timeout(LONG);
         assert_eq!(receiver.recv_timeout(LONG), Ok(libc::EIO));
-        server.serve("test", Reply(Some(sender)), std::future::pending(), |mut reply: Reply, ()| reply.send(0));
+        server.serve("test", Reply(Some(sender)), endless(), |mut reply: Reply, ()| reply.send(0));
         assert_eq!(receiver.recv_timeout(LONG), Ok(libc::EIO));
     }
 }

@@ -53,7 +53,7 @@ pub(crate) async fn watch() {
 }
 
 async fn keep_awake_while_busy() -> io::Result<()> {
-    let mut ticks = tokio::time::interval(INTERVAL);
+    let mut ticks = tokio::time::interval_at(Instant::now() + INTERVAL, INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut activity = Activity::default();
     let mut held: Option<File> = None;

@@ -1,4 +1,4 @@
-//! The adapter: each kernel request is parsed, copied and handed over as a task to [`FileSystem`]; no callback waits.
+//! The adapter: each kernel request is parsed, copied and handed over to [`FileSystem`]; no callback waits.
 //!
 //! Assumptions: inode numbers are the volume's own and never reused, so that lookup counts, `forget` and generations have
 //! nothing to do; the kernel checks permissions (`default_permissions`) and applies the umask; until leases come, entries
@@ -188,7 +188,7 @@ impl fuser::Filesystem for Adapter {
         if file.is_some() {
             walks.end(request.pid());
         } else if walks.has_just_made(request.pid(), inode, Instant::now())
-            && let Some(attributes) = self.file_system.known_attributes(inode)
+            && let Some(attributes) = self.file_system.created_attributes(inode)
         {
             return reply.attr(&ATTRIBUTE_VALIDITY, &convert::file_attr(&attributes));
         }
@@ -368,9 +368,9 @@ impl fuser::Filesystem for Adapter {
             }
             Ok((made, opened))
         };
-        let (walks, thread) = (Arc::clone(&self.walks), request.pid());
+        let (walks, asking) = (Arc::clone(&self.walks), self.walks.asking(request.pid(), Instant::now()));
         self.off_the_way(request).serve("create", reply, work, move |reply, (made, opened)| {
-            walks.made(thread, made.inode, Instant::now());
+            walks.made(asking, made.inode);
             let flags = convert::opened_flags(flags);
             reply.created(&ENTRY_VALIDITY, &convert::file_attr(&made), GENERATION, RawHandle(opened.0), flags);
         });

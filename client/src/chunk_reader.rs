@@ -6,6 +6,7 @@ use crate::Error;
 use crate::block_cache::{BLOCK_BYTES, BlockCache, BlockKey, Looked};
 use crate::cluster_map::{ClusterMap, Member};
 use crate::latency::Percentile99;
+use crate::task;
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::limits::PAGE_BYTES;
@@ -173,7 +174,7 @@ impl ChunkReader {
             }
         }
         let requests = by_node.into_iter().flat_map(|(address, wanted)| split_request(parts, address, wanted));
-        let answers = futures_join(requests.map(|(address, wanted)| async move {
+        let answers = task::all(requests.map(|(address, wanted)| async move {
             let answer = self.fetch_from(address, parts, &wanted).await;
             (wanted, answer)
         }))
@@ -290,7 +291,7 @@ impl ChunkReader {
                     part.chunk.chunk
                 )));
             }
-            let fetched = futures_join(batch.into_iter().map(|(_, shard, member)| async move {
+            let fetched = task::all(batch.into_iter().map(|(_, shard, member)| async move {
                 let one = [ShardPart { shard, ..part.clone() }];
                 (shard, self.fetch_from(member.address, &one, &[(0, member)]).await.pop().flatten())
             }))
@@ -328,25 +329,6 @@ fn split_request(
         }
     }
     requests
-}
-
-/// Runs futures at the same time on this task; answers in their order.
-async fn futures_join<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
-    let mut running: Vec<_> = futures.map(|f| (Box::pin(f), None)).collect();
-    std::future::poll_fn(|context| {
-        let mut waiting = false;
-        for (future, output) in &mut running {
-            if output.is_none() {
-                match future.as_mut().poll(context) {
-                    std::task::Poll::Ready(value) => *output = Some(value),
-                    std::task::Poll::Pending => waiting = true,
-                }
-            }
-        }
-        if waiting { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
-    })
-    .await;
-    running.into_iter().filter_map(|(_, output)| output).collect()
 }
 
 fn geometry_of(chunk: &ChunkRecord) -> Result<Geometry, Error> {

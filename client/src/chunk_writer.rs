@@ -159,18 +159,15 @@ impl ChunkWriter {
                 let started = Instant::now();
                 let sent = self.transport.call(member.address, method::DATA_PUT, &request, vec![payload], timeout);
                 let answer = sent.await.and_then(|a| a.message::<PutShardResponse>()).map_err(|e| e.to_string());
-                (started.elapsed(), answer)
+                // At once: what a member did is known to others before the slowest has answered.
+                self.judge(member, started.elapsed(), answer)
             }
         });
-        let mut failure = None;
-        for (member, (elapsed, answer)) in plan.members.iter().zip(task::all(puts).await) {
-            if let Err(why) = self.judge(member, elapsed, answer) {
-                failure = match (failure, why) {
-                    (Some(Failure::Other(reason)), _) => Some(Failure::Other(reason)),
-                    (_, why) => Some(why),
-                };
-            }
-        }
+        let failures = task::all(puts).await.into_iter().filter_map(Result::err);
+        let failure = failures.reduce(|first, next| match (first, next) {
+            (Failure::NoSpace, next) => next,
+            (other, _) => other,
+        });
         failure.map_or(Ok(record), Err)
     }
 

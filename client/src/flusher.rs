@@ -125,9 +125,9 @@ impl Flusher {
     /// Freezes and queues. Freezing and queueing are one step, so that generations are queued in their order.
     pub(crate) fn freeze(&self, inode: &Arc<Inode>, how: Freeze) {
         let mut queue = self.queue.lock();
-        let before = queue.len();
-        queue.extend(inode.freeze(how).into_iter().map(|frozen| Work { inode: Arc::clone(inode), frozen }));
-        let queued = queue.len() > before;
+        let frozen = inode.freeze(how);
+        let queued = !frozen.is_empty();
+        queue.extend(frozen.into_iter().map(|frozen| Work { inode: Arc::clone(inode), frozen }));
         drop(queue);
         if inode.dirty_since().is_none() {
             self.forget_if_clean(inode);

@@ -16,9 +16,10 @@ type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Polls `work` once in this thread, and leaves the rest to the runtime. Returns without waiting.
 ///
-/// What waits belongs to its wakers: if all of them are dropped, so is the work. Work that names a deadline is therefore
-/// ended by it at the latest, and by the end of the runtime. A panic of the first poll is logged, and drops the work.
-pub fn begin(runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) {
+/// `work` must name a deadline. What waits belongs to its wakers, and those may be kept by the work itself: the deadline, or
+/// the end of the runtime, wakes it at the latest. Work that nothing can wake any more is dropped. A panic of the first poll
+/// is logged as one of `operation`, and drops the work.
+pub fn begin(runtime: &Handle, operation: &'static str, work: impl Future<Output = ()> + Send + 'static) {
     let _entered = runtime.enter();
     let mut work: Work = Box::pin(work);
     let begun = Arc::new(Begun { runtime: runtime.clone(), state: Mutex::new(State::Polled) });
@@ -28,7 +29,7 @@ pub fn begin(runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) 
         Ok(Poll::Ready(())) => {}
         Ok(Poll::Pending) => begun.wait(work),
         // What is left of the work is dropped, not polled. The panic must not end the caller's thread.
-        Err(_) => tracing::error!("an operation panicked"),
+        Err(_) => tracing::error!(operation, "an operation panicked"),
     }
 }
 
@@ -64,7 +65,7 @@ enum State {
     /// Woken before the first poll had ended.
     Woken,
     Waiting(Work),
-    /// A task of the runtime, or ended.
+    /// A task of the runtime.
     Gone,
 }
 
@@ -120,7 +121,7 @@ mod tests {
         let runtime = runtime();
         let here = std::thread::current().id();
         let (sender, ended) = mpsc::channel();
-        begin(runtime.handle(), async move { sender.send(std::thread::current().id()).unwrap() });
+        begin(runtime.handle(), "test", async move { sender.send(std::thread::current().id()).unwrap() });
         assert_eq!(ended.try_recv(), Ok(here));
     }
 
@@ -130,7 +131,7 @@ mod tests {
         let here = std::thread::current().id();
         let (sender, ended) = mpsc::channel();
         let (first, second) = (oneshot::channel(), oneshot::channel());
-        begin(runtime.handle(), async move {
+        begin(runtime.handle(), "test", async move {
             for awaited in [first.1, second.1] {
                 let () = awaited.await.unwrap();
                 assert_ne!(std::thread::current().id(), here);
@@ -146,7 +147,7 @@ mod tests {
     fn a_wake_during_the_first_poll_is_not_lost() {
         let runtime = runtime();
         let (sender, ended) = mpsc::channel();
-        begin(runtime.handle(), async move {
+        begin(runtime.handle(), "test", async move {
             tokio::task::yield_now().await;
             sender.send(()).unwrap();
         });
@@ -156,6 +157,7 @@ mod tests {
         let mut polls = 0;
         begin(
             runtime.handle(),
+            "test",
             std::future::poll_fn(move |context| {
                 polls += 1;
                 if polls > 1 {
@@ -171,6 +173,19 @@ mod tests {
     }
 
     #[test]
+    fn of_all_outputs_are_in_the_order_of_the_futures() {
+        let runtime = runtime();
+        assert_eq!(runtime.block_on(all(std::iter::empty::<std::future::Ready<u8>>())), []);
+        let (first, second) = (oneshot::channel(), oneshot::channel());
+        let waiting = runtime.spawn(all([second.1, first.1]));
+        first.0.send(1).unwrap();
+        runtime.block_on(tokio::task::yield_now());
+        assert!(!waiting.is_finished());
+        second.0.send(2).unwrap();
+        assert_eq!(runtime.block_on(waiting).unwrap(), [Ok(2), Ok(1)]);
+    }
+
+    #[test]
     fn work_that_nobody_can_wake_is_dropped() {
         struct Dropped(mpsc::Sender<()>);
         impl Drop for Dropped {
@@ -181,14 +196,14 @@ mod tests {
         let runtime = runtime();
         let (sender, dropped) = mpsc::channel();
         let guard = Dropped(sender.clone());
-        begin(runtime.handle(), async move {
+        begin(runtime.handle(), "test", async move {
             let _guard = guard;
             std::future::pending().await
         });
         assert_eq!(dropped.try_recv(), Ok(()));
         // With a deadline it is the runtime's end that drops it.
         let guard = Dropped(sender);
-        begin(runtime.handle(), async move {
+        begin(runtime.handle(), "test", async move {
             let _guard = guard;
             let _ = tokio::time::timeout(LONG * 10, std::future::pending::<()>()).await;
         });

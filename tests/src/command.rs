@@ -35,8 +35,8 @@ pub fn holdfast_binary() -> PathBuf {
 #[must_use]
 pub fn tagged_command(program: impl AsRef<OsStr>, part: &str) -> Command {
     let mut command = Command::new(program);
-    // A program prints what its user would see, not a developer's traces.
-    command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG");
+    // A program does and prints what its user would see, whatever a developer has set.
+    command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG").env_remove("HOLDFAST_KEEP_AWAKE");
     command
         .env(ROOM_VARIABLE, std::process::id().to_string())
         .env(PART_VARIABLE, part)

@@ -30,12 +30,6 @@ impl From<Error> for Refusal {
     }
 }
 
-impl From<Errno> for Refusal {
-    fn from(errno: Errno) -> Self {
-        Self(errno)
-    }
-}
-
 /// A reply that can carry an errno. Dropped unanswered, it must answer EIO by itself, as fuser's do.
 pub(super) trait Answerable: Send + 'static {
     /// Answers with an error.
@@ -108,7 +102,7 @@ impl Server {
     /// Starts `work`, which owns its reply, and returns. At the deadline it is dropped, and the reply with it.
     pub(super) fn run(&self, operation: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         let deadline = self.deadline;
-        task::begin(&self.runtime, async move {
+        task::begin(&self.runtime, operation, async move {
             if tokio::time::timeout(deadline, work).await.is_err() {
                 tracing::error!(operation, ?deadline, "the client did not end an operation within its deadline");
             }

@@ -16,7 +16,8 @@
 //!
 //! Only directories are answered so: the kernel takes a file's size from any answer, and an old one would undo what
 //! another thread has just written. The one exception is a file that the system call has just made: `open(2)` asks for its
-//! attributes again after the create, and this mount knows them, with what it wrote since.
+//! attributes again after the create, and this mount knows them, with what it wrote since, unless somebody else is known to have
+//! changed it.
 
 use bytes::Bytes;
 use holdfast_client::{Attributes, NodeKind};
@@ -92,7 +93,7 @@ struct Thread {
     /// What it will ask next if it goes the same way, and the answers.
     ahead: VecDeque<(Question, Attributes)>,
     asking: Option<Asking>,
-    /// The file that its last request made, and when it was told so.
+    /// The file that its last request made.
     made: Option<(InodeId, Asking)>,
 }
 
@@ -241,10 +242,9 @@ impl Walks {
         });
     }
 
-    /// A thread is told that it has made a file.
-    pub(super) fn made(&self, thread: u32, file: InodeId, now: Instant) {
-        let asking = self.asking(thread, now);
-        self.with(thread, |of| of.made = Some((file, asking)));
+    /// A thread is told that it has made a file, as was asked.
+    pub(super) fn made(&self, asking: Asking, file: InodeId) {
+        self.with(asking.thread, |of| of.made = Some((file, asking)));
     }
 
     /// Whether the request before this one of the thread made this file, in the same system call.
@@ -266,7 +266,8 @@ impl Walks {
         Change(Arc::clone(&self.changes))
     }
 
-    fn asking(&self, thread: u32, now: Instant) -> Asking {
+    /// A question of a thread, now.
+    pub(super) fn asking(&self, thread: u32, now: Instant) -> Asking {
         Asking { thread, since: now, changes: self.changes.load(Ordering::SeqCst) }
     }
 

@@ -61,10 +61,12 @@ impl FileSystem {
         self.show(self.ask(read_request::Op::GetAttr(GetAttr { inode: inode.0 })).await?.attr)
     }
 
-    /// An open file's attributes as this mount knows them: as they were in the last answer, and with what was written since.
+    /// The attributes of a file that this mount created a moment ago and has open, with what it wrote since. Nothing if
+    /// anybody is known to have changed it.
     #[must_use]
-    pub fn known_attributes(&self, inode: InodeId) -> Option<Attributes> {
-        attributes_of(&self.mounted.files.inode(inode)?.attributes()).ok()
+    pub fn created_attributes(&self, inode: InodeId) -> Option<Attributes> {
+        let state = self.mounted.files.inode(inode).filter(|state| state.is_pristine())?;
+        attributes_of(&state.attributes()).ok()
     }
 
     /// An inode's attributes, and those of the directories that names lead to, each looked up in the one before: up to the

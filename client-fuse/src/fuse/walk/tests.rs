@@ -286,7 +286,7 @@ fn a_file_just_made_is_known_to_the_next_question_of_its_maker() {
         let mut walker = Walker::new();
         walker.stat(ROOT, "1/x");
         walker.walks.end(THREAD);
-        walker.walks.made(THREAD, file, walker.now);
+        walker.walks.made(walker.walks.asking(THREAD, walker.now), file);
         walker
     };
     let knows = |walker: &Walker, thread, file, now| walker.walks.has_just_made(thread, file, now);
@@ -316,6 +316,6 @@ fn a_file_just_made_is_known_to_the_next_question_of_its_maker() {
     assert!(!knows(&walker, THREAD, file, walker.now), "something was changed since");
 
     let walker = made();
-    walker.walks.made(UNKNOWN_THREAD, file, walker.now);
+    walker.walks.made(walker.walks.asking(UNKNOWN_THREAD, walker.now), file);
     assert!(!knows(&walker, UNKNOWN_THREAD, file, walker.now), "nobody knows whose");
 }

@@ -187,12 +187,9 @@ impl fuser::Filesystem for Adapter {
         let (walks, inode) = (Arc::clone(&self.walks), convert::inode(inode));
         if file.is_some() {
             walks.end(request.pid());
-        } else if walks.has_just_made(request.pid(), inode, Instant::now())
-            && let Some(attributes) = self.file_system.created_attributes(inode)
-        {
-            return reply.attr(&ATTRIBUTE_VALIDITY, &convert::file_attr(&attributes));
         }
-        let answer = walks.attributes(request.pid(), inode, Instant::now());
+        let created = || self.file_system.created_attributes(inode);
+        let answer = walks.attributes(request.pid(), inode, Instant::now(), created);
         self.attributes(&self.server, "getattr", reply, |file_system| async move {
             let (asking, names) = match answer {
                 Answer::Known(attributes) => return Ok(attributes),

@@ -162,10 +162,21 @@ impl Thread {
 }
 
 impl Walks {
-    /// A thread asks for an inode's attributes.
-    pub(super) fn attributes(&self, thread: u32, inode: InodeId, now: Instant) -> Answer {
+    /// A thread asks for an inode's attributes. `created` knows those of a file made a moment ago.
+    pub(super) fn attributes(
+        &self,
+        thread: u32,
+        inode: InodeId,
+        now: Instant,
+        created: impl FnOnce() -> Option<Attributes>,
+    ) -> Answer {
         let asking = self.asking(thread, now);
         self.with(thread, |of| {
+            if of.made.take().is_some_and(|(made, then)| made == inode && then.holds(&asking))
+                && let Some(known) = created()
+            {
+                return Answer::Known(known);
+            }
             let known = of.expected(&Question::Attributes(inode), asking);
             let enters = of.walk.as_mut().is_some_and(|walk| walk.enters(inode));
             if let Some(known) = known {
@@ -245,12 +256,6 @@ impl Walks {
     /// A thread is told that it has made a file, as was asked.
     pub(super) fn made(&self, asking: Asking, file: InodeId) {
         self.with(asking.thread, |of| of.made = Some((file, asking)));
-    }
-
-    /// Whether the request before this one of the thread made this file, in the same system call.
-    pub(super) fn has_just_made(&self, thread: u32, file: InodeId, now: Instant) -> bool {
-        let asking = self.asking(thread, now);
-        self.with(thread, |of| of.made.take().is_some_and(|(made, then)| made == file && then.holds(&asking)))
     }
 
     /// A thread asks for something else: its walk has ended.

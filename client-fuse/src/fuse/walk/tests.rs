@@ -22,7 +22,7 @@ impl Walker {
     }
 
     fn attributes(&mut self, inode: u64) -> Attributes {
-        match self.walks.attributes(self.thread, inode.into(), self.now) {
+        match self.walks.attributes(self.thread, inode.into(), self.now, || None) {
             Answer::Known(attributes) => attributes,
             Answer::Ask(_, names) if names.is_empty() => {
                 self.asked.push(format!("getattr {inode}"));
@@ -199,7 +199,9 @@ fn nobody_is_told_of_a_former_owner_after_another_was_told_of_the_new_one() {
         assert_eq!(walker.asked(), ["walk 1 1/2", "lookup 1 1"], "the walk's answer is the older one");
         // The other way round: what a walk brings late is not told either.
         walker.walks.end(THREAD);
-        let Answer::Ask(asking, names) = walker.walks.attributes(THREAD, ROOT.into(), walker.now) else { panic!() };
+        let Answer::Ask(asking, names) = walker.walks.attributes(THREAD, ROOT.into(), walker.now, || None) else {
+            panic!()
+        };
         walker.walks.seen(&other);
         walker.walks.walked(asking, ROOT.into(), names, &[directory(11), directory(112)]);
         walker.entry(ROOT, "1");
@@ -289,7 +291,10 @@ fn a_file_just_made_is_known_to_the_next_question_of_its_maker() {
         walker.walks.made(walker.walks.asking(THREAD, walker.now), file);
         walker
     };
-    let knows = |walker: &Walker, thread, file, now| walker.walks.has_just_made(thread, file, now);
+    let knows = |walker: &Walker, thread, file: InodeId, now| {
+        let created = Attributes { kind: NodeKind::File, ..directory(file.0) };
+        walker.walks.attributes(thread, file, now, || Some(created)) == Answer::Known(created)
+    };
 
     let walker = made();
     assert!(knows(&walker, THREAD, file, walker.now + ANSWER_AGE_MAX));

@@ -396,8 +396,8 @@ impl fuser::Filesystem for Adapter {
         file: RawHandle,
         offset: u64,
         data: &[u8],
-        flags: WriteFlags,
-        _: OpenFlags,
+        write_flags: WriteFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -406,8 +406,9 @@ impl fuser::Filesystem for Adapter {
         let (file_system, file) = (self.file_system.clone(), handle(file));
         // fuser's buffer is the event loop's own and is read into again when this returns.
         let data = Bytes::copy_from_slice(data);
-        let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let work = async move { file_system.write(file, offset, data, kill).await };
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let at = convert::write_at(offset, flags.0, write_flags.contains(WriteFlags::FUSE_WRITE_CACHE));
+        let work = async move { file_system.write(file, at, data, kill).await };
         server.serve("write", reply, work, move |reply, ()| reply.written(length));
     }
 

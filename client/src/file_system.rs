@@ -3,6 +3,7 @@
 mod data;
 mod names;
 
+use crate::files::Asking;
 use crate::mount::Mounted;
 use crate::{Attributes, Error, FileSystemStat, NodeKind};
 use holdfast_proto::meta::{Attr, Code, Kind, ReadResponse, StatFs, read_request};
@@ -72,14 +73,15 @@ impl FileSystem {
     /// # Errors
     /// What the table answers, or no answer.
     pub async fn stat_file_system(&self) -> Result<FileSystemStat, Error> {
-        let stat = self.ask(read_request::Op::StatFs(StatFs {})).await?.stat.unwrap_or_default();
+        let stat = self.ask(read_request::Op::StatFs(StatFs {})).await?.response.stat.unwrap_or_default();
         let left = if stat.quota_bytes == 0 { u64::MAX } else { stat.quota_bytes.saturating_sub(stat.used_bytes) };
         let available_bytes = stat.available_bytes.min(left);
         Ok(FileSystemStat { total_bytes: stat.used_bytes + available_bytes, available_bytes, inodes: stat.inodes })
     }
 
-    async fn ask(&self, op: read_request::Op) -> Result<ReadResponse, Error> {
-        self.mounted.metadata.read(op).await
+    async fn ask(&self, op: read_request::Op) -> Result<Answer<'_, ReadResponse>, Error> {
+        let asking = self.mounted.files.asking();
+        Ok(Answer { response: self.mounted.metadata.read(op).await?, _asking: asking })
     }
 
     fn check_writable(&self) -> Result<(), Error> {
@@ -90,6 +92,13 @@ impl FileSystem {
     fn show(&self, attributes: Option<Attr>) -> Result<Attributes, Error> {
         attributes_of(&self.mounted.files.see(attributes.ok_or_else(missing)?))
     }
+}
+
+/// An answer of the table. It must be held until its attributes were taken in by [`FileSystem::show`] or an inode: what
+/// this mount lets go of meanwhile is remembered for its sake.
+struct Answer<'a, R> {
+    response: R,
+    _asking: Asking<'a>,
 }
 
 /// An answer that lacks what its request is for: a table of another version, or a bug.

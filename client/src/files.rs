@@ -1,6 +1,8 @@
-//! Open files: handles to inodes, and the inodes that somebody has open or that hold unflushed data.
+//! Open files: handles to inodes, and the inodes that somebody has open or that hold unflushed data; and which questions
+//! are under way, so that no answer goes back behind what was known here.
 
 use crate::inode::Inode;
+use crate::questions::{Question, Questions};
 use crate::readahead::Readahead;
 use crate::{Error, FileHandle, OpenMode};
 use holdfast_common::InodeId;
@@ -22,6 +24,7 @@ struct Tables {
     handles: HashMap<u64, Arc<OpenFile>>,
     next_handle: u64,
     inodes: HashMap<InodeId, (Arc<Inode>, u32)>,
+    questions: Questions,
 }
 
 /// All open files of one mount.
@@ -30,11 +33,30 @@ pub(crate) struct Files {
     tables: Mutex<Tables>,
 }
 
+/// A question under way, from before it is sent until its answer was taken in.
+#[derive(Debug)]
+pub(crate) struct Asking<'a> {
+    files: &'a Files,
+    question: Question,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.files.tables.lock().questions.end(self.question);
+    }
+}
+
 impl Files {
+    /// Every request whose answer brings attributes is asked under one of these.
+    pub(crate) fn asking(&self) -> Asking<'_> {
+        Asking { files: self, question: self.tables.lock().questions.begin() }
+    }
+
     /// Opens an inode whose present attributes are these.
     pub(crate) fn open(&self, attributes: Attr, mode: OpenMode) -> (FileHandle, Arc<Inode>) {
         let id = InodeId(attributes.inode);
         let mut tables = self.tables.lock();
+        let attributes = tables.questions.not_older(attributes);
         let (inode, count) = tables.inodes.entry(id).or_insert_with(|| (Arc::new(Inode::new(attributes)), 0));
         *count += 1;
         let inode = Arc::clone(inode);
@@ -70,15 +92,18 @@ impl Files {
     pub(crate) fn forget_unused(&self, id: InodeId) {
         let mut tables = self.tables.lock();
         if tables.inodes.get(&id).is_some_and(|(inode, count)| *count == 0 && inode.is_clean()) {
-            tables.inodes.remove(&id);
+            if let Some((inode, _)) = tables.inodes.remove(&id) {
+                tables.questions.let_go(inode.attributes());
+            }
         }
     }
 
     /// Takes attributes from the table as this mount must show them.
     pub(crate) fn see(&self, attributes: Attr) -> Attr {
-        match self.inode(InodeId(attributes.inode)) {
-            Some(inode) => inode.refresh(attributes),
-            None => attributes,
+        let tables = self.tables.lock();
+        match tables.inodes.get(&InodeId(attributes.inode)) {
+            Some((inode, _)) => inode.refresh(attributes),
+            None => tables.questions.not_older(attributes),
         }
     }
 }

@@ -6,12 +6,13 @@
 //! their order, and a generation holds ascending offsets, so that a crash never shows a byte of a file without those
 //! that the application wrote before it at lower offsets.
 
-use crate::Error;
 use crate::dirty::{DirtyMap, FrozenRanges, Overlay};
 use crate::extent_map::{ExtentMap, MappedRange};
+use crate::questions::newest;
+use crate::{Error, WriteAt};
 use bytes::Bytes;
 use holdfast_common::InodeId;
-use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX};
+use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX};
 use holdfast_proto::meta::{Attr, ChunkRecord, Extent, FileMap};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -123,13 +124,7 @@ impl Inode {
                 state.extents_version = fresh.data_version;
             }
         } else {
-            let known = &state.attributes;
-            fresh.size_bytes = known.size_bytes;
-            fresh.mapped_bytes = known.mapped_bytes;
-            fresh.truncate_generation = known.truncate_generation;
-            fresh.data_version = known.data_version;
-            fresh.mtime_ns = fresh.mtime_ns.max(known.mtime_ns);
-            fresh.ctime_ns = fresh.ctime_ns.max(known.ctime_ns);
+            fresh = newest(fresh, &state.attributes);
         }
         state.overlay_attributes(&mut fresh);
         fresh
@@ -171,14 +166,32 @@ impl Inode {
     }
 
     /// Writes into the dirty map. Answers the bytes that it replaced there, and the bytes now dirty.
-    pub(crate) fn write(&self, offset: u64, data: Bytes, mtime_ns: i64, kill_suid_sgid: bool) -> Written {
+    ///
+    /// # Errors
+    /// [`Error::FileTooLarge`], with nothing changed.
+    pub(crate) fn write(
+        &self,
+        at: WriteAt,
+        data: Bytes,
+        mtime_ns: i64,
+        kill_suid_sgid: bool,
+    ) -> Result<Written, Error> {
         let mut state = self.state.lock();
+        // Chosen under the lock under which it is taken in: of two appends the second stands behind the first.
+        let offset = match at {
+            WriteAt::Offset(offset) => offset,
+            WriteAt::End { .. } => state.size_bytes(),
+        };
+        if offset.checked_add(data.len() as u64).is_none_or(|end| end > FILE_BYTES_MAX) {
+            return Err(Error::FileTooLarge);
+        }
         let replaced_bytes = state.dirty.write(offset, data);
         state.mtime_ns = state.mtime_ns.max(mtime_ns);
         state.kill_suid_sgid |= kill_suid_sgid;
         let first = state.dirty_since.is_none();
         state.dirty_since.get_or_insert_with(Instant::now);
-        Written { replaced_bytes, dirty_bytes: state.dirty.bytes(), pieces_count: state.dirty.pieces_count(), first }
+        let (dirty_bytes, pieces_count) = (state.dirty.bytes(), state.dirty.pieces_count());
+        Ok(Written { replaced_bytes, dirty_bytes, pieces_count, first })
     }
 
     /// What a write that is about to be taken in was charged of the quota.
@@ -417,9 +430,9 @@ mod tests {
     #[test]
     fn only_full_chunks_are_frozen_while_a_file_streams() {
         let inode = inode();
-        inode.write(0, bytes(1000), 1, false);
+        inode.write(WriteAt::Offset(0), bytes(1000), 1, false).unwrap();
         assert!(inode.freeze(Freeze::FullChunks).is_empty());
-        inode.write(1000, bytes(CHUNK_BYTES_MAX as usize), 2, false);
+        inode.write(WriteAt::Offset(1000), bytes(CHUNK_BYTES_MAX as usize), 2, false).unwrap();
         let frozen = inode.freeze(Freeze::FullChunks);
         assert_eq!(frozen.len(), 1);
         assert_eq!(frozen[0].ranges.bytes(), CHUNK_BYTES_MAX as usize);
@@ -427,9 +440,22 @@ mod tests {
     }
 
     #[test]
+    fn an_append_goes_behind_what_is_dirty_frozen_and_committed() {
+        let inode = Inode::new(Attr { inode: 5, size_bytes: 10, ..Attr::default() });
+        for _ in 0..3 {
+            inode.write(WriteAt::End { believed: 0 }, bytes(10), 1, false).unwrap();
+            inode.freeze(Freeze::All);
+        }
+        assert_eq!(inode.size_bytes(), 40);
+        let full = Inode::new(Attr { inode: 6, size_bytes: FILE_BYTES_MAX - 5, ..Attr::default() });
+        assert_eq!(full.write(WriteAt::End { believed: 0 }, bytes(6), 1, false).err(), Some(Error::FileTooLarge));
+        assert_eq!(full.size_bytes(), FILE_BYTES_MAX - 5);
+    }
+
+    #[test]
     fn attributes_that_our_own_commit_overtook_do_not_shrink_the_file() {
         let inode = inode();
-        inode.write(0, bytes(100), 50, false);
+        inode.write(WriteAt::Offset(0), bytes(100), 50, false).unwrap();
         let frozen = inode.freeze(Freeze::All);
         let stale = Attr { inode: 5, ..Attr::default() };
         inode.committed(
@@ -445,7 +471,7 @@ mod tests {
     #[test]
     fn suid_is_gone_from_the_write_on_not_from_its_flush_on() {
         let inode = Inode::new(Attr { inode: 5, mode: 0o6755, ..Attr::default() });
-        inode.write(0, bytes(1), 1, true);
+        inode.write(WriteAt::Offset(0), bytes(1), 1, true).unwrap();
         assert_eq!(inode.attributes().mode, 0o755);
         inode.freeze(Freeze::All);
         assert_eq!(inode.attributes().mode, 0o755);
@@ -477,7 +503,7 @@ mod tests {
     #[test]
     fn a_lost_write_is_reported_once() {
         let inode = inode();
-        inode.write(0, bytes(100), 50, false);
+        inode.write(WriteAt::Offset(0), bytes(100), 50, false).unwrap();
         let frozen = inode.freeze(Freeze::All);
         inode.lost(frozen[0].generation, Error::NoSpace);
         assert_eq!(inode.take_error(), Err(Error::NoSpace));
@@ -488,9 +514,9 @@ mod tests {
     #[test]
     fn what_is_unflushed_is_read_before_what_is_mapped() {
         let inode = inode();
-        inode.write(0, Bytes::from_static(b"frozen"), 1, false);
+        inode.write(WriteAt::Offset(0), Bytes::from_static(b"frozen"), 1, false).unwrap();
         inode.freeze(Freeze::All);
-        inode.write(2, Bytes::from_static(b"DI"), 1, false);
+        inode.write(WriteAt::Offset(2), Bytes::from_static(b"DI"), 1, false).unwrap();
         let Found::Mixed { overlay, ranges } = inode.find(0, 100) else { panic!("unflushed data") };
         assert!(ranges.is_empty());
         assert_eq!(&overlay.finish()[..], b"frDIen");
@@ -499,10 +525,10 @@ mod tests {
     #[tokio::test]
     async fn a_flush_waits_for_the_generations_before_it_only() {
         let inode = inode();
-        inode.write(0, bytes(10), 1, false);
+        inode.write(WriteAt::Offset(0), bytes(10), 1, false).unwrap();
         let first = inode.freeze(Freeze::All)[0].generation;
         let through = inode.frozen_through();
-        inode.write(10, bytes(10), 1, false);
+        inode.write(WriteAt::Offset(10), bytes(10), 1, false).unwrap();
         inode.freeze(Freeze::All);
         inode.committed(first, None, &[], &[]);
         inode.wait_through(through).await;

@@ -15,6 +15,7 @@ mod latency;
 mod metadata;
 mod mount;
 mod packer;
+mod questions;
 mod quota;
 mod readahead;
 mod session;
@@ -26,5 +27,5 @@ pub use error::Error;
 pub use file_system::{FileHandle, FileSystem, MountConfig};
 pub use types::{
     Attributes, DirectoryEntry, FallocateMode, FileSystemStat, NewNode, NodeKind, OpenMode, RenameMode, SetAttributes,
-    SetTime, Whence, XattrMode,
+    SetTime, Whence, WriteAt, XattrMode,
 };

@@ -109,8 +109,23 @@ pub struct OpenMode {
     pub read: bool,
     /// write(2) is allowed.
     pub write: bool,
+    /// Opened with O_APPEND.
+    pub append: bool,
     /// Each write is durable when it returns (O_SYNC, O_DSYNC).
     pub sync: bool,
+}
+
+/// Where a write puts its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteAt {
+    /// At this offset in bytes.
+    Offset(u64),
+    /// An append. Of a handle opened with O_APPEND it goes behind the last byte that this mount knows of when the data is
+    /// taken in; of another one, which became appending later, to where the caller believes the end.
+    End {
+        /// In bytes.
+        believed: u64,
+    },
 }
 
 /// rename(2)'s flags.

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use fuser::{FileAttr, FileType, FopenFlags, INodeNo, RenameFlags, TimeOrNow};
-use holdfast_client::{Attributes, FallocateMode, NewNode, NodeKind, OpenMode, RenameMode, SetTime, XattrMode};
+use holdfast_client::{
+    Attributes, FallocateMode, NewNode, NodeKind, OpenMode, RenameMode, SetTime, WriteAt, XattrMode,
+};
 use holdfast_common::InodeId;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -95,25 +97,38 @@ pub(super) fn new_node(mode: u32, rdev: u32) -> Option<NewNode> {
 }
 
 /// How open(2)'s flags want the file. `sync` makes every file as if opened with O_SYNC.
-///
-/// O_APPEND is the kernel's business: it gives each write of such a file the offset at which its page cache has it, follows
-/// fcntl(2) when the flag changes, and writes back a dirty mapping through any handle that is open for writing, O_APPEND
-/// or not. A handle that ignored offsets would put those pages at the end of the file.
 pub(super) fn open_mode(flags: i32, sync: bool) -> OpenMode {
     let access = flags & libc::O_ACCMODE;
     OpenMode {
         read: access != libc::O_WRONLY,
         write: access != libc::O_RDONLY,
+        append: flags & libc::O_APPEND != 0,
         sync: sync || flags & (libc::O_DSYNC | libc::O_SYNC) != 0,
     }
 }
 
+/// Where a write goes. `flags` are the handle's at the time of the write: fcntl(2) may have changed O_APPEND since open(2).
+/// `cached`: the kernel writes back pages, of a mapping perhaps, and means their offset.
+///
+/// The kernel gives an append the offset at which it believes the end of the file. Of a handle opened with O_APPEND that is
+/// ignored, for the client knows better; the kernel keeps no page of such a write ([`opened_flags`]). A handle that got
+/// O_APPEND later caches its pages where the kernel believes them, and so they must go there.
+pub(super) fn write_at(offset: u64, flags: i32, cached: bool) -> WriteAt {
+    if flags & libc::O_APPEND != 0 && !cached { WriteAt::End { believed: offset } } else { WriteAt::Offset(offset) }
+}
+
 /// How the kernel should treat the open file. Never FOPEN_KEEP_CACHE: an open sees what others closed.
 pub(crate) fn opened_flags(flags: i32) -> FopenFlags {
-    // mmap needs the page cache, so that only O_DIRECT goes past it.
-    let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-    let mut opened = if flags & libc::O_DIRECT == 0 { FopenFlags::empty() } else { direct };
-    if flags & libc::O_ACCMODE == libc::O_RDONLY {
+    let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+    let mut opened = FopenFlags::empty();
+    // The page cache is for the rest: mappings of these files work all the same (FUSE_DIRECT_IO_ALLOW_MMAP).
+    if flags & libc::O_DIRECT != 0 {
+        opened |= FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+    }
+    if writes && flags & libc::O_APPEND != 0 {
+        opened |= FopenFlags::FOPEN_DIRECT_IO;
+    }
+    if !writes {
         // Closing it has nothing to flush, and must not be told of a write that another handle lost (R22).
         opened |= FopenFlags::FOPEN_NOFLUSH;
     }

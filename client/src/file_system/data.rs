@@ -1,14 +1,14 @@
 //! Operations on open files' data.
 
 use super::names::create_request;
-use super::{FileHandle, FileSystem, attributes_of, missing};
+use super::{Answer, FileHandle, FileSystem, attributes_of, missing};
 use crate::chunk_reader::ChunkRange;
 use crate::extent_map::MappedRange;
 use crate::files::OpenFile;
 use crate::inode::{Found, Freeze, Inode};
 use crate::mount::Mounted;
 use crate::readahead::Advice;
-use crate::{Attributes, Error, FallocateMode, NewNode, OpenMode, Whence};
+use crate::{Attributes, Error, FallocateMode, NewNode, OpenMode, Whence, WriteAt};
 use bytes::Bytes;
 use holdfast_common::InodeId;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES};
@@ -49,11 +49,11 @@ impl FileSystem {
         request.exclusive = exclusive;
         request.open = true;
         let creating = async {
-            let response = self.mutate(mutation::Op::Create(request)).await?;
+            let Answer { response, _asking } = self.mutate(mutation::Op::Create(request)).await?;
             let attr = response.attr.ok_or_else(missing)?;
-            Ok((InodeId(attr.inode), attr))
+            Ok((InodeId(attr.inode), (attr, _asking)))
         };
-        let (_, attr) = self.mounted.session.opening(creating).await?;
+        let (_, (attr, _asking)) = self.mounted.session.opening(creating).await?;
         let (handle, inode) = self.mounted.files.open(attr, open);
         inode.created(&attr);
         Ok((attributes_of(&inode.attributes())?, handle))
@@ -64,11 +64,8 @@ impl FileSystem {
         if open.write {
             self.check_writable()?;
         }
-        let opening = async {
-            let response = self.ask(read_request::Op::Open(Open { inode: inode.0 })).await?;
-            Ok((inode, response))
-        };
-        let (_, response) = self.mounted.session.opening(opening).await?;
+        let opening = async { Ok((inode, self.ask(read_request::Op::Open(Open { inode: inode.0 })).await?)) };
+        let (_, Answer { response, _asking }) = self.mounted.session.opening(opening).await?;
         let attr = response.attr.ok_or_else(missing)?;
         let (handle, state) = self.mounted.files.open(attr, open);
         if let Some(map) = response.map {
@@ -113,13 +110,22 @@ impl FileSystem {
     }
 
     /// Takes all of `data` or fails.
-    pub async fn write(&self, handle: FileHandle, offset: u64, data: Bytes, kill_suid_sgid: bool) -> Result<(), Error> {
+    pub async fn write(&self, handle: FileHandle, at: WriteAt, data: Bytes, kill_suid_sgid: bool) -> Result<(), Error> {
         let file = self.mounted.files.get(handle)?;
         if !file.mode.write {
             return Err(Error::BadHandle);
         }
+        let at = match at {
+            WriteAt::End { believed } if !file.mode.append => WriteAt::Offset(believed),
+            at => at,
+        };
         let length = data.len() as u64;
-        if offset.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
+        // Where an append begins in its page is not known yet; it touches as many pages as it would from the last byte of one.
+        let charged_from = match at {
+            WriteAt::Offset(offset) => offset,
+            WriteAt::End { .. } => u64::from(PAGE_BYTES) - 1,
+        };
+        if charged_from.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
             return Err(Error::FileTooLarge);
         }
         if length == 0 {
@@ -128,11 +134,9 @@ impl FileSystem {
         let flusher = &self.mounted.flusher;
         let bytes = data.len();
         flusher.budget.take(bytes).await;
-        if let Err(error) = self.admit(&file.inode, offset, length).await {
-            flusher.budget.give_back(bytes);
-            return Err(error);
-        }
-        let written = file.inode.write(offset, data, now_ns(), kill_suid_sgid);
+        let admitted = self.admit(&file.inode, at, charged_from, length).await;
+        let written = admitted.and_then(|()| file.inode.write(at, data, now_ns(), kill_suid_sgid));
+        let written = written.inspect_err(|_| flusher.budget.give_back(bytes))?;
         flusher.budget.give_back(written.replaced_bytes);
         if written.first {
             flusher.note_dirty(&file.inode);
@@ -150,7 +154,7 @@ impl FileSystem {
     }
 
     /// Reserves what a write needs of the disks and of the quota: ENOSPC and EDQUOT are said here.
-    async fn admit(&self, inode: &Inode, start: u64, length: u64) -> Result<(), Error> {
+    async fn admit(&self, inode: &Inode, at: WriteAt, charged_from: u64, length: u64) -> Result<(), Error> {
         let flusher = &self.mounted.flusher;
         let flush = async || {
             flusher.flush_everything().await;
@@ -159,9 +163,13 @@ impl FileSystem {
         flusher.space.cover(flusher.budget.used_bytes(), flush).await?;
         let settle = async || {
             flusher.flush_everything().await;
+            let start = match at {
+                WriteAt::Offset(offset) => offset,
+                WriteAt::End { .. } => inode.size_bytes(),
+            };
             self.mounted.unmapped_charge(inode, start, length).await
         };
-        let charged = flusher.quota.take(start, length, settle).await?;
+        let charged = flusher.quota.take(charged_from, length, settle).await?;
         inode.charged(charged);
         Ok(())
     }
@@ -208,8 +216,7 @@ impl FileSystem {
             FallocateMode::ZeroRange { keep_size } => (ProtoMode::ZeroRange, keep_size),
         };
         let op = Fallocate { inode: file.inode.id.0, offset, length_bytes, mode: mode.into(), keep_size };
-        let response = self.mutate(mutation::Op::Fallocate(op)).await?;
-        self.show(response.attr).map(|_| ())
+        self.show(self.mutate(mutation::Op::Fallocate(op)).await?.response.attr).map(|_| ())
     }
 
     /// lseek(2) for data and holes.

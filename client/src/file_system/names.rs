@@ -1,6 +1,6 @@
 //! Operations on names and attributes: one request each.
 
-use super::{FileSystem, attributes_of, kind_of, missing};
+use super::{Answer, FileSystem, attributes_of, kind_of, missing};
 use crate::{Attributes, DirectoryEntry, Error, NewNode, RenameMode, SetAttributes, SetTime, XattrMode};
 use bytes::Bytes;
 use holdfast_common::InodeId;
@@ -45,20 +45,21 @@ pub(super) fn create_request(parent: InodeId, name: &[u8], node: NewNode, mode: 
 /// All methods fail with what the table answers, or when no answer comes before the deadline.
 #[allow(clippy::missing_errors_doc)]
 impl FileSystem {
-    pub(super) async fn mutate(&self, op: mutation::Op) -> Result<MutateResponse, Error> {
+    pub(super) async fn mutate(&self, op: mutation::Op) -> Result<Answer<'_, MutateResponse>, Error> {
         self.check_writable()?;
-        self.mounted.metadata.mutate(op).await
+        let asking = self.mounted.files.asking();
+        Ok(Answer { response: self.mounted.metadata.mutate(op).await?, _asking: asking })
     }
 
     /// What a name in a directory refers to; "." and ".." included.
     pub async fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Attributes, Error> {
         let op = Lookup { parent: parent.0, name: name_of(name) };
-        self.show(self.ask(read_request::Op::Lookup(op)).await?.attr)
+        self.show(self.ask(read_request::Op::Lookup(op)).await?.response.attr)
     }
 
     /// An inode's attributes.
     pub async fn get_attributes(&self, inode: InodeId) -> Result<Attributes, Error> {
-        self.show(self.ask(read_request::Op::GetAttr(GetAttr { inode: inode.0 })).await?.attr)
+        self.show(self.ask(read_request::Op::GetAttr(GetAttr { inode: inode.0 })).await?.response.attr)
     }
 
     /// The attributes of a file that this mount created a moment ago and has open, with what it wrote since. Nothing if
@@ -72,7 +73,7 @@ impl FileSystem {
     /// An inode's attributes, and those of the directories that names lead to, each looked up in the one before: up to the
     /// first name that leads to none, at most `WALK_NAMES_MAX`. All as they were at one moment of this call.
     pub async fn walk(&self, start: InodeId, names: Vec<Bytes>) -> Result<(Attributes, Vec<Attributes>), Error> {
-        let response = self.ask(read_request::Op::Walk(Walk { inode: start.0, names })).await?;
+        let Answer { response, _asking } = self.ask(read_request::Op::Walk(Walk { inode: start.0, names })).await?;
         let walked = response.walked.into_iter().map(|attr| self.show(Some(attr))).collect::<Result<_, _>>()?;
         Ok((self.show(response.attr)?, walked))
     }
@@ -99,12 +100,12 @@ impl FileSystem {
             mtime_now,
             kill_suid_sgid: set.kill_suid_sgid,
         };
-        self.show(self.mutate(mutation::Op::SetAttr(op)).await?.attr)
+        self.show(self.mutate(mutation::Op::SetAttr(op)).await?.response.attr)
     }
 
     /// A symbolic link's target.
     pub async fn read_link(&self, inode: InodeId) -> Result<Bytes, Error> {
-        Ok(self.ask(read_request::Op::ReadLink(ReadLink { inode: inode.0 })).await?.value)
+        Ok(self.ask(read_request::Op::ReadLink(ReadLink { inode: inode.0 })).await?.response.value)
     }
 
     /// Makes a node under a new name. `mode` has the umask applied.
@@ -118,13 +119,13 @@ impl FileSystem {
         gid: u32,
     ) -> Result<Attributes, Error> {
         let op = create_request(parent, name, node, mode, uid, gid);
-        self.show(self.mutate(mutation::Op::Create(op)).await?.attr)
+        self.show(self.mutate(mutation::Op::Create(op)).await?.response.attr)
     }
 
     /// Gives an inode one more name.
     pub async fn link(&self, inode: InodeId, parent: InodeId, name: &[u8]) -> Result<Attributes, Error> {
         let op = Link { inode: inode.0, parent: parent.0, name: name_of(name) };
-        self.show(self.mutate(mutation::Op::Link(op)).await?.attr)
+        self.show(self.mutate(mutation::Op::Link(op)).await?.response.attr)
     }
 
     /// Removes a name that is not a directory's.
@@ -168,7 +169,7 @@ impl FileSystem {
         with_attributes: bool,
     ) -> Result<Vec<DirectoryEntry>, Error> {
         let op = ReadDirectory { inode: inode.0, after_cookie, max_entries, with_attributes };
-        let response = self.ask(read_request::Op::ReadDirectory(op)).await?;
+        let Answer { response, _asking } = self.ask(read_request::Op::ReadDirectory(op)).await?;
         let entry = |e: holdfast_proto::meta::DirectoryEntry| {
             let kind = kind_of(e.kind())?;
             let attributes = match e.attr {
@@ -188,12 +189,12 @@ impl FileSystem {
             return Err(Error::Refused { code: Code::NoData, detail: "just created".to_owned() });
         }
         let op = GetXattr { inode: inode.0, name: name_of(name) };
-        Ok(self.ask(read_request::Op::GetXattr(op)).await?.value)
+        Ok(self.ask(read_request::Op::GetXattr(op)).await?.response.value)
     }
 
     /// The names of an inode's extended attributes.
     pub async fn list_xattr(&self, inode: InodeId) -> Result<Vec<Bytes>, Error> {
-        Ok(self.ask(read_request::Op::ListXattr(ListXattr { inode: inode.0 })).await?.names)
+        Ok(self.ask(read_request::Op::ListXattr(ListXattr { inode: inode.0 })).await?.response.names)
     }
 
     /// Sets an extended attribute.

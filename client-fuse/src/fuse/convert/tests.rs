@@ -86,12 +86,24 @@ fn open_flags_become_what_the_file_allows() {
 }
 
 #[test]
-fn the_page_cache_is_used_unless_o_direct_and_never_kept() {
+fn the_page_cache_is_used_without_o_direct_and_o_append_and_never_kept() {
     assert_eq!(opened_flags(libc::O_RDWR), FopenFlags::empty());
     assert_eq!(
         opened_flags(libc::O_RDWR | libc::O_DIRECT),
         FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
     );
+}
+
+#[test]
+fn an_append_is_not_cached_and_its_offset_is_the_clients() {
+    let (read, write) = (libc::O_RDONLY | libc::O_APPEND, libc::O_WRONLY | libc::O_APPEND);
+    assert!(open_mode(write, false).append);
+    assert_eq!(opened_flags(write), FopenFlags::FOPEN_DIRECT_IO);
+    assert!(!opened_flags(read).contains(FopenFlags::FOPEN_DIRECT_IO));
+    assert_eq!(write_at(7, write, false), WriteAt::End { believed: 7 });
+    // fcntl(2) took the flag away, or a mapping's page is written back.
+    assert_eq!(write_at(7, libc::O_WRONLY, false), WriteAt::Offset(7));
+    assert_eq!(write_at(7, write, true), WriteAt::Offset(7));
 }
 
 #[test]

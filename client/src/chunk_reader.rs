@@ -4,18 +4,18 @@
 
 use crate::Error;
 use crate::block_cache::{BLOCK_BYTES, BlockCache, BlockKey, Looked};
-use crate::cluster_map::{ClusterMap, Member};
-use crate::latency::Percentile99;
+use crate::core::effects::Input;
+use crate::core::latency::Percentile99;
+use crate::core::members::Member;
+use crate::shell::Shell;
 use crate::task;
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::limits::PAGE_BYTES;
 use holdfast_common::{ChunkId, Incarnation, VolumeId};
 use holdfast_erasure::{Geometry, reconstruct};
-use holdfast_proto::data::{ReadShardsRequest, ReadShardsResponse, ShardRange, Status};
+use holdfast_proto::data::{ReadShardsRequest, ShardRange, Status};
 use holdfast_proto::meta::ChunkRecord;
-use holdfast_proto::method;
-use holdfast_transport::Client;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -61,8 +61,7 @@ struct Piece {
 
 /// Reads chunks of one volume.
 pub(crate) struct ChunkReader {
-    pub(crate) transport: Client,
-    pub(crate) map: Arc<ClusterMap>,
+    pub(crate) shell: Arc<Shell>,
     pub(crate) volume: VolumeId,
     pub(crate) incarnation: Incarnation,
     pub(crate) cache: BlockCache,
@@ -161,16 +160,18 @@ impl ChunkReader {
 
     /// Fetches parts: one request a node, all at once; what fails is reconstructed.
     async fn fetch(&self, parts: &[ShardPart]) -> Result<Vec<Bytes>, Error> {
-        let now = Instant::now();
+        let places: Vec<_> = self.shell.with(|core, now| {
+            let members = &core.members;
+            let place = |part: &ShardPart| members.locate(&part.chunk, part.shard.into());
+            parts.iter().map(|part| place(part).filter(|member| !members.is_doubtful(member, now))).collect()
+        });
         let mut by_node: BTreeMap<SocketAddr, Vec<(usize, Member)>> = BTreeMap::new();
         let mut results: Vec<Option<Bytes>> = vec![None; parts.len()];
         let mut failed = Vec::new();
-        for (index, part) in parts.iter().enumerate() {
-            match self.map.locate(&part.chunk, part.shard.into()) {
-                Some(member) if !self.map.avoided(&member, now) => {
-                    by_node.entry(member.address).or_default().push((index, member));
-                }
-                _ => failed.push(index),
+        for (index, place) in places.into_iter().enumerate() {
+            match place {
+                Some(member) => by_node.entry(member.address).or_default().push((index, member)),
+                None => failed.push(index),
             }
         }
         let requests = by_node.into_iter().flat_map(|(address, wanted)| split_request(parts, address, wanted));
@@ -204,8 +205,7 @@ impl ChunkReader {
         let timeout = (self.latency.lock().estimate() * 8).clamp(READ_DEADLINE_MIN, READ_DEADLINE_MAX);
         let started = Instant::now();
         let request = ReadShardsRequest { ranges };
-        let answer = self.transport.call(address, method::DATA_READ, &request, Vec::new(), timeout).await;
-        let parsed = answer.and_then(|a| a.message::<ReadShardsResponse>().map(|m| (m, a.body)));
+        let parsed = self.shell.network.fetch(address, request, timeout).await;
         self.latency.lock().add(started.elapsed());
         match parsed {
             Ok((response, body)) => {
@@ -236,7 +236,7 @@ impl ChunkReader {
             Err(error) => {
                 tracing::debug!(%address, %error, "a datanode did not answer a read");
                 for (_, member) in wanted {
-                    self.map.failed(member.disk, Instant::now());
+                    self.shell.put_in(Input::Met { disk: member.disk, works: false });
                 }
                 vec![None; wanted.len()]
             }
@@ -271,13 +271,15 @@ impl ChunkReader {
         let geometry = geometry_of(&part.chunk)?;
         let data_count = usize::from(geometry.data_shards());
         let mut shards: Vec<Option<Bytes>> = vec![None; geometry.shards_count()];
-        let now = Instant::now();
-        let mut others: Vec<(bool, u8, Member)> = (0u8..)
-            .take(geometry.shards_count())
-            .filter_map(|shard| {
-                self.map.locate(&part.chunk, shard.into()).map(|m| (self.map.avoided(&m, now), shard, m))
-            })
-            .collect();
+        let mut others: Vec<(bool, u8, Member)> = self.shell.with(|core, now| {
+            let shards = (0u8..).take(geometry.shards_count());
+            shards
+                .filter_map(|shard| {
+                    let member = core.members.locate(&part.chunk, shard.into())?;
+                    Some((core.members.is_doubtful(&member, now), shard, member))
+                })
+                .collect()
+        });
         // The healthy first; the part's own member again as the last, as it may only have been slow.
         others.sort_by_key(|(avoided, shard, _)| (*shard == part.shard, *avoided));
         let mut others = others.into_iter();

@@ -1,5 +1,6 @@
 //! Why an operation failed, and the one place where that becomes an errno.
 
+use holdfast_common::InodeId;
 use holdfast_proto::meta::Code;
 
 /// Why a file system operation failed.
@@ -22,6 +23,9 @@ pub enum Error {
     /// Data could not be read from enough members.
     #[error("data cannot be read: {0}")]
     Unreadable(String),
+    /// These inodes have written data that could not be flushed before the mount ended.
+    #[error("written data of {} could not be flushed in time: {}", files(.0.len()), inodes(.0))]
+    Unflushed(Vec<InodeId>),
     /// The session was expired or fenced; what was not flushed is lost and reported.
     #[error("the session was closed by the cluster")]
     SessionLost,
@@ -51,15 +55,31 @@ pub enum Error {
     Mount(String),
 }
 
+/// Most inodes named in a sentence.
+const NAMED_MAX: usize = 16;
+
+fn files(count: usize) -> String {
+    if count == 1 { "one file".to_owned() } else { format!("{count} files") }
+}
+
+fn inodes(unflushed: &[InodeId]) -> String {
+    let named: Vec<String> = unflushed.iter().take(NAMED_MAX).map(|inode| format!("inode {inode}")).collect();
+    let more = if unflushed.len() > NAMED_MAX { ", ..." } else { "" };
+    format!("{}{more}", named.join(", "))
+}
+
 impl Error {
     /// The errno a system call answers for this. Exhaustive: a new error does not compile until somebody has decided.
     #[must_use]
     pub fn errno(&self) -> i32 {
         match self {
             Self::Refused { code, .. } => errno_of(*code),
-            Self::TimedOut(_) | Self::WriteLost(_) | Self::Unreadable(_) | Self::SessionLost | Self::Mount(_) => {
-                libc::EIO
-            }
+            Self::TimedOut(_)
+            | Self::WriteLost(_)
+            | Self::Unreadable(_)
+            | Self::Unflushed(_)
+            | Self::SessionLost
+            | Self::Mount(_) => libc::EIO,
             Self::NoSpace => libc::ENOSPC,
             Self::Quota => libc::EDQUOT,
             Self::BadHandle => libc::EBADF,

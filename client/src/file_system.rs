@@ -3,10 +3,14 @@
 mod data;
 mod names;
 
-use crate::files::Asking;
+use crate::core::effects::{Answer, Call};
+use crate::core::missing;
 use crate::mount::Mounted;
+use crate::network::Network;
 use crate::{Attributes, Error, FileSystemStat, NodeKind};
-use holdfast_proto::meta::{Attr, Code, Kind, ReadResponse, StatFs, read_request};
+use holdfast_common::InodeId;
+use holdfast_proto::control::Volume;
+use holdfast_proto::meta::{Attr, Kind, MutateResponse, ReadResponse, StatFs, mutation, read_request};
 use std::sync::Arc;
 
 /// How to mount a volume.
@@ -38,7 +42,7 @@ pub struct FileSystem {
 
 impl std::fmt::Debug for FileSystem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FileSystem").field("volume", &self.mounted.metadata.volume()).finish_non_exhaustive()
+        f.debug_struct("FileSystem").field("volume", &self.mounted.volume).finish_non_exhaustive()
     }
 }
 
@@ -51,10 +55,23 @@ impl FileSystem {
         Ok(Self { mounted: Mounted::new(config).await? })
     }
 
+    /// Mounts a volume that is known over a network of the caller's: for tests.
+    ///
+    /// # Errors
+    /// As [`FileSystem::mount`].
+    pub async fn mount_over(
+        config: MountConfig,
+        volume: &Volume,
+        network: Arc<dyn Network>,
+        seed: u64,
+    ) -> Result<Self, Error> {
+        Ok(Self { mounted: Mounted::over(config, volume, network, seed).await? })
+    }
+
     /// Flushes everything and closes the session. Later calls fail.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if not everything could be flushed.
+    /// [`Error::Unflushed`] with the inodes whose data could not be flushed in time.
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.mounted.shutdown().await
     }
@@ -62,10 +79,9 @@ impl FileSystem {
     /// Makes everything written so far durable. A lost write stays with its file, to be reported there.
     ///
     /// # Errors
-    /// None at present.
+    /// [`Error::TimedOut`] if not everything could be flushed; it is kept.
     pub async fn sync_all(&self) -> Result<(), Error> {
-        self.mounted.flusher.flush_everything().await;
-        Ok(())
+        self.run(Call::Sync).await.map(|_| ())
     }
 
     /// Sizes for statfs(2).
@@ -73,37 +89,55 @@ impl FileSystem {
     /// # Errors
     /// What the table answers, or no answer.
     pub async fn stat_file_system(&self) -> Result<FileSystemStat, Error> {
-        let stat = self.ask(read_request::Op::StatFs(StatFs {})).await?.response.stat.unwrap_or_default();
+        let stat = self.ask(read_request::Op::StatFs(StatFs {})).await?.stat.unwrap_or_default();
         let left = if stat.quota_bytes == 0 { u64::MAX } else { stat.quota_bytes.saturating_sub(stat.used_bytes) };
         let available_bytes = stat.available_bytes.min(left);
         Ok(FileSystemStat { total_bytes: stat.used_bytes + available_bytes, available_bytes, inodes: stat.inodes })
     }
 
-    async fn ask(&self, op: read_request::Op) -> Result<Answer<'_, ReadResponse>, Error> {
-        let asking = self.mounted.files.asking();
-        Ok(Answer { response: self.mounted.metadata.read(op).await?, _asking: asking })
+    /// Bytes of memory held for written data and for maps of files.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.mounted.shell.with(|core, _| core.held_bytes())
+    }
+
+    async fn run(&self, call: Call) -> Result<Answer, Error> {
+        self.mounted.shell.run(call).await
+    }
+
+    async fn ask(&self, op: read_request::Op) -> Result<ReadResponse, Error> {
+        match self.run(Call::Ask(op)).await? {
+            Answer::Read(response) => Ok(*response),
+            _ => Err(missing()),
+        }
+    }
+
+    /// A change that nothing need precede.
+    async fn mutate(&self, op: mutation::Op) -> Result<MutateResponse, Error> {
+        self.change(Call::Mutate(op)).await
+    }
+
+    /// A change of an inode that everything written to it before must precede.
+    async fn change_after_writes(&self, inode: InodeId, op: mutation::Op) -> Result<MutateResponse, Error> {
+        self.change(Call::Barrier { inode, op }).await
+    }
+
+    async fn change(&self, call: Call) -> Result<MutateResponse, Error> {
+        self.check_writable()?;
+        match self.run(call).await? {
+            Answer::Mutated(response) => Ok(*response),
+            _ => Err(missing()),
+        }
     }
 
     fn check_writable(&self) -> Result<(), Error> {
         if self.mounted.read_only { Err(Error::ReadOnly) } else { Ok(()) }
     }
-
-    /// Attributes from the table as this mount must show them.
-    fn show(&self, attributes: Option<Attr>) -> Result<Attributes, Error> {
-        attributes_of(&self.mounted.files.see(attributes.ok_or_else(missing)?))
-    }
 }
 
-/// An answer of the table. It must be held until its attributes were taken in by [`FileSystem::show`] or an inode: what
-/// this mount lets go of meanwhile is remembered for its sake.
-struct Answer<'a, R> {
-    response: R,
-    _asking: Asking<'a>,
-}
-
-/// An answer that lacks what its request is for: a table of another version, or a bug.
-fn missing() -> Error {
-    Error::Refused { code: Code::Unavailable, detail: "the answer lacks its attributes".to_owned() }
+/// Attributes that an answer must have.
+fn shown(attributes: Option<Attr>) -> Result<Attributes, Error> {
+    attributes_of(&attributes.ok_or_else(missing)?)
 }
 
 fn kind_of(kind: Kind) -> Result<NodeKind, Error> {

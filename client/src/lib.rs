@@ -1,25 +1,15 @@
 //! A Holdfast volume as a library: the metadata client, the write pipeline and the read path. Knows nothing of FUSE.
+//!
+//! [`core`] decides and does no I/O; [`shell`] steps it and performs what it wants; [`network`] is the seam to the cluster.
 
 mod block_cache;
 mod chunk_reader;
-mod chunk_writer;
-mod cluster_map;
-mod dirty;
+mod core;
 pub mod error;
-mod extent_map;
 pub mod file_system;
-mod files;
-mod flusher;
-mod inode;
-mod latency;
-mod metadata;
 mod mount;
-mod packer;
-mod questions;
-mod quota;
-mod readahead;
-mod session;
-mod space;
+pub mod network;
+mod shell;
 pub mod task;
 pub mod types;
 

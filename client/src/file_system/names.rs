@@ -1,13 +1,13 @@
 //! Operations on names and attributes: one request each.
 
-use super::{Answer, FileSystem, attributes_of, kind_of, missing};
+use super::{FileSystem, attributes_of, kind_of, missing, shown};
 use crate::{Attributes, DirectoryEntry, Error, NewNode, RenameMode, SetAttributes, SetTime, XattrMode};
 use bytes::Bytes;
 use holdfast_common::InodeId;
 use holdfast_common::limits::CAPABILITY_XATTR;
 use holdfast_proto::meta::{
-    Code, CreateNode, GetAttr, GetXattr, Kind, Link, ListXattr, Lookup, MutateResponse, ReadDirectory, ReadLink,
-    RemoveXattr, Rename, SetAttr, SetXattr, Unlink, Walk, mutation, read_request,
+    Code, CreateNode, GetAttr, GetXattr, Kind, Link, ListXattr, Lookup, ReadDirectory, ReadLink, RemoveXattr, Rename,
+    SetAttr, SetXattr, Unlink, Walk, mutation, read_request,
 };
 
 /// What names of extended attributes may begin with; Linux knows no others that a file system keeps.
@@ -45,46 +45,35 @@ pub(super) fn create_request(parent: InodeId, name: &[u8], node: NewNode, mode: 
 /// All methods fail with what the table answers, or when no answer comes before the deadline.
 #[allow(clippy::missing_errors_doc)]
 impl FileSystem {
-    pub(super) async fn mutate(&self, op: mutation::Op) -> Result<Answer<'_, MutateResponse>, Error> {
-        self.check_writable()?;
-        let asking = self.mounted.files.asking();
-        Ok(Answer { response: self.mounted.metadata.mutate(op).await?, _asking: asking })
-    }
-
     /// What a name in a directory refers to; "." and ".." included.
     pub async fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Attributes, Error> {
         let op = Lookup { parent: parent.0, name: name_of(name) };
-        self.show(self.ask(read_request::Op::Lookup(op)).await?.response.attr)
+        shown(self.ask(read_request::Op::Lookup(op)).await?.attr)
     }
 
     /// An inode's attributes.
     pub async fn get_attributes(&self, inode: InodeId) -> Result<Attributes, Error> {
-        self.show(self.ask(read_request::Op::GetAttr(GetAttr { inode: inode.0 })).await?.response.attr)
+        shown(self.ask(read_request::Op::GetAttr(GetAttr { inode: inode.0 })).await?.attr)
     }
 
     /// The attributes of a file that this mount created a moment ago and has open, with what it wrote since. Nothing if
     /// anybody is known to have changed it.
     #[must_use]
     pub fn created_attributes(&self, inode: InodeId) -> Option<Attributes> {
-        let state = self.mounted.files.inode(inode).filter(|state| state.is_pristine())?;
-        attributes_of(&state.attributes()).ok()
+        let attributes = self.mounted.shell.with(|core, now| core.created_attributes(inode, now))?;
+        attributes_of(&attributes).ok()
     }
 
     /// An inode's attributes, and those of the directories that names lead to, each looked up in the one before: up to the
     /// first name that leads to none, at most `WALK_NAMES_MAX`. All as they were at one moment of this call.
     pub async fn walk(&self, start: InodeId, names: Vec<Bytes>) -> Result<(Attributes, Vec<Attributes>), Error> {
-        let Answer { response, _asking } = self.ask(read_request::Op::Walk(Walk { inode: start.0, names })).await?;
-        let walked = response.walked.into_iter().map(|attr| self.show(Some(attr))).collect::<Result<_, _>>()?;
-        Ok((self.show(response.attr)?, walked))
+        let response = self.ask(read_request::Op::Walk(Walk { inode: start.0, names })).await?;
+        let walked = response.walked.into_iter().map(|attr| shown(Some(attr))).collect::<Result<_, _>>()?;
+        Ok((shown(response.attr)?, walked))
     }
 
     /// Changes attributes; truncates if the size is among them.
     pub async fn set_attributes(&self, inode: InodeId, set: SetAttributes) -> Result<Attributes, Error> {
-        // A truncate is a barrier for data written before (R9); so is a time, which later flushes must not move.
-        let barrier = set.size_bytes.is_some() || set.mtime.is_some() || set.ctime_ns.is_some();
-        if barrier && let Some(state) = self.mounted.files.inode(inode) {
-            self.mounted.flusher.flush(&state).await?;
-        }
         let (atime_ns, atime_now) = split(set.atime);
         let (mtime_ns, mtime_now) = split(set.mtime);
         let op = SetAttr {
@@ -100,12 +89,14 @@ impl FileSystem {
             mtime_now,
             kill_suid_sgid: set.kill_suid_sgid,
         };
-        self.show(self.mutate(mutation::Op::SetAttr(op)).await?.response.attr)
+        // A truncate is a barrier for data written before (R9); so is a time, which later flushes must not move, and a mode,
+        // which a later commit must not strip of suid.
+        shown(self.change_after_writes(inode, mutation::Op::SetAttr(op)).await?.attr)
     }
 
     /// A symbolic link's target.
     pub async fn read_link(&self, inode: InodeId) -> Result<Bytes, Error> {
-        Ok(self.ask(read_request::Op::ReadLink(ReadLink { inode: inode.0 })).await?.response.value)
+        Ok(self.ask(read_request::Op::ReadLink(ReadLink { inode: inode.0 })).await?.value)
     }
 
     /// Makes a node under a new name. `mode` has the umask applied.
@@ -119,13 +110,13 @@ impl FileSystem {
         gid: u32,
     ) -> Result<Attributes, Error> {
         let op = create_request(parent, name, node, mode, uid, gid);
-        self.show(self.mutate(mutation::Op::Create(op)).await?.response.attr)
+        shown(self.mutate(mutation::Op::Create(op)).await?.attr)
     }
 
     /// Gives an inode one more name.
     pub async fn link(&self, inode: InodeId, parent: InodeId, name: &[u8]) -> Result<Attributes, Error> {
         let op = Link { inode: inode.0, parent: parent.0, name: name_of(name) };
-        self.show(self.mutate(mutation::Op::Link(op)).await?.response.attr)
+        shown(self.mutate(mutation::Op::Link(op)).await?.attr)
     }
 
     /// Removes a name that is not a directory's.
@@ -169,11 +160,11 @@ impl FileSystem {
         with_attributes: bool,
     ) -> Result<Vec<DirectoryEntry>, Error> {
         let op = ReadDirectory { inode: inode.0, after_cookie, max_entries, with_attributes };
-        let Answer { response, _asking } = self.ask(read_request::Op::ReadDirectory(op)).await?;
+        let response = self.ask(read_request::Op::ReadDirectory(op)).await?;
         let entry = |e: holdfast_proto::meta::DirectoryEntry| {
             let kind = kind_of(e.kind())?;
             let attributes = match e.attr {
-                Some(attr) if with_attributes => Some(attributes_of(&self.mounted.files.see(attr))?),
+                Some(attr) if with_attributes => Some(attributes_of(&attr)?),
                 None if with_attributes => return Err(missing()),
                 _ => None,
             };
@@ -185,29 +176,22 @@ impl FileSystem {
     /// An extended attribute's value. That a file just created has no capability is answered from memory, because the
     /// kernel asks before the first write to every file; a commit removes one that another mount sets meanwhile.
     pub async fn get_xattr(&self, inode: InodeId, name: &[u8]) -> Result<Bytes, Error> {
-        if name == CAPABILITY_XATTR && self.mounted.files.inode(inode).is_some_and(|inode| inode.is_pristine()) {
+        if name == CAPABILITY_XATTR && self.created_attributes(inode).is_some() {
             return Err(Error::Refused { code: Code::NoData, detail: "just created".to_owned() });
         }
         let op = GetXattr { inode: inode.0, name: name_of(name) };
-        Ok(self.ask(read_request::Op::GetXattr(op)).await?.response.value)
+        Ok(self.ask(read_request::Op::GetXattr(op)).await?.value)
     }
 
     /// The names of an inode's extended attributes.
     pub async fn list_xattr(&self, inode: InodeId) -> Result<Vec<Bytes>, Error> {
-        Ok(self.ask(read_request::Op::ListXattr(ListXattr { inode: inode.0 })).await?.response.names)
+        Ok(self.ask(read_request::Op::ListXattr(ListXattr { inode: inode.0 })).await?.names)
     }
 
     /// Sets an extended attribute.
     pub async fn set_xattr(&self, inode: InodeId, name: &[u8], value: Bytes, mode: XattrMode) -> Result<(), Error> {
         if !XATTR_NAMESPACES.iter().any(|namespace| name.starts_with(namespace)) {
             return Err(Error::Refused { code: Code::NotSupported, detail: "no such namespace".to_owned() });
-        }
-        if let Some(inode) = self.mounted.files.inode(inode) {
-            inode.spoil();
-            // A capability stays only if it is set after the last write (the commit of one written before would take it).
-            if name == CAPABILITY_XATTR {
-                self.mounted.flusher.flush(&inode).await?;
-            }
         }
         let op = SetXattr {
             inode: inode.0,
@@ -216,7 +200,11 @@ impl FileSystem {
             create: mode == XattrMode::Create,
             replace: mode == XattrMode::Replace,
         };
-        self.mutate(mutation::Op::SetXattr(op)).await.map(|_| ())
+        let op = mutation::Op::SetXattr(op);
+        // A capability stays only if it is set after the last write (the commit of one written before would take it).
+        let set =
+            if name == CAPABILITY_XATTR { self.change_after_writes(inode, op).await } else { self.mutate(op).await };
+        set.map(|_| ())
     }
 
     /// Removes an extended attribute.

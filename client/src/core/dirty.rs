@@ -3,7 +3,7 @@
 //! Ranges never overlap; a later write cuts what it covers. Small adjoining writes grow one buffer, so that a file
 //! written in lines does not become a map of lines.
 
-use crate::quota::charge;
+use super::admission::charge;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
@@ -150,21 +150,19 @@ impl DirtyMap {
         FrozenRanges { ranges }
     }
 
-    /// Copies what lies in `offset..offset + out.len()` over `out`.
-    pub(crate) fn overlay(&self, offset: u64, out: &mut Overlay) {
-        let stop = offset + out.len();
-        let first = self.pieces.range(..=offset).next_back().map_or(offset, |(o, _)| *o);
-        for (start, piece) in self.pieces.range(first..stop) {
-            match piece {
-                Piece::Growing(b) => out.put(offset, *start, b),
-                Piece::Frozen(b) => out.put(offset, *start, b),
+    /// What lies in `from..to`, ascending. A range that is shown grows no more.
+    pub(crate) fn parts(&mut self, from: u64, to: u64) -> Vec<(u64, Bytes)> {
+        let first = self.pieces.range(..=from).next_back().map_or(from, |(offset, _)| *offset);
+        let mut parts = Vec::new();
+        for (offset, piece) in self.pieces.range_mut(first..to) {
+            if let Piece::Growing(buffer) = piece {
+                *piece = Piece::Frozen(std::mem::take(buffer).freeze());
+            }
+            if let Piece::Frozen(bytes) = piece {
+                parts.extend(within(*offset, bytes, from, to));
             }
         }
-    }
-
-    /// Whether anything lies in `from..to`.
-    pub(crate) fn touches(&self, from: u64, to: u64) -> bool {
-        self.pieces.range(..to).next_back().is_some_and(|(offset, piece)| end(*offset, piece) > from)
+        parts
     }
 
     /// The ranges, ascending.
@@ -198,100 +196,23 @@ impl FrozenRanges {
         self.ranges.last().map_or(0, |(offset, b)| offset + b.len() as u64)
     }
 
-    pub(crate) fn overlay(&self, offset: u64, out: &mut Overlay) {
-        let stop = offset + out.len();
-        let first = self.ranges.partition_point(|(o, b)| o + b.len() as u64 <= offset);
-        for (start, bytes) in self.ranges[first..].iter().take_while(|(o, _)| *o < stop) {
-            out.put(offset, *start, bytes);
-        }
+    /// What lies in `from..to`, ascending.
+    pub(crate) fn parts(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, Bytes)> + '_ {
+        let first = self.ranges.partition_point(|(offset, bytes)| offset + bytes.len() as u64 <= from);
+        self.ranges[first..].iter().filter_map(move |(offset, bytes)| within(*offset, bytes, from, to))
     }
 }
 
-/// A buffer being filled from several layers, and which of its bytes no layer has given yet.
-#[derive(Debug)]
-pub(crate) struct Overlay {
-    buffer: BytesMut,
-    /// Ranges of the buffer filled so far: start to end, not overlapping, not adjoining.
-    filled: BTreeMap<usize, usize>,
-}
-
-impl Overlay {
-    pub(crate) fn new(length: usize) -> Self {
-        Self { buffer: BytesMut::zeroed(length), filled: BTreeMap::new() }
-    }
-
-    pub(crate) fn len(&self) -> u64 {
-        self.buffer.len() as u64
-    }
-
-    /// Puts the part of `bytes` (which stand at `start` in the file) that falls into the window at `window` where
-    /// nothing was put before: layers are given from the newest to the oldest.
-    pub(crate) fn put(&mut self, window: u64, start: u64, bytes: &[u8]) {
-        let from = start.max(window);
-        let to = (start + bytes.len() as u64).min(window + self.len());
-        if from >= to {
-            return;
-        }
-        let (lo, hi) = (to_index(from - window), to_index(to - window));
-        for (gap_from, gap_to) in self.gaps_in(lo, hi) {
-            let source = to_index(window + gap_from as u64 - start);
-            self.buffer[gap_from..gap_to].copy_from_slice(&bytes[source..source + (gap_to - gap_from)]);
-        }
-        self.mark(lo, hi);
-    }
-
-    fn gaps_in(&self, lo: usize, hi: usize) -> Vec<(usize, usize)> {
-        let mut gaps = Vec::new();
-        let mut at = self.filled.range(..=lo).next_back().map_or(lo, |(_, e)| lo.max(*e));
-        for (start, stop) in self.filled.range(lo..hi) {
-            if at < *start {
-                gaps.push((at, *start));
-            }
-            at = at.max(*stop);
-        }
-        if at < hi {
-            gaps.push((at, hi));
-        }
-        gaps
-    }
-
-    fn mark(&mut self, mut lo: usize, mut hi: usize) {
-        if let Some((start, stop)) = self.filled.range(..=lo).next_back().map(|(s, e)| (*s, *e))
-            && stop >= lo
-        {
-            lo = start;
-            hi = hi.max(stop);
-            self.filled.remove(&start);
-        }
-        while let Some((start, stop)) = self.filled.range(lo..=hi).next().map(|(s, e)| (*s, *e)) {
-            hi = hi.max(stop);
-            self.filled.remove(&start);
-        }
-        self.filled.insert(lo, hi);
-    }
-
-    /// What no layer has given, as ranges of the window.
-    pub(crate) fn gaps(&self) -> Vec<(usize, usize)> {
-        self.gaps_in(0, self.buffer.len())
-    }
-
-    /// The bytes; what no layer gave is zeros.
-    pub(crate) fn finish(self) -> Bytes {
-        self.buffer.freeze()
-    }
+/// The part of `bytes`, which stand at `offset`, that lies in `from..to`.
+fn within(offset: u64, bytes: &Bytes, from: u64, to: u64) -> Option<(u64, Bytes)> {
+    let (lo, hi) = (from.max(offset), to.min(offset + bytes.len() as u64));
+    (lo < hi).then(|| (lo, bytes.slice(to_index(lo - offset)..to_index(hi - offset))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    fn read(map: &DirtyMap, offset: u64, length: usize) -> (Bytes, Vec<(usize, usize)>) {
-        let mut out = Overlay::new(length);
-        map.overlay(offset, &mut out);
-        let gaps = out.gaps();
-        (out.finish(), gaps)
-    }
 
     #[test]
     fn small_adjoining_writes_become_one_piece() {
@@ -312,14 +233,6 @@ mod tests {
         assert_eq!(taken.ranges.iter().map(|(o, b)| (*o, b.len())).collect::<Vec<_>>(), [(0, 100), (1000, 50)]);
         assert_eq!(map.ranges().collect::<Vec<_>>(), [(1050, 1100)]);
         assert_eq!(map.bytes(), 50);
-    }
-
-    #[test]
-    fn a_newer_layer_hides_an_older_one() {
-        let mut out = Overlay::new(10);
-        out.put(0, 2, b"new");
-        out.put(0, 0, b"olderolder");
-        assert_eq!(&out.finish()[..], b"olnewolder");
     }
 
     proptest! {
@@ -351,11 +264,13 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(map.bytes(), model.iter().flatten().count());
-                let (bytes, gaps) = read(&map, 0, model.len());
-                for (i, cell) in model.iter().enumerate() {
-                    prop_assert_eq!(bytes[i], cell.unwrap_or(0));
-                    prop_assert_eq!(gaps.iter().any(|(a, b)| (*a..*b).contains(&i)), cell.is_none());
+                let mut seen = vec![None; model.len()];
+                for (start, bytes) in map.parts(5, model.len() as u64) {
+                    for (i, b) in bytes.iter().enumerate() {
+                        seen[usize::try_from(start).unwrap() + i] = Some(*b);
+                    }
                 }
+                prop_assert_eq!(&seen[5..], &model[5..]);
             }
         }
     }

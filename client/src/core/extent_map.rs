@@ -1,15 +1,20 @@
 //! What this client knows of a file's extents: a cache of the table's map. Pure.
 //!
 //! A range is known or not; within what is known, holes are what no extent covers. The cache belongs to one data
-//! version of the inode; its owner drops it when the version moves on by more than the owner's own commits.
+//! version of the inode; its owner drops it when the version moves on by more than the owner's own commits. A chunk's
+//! record stays as long as an extent names it.
 
 use holdfast_common::ChunkId;
 use holdfast_proto::meta::{ChunkRecord, Extent, FileMap};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Extents of one file kept at most; beyond, the cache starts anew. About 10 MB.
 const CACHED_EXTENTS_MAX: usize = 1 << 16;
+/// What an extent, a chunk's record and a known range take in memory, with their places in the trees, rounded up.
+const EXTENT_BYTES: usize = 64;
+const RECORD_BYTES: usize = 256;
+const KNOWN_BYTES: usize = 32;
 
 /// A part of a chunk that stands somewhere in a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,11 +32,18 @@ struct CachedExtent {
     chunk_offset: u64,
 }
 
+/// A chunk's record, and how many extents name it.
+#[derive(Debug)]
+struct Named {
+    record: Arc<ChunkRecord>,
+    extents_count: usize,
+}
+
 /// The known part of one file's map.
 #[derive(Debug, Default)]
 pub(crate) struct ExtentMap {
     extents: BTreeMap<u64, CachedExtent>,
-    chunks: HashMap<ChunkId, Arc<ChunkRecord>>,
+    chunks: BTreeMap<ChunkId, Named>,
     /// Known ranges: start to end, not overlapping, not adjoining.
     known: BTreeMap<u64, u64>,
 }
@@ -46,13 +58,15 @@ impl ExtentMap {
         if self.extents.len() + map.extents.len() > CACHED_EXTENTS_MAX {
             self.clear();
         }
-        for record in &map.chunks {
-            self.chunks.entry(ChunkId(record.chunk)).or_insert_with(|| Arc::new(record.clone()));
-        }
         let mut from = map.offset;
         let mut to = map.offset.saturating_add(map.covered_bytes);
+        // What was known of the range before is of the same version, and given whole again.
+        self.cut(from, to);
+        let records: BTreeMap<u64, &ChunkRecord> = map.chunks.iter().map(|record| (record.chunk, record)).collect();
         for extent in &map.extents {
-            self.insert(extent);
+            if let Some(record) = records.get(&extent.chunk) {
+                self.insert(extent, record);
+            }
         }
         // Extents are given whole, so they may stick out of the asked range; that is known then, too.
         if let (Some(first), Some(last)) = (map.extents.first(), map.extents.last()) {
@@ -69,23 +83,42 @@ impl ExtentMap {
         }
         for extent in extents {
             if let Some(record) = chunks.iter().find(|c| c.chunk == extent.chunk) {
-                self.chunks.entry(ChunkId(record.chunk)).or_insert_with(|| Arc::new(record.clone()));
-                self.insert(extent);
+                self.insert(extent, record);
                 self.mark_known(extent.file_offset, extent.file_offset + extent.length_bytes);
             }
         }
     }
 
-    fn insert(&mut self, extent: &Extent) {
+    /// Bytes of memory held.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.extents.len() * EXTENT_BYTES + self.chunks.len() * RECORD_BYTES + self.known.len() * KNOWN_BYTES
+    }
+
+    fn insert(&mut self, extent: &Extent, record: &ChunkRecord) {
         self.cut(extent.file_offset, extent.file_offset + extent.length_bytes);
-        self.extents.insert(
-            extent.file_offset,
-            CachedExtent {
-                length_bytes: extent.length_bytes,
-                chunk: ChunkId(extent.chunk),
-                chunk_offset: u64::from(extent.chunk_offset),
-            },
-        );
+        let chunk = ChunkId(extent.chunk);
+        let named = || Named { record: Arc::new(record.clone()), extents_count: 0 };
+        self.chunks.entry(chunk).or_insert_with(named);
+        let cached =
+            CachedExtent { length_bytes: extent.length_bytes, chunk, chunk_offset: u64::from(extent.chunk_offset) };
+        self.put(extent.file_offset, cached);
+    }
+
+    /// Puts an extent whose chunk is known where there is none.
+    fn put(&mut self, offset: u64, extent: CachedExtent) {
+        if let Some(named) = self.chunks.get_mut(&extent.chunk) {
+            named.extents_count += 1;
+            self.extents.insert(offset, extent);
+        }
+    }
+
+    fn unname(&mut self, chunk: ChunkId) {
+        if let Some(named) = self.chunks.get_mut(&chunk) {
+            named.extents_count -= 1;
+            if named.extents_count == 0 {
+                self.chunks.remove(&chunk);
+            }
+        }
     }
 
     fn cut(&mut self, from: u64, to: u64) {
@@ -96,19 +129,13 @@ impl ExtentMap {
             let Some(extent) = self.extents.remove(&offset) else { continue };
             let stop = offset + extent.length_bytes;
             if offset < from {
-                self.extents.insert(offset, CachedExtent { length_bytes: from - offset, ..extent.clone() });
+                self.put(offset, CachedExtent { length_bytes: from - offset, ..extent.clone() });
             }
             if stop > to {
-                let skipped = to - offset;
-                self.extents.insert(
-                    to,
-                    CachedExtent {
-                        length_bytes: stop - to,
-                        chunk_offset: extent.chunk_offset + skipped,
-                        chunk: extent.chunk,
-                    },
-                );
+                let chunk_offset = extent.chunk_offset + (to - offset);
+                self.put(to, CachedExtent { length_bytes: stop - to, chunk_offset, chunk: extent.chunk });
             }
+            self.unname(extent.chunk);
         }
     }
 
@@ -144,7 +171,7 @@ impl ExtentMap {
             .filter_map(|(offset, extent)| {
                 let lo = from.max(*offset);
                 let hi = to.min(offset + extent.length_bytes);
-                let chunk = self.chunks.get(&extent.chunk)?;
+                let chunk = &self.chunks.get(&extent.chunk)?.record;
                 (lo < hi).then(|| MappedRange {
                     file_offset: lo,
                     length_bytes: hi - lo,
@@ -203,6 +230,8 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(&seen, &model);
+                let named: std::collections::BTreeSet<_> = model.iter().flatten().map(|(chunk, _)| *chunk).collect();
+                prop_assert_eq!(map.chunks.keys().map(|chunk| chunk.0).collect::<Vec<_>>(), named.into_iter().collect::<Vec<_>>());
                 for (at, cell) in (0u64..).zip(&model) {
                     prop_assert_eq!(map.first_unknown(at, at + 1).is_none(), cell.is_some());
                 }

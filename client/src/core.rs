@@ -1,0 +1,351 @@
+//! The client's state and all its decisions, as a value that is stepped: an input and a time go in, effects come out.
+//!
+//! It owns every deadline, retry and timer; sequence numbers and the acknowledged floor; open counts; the session's life;
+//! admission of writes; dirty ranges, generations, jobs and the order of commits; chunk ids, choice of members, burning;
+//! where the bytes of a read are; the extent maps; and the errors to be told, by handle. Bytes are opaque to it. It names no
+//! runtime, file, clock, randomness or `HashMap` (a test greps for them).
+//!
+//! [`Core::step`] runs under one short lock, held by whoever brings the input; effects are performed after it was let go
+//! ([`effects`]). An operation ends by an outcome among the effects, by its deadline at the latest; abandoning one takes back
+//! what it holds at once. A mutation that was sent belongs to the core until it is answered, whoever waits (R8).
+
+mod admission;
+mod dirty;
+pub(crate) mod effects;
+mod extent_map;
+mod files;
+mod flush;
+mod inode;
+pub(crate) mod latency;
+pub(crate) mod members;
+mod operations;
+mod packer;
+mod plan;
+mod questions;
+pub(crate) mod readahead;
+mod requests;
+mod session;
+pub(crate) mod time;
+mod upkeep;
+mod writeback;
+mod writes;
+mod writing;
+
+use crate::{Error, FileHandle};
+use admission::{Cover, Memory, Quota};
+use effects::{Answer, Effects, Input, Note, OpId, Response};
+use files::Files;
+use holdfast_common::{Incarnation, InodeId, NodeId, SessionId, VolumeId};
+use holdfast_erasure::CodeMode;
+use holdfast_proto::meta::{Attr, MutateResponse, ReadResponse, mutation, read_request};
+use latency::Percentile99;
+use members::Members;
+use operations::Operation;
+use questions::Question;
+use requests::{Body, Outcome, RequestId, Requests};
+use session::{OpeningId, Phase, Session};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use time::Moment;
+use writeback::{JobId, WriteBack};
+use writes::ChunkWrites;
+
+/// What a mount is told when it begins.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) volume: VolumeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) replicas: Vec<NodeId>,
+    pub(crate) code: CodeMode,
+    /// The volume has a quota.
+    pub(crate) limited: bool,
+    pub(crate) client_key: Vec<u8>,
+    pub(crate) description: String,
+    /// Budget of dirty data in bytes.
+    pub(crate) dirty_bytes: usize,
+    /// Budget of cached extent maps in bytes.
+    pub(crate) map_bytes: usize,
+    /// Nonces and keys are drawn from it.
+    pub(crate) seed: u64,
+}
+
+/// What a request is for.
+#[derive(Debug)]
+enum Asker {
+    /// The answer is an operation's outcome.
+    Op(OpId),
+    /// The same, and the change of an inode ends, which others may wait for.
+    Barrier(OpId, InodeId),
+    Create(OpId, OpeningId),
+    Open(OpId, OpeningId),
+    /// A part of an inode's map, for whoever waits for it.
+    Map(InodeId),
+    /// A part of an inode's map, for one operation.
+    MapFor(OpId),
+    Quota {
+        op: OpId,
+        flushed_before: u64,
+    },
+    QuotaReturn,
+    OpenSession {
+        sent: Moment,
+    },
+    KeepAlive {
+        sent: Moment,
+        attach: bool,
+    },
+    Chunks(u32),
+    Groups,
+    Commit(JobId),
+    /// The attributes of an inode whose commit was refused.
+    Refused(JobId),
+}
+
+/// A request's purpose, and its place among the questions.
+#[derive(Debug)]
+struct Asked {
+    asker: Asker,
+    question: Question,
+}
+
+/// The client of one mount.
+#[derive(Debug)]
+pub(crate) struct Core {
+    now: Moment,
+    out: Effects,
+    settings: Settings,
+    random: u64,
+    pub(crate) members: Members,
+    requests: Requests<Asked>,
+    session: Session,
+    files: Files,
+    operations: BTreeMap<OpId, Operation>,
+    deadlines: BTreeSet<(Moment, OpId)>,
+    /// Writes that wait to be admitted, in their order.
+    writers: VecDeque<OpId>,
+    memory: Memory,
+    quota: Quota,
+    cover: Cover,
+    reserving_space: bool,
+    /// Inodes with dirty data, the oldest first.
+    dirty: BTreeSet<(Moment, InodeId)>,
+    writeback: WriteBack,
+    writes: ChunkWrites,
+    put_latency: Percentile99,
+    keep_alive: Option<RequestId>,
+    keep_alive_at: Moment,
+    groups_asked: bool,
+    quota_return_at: Moment,
+    volmgr_asked: bool,
+    volmgr_after: Moment,
+}
+
+impl Core {
+    /// A mount whose session is being opened: the first [`Effects`] say what is to be sent.
+    pub(crate) fn new(settings: Settings, members: Members, now: Moment) -> (Self, Effects) {
+        let mut core = Self {
+            now,
+            out: Effects::default(),
+            random: settings.seed,
+            requests: Requests::new(settings.volume, settings.incarnation, settings.replicas.clone()),
+            session: Session::new(),
+            files: Files::default(),
+            operations: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            writers: VecDeque::new(),
+            memory: Memory::new(settings.dirty_bytes),
+            quota: Quota::new(settings.limited),
+            cover: Cover::default(),
+            reserving_space: false,
+            dirty: BTreeSet::new(),
+            writeback: WriteBack::default(),
+            writes: ChunkWrites::default(),
+            put_latency: Percentile99::starting_at(writing::SHARD_DEADLINE_MAX / 8),
+            keep_alive: None,
+            keep_alive_at: now,
+            groups_asked: false,
+            quota_return_at: now,
+            volmgr_asked: false,
+            volmgr_after: now,
+            members,
+            settings,
+        };
+        let key = core.settings.client_key.clone();
+        core.open_session(key);
+        let effects = core.take_effects();
+        (core, effects)
+    }
+
+    /// Takes one input in. Time never goes back.
+    pub(crate) fn step(&mut self, now: Moment, input: Input) -> Effects {
+        self.now = self.now.max(now);
+        match input {
+            Input::Tick => {}
+            Input::Begin { op, call } => self.begin(op, call),
+            Input::Abandon { op } => self.abandon(op),
+            Input::Answered { attempt, answer } => {
+                match self.requests.answered(attempt, answer, self.now, &self.members, &mut self.out) {
+                    Outcome::Answered(asked, answer) => self.answered(asked, answer),
+                    Outcome::Expired(session) => self.session_lost(session),
+                    Outcome::Pending => {}
+                }
+            }
+            Input::Put { write, chunk, shard, elapsed, answer } => {
+                self.put_answered(write, chunk, shard, elapsed, &answer)
+            }
+            Input::Endpoints(endpoints) => {
+                self.volmgr_asked = false;
+                self.members.learn_endpoints(&endpoints);
+            }
+            Input::Granted(grants) => self.granted(&grants),
+            Input::Met { disk, works: true } => self.members.works(disk),
+            Input::Met { disk, works: false } => self.members.failed(disk, self.now),
+            Input::DoubtGroups => self.ask_groups(),
+        }
+        self.tick();
+        self.take_effects()
+    }
+
+    /// What time alone brings; looked at in every step.
+    fn tick(&mut self) {
+        self.requests.tick(self.now, &self.members, &mut self.out);
+        self.end_overdue();
+        self.renew();
+        self.return_quota();
+        self.freeze_old();
+        self.resume_writes();
+        self.rewrite_rested();
+        self.admit_writers();
+        self.start_jobs();
+        self.commit_ready();
+    }
+
+    fn take_effects(&mut self) -> Effects {
+        if self.out.ask_volmgr {
+            // By one at a time, and seldom.
+            let due = !self.volmgr_asked && self.now >= self.volmgr_after;
+            self.out.ask_volmgr = due;
+            if due {
+                (self.volmgr_asked, self.volmgr_after) = (true, self.now + upkeep::VOLMGR_INTERVAL);
+            }
+        }
+        self.out.wake = self.wake();
+        std::mem::take(&mut self.out)
+    }
+
+    fn wake(&self) -> Option<Moment> {
+        let moments = [
+            self.requests.wake(),
+            self.deadlines.first().map(|(at, _)| *at),
+            (self.keep_alive.is_none() && self.requests.session().is_some()).then_some(self.keep_alive_at),
+            self.session.unsure_at(),
+            (self.quota.limited).then_some(self.quota_return_at),
+            self.dirty.first().map(|(since, _)| *since + flush::DIRTY_AGE_MAX),
+            self.writes.paused.first().map(|(at, _)| *at),
+            self.writeback.wake(),
+        ];
+        moments.into_iter().flatten().min()
+    }
+
+    /// A number that nobody outside can tell beforehand. By splitmix64 (Steele, Lea, Flood 2014).
+    fn draw(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn ask(&mut self, op: read_request::Op, asker: Asker) -> RequestId {
+        let asked = Asked { asker, question: self.files.begin_question() };
+        self.requests.start(Body::Question(op), asked, self.now, &self.members, &mut self.out)
+    }
+
+    fn mutate(&mut self, op: mutation::Op, asker: Asker) -> RequestId {
+        let asked = Asked { asker, question: self.files.begin_question() };
+        self.requests.start(Body::Mutation(op), asked, self.now, &self.members, &mut self.out)
+    }
+
+    /// Hands an answer to whom it is for.
+    fn answered(&mut self, asked: Asked, answer: Result<Response, Error>) {
+        let question = asked.question;
+        match asked.asker {
+            Asker::Op(op) => self.op_answered(op, answer),
+            Asker::Barrier(op, inode) => self.barrier_answered(op, inode, answer),
+            Asker::Create(op, opening) => self.create_answered(op, opening, answer.and_then(mutated)),
+            Asker::Open(op, opening) => self.open_answered(op, opening, answer.and_then(read)),
+            Asker::Map(inode) => self.map_answered(inode, answer.and_then(read)),
+            Asker::MapFor(op) => self.map_for_answered(op, answer.and_then(read)),
+            Asker::Quota { op, flushed_before } => self.quota_answered(op, flushed_before, answer.and_then(mutated)),
+            Asker::QuotaReturn => {}
+            Asker::OpenSession { sent } => self.session_opened(sent, answer.and_then(mutated)),
+            Asker::KeepAlive { sent, attach } => self.kept_alive(sent, attach, answer.and_then(read)),
+            Asker::Chunks(count) => self.chunks_reserved(count, answer.and_then(mutated)),
+            Asker::Groups => self.groups_answered(answer.and_then(read)),
+            Asker::Commit(job) => self.commit_answered(job, answer.and_then(mutated)),
+            Asker::Refused(job) => self.refused_answered(job, answer.and_then(read)),
+        }
+        self.files.end_question(question);
+    }
+
+    /// The attributes of a file that this mount created a moment ago and has open, with what it wrote since. Nothing if
+    /// anybody is known to have changed it, or while the session is not sure.
+    pub(crate) fn created_attributes(&mut self, inode: InodeId, now: Moment) -> Option<Attr> {
+        let live = self.session.phase == Phase::Live;
+        let state = self.files.inode(inode).filter(|state| live && state.is_pristine(now))?;
+        Some(state.attributes())
+    }
+
+    /// The inode of a handle that allows writing.
+    ///
+    /// # Errors
+    /// [`Error::BadHandle`].
+    pub(crate) fn open_for_writing(&mut self, handle: FileHandle) -> Result<InodeId, Error> {
+        let file = self.files.file(handle)?;
+        if file.mode.write { Ok(file.inode) } else { Err(Error::BadHandle) }
+    }
+
+    /// The session's number now; 0 while one is being opened.
+    pub(crate) fn session_id(&self) -> SessionId {
+        self.requests.session().unwrap_or_default()
+    }
+
+    /// Inodes with data that is not committed.
+    pub(crate) fn unflushed(&mut self) -> Vec<InodeId> {
+        self.files.inodes().filter(|inode| !inode.is_clean()).map(|inode| inode.id).collect()
+    }
+
+    /// Bytes of written data and of extent maps that are held.
+    pub(crate) fn held_bytes(&mut self) -> u64 {
+        let maps: usize = self.files.inodes().map(|inode| inode.map_bytes()).sum();
+        self.memory.used_bytes() + maps as u64
+    }
+
+    fn note(&mut self, note: Note) {
+        self.out.notes.push(note);
+    }
+}
+
+fn read(response: Response) -> Result<ReadResponse, Error> {
+    match response {
+        Response::Read(response) => Ok(*response),
+        Response::Mutate(_) => Err(missing()),
+    }
+}
+
+fn mutated(response: Response) -> Result<MutateResponse, Error> {
+    match response {
+        Response::Mutate(response) => Ok(*response),
+        Response::Read(_) => Err(missing()),
+    }
+}
+
+/// An answer that lacks what its request is for: a table of another version, or a bug.
+pub(crate) fn missing() -> Error {
+    Error::Refused {
+        code: holdfast_proto::meta::Code::Unavailable,
+        detail: "the answer lacks what was asked for".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,271 @@
+//! What a write needs before it is taken in: memory, space on the disks (ENOSPC is said here) and quota (EDQUOT is said
+//! here). Pure accounts; the order of writers is the core's.
+//!
+//! Each dirty range is charged the 4 KiB pages it touches, which is never less than what it will map. The table holds the
+//! session's reservation of quota; it is raised in steps and consumed by commits. What is dirty must also be covered by
+//! reservations on enough disks for some stripe. Those are soft: they last a lease, puts draw on them, and what is not
+//! renewed falls back to everybody.
+
+use super::time::Moment;
+use holdfast_common::limits::PAGE_BYTES;
+use holdfast_erasure::CodeMode;
+use holdfast_proto::data::{DiskGrant, Status};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Quota reserved beyond the present need, so that one Raft entry serves many writes.
+pub(crate) const QUOTA_SLACK_BYTES: u64 = 64 << 20;
+/// Space covered beyond the present need, so that one round of requests serves many writes.
+pub(crate) const SPACE_SLACK_BYTES: u64 = 128 << 20;
+/// How long a reservation of space lasts at the datanodes.
+pub(crate) const SPACE_LEASE: Duration = Duration::from_secs(20);
+/// A cover older than this is renewed before it is relied on.
+const SPACE_RENEW_AFTER: Duration = Duration::from_secs(10);
+/// A datanode that does not answer by then is left out; the write itself will find other members.
+pub(crate) const SPACE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A shard takes its length and a header with checksums: one page in sixteen covers it from 64 KiB on.
+pub(crate) const OVERHEAD_DIVISOR: u64 = 16;
+/// One part in so many of a shared file system's free bytes is not relied on.
+const SHARED_MARGIN_DIVISOR: u64 = 8;
+
+/// 4 KiB pages that a range touches, in bytes.
+pub(crate) fn charge(offset: u64, length: u64) -> u64 {
+    let page = u64::from(PAGE_BYTES);
+    if length == 0 { 0 } else { (offset + length).div_ceil(page) * page - offset / page * page }
+}
+
+/// Memory for dirty and frozen data, in bytes.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    total_bytes: usize,
+    used_bytes: usize,
+}
+
+impl Memory {
+    pub(crate) fn new(total_bytes: usize) -> Self {
+        Self { total_bytes, used_bytes: 0 }
+    }
+
+    /// Whether a write of so many bytes has room. One that is larger than all the memory has it alone.
+    pub(crate) fn fits(&self, bytes: usize) -> bool {
+        self.used_bytes == 0 || self.used_bytes + bytes <= self.total_bytes
+    }
+
+    pub(crate) fn take(&mut self, bytes: usize) {
+        self.used_bytes += bytes;
+    }
+
+    pub(crate) fn give_back(&mut self, bytes: usize) {
+        self.used_bytes = self.used_bytes.checked_sub(bytes).expect("what comes back was taken");
+    }
+
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.used_bytes as u64
+    }
+
+    /// Less than half is free: time to flush whatever is dirty.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.used_bytes > self.total_bytes / 2
+    }
+}
+
+/// The session's reservation of the volume's quota.
+#[derive(Debug, Default)]
+pub(crate) struct Quota {
+    /// Without a limit nothing is reserved.
+    pub(crate) limited: bool,
+    /// What the table holds for the session.
+    reserved_bytes: u64,
+    /// What dirty and flushing data was charged.
+    charged_bytes: u64,
+    /// The table may hold something for the session.
+    holds: bool,
+    /// Charges that ended, ever: what commits consumed while a raise was under way.
+    flushed_bytes: u64,
+}
+
+impl Quota {
+    pub(crate) fn new(limited: bool) -> Self {
+        Self { limited, ..Self::default() }
+    }
+
+    pub(crate) fn fits(&self, bytes: u64) -> bool {
+        !self.limited || bytes == 0 || self.charged_bytes + bytes <= self.reserved_bytes
+    }
+
+    pub(crate) fn charge(&mut self, bytes: u64) {
+        self.charged_bytes += bytes;
+    }
+
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        self.charged_bytes
+    }
+
+    pub(crate) fn flushed_bytes(&self) -> u64 {
+        self.flushed_bytes
+    }
+
+    /// A charge ends, and so does that part of the reservation.
+    pub(crate) fn flush(&mut self, bytes: u64) {
+        self.charged_bytes = self.charged_bytes.checked_sub(bytes).expect("what is flushed was charged");
+        self.reserved_bytes = self.reserved_bytes.saturating_sub(bytes);
+        self.flushed_bytes += bytes;
+    }
+
+    /// The table answered a raise that was asked for when `flushed_before` was flushed. Whether commits that ended since
+    /// came before or after it is not known; the careful guess is after.
+    pub(crate) fn raised(&mut self, reserved_bytes: u64, flushed_before: u64) {
+        self.reserved_bytes = reserved_bytes.saturating_sub(self.flushed_bytes - flushed_before);
+        self.holds = true;
+    }
+
+    /// Whether the reservation should go back: nothing is dirty. From then on writers have to raise it again. What the
+    /// table holds may be more than this side knows of, as a commit and a raise can cross.
+    pub(crate) fn take_unused(&mut self) -> bool {
+        let unused = self.limited && self.holds && self.charged_bytes == 0;
+        if unused {
+            (self.reserved_bytes, self.holds) = (0, false);
+        }
+        unused
+    }
+
+    /// A new session holds nothing.
+    pub(crate) fn forget(&mut self) {
+        (self.reserved_bytes, self.holds) = (0, false);
+    }
+}
+
+/// Dirty bytes that reservations on the disks cover.
+#[derive(Debug, Default)]
+pub(crate) struct Cover {
+    bytes: u64,
+    since: Option<Moment>,
+}
+
+impl Cover {
+    pub(crate) fn covers(&self, dirty_bytes: u64, now: Moment) -> bool {
+        self.bytes >= dirty_bytes && self.since.is_some_and(|since| now.since(since) < SPACE_RENEW_AFTER)
+    }
+
+    /// Flushed data has drawn on the reservations.
+    pub(crate) fn flushed(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes as u64);
+    }
+
+    pub(crate) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Takes in what the disks promised. With too few members in reach nothing can be said of space: the write waits for
+    /// them later.
+    pub(crate) fn granted(&mut self, granted: &[(IpAddr, DiskGrant)], code: CodeMode, now: Moment) -> Granted {
+        let known: Vec<_> = granted
+            .iter()
+            .filter(|(_, grant)| matches!(grant.status(), Status::Ok | Status::NoSpace))
+            .copied()
+            .collect();
+        let grants = shared_once(&known);
+        if grants.len() <= usize::from(code.m()) {
+            return Granted::Unknown;
+        }
+        *self = Self { bytes: storable_bytes(grants, code), since: Some(now) };
+        Granted::Known
+    }
+}
+
+/// What reservations say of space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Granted {
+    Known,
+    Unknown,
+}
+
+/// Data bytes that disks with these grants could store in the best stripe: d shards on the d + m roomiest.
+fn storable_bytes(mut grants: Vec<u64>, code: CodeMode) -> u64 {
+    grants.sort_unstable_by(|a, b| b.cmp(a));
+    let parity = usize::from(code.m());
+    (1..=u64::from(code.k()))
+        .zip(parity..)
+        .filter_map(|(data, last)| Some(grants.get(last)?.saturating_mul(data)))
+        .max()
+        .unwrap_or(0)
+}
+
+/// What each disk can be relied on for, without what records take: disks that share a file system with others of their
+/// host get their part of its free bytes at most, less a margin for what else grows there (logs, segments made ahead).
+fn shared_once(granted: &[(IpAddr, DiskGrant)]) -> Vec<u64> {
+    let mut sharers: BTreeMap<(IpAddr, u64), u64> = BTreeMap::new();
+    for (host, grant) in granted {
+        *sharers.entry((*host, grant.file_system)).or_default() += 1;
+    }
+    granted
+        .iter()
+        .map(|(host, grant)| {
+            let free = grant.file_system_free_bytes - grant.file_system_free_bytes / SHARED_MARGIN_DIVISOR;
+            let part = match sharers.get(&(*host, grant.file_system)) {
+                Some(count) if grant.file_system != 0 && *count > 1 => free / count,
+                _ => u64::MAX,
+            };
+            let bytes = grant.granted_bytes.min(part);
+            bytes - bytes / (OVERHEAD_DIVISOR + 1)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Interleaving: a raise is asked for, a commit is applied behind it and answered before it.
+    #[test]
+    fn a_commit_that_overtakes_a_raise_leaves_no_reservation_that_is_not_there() {
+        let mut quota = Quota { limited: true, reserved_bytes: 100, charged_bytes: 100, ..Quota::default() };
+        let before = quota.flushed_bytes();
+        quota.flush(60);
+        quota.raised(150, before);
+        assert_eq!((quota.charged_bytes, quota.reserved_bytes), (40, 90));
+    }
+
+    #[test]
+    fn a_range_is_charged_the_pages_it_touches() {
+        assert_eq!(charge(0, 0), 0);
+        assert_eq!(charge(0, 1), 4096);
+        assert_eq!(charge(4095, 2), 8192);
+        assert_eq!(charge(4096, 4096), 4096);
+    }
+
+    #[test]
+    fn disks_that_share_a_file_system_do_not_count_its_free_bytes_twice() {
+        let grant = |file_system| DiskGrant {
+            granted_bytes: 1700,
+            file_system,
+            file_system_free_bytes: 1600,
+            ..DiskGrant::default()
+        };
+        let (here, there) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
+        let granted = [(here, grant(5)), (here, grant(5)), (there, grant(5)), (here, grant(0))];
+        assert_eq!(shared_once(&granted), [659, 659, 1600, 1600]);
+    }
+
+    #[test]
+    fn the_best_stripe_decides_what_can_be_stored() {
+        let code = CodeMode::new(4, 2).unwrap();
+        assert_eq!(storable_bytes(vec![10; 6], code), 40);
+        // Two full disks: 2+2 over the other four.
+        assert_eq!(storable_bytes(vec![10, 0, 10, 10, 0, 10], code), 20);
+        // One nearly full disk: 3+2 beats 4+2.
+        assert_eq!(storable_bytes(vec![10, 10, 10, 10, 10, 1], code), 30);
+        assert_eq!(storable_bytes(vec![10, 10], code), 0);
+    }
+
+    #[test]
+    fn a_write_larger_than_the_memory_has_it_alone() {
+        let mut memory = Memory::new(10);
+        assert!(memory.fits(20));
+        memory.take(20);
+        assert!(!memory.fits(1) && memory.is_pressed());
+        memory.give_back(20);
+        assert!(memory.fits(1) && !memory.is_pressed());
+    }
+}

@@ -1,0 +1,163 @@
+use super::*;
+
+fn inode() -> Inode {
+    Inode::new(Attr { inode: 5, ..Attr::default() })
+}
+
+fn bytes(length: usize) -> Bytes {
+    Bytes::from(vec![1; length])
+}
+
+fn write(inode: &mut Inode, offset: u64, data: Bytes) -> Written {
+    inode.write(offset, data, 1, false, 0, Moment(0)).unwrap()
+}
+
+fn frozen(inode: &mut Inode, how: Freeze) -> Vec<usize> {
+    let generations = inode.freeze(how);
+    generations.filter_map(|generation| inode.frozen(generation).map(|f| f.ranges.bytes())).collect()
+}
+
+fn text(found: Found) -> Vec<u8> {
+    let Found::Pieces(pieces) = found else { panic!("the map is not needed") };
+    let bytes = |piece: PlanPiece| match piece {
+        PlanPiece::Bytes(bytes) => bytes.to_vec(),
+        PlanPiece::Zeros(count) => vec![0; usize::try_from(count).unwrap()],
+        PlanPiece::Chunk { length_bytes, .. } => vec![b'#'; usize::try_from(length_bytes).unwrap()],
+    };
+    pieces.into_iter().flat_map(bytes).collect()
+}
+
+fn extent(length_bytes: u64, chunk: u64) -> Extent {
+    Extent { file_offset: 0, length_bytes, chunk, chunk_offset: 0 }
+}
+
+fn record(chunk: u64) -> ChunkRecord {
+    ChunkRecord { chunk, ..ChunkRecord::default() }
+}
+
+#[test]
+fn only_full_chunks_are_frozen_while_a_file_streams() {
+    let mut inode = inode();
+    write(&mut inode, 0, bytes(1000));
+    assert!(frozen(&mut inode, Freeze::FullChunks).is_empty());
+    write(&mut inode, 1000, bytes(CHUNK_BYTES_MAX as usize));
+    assert_eq!(frozen(&mut inode, Freeze::FullChunks), [CHUNK_BYTES_MAX as usize]);
+    assert_eq!(frozen(&mut inode, Freeze::All), [1000]);
+}
+
+#[test]
+fn an_append_goes_behind_what_is_dirty_frozen_and_committed() {
+    let mut inode = Inode::new(Attr { inode: 5, size_bytes: 10, ..Attr::default() });
+    for end in [20, 30, 40] {
+        let offset = inode.offset_of(WriteAt::End { believed: 0 });
+        write(&mut inode, offset, bytes(10));
+        inode.freeze(Freeze::All);
+        assert_eq!(inode.size_bytes(), end);
+    }
+    let mut full = Inode::new(Attr { inode: 6, size_bytes: FILE_BYTES_MAX - 5, ..Attr::default() });
+    let offset = full.offset_of(WriteAt::End { believed: 0 });
+    let refused = full.write(offset, bytes(6), 1, false, 0, Moment(0));
+    assert_eq!(refused.err(), Some(Error::FileTooLarge));
+    assert_eq!(full.size_bytes(), FILE_BYTES_MAX - 5);
+}
+
+#[test]
+fn attributes_that_our_own_commit_overtook_do_not_shrink_the_file() {
+    let mut inode = inode();
+    inode.write(0, bytes(100), 50, false, 0, Moment(0)).unwrap();
+    let generation = inode.freeze(Freeze::All).start;
+    let stale = Attr { inode: 5, ..Attr::default() };
+    let committed = Attr { inode: 5, size_bytes: 100, mtime_ns: 50, data_version: 1, ..Attr::default() };
+    inode.committed(generation, Some(committed), &[], &[]);
+    let seen = inode.refresh(stale);
+    assert_eq!((seen.size_bytes, seen.mtime_ns), (100, 50));
+}
+
+/// Interleaving: another mount truncates, and this one hears of it while a flush of its own is under way.
+#[test]
+fn bytes_from_before_a_truncation_are_not_read_while_a_flush_is_under_way() {
+    let mut inode = Inode::new(Attr { inode: 5, size_bytes: 8, data_version: 1, ..Attr::default() });
+    let map = FileMap { offset: 0, covered_bytes: 8, extents: vec![extent(8, 7)], chunks: vec![record(7)] };
+    inode.learn_map(Attr { inode: 5, size_bytes: 8, data_version: 1, ..Attr::default() }, &map);
+    assert_eq!(text(inode.find(0, 8)), b"########");
+    write(&mut inode, 8, Bytes::from_static(b"new"));
+    inode.freeze(Freeze::All);
+    // Cut to nothing and grown again: what was in the chunk is a hole now.
+    inode.refresh(Attr { inode: 5, size_bytes: 8, data_version: 3, truncate_generation: 2, ..Attr::default() });
+    assert!(matches!(inode.find(0, 11), Found::MapUnknown { offset: 0 }));
+}
+
+#[test]
+fn a_map_is_kept_over_our_own_commit_however_early_its_attributes_are_heard() {
+    let mut inode = inode();
+    write(&mut inode, 0, Bytes::from_static(b"1234"));
+    let generation = inode.freeze(Freeze::All).start;
+    let attributes = Attr { inode: 5, size_bytes: 4, data_version: 1, ..Attr::default() };
+    inode.refresh(attributes);
+    assert_eq!(text(inode.find(0, 4)), b"1234");
+    inode.committed(generation, Some(attributes), &[record(7)], &[extent(4, 7)]);
+    assert_eq!(text(inode.find(0, 4)), b"####");
+}
+
+#[test]
+fn suid_is_gone_from_the_write_on_not_from_its_flush_on() {
+    let mut inode = Inode::new(Attr { inode: 5, mode: 0o6755, ..Attr::default() });
+    inode.write(0, bytes(1), 1, true, 0, Moment(0)).unwrap();
+    assert_eq!(inode.attributes().mode, 0o755);
+    inode.freeze(Freeze::All);
+    assert_eq!(inode.attributes().mode, 0o755);
+    assert_eq!(without_suid_sgid(0o6745), 0o2745);
+}
+
+#[test]
+fn only_a_file_that_nobody_changed_since_its_creation_is_pristine() {
+    let now = Moment(5);
+    let attributes = |ctime_ns| Attr { inode: 5, btime_ns: 7, ctime_ns, ..Attr::default() };
+    let of = |ctime_ns| {
+        let mut inode = Inode::new(attributes(ctime_ns));
+        assert!(!inode.is_pristine(now), "it was only opened");
+        inode.created(&attributes(ctime_ns), now);
+        inode
+    };
+    assert!(of(7).is_pristine(now) && !of(8).is_pristine(now));
+    assert!(!of(7).is_pristine(now + PRISTINE_FOR));
+    let mut spoilt = of(7);
+    spoilt.spoil();
+    assert!(!spoilt.is_pristine(now));
+    let mut changed = of(7);
+    changed.refresh(attributes(8));
+    assert!(!changed.is_pristine(now));
+}
+
+#[test]
+fn what_is_unflushed_is_read_before_what_is_mapped() {
+    let mut inode = inode();
+    write(&mut inode, 0, Bytes::from_static(b"frozen"));
+    inode.freeze(Freeze::All);
+    write(&mut inode, 2, Bytes::from_static(b"DI"));
+    assert_eq!(text(inode.find(0, 100)), b"frDIen");
+}
+
+#[test]
+fn a_flush_waits_for_the_generations_before_it_only() {
+    let mut inode = inode();
+    write(&mut inode, 0, bytes(10));
+    let first = inode.freeze(Freeze::All).start;
+    inode.wait(inode.frozen_through(), Waiter::Op(OpId(1)));
+    write(&mut inode, 10, bytes(10));
+    inode.freeze(Freeze::All);
+    inode.wait(inode.frozen_through(), Waiter::Op(OpId(2)));
+    inode.committed(first, None, &[], &[]);
+    assert_eq!(inode.take_waiters(), [Waiter::Op(OpId(1))]);
+    assert!(!inode.is_clean());
+}
+
+#[test]
+fn what_is_dropped_gives_back_what_it_held() {
+    let mut inode = inode();
+    inode.write(0, bytes(10), 1, false, 4096, Moment(0)).unwrap();
+    inode.freeze(Freeze::All);
+    inode.write(10, bytes(5), 1, false, 4096, Moment(0)).unwrap();
+    assert_eq!(inode.drop_unflushed(), Dropped { bytes: 15, charged_bytes: 8192 });
+    assert!(inode.is_clean() && inode.is_unused());
+}

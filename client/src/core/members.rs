@@ -1,0 +1,198 @@
+//! Where things are: block groups, node addresses, and which disks failed lately and are avoided for a while. Pure.
+//!
+//! Groups and addresses come from the table's leader, which learns addresses from the volume manager. What the volume
+//! manager thinks of a node is a preference: a member that it calls dead is used when there are too few others, because this
+//! client may reach it all the same.
+
+use super::time::Moment;
+use holdfast_common::{DiskId, GroupId, NodeId};
+use holdfast_proto::control::Endpoint;
+use holdfast_proto::meta::{BlockGroup, ChunkRecord, GroupState, NodeAddress};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// First time a failing disk is left out; doubles with each further failure.
+const AVOID_FIRST: Duration = Duration::from_millis(250);
+/// Longest time a failing disk is left out: so long after its return it is used again at the latest.
+const AVOID_MAX: Duration = Duration::from_secs(5);
+/// A disk without space is asked again after this.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug)]
+struct NodePlace {
+    address: SocketAddr,
+    /// The volume manager's opinion.
+    alive: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Health {
+    failures: u32,
+    avoid_until: Moment,
+}
+
+/// Where a shard is to be found or put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) slot: u8,
+    pub(crate) disk: DiskId,
+    pub(crate) node: NodeId,
+    pub(crate) address: SocketAddr,
+    /// The volume manager thinks so.
+    pub(crate) alive: bool,
+}
+
+/// The client's view of the cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Members {
+    groups: BTreeMap<GroupId, Arc<BlockGroup>>,
+    /// Groups that take chunks, in a stable order.
+    open: Vec<GroupId>,
+    nodes: BTreeMap<NodeId, NodePlace>,
+    version: u64,
+    health: BTreeMap<DiskId, Health>,
+}
+
+impl Members {
+    pub(crate) fn learn_endpoints(&mut self, endpoints: &[Endpoint]) {
+        for endpoint in endpoints {
+            if let Ok(address) = endpoint.address.parse() {
+                self.nodes.insert(NodeId(endpoint.node), NodePlace { address, alive: endpoint.alive });
+            }
+        }
+    }
+
+    /// Learns the leader's answer to GetGroups.
+    pub(crate) fn learn(&mut self, groups: Vec<BlockGroup>, nodes: &[NodeAddress], version: u64) {
+        self.open = groups.iter().filter(|g| g.state() == GroupState::GroupOpen).map(|g| GroupId(g.group)).collect();
+        self.open.sort_unstable();
+        self.groups = groups.into_iter().map(|g| (GroupId(g.group), Arc::new(g))).collect();
+        for node in nodes {
+            if let Ok(address) = node.address.parse() {
+                self.nodes.insert(NodeId(node.node), NodePlace { address, alive: node.alive });
+            }
+        }
+        self.version = version;
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(crate) fn address(&self, node: NodeId) -> Option<SocketAddr> {
+        self.nodes.get(&node).map(|n| n.address)
+    }
+
+    /// The open groups, in a stable order.
+    pub(crate) fn open_groups(&self) -> &[GroupId] {
+        &self.open
+    }
+
+    pub(crate) fn group(&self, group: GroupId) -> Option<&Arc<BlockGroup>> {
+        self.groups.get(&group)
+    }
+
+    /// The members of a group that a new chunk may use now, best first: with an address and not avoided. At least `wanted`
+    /// of those thought alive if there are so many; otherwise the others, too.
+    pub(crate) fn usable(&self, group: &BlockGroup, wanted: usize, now: Moment) -> Vec<Member> {
+        let mut members = self.all(group);
+        members.retain(|member| !self.is_avoided(member.disk, now));
+        if members.iter().filter(|member| member.alive).count() >= wanted {
+            members.retain(|member| member.alive);
+        }
+        members
+    }
+
+    /// The members of a group whose addresses are known.
+    pub(crate) fn all(&self, group: &BlockGroup) -> Vec<Member> {
+        (0u8..).zip(&group.slots).filter_map(|(slot, at)| self.member(slot, DiskId(at.disk), NodeId(at.node))).collect()
+    }
+
+    fn member(&self, slot: u8, disk: DiskId, node: NodeId) -> Option<Member> {
+        let place = self.nodes.get(&node)?;
+        (disk.0 != 0).then_some(Member { slot, disk, node, address: place.address, alive: place.alive })
+    }
+
+    /// Where shard `shard` of a chunk is, if its slot and node are known.
+    pub(crate) fn locate(&self, chunk: &ChunkRecord, shard: usize) -> Option<Member> {
+        let slot = *chunk.slots.get(shard)?;
+        let at = self.groups.get(&GroupId(chunk.group))?.slots.get(usize::from(slot))?;
+        self.member(slot, DiskId(at.disk), NodeId(at.node))
+    }
+
+    /// Whether a read should turn to other members first.
+    pub(crate) fn is_doubtful(&self, member: &Member, now: Moment) -> bool {
+        !member.alive || self.is_avoided(member.disk, now)
+    }
+
+    fn is_avoided(&self, disk: DiskId, now: Moment) -> bool {
+        self.health.get(&disk).is_some_and(|health| now < health.avoid_until)
+    }
+
+    pub(crate) fn failed(&mut self, disk: DiskId, now: Moment) {
+        let entry = self.health.entry(disk).or_default();
+        let pause = AVOID_FIRST.saturating_mul(1 << entry.failures.min(8)).min(AVOID_MAX);
+        entry.failures = entry.failures.saturating_add(1);
+        entry.avoid_until = now + pause;
+    }
+
+    pub(crate) fn full(&mut self, disk: DiskId, now: Moment) {
+        self.health.entry(disk).or_default().avoid_until = now + FULL_PAUSE;
+    }
+
+    pub(crate) fn works(&mut self, disk: DiskId) {
+        self.health.remove(&disk);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_proto::meta::GroupSlot;
+
+    fn members() -> (Members, BlockGroup) {
+        let mut members = Members::default();
+        let group = BlockGroup {
+            group: 1,
+            slots: (1..=3).map(|i| GroupSlot { disk: i, node: 10 + i }).collect(),
+            ..BlockGroup::default()
+        };
+        let nodes: Vec<_> = (11..=13)
+            .map(|node| NodeAddress { node, address: format!("127.0.0.1:{node}"), alive: node != 13 })
+            .collect();
+        members.learn(vec![group.clone()], &nodes, 5);
+        (members, group)
+    }
+
+    #[test]
+    fn failing_disks_take_no_new_chunks_until_they_work() {
+        let (mut members, group) = members();
+        let slots = |members: &Members, at| members.usable(&group, 2, at).iter().map(|m| m.slot).collect::<Vec<_>>();
+        let now = Moment(0);
+        assert_eq!(slots(&members, now), [0, 1]);
+        members.failed(DiskId(1), now);
+        assert_eq!(slots(&members, now + AVOID_FIRST), [0, 1]);
+        members.failed(DiskId(1), now);
+        assert!(!slots(&members, now + AVOID_FIRST).contains(&0));
+        members.works(DiskId(1));
+        assert_eq!(slots(&members, now), [0, 1]);
+    }
+
+    #[test]
+    fn a_member_that_the_volume_manager_calls_dead_is_used_when_too_few_are_left() {
+        let (members, group) = members();
+        let count = |wanted| members.usable(&group, wanted, Moment(0)).len();
+        assert_eq!((count(2), count(3)), (2, 3));
+    }
+
+    #[test]
+    fn a_shard_is_located_through_its_chunks_slot_set() {
+        let (members, _) = members();
+        let chunk = ChunkRecord { group: 1, slots: vec![2, 0].into(), ..ChunkRecord::default() };
+        assert_eq!(members.locate(&chunk, 0).map(|m| m.disk), Some(DiskId(3)));
+        assert_eq!(members.locate(&chunk, 1).map(|m| m.disk), Some(DiskId(1)));
+        assert_eq!(members.locate(&chunk, 2), None);
+    }
+}

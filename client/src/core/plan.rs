@@ -1,0 +1,103 @@
+//! Where the bytes of a range are, put together from layers: the newest first. Pure.
+
+use super::effects::PlanPiece;
+use super::extent_map::MappedRange;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+/// A range being looked up. Nothing that is put covers what was put before.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    from: u64,
+    to: u64,
+    /// Pieces by their offset, with their ends.
+    pieces: BTreeMap<u64, (u64, PlanPiece)>,
+}
+
+impl Plan {
+    pub(crate) fn new(from: u64, to: u64) -> Self {
+        Self { from, to, pieces: BTreeMap::new() }
+    }
+
+    /// The parts of `from..to` that no layer has given, ascending.
+    fn gaps_in(&self, from: u64, to: u64) -> Vec<(u64, u64)> {
+        let mut gaps = Vec::new();
+        let mut at = self.pieces.range(..=from).next_back().map_or(from, |(_, (end, _))| from.max(*end));
+        for (start, (end, _)) in self.pieces.range(from..to) {
+            if at < *start {
+                gaps.push((at, *start));
+            }
+            at = at.max(*end);
+        }
+        if at < to {
+            gaps.push((at, to));
+        }
+        gaps
+    }
+
+    /// What no layer has given yet, ascending.
+    pub(crate) fn gaps(&self) -> Vec<(u64, u64)> {
+        self.gaps_in(self.from, self.to)
+    }
+
+    /// Puts bytes that stand at `start`.
+    pub(crate) fn put_bytes(&mut self, start: u64, bytes: &Bytes) {
+        let (from, to) = (start.max(self.from), (start + bytes.len() as u64).min(self.to));
+        let index = |offset: u64| usize::try_from(offset - start).expect("an offset inside a buffer");
+        for (lo, hi) in self.gaps_in(from, to) {
+            self.pieces.insert(lo, (hi, PlanPiece::Bytes(bytes.slice(index(lo)..index(hi)))));
+        }
+    }
+
+    /// Puts a part of a chunk.
+    pub(crate) fn put_mapped(&mut self, range: &MappedRange) {
+        let (from, to) = (range.file_offset.max(self.from), (range.file_offset + range.length_bytes).min(self.to));
+        for (lo, hi) in self.gaps_in(from, to) {
+            let piece = PlanPiece::Chunk {
+                chunk: range.chunk.clone(),
+                offset: range.chunk_offset + (lo - range.file_offset),
+                length_bytes: hi - lo,
+            };
+            self.pieces.insert(lo, (hi, piece));
+        }
+    }
+
+    /// The pieces; what no layer gave is zeros.
+    pub(crate) fn finish(mut self) -> Vec<PlanPiece> {
+        for (lo, hi) in self.gaps() {
+            self.pieces.insert(lo, (hi, PlanPiece::Zeros(hi - lo)));
+        }
+        self.pieces.into_values().map(|(_, piece)| piece).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_proto::meta::ChunkRecord;
+    use std::sync::Arc;
+
+    fn mapped(file_offset: u64, length_bytes: u64, chunk_offset: u64) -> MappedRange {
+        MappedRange { file_offset, length_bytes, chunk: Arc::new(ChunkRecord::default()), chunk_offset }
+    }
+
+    #[test]
+    fn a_newer_layer_hides_an_older_one_and_holes_are_zeros() {
+        let mut plan = Plan::new(10, 30);
+        plan.put_bytes(12, &Bytes::from_static(b"new"));
+        plan.put_bytes(8, &Bytes::from_static(b"olderolder"));
+        plan.put_mapped(&mapped(16, 4, 100));
+        assert_eq!(plan.gaps(), [(20, 30)]);
+        let chunk = Arc::new(ChunkRecord::default());
+        assert_eq!(
+            plan.finish(),
+            [
+                PlanPiece::Bytes(Bytes::from_static(b"de")),
+                PlanPiece::Bytes(Bytes::from_static(b"new")),
+                PlanPiece::Bytes(Bytes::from_static(b"der")),
+                PlanPiece::Chunk { chunk, offset: 102, length_bytes: 2 },
+                PlanPiece::Zeros(10),
+            ]
+        );
+    }
+}

@@ -1,0 +1,172 @@
+use super::*;
+use holdfast_proto::control::Endpoint;
+use holdfast_proto::meta::{CloseSession, MutateResponse, OpenSession, ReadResponse, StatFs};
+
+const LATER: Duration = Duration::from_secs(10);
+
+fn members() -> Members {
+    let mut members = Members::default();
+    let endpoint = |node| Endpoint { node, address: format!("127.0.0.1:{node}"), alive: true };
+    members.learn_endpoints(&[endpoint(1), endpoint(2)]);
+    members
+}
+
+struct Bench {
+    requests: Requests<u32>,
+    members: Members,
+    now: Moment,
+    out: Effects,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let requests = Requests::new(VolumeId(1), Incarnation(1), vec![NodeId(1), NodeId(2)]);
+        let mut bench = Self { requests, members: members(), now: Moment(0), out: Effects::default() };
+        bench.session(1);
+        bench
+    }
+
+    fn session(&mut self, id: u64) {
+        self.requests.set_session(SessionId(id), self.now, &self.members, &mut self.out);
+    }
+
+    fn start(&mut self, body: Body, asker: u32) -> RequestId {
+        self.requests.start(body, asker, self.now, &self.members, &mut self.out)
+    }
+
+    fn mutation(&mut self, asker: u32) -> RequestId {
+        self.start(Body::Mutation(mutation::Op::CloseSession(CloseSession {})), asker)
+    }
+
+    fn question(&mut self, asker: u32) -> RequestId {
+        self.start(Body::Question(read_request::Op::StatFs(StatFs {})), asker)
+    }
+
+    fn sent(&mut self) -> Vec<Send> {
+        std::mem::take(&mut self.out.sends)
+    }
+
+    fn numbers(&mut self) -> Vec<(u64, u64, u64)> {
+        self.sent()
+            .iter()
+            .filter_map(|send| match &send.request {
+                Wire::Mutate(request) => Some((request.session, request.sequence, request.acknowledged_below)),
+                Wire::Read(_) => None,
+            })
+            .collect()
+    }
+
+    fn answer(&mut self, attempt: AttemptId, answer: Result<Response, String>) -> Outcome<u32> {
+        self.requests.answered(attempt, answer, self.now, &self.members, &mut self.out)
+    }
+
+    fn later(&mut self) {
+        self.now = self.now + LATER;
+        self.requests.tick(self.now, &self.members, &mut self.out);
+    }
+}
+
+fn says(code: Code) -> Result<Response, String> {
+    Ok(Response::Mutate(Box::new(MutateResponse { code: code.into(), ..MutateResponse::default() })))
+}
+
+#[test]
+fn a_number_is_acknowledged_only_below_the_oldest_that_is_not_answered() {
+    let mut bench = Bench::new();
+    bench.mutation(1);
+    let first = bench.sent().remove(0).attempt;
+    bench.mutation(2);
+    assert_eq!(bench.numbers(), [(1, 2, 1)]);
+    assert!(matches!(bench.answer(first, says(Code::Ok)), Outcome::Answered(1, Ok(_))));
+    bench.mutation(3);
+    assert_eq!(bench.numbers(), [(1, 3, 2)]);
+}
+
+#[test]
+fn a_mutation_keeps_its_number_over_retries_and_turns_to_another_replica() {
+    let mut bench = Bench::new();
+    bench.mutation(1);
+    let first = bench.sent().remove(0);
+    assert!(matches!(bench.answer(first.attempt, Err("no answer".into())), Outcome::Pending));
+    bench.later();
+    let second = bench.sent().remove(0);
+    assert_ne!(first.to, second.to);
+    let Wire::Mutate(request) = &second.request else { panic!("a mutation") };
+    assert_eq!(request.sequence, 1);
+    // Whatever comes of the first attempt now is nobody's.
+    assert!(matches!(bench.answer(first.attempt, says(Code::Ok)), Outcome::Pending));
+    assert!(matches!(bench.answer(second.attempt, says(Code::Exists)), Outcome::Answered(1, Err(_))));
+    assert_eq!(bench.requests.len(), 0);
+}
+
+#[test]
+fn a_named_leader_is_asked_next() {
+    let mut bench = Bench::new();
+    bench.question(1);
+    let first = bench.sent().remove(0);
+    let leader = "127.0.0.1:77".to_owned();
+    let elsewhere = ReadResponse { code: Code::NotLeader.into(), leader, ..ReadResponse::default() };
+    bench.answer(first.attempt, Ok(Response::Read(Box::new(elsewhere))));
+    bench.later();
+    assert_eq!(bench.sent()[0].to.port(), 77);
+}
+
+#[test]
+fn numbers_in_flight_are_bounded_and_the_rest_waits_its_turn() {
+    let mut bench = Bench::new();
+    (0..).take(SESSION_IN_FLIGHT_MAX + 2).for_each(|asker| {
+        bench.mutation(asker);
+    });
+    let sent = bench.sent();
+    assert_eq!(sent.len(), SESSION_IN_FLIGHT_MAX);
+    bench.answer(sent[7].attempt, says(Code::Ok));
+    let next = SESSION_IN_FLIGHT_MAX as u64 + 1;
+    assert_eq!(bench.numbers(), [(1, next, 1)]);
+}
+
+#[test]
+fn a_forgotten_question_is_asked_no_more_and_a_mutation_is() {
+    let mut bench = Bench::new();
+    let (question, mutation) = (bench.question(1), bench.mutation(2));
+    let sent = bench.sent();
+    assert_eq!(bench.requests.forget_question(question), Some(1));
+    assert_eq!(bench.requests.forget_question(mutation), None);
+    sent.iter().for_each(|send| drop(bench.answer(send.attempt, Err("no answer".into()))));
+    bench.later();
+    assert_eq!(bench.numbers(), [(1, 1, 1)]);
+}
+
+#[test]
+fn after_the_end_of_a_session_mutations_have_failed_and_questions_wait_for_the_next() {
+    let mut bench = Bench::new();
+    bench.mutation(1);
+    bench.question(2);
+    let sent = bench.sent();
+    let expired = ReadResponse { code: Code::SessionExpired.into(), ..ReadResponse::default() };
+    let outcome = bench.answer(sent[1].attempt, Ok(Response::Read(Box::new(expired))));
+    assert!(matches!(outcome, Outcome::Expired(SessionId(1))));
+    assert_eq!(bench.requests.end_session(), [1]);
+    bench.mutation(3);
+    bench.later();
+    assert!(bench.sent().is_empty(), "nothing is sent without a session");
+    bench.start(Body::Mutation(mutation::Op::OpenSession(OpenSession::default())), 4);
+    assert_eq!(bench.numbers(), [(0, 0, 0)]);
+    bench.session(2);
+    let sent = bench.sent();
+    assert_eq!(sent.len(), 2);
+    assert!(matches!(&sent[0].request, Wire::Read(request) if request.session == 2));
+    assert!(matches!(&sent[1].request, Wire::Mutate(request) if (request.session, request.sequence) == (2, 1)));
+}
+
+/// Interleaving: the session is replaced while an answer of the former one travels.
+#[test]
+fn a_late_word_of_a_former_session_does_not_end_the_next_one() {
+    let mut bench = Bench::new();
+    bench.question(1);
+    let late = bench.sent().remove(0).attempt;
+    bench.requests.end_session();
+    bench.session(2);
+    let expired = ReadResponse { code: Code::SessionExpired.into(), ..ReadResponse::default() };
+    assert!(matches!(bench.answer(late, Ok(Response::Read(Box::new(expired)))), Outcome::Pending));
+    assert_eq!(bench.sent().len(), 1, "it is asked again under the new session");
+}

@@ -1,0 +1,229 @@
+//! The session with the metadata table: its life, what it has open, and the chunk ids reserved under it. Pure.
+//!
+//! A session is *live* while its lease, counted from when the last answered keep-alive was sent, has not run out; *unsure*
+//! when it has run out without an answer: dirty data is kept and the same session tried on; *lost* only when the table says
+//! so. Then everything unflushed is given up, and another session is opened.
+
+use super::time::Moment;
+use holdfast_common::limits::SESSION_LEASE_MS;
+use holdfast_common::{ChunkId, InodeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Inodes released at most in one keep-alive; the rest goes with the next.
+const RELEASED_MAX: usize = 16 << 10;
+/// How long the table keeps a session that is silent.
+pub(crate) const LEASE: Duration = Duration::from_millis(SESSION_LEASE_MS as u64);
+
+/// What is known of the session's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It is being opened; requests wait.
+    Opening,
+    Live,
+    /// Its lease has run out without an answer.
+    Unsure,
+}
+
+/// Inodes that a request opens, and releases that were told meanwhile: the leader may have seen either first.
+#[derive(Debug, Default)]
+struct Opening {
+    told: BTreeSet<InodeId>,
+}
+
+/// Numbers an open or a create under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct OpeningId(u64);
+
+/// One mount's session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) phase: Phase,
+    lease_until: Moment,
+    /// Opens by inode.
+    counts: BTreeMap<InodeId, u32>,
+    /// Not open any more, and the leader was not told.
+    released: BTreeSet<InodeId>,
+    /// Told by a keep-alive that is not answered.
+    telling: BTreeSet<InodeId>,
+    openings: BTreeMap<OpeningId, Opening>,
+    next_opening: u64,
+    chunks: std::ops::Range<u64>,
+    pub(crate) reserving_chunks: bool,
+}
+
+impl Session {
+    pub(crate) fn new() -> Self {
+        Self {
+            phase: Phase::Opening,
+            lease_until: Moment(0),
+            counts: BTreeMap::new(),
+            released: BTreeSet::new(),
+            telling: BTreeSet::new(),
+            openings: BTreeMap::new(),
+            next_opening: 0,
+            chunks: 0..0,
+            reserving_chunks: false,
+        }
+    }
+
+    /// A keep-alive sent at that time was answered.
+    pub(crate) fn renewed(&mut self, sent: Moment) {
+        self.lease_until = self.lease_until.max(sent + LEASE);
+        self.phase = Phase::Live;
+    }
+
+    /// Whether the session becomes unsure now.
+    pub(crate) fn look(&mut self, now: Moment) -> bool {
+        let runs_out = self.phase == Phase::Live && now >= self.lease_until;
+        if runs_out {
+            self.phase = Phase::Unsure;
+        }
+        runs_out
+    }
+
+    /// When [`Session::look`] will find it unsure.
+    pub(crate) fn unsure_at(&self) -> Option<Moment> {
+        (self.phase == Phase::Live).then_some(self.lease_until)
+    }
+
+    /// The session is gone with all that was reserved under it; what is open stays open, and is told to the next one.
+    pub(crate) fn lost(&mut self) {
+        self.phase = Phase::Opening;
+        self.chunks = 0..0;
+        self.reserving_chunks = false;
+        self.released.clear();
+        self.telling.clear();
+    }
+
+    /// An open or a create is about to be sent.
+    pub(crate) fn begin_opening(&mut self) -> OpeningId {
+        self.next_opening += 1;
+        let id = OpeningId(self.next_opening);
+        self.openings.insert(id, Opening { told: self.telling.clone() });
+        id
+    }
+
+    /// It opened this inode, or nothing. Answers whether the leader must be told again, because a release of the same inode
+    /// was told while it was under way.
+    pub(crate) fn end_opening(&mut self, id: OpeningId, inode: Option<InodeId>) -> bool {
+        let opening = self.openings.remove(&id).unwrap_or_default();
+        let Some(inode) = inode else { return false };
+        *self.counts.entry(inode).or_default() += 1;
+        self.released.remove(&inode);
+        opening.told.contains(&inode)
+    }
+
+    /// One open less; the leader is told with the next keep-alive.
+    pub(crate) fn close(&mut self, inode: InodeId) {
+        if let Some(count) = self.counts.get_mut(&inode) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&inode);
+                self.released.insert(inode);
+            }
+        }
+    }
+
+    /// Inodes that a keep-alive tells to be released.
+    pub(crate) fn tell_released(&mut self) -> Vec<u64> {
+        let told: Vec<InodeId> = self.released.iter().copied().take(RELEASED_MAX).collect();
+        for inode in &told {
+            self.released.remove(inode);
+            self.telling.insert(*inode);
+            for opening in self.openings.values_mut() {
+                opening.told.insert(*inode);
+            }
+        }
+        told.iter().map(|inode| inode.0).collect()
+    }
+
+    /// A keep-alive was answered, or will not be: then the releases are told again, except of what was opened since.
+    pub(crate) fn told(&mut self, heard: bool) {
+        let telling = std::mem::take(&mut self.telling);
+        if !heard {
+            self.released.extend(telling.into_iter().filter(|inode| !self.counts.contains_key(inode)));
+        }
+    }
+
+    /// Everything that is open.
+    pub(crate) fn open_inodes(&self) -> Vec<u64> {
+        self.counts.keys().map(|inode| inode.0).collect()
+    }
+
+    /// A chunk id never used before (R1, R3), if some are left.
+    pub(crate) fn next_chunk(&mut self) -> Option<ChunkId> {
+        self.chunks.next().map(ChunkId)
+    }
+
+    pub(crate) fn add_chunks(&mut self, first: u64, count: u32) {
+        self.chunks = first..first + u64::from(count);
+    }
+
+    /// The ids left are below the floor, or about to be.
+    pub(crate) fn leave_chunks(&mut self) {
+        self.chunks = 0..0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: InodeId = InodeId(5);
+
+    fn opened(session: &mut Session) -> bool {
+        let opening = session.begin_opening();
+        session.end_opening(opening, Some(FILE))
+    }
+
+    #[test]
+    fn a_session_is_unsure_a_lease_after_its_last_answered_keep_alive_was_sent() {
+        let mut session = Session::new();
+        session.renewed(Moment(0));
+        assert!(!session.look(Moment(0) + LEASE / 2));
+        session.renewed(Moment(0) + LEASE / 4);
+        assert!(!session.look(Moment(0) + LEASE));
+        assert!(session.look(Moment(0) + LEASE * 2) && session.phase == Phase::Unsure);
+        assert!(!session.look(Moment(0) + LEASE * 2), "it is said once");
+        session.renewed(Moment(0) + LEASE * 2);
+        assert_eq!(session.phase, Phase::Live);
+    }
+
+    #[test]
+    fn a_release_is_told_when_the_last_handle_is_closed_and_not_after_another_open() {
+        let mut session = Session::new();
+        assert!(!opened(&mut session) && !opened(&mut session));
+        session.close(FILE);
+        assert!(session.tell_released().is_empty());
+        session.close(FILE);
+        assert!(!opened(&mut session));
+        assert!(session.tell_released().is_empty());
+    }
+
+    /// Interleaving: the leader sees the create's open before the release that was told before it.
+    #[test]
+    fn an_open_that_crosses_a_release_is_told_again() {
+        let mut session = Session::new();
+        opened(&mut session);
+        let before = session.begin_opening();
+        session.close(FILE);
+        assert_eq!(session.tell_released(), [FILE.0]);
+        let after = session.begin_opening();
+        session.told(true);
+        let later = session.begin_opening();
+        assert!(session.end_opening(before, Some(FILE)));
+        assert!(session.end_opening(after, Some(FILE)));
+        assert!(!session.end_opening(later, Some(FILE)));
+    }
+
+    #[test]
+    fn releases_whose_keep_alive_was_not_heard_are_told_again() {
+        let mut session = Session::new();
+        opened(&mut session);
+        session.close(FILE);
+        session.tell_released();
+        session.told(false);
+        assert_eq!(session.tell_released(), [FILE.0]);
+    }
+}

@@ -1,0 +1,176 @@
+//! What a mount does by itself: the session, keep-alives, groups and addresses, unused quota.
+
+use super::effects::Note;
+use super::operations::State;
+use super::{Answer, Asker, Core, missing};
+use crate::Error;
+use crate::core::time::Moment;
+use holdfast_common::SessionId;
+use holdfast_common::limits::SESSION_KEEPALIVE_MS;
+use holdfast_proto::meta::{
+    GetGroups, KeepAlive, MutateResponse, OpenSession, ReadResponse, ReserveChunks, ReserveQuota, mutation,
+    read_request,
+};
+use std::time::Duration;
+
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(SESSION_KEEPALIVE_MS as u64);
+/// The volume manager is asked at most this often.
+pub(super) const VOLMGR_INTERVAL: Duration = Duration::from_secs(1);
+/// Reserved quota that nothing dirty needs is given back this often.
+const QUOTA_RETURN_INTERVAL: Duration = Duration::from_secs(1);
+/// Chunk ids reserved at once. A range costs one Raft entry; unused ids cost nothing.
+const CHUNK_RANGE_COUNT: u32 = 4096;
+
+impl Core {
+    pub(super) fn open_session(&mut self, client_key: Vec<u8>) {
+        let op = OpenSession { client_key: client_key.into(), description: self.settings.description.clone() };
+        let sent = self.now;
+        self.mutate(mutation::Op::OpenSession(op), Asker::OpenSession { sent });
+    }
+
+    pub(super) fn session_opened(&mut self, sent: Moment, answer: Result<MutateResponse, Error>) {
+        match answer {
+            Ok(response) => {
+                self.session.renewed(sent);
+                let session = SessionId(response.session);
+                self.requests.set_session(session, self.now, &self.members, &mut self.out);
+                self.send_keep_alive(true);
+                self.ask_groups();
+                if !self.writes.without_id.is_empty() {
+                    self.reserve_chunks();
+                }
+            }
+            // Refused, as when there are too many sessions: whoever mounts is told, a mount tries again.
+            Err(error) => {
+                self.end_starting(&Err(error));
+                let key = self.settings.client_key.clone();
+                self.open_session(key);
+            }
+        }
+    }
+
+    /// The table has ended the session: everything unflushed is lost and told, and another session is opened. It goes by a
+    /// key of its own: were it the old key, two mounts of one key would fence each other for ever.
+    pub(super) fn session_lost(&mut self, session: SessionId) {
+        if self.requests.session() != Some(session) {
+            return;
+        }
+        self.note(Note::SessionLost(session));
+        self.forget_keep_alive();
+        self.drop_unflushed();
+        let askers = self.requests.end_session();
+        self.session.lost();
+        self.cover.forget();
+        self.quota.forget();
+        for asked in askers {
+            self.answered(asked, Err(Error::SessionLost));
+        }
+        let mut key = self.settings.client_key.clone();
+        key.extend_from_slice(&self.draw().to_le_bytes());
+        self.open_session(key);
+    }
+
+    fn forget_keep_alive(&mut self) {
+        if let Some(asked) = self.keep_alive.take().and_then(|id| self.requests.forget_question(id)) {
+            self.files.end_question(asked.question);
+        }
+    }
+
+    /// Sends a keep-alive when it is time, and notices when the lease has run out.
+    pub(super) fn renew(&mut self) {
+        if self.session.look(self.now) {
+            self.note(Note::SessionUnsure(self.session_id()));
+        }
+        if self.keep_alive.is_none() && self.now >= self.keep_alive_at && self.requests.session().is_some() {
+            self.send_keep_alive(false);
+        }
+    }
+
+    fn send_keep_alive(&mut self, attach: bool) {
+        self.forget_keep_alive();
+        self.session.told(false);
+        let open = if attach { self.session.open_inodes() } else { Vec::new() };
+        let op = KeepAlive { released: self.session.tell_released(), attach, open, suspects: Vec::new() };
+        let asker = Asker::KeepAlive { sent: self.now, attach };
+        self.keep_alive_at = self.now + KEEP_ALIVE_INTERVAL;
+        self.keep_alive = Some(self.ask(read_request::Op::KeepAlive(op), asker));
+    }
+
+    pub(super) fn kept_alive(&mut self, sent: Moment, attach: bool, answer: Result<ReadResponse, Error>) {
+        self.keep_alive = None;
+        self.session.told(answer.is_ok());
+        let Ok(response) = answer else { return };
+        self.session.renewed(sent);
+        if response.groups_version != self.members.version() {
+            self.ask_groups();
+        }
+        if response.attach_needed && !attach {
+            self.send_keep_alive(true);
+        }
+    }
+
+    /// Asks the leader for groups and addresses, unless they are being asked for.
+    pub(super) fn ask_groups(&mut self) {
+        if !std::mem::replace(&mut self.groups_asked, true) {
+            self.ask(read_request::Op::GetGroups(GetGroups {}), Asker::Groups);
+        }
+    }
+
+    pub(super) fn groups_answered(&mut self, answer: Result<ReadResponse, Error>) {
+        self.groups_asked = false;
+        let learnt = answer.map(|response| {
+            self.members.learn(response.groups, &response.nodes, response.groups_version);
+            Answer::Done
+        });
+        self.end_starting(&learnt.map(|_| ()));
+        self.writeback.groups_learnt();
+    }
+
+    /// Tells whoever mounts.
+    fn end_starting(&mut self, outcome: &Result<(), Error>) {
+        let starting: Vec<_> = self
+            .operations
+            .iter()
+            .filter(|(_, operation)| matches!(operation.state, State::Starting))
+            .map(|(op, _)| *op)
+            .collect();
+        for op in starting {
+            self.finish(op, outcome.clone().map(|()| Answer::Done));
+        }
+    }
+
+    pub(super) fn reserve_chunks(&mut self) {
+        if self.requests.session().is_some() && !std::mem::replace(&mut self.session.reserving_chunks, true) {
+            let op = ReserveChunks { count: CHUNK_RANGE_COUNT };
+            self.mutate(mutation::Op::ReserveChunks(op), Asker::Chunks(CHUNK_RANGE_COUNT));
+        }
+    }
+
+    pub(super) fn chunks_reserved(&mut self, count: u32, answer: Result<MutateResponse, Error>) {
+        self.session.reserving_chunks = false;
+        match answer {
+            Ok(response) => self.session.add_chunks(response.first_chunk, count),
+            Err(Error::SessionLost) => return,
+            Err(error) => self.note(Note::Again(error.to_string())),
+        }
+        for write in std::mem::take(&mut self.writes.without_id) {
+            self.attempt(write);
+        }
+    }
+
+    /// Gives quota back that nothing dirty needs: an idle mount keeps none from others.
+    pub(super) fn return_quota(&mut self) {
+        if self.now < self.quota_return_at {
+            return;
+        }
+        self.quota_return_at = self.now + QUOTA_RETURN_INTERVAL;
+        if self.writers.is_empty() && self.requests.session().is_some() && self.quota.take_unused() {
+            self.mutate(mutation::Op::ReserveQuota(ReserveQuota { bytes: 0 }), Asker::QuotaReturn);
+        }
+    }
+
+    /// Checks that an answer brought attributes.
+    pub(super) fn attributes_in(response: &MutateResponse) -> Result<holdfast_proto::meta::Attr, Error> {
+        response.attr.ok_or_else(missing)
+    }
+}

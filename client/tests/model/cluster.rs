@@ -1,0 +1,428 @@
+//! A cluster that the client cannot tell from a real one but by its speed: the real metadata table behind a leader that
+//! changes, and disks that are maps. Requests are lost before and after they were executed, delayed, refused. In virtual
+//! time, and the same for the same seed.
+
+use bytes::{Bytes, BytesMut};
+use holdfast_client::network::{Call, Network};
+use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
+use holdfast_metanode::table::{COMMAND_VERSION, Table, is_leader_only, refusal};
+use holdfast_proto::control::{Endpoint, Volume, VolumeState};
+use holdfast_proto::data::{
+    DiskGrant, PutShardRequest, PutShardResponse, ReadShardsRequest, ReadShardsResponse, ReserveSpaceRequest,
+    ReserveSpaceResponse, ShardData, ShardHeader, Status,
+};
+use holdfast_proto::meta::mutation::Op;
+use holdfast_proto::meta::{
+    AddGroups, BlockGroup, Code, Configure, ExpireSessions, GroupSlot, MutateRequest, MutateResponse, Mutation,
+    NodeAddress, RaiseFloor, ReadRequest, ReadResponse, VacateSlot, read_request,
+};
+use holdfast_proto::record::TableCommand;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+pub(crate) const VOLUME: u64 = 7;
+pub(crate) const CODE: (u32, u32) = (2, 1);
+const METANODES: u64 = 3;
+const DATANODES: u64 = 4;
+const PAGE: u32 = 4096;
+
+/// splitmix64: the same numbers for the same seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Random(pub u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `limit`, which is not zero.
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub(crate) fn percent(&mut self, chance: u64) -> bool {
+        self.below(100) < chance
+    }
+}
+
+/// How often what goes wrong, in percent of requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) lost: u64,
+    pub(crate) unanswered: u64,
+    pub(crate) leader_changes: u64,
+    pub(crate) puts_fail: u64,
+    pub(crate) puts_late: u64,
+    pub(crate) reads_fail: u64,
+    pub(crate) damaged: u64,
+}
+
+pub(crate) struct State {
+    pub(crate) table: Table,
+    pub(crate) random: Random,
+    pub(crate) faults: Faults,
+    pub(crate) leader: u64,
+    /// No metanode answers.
+    pub(crate) headless: bool,
+    /// Disks that do not answer.
+    pub(crate) silent: Vec<u64>,
+    /// Disks that the volume manager thinks dead.
+    pub(crate) thought_dead: Vec<u64>,
+    pub(crate) free_bytes: u64,
+    pub(crate) floor: u64,
+    pub(crate) executed: u64,
+    shards: BTreeMap<(u64, u64, u32), (ShardHeader, Bytes)>,
+    started: Instant,
+}
+
+/// The cluster; clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Cluster(Arc<Mutex<State>>);
+
+fn metanode(node: u64) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], u16::try_from(100 + node).unwrap()))
+}
+
+fn datanode(disk: u64) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], u16::try_from(200 + disk).unwrap()))
+}
+
+impl Cluster {
+    pub(crate) fn new(seed: u64, quota_bytes: u64) -> Self {
+        let state = State {
+            table: Table::new(),
+            random: Random(seed),
+            faults: Faults::default(),
+            leader: 1,
+            headless: false,
+            silent: Vec::new(),
+            thought_dead: Vec::new(),
+            free_bytes: 1 << 40,
+            floor: 0,
+            executed: 0,
+            shards: BTreeMap::new(),
+            started: Instant::now(),
+        };
+        let cluster = Self(Arc::new(Mutex::new(state)));
+        let (data_shards, parity_shards) = CODE;
+        cluster.command(Op::Configure(Configure {
+            volume: VOLUME,
+            incarnation: 1,
+            data_shards,
+            parity_shards,
+            quota_bytes,
+            name: "model".into(),
+        }));
+        let slots = |first: u64| {
+            (0..3).map(move |i| (first + i) % DATANODES + 1).map(|disk| GroupSlot { disk, node: 10 + disk })
+        };
+        let groups = (0..2).map(|group| BlockGroup {
+            group: group + 1,
+            epoch: 1,
+            slots: slots(group).collect(),
+            capacity_bytes: 32 << 30,
+            ..BlockGroup::default()
+        });
+        cluster.command(Op::AddGroups(AddGroups { groups: groups.collect() }));
+        cluster
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// What the volume manager says of the volume.
+    pub(crate) fn volume(&self) -> Volume {
+        let metanodes =
+            (1..=METANODES).map(|node| Endpoint { node, address: metanode(node).to_string(), alive: true }).collect();
+        let quota_bytes = self.state().table.configuration().map_or(0, |c| c.quota_bytes);
+        Volume {
+            volume: VOLUME,
+            incarnation: 1,
+            name: "model".into(),
+            state: VolumeState::Active.into(),
+            data_shards: CODE.0,
+            parity_shards: CODE.1,
+            quota_bytes,
+            metanodes,
+            cluster: "0".repeat(32),
+            ..Volume::default()
+        }
+    }
+
+    /// An entry that a leader proposes by itself.
+    pub(crate) fn command(&self, op: Op) -> MutateResponse {
+        self.state().apply(op, 0, 0, 0)
+    }
+
+    pub(crate) fn expire(&self, session: u64) {
+        self.command(Op::ExpireSessions(ExpireSessions { sessions: vec![session] }));
+    }
+
+    pub(crate) fn sessions(&self) -> Vec<u64> {
+        self.state().table.sessions().iter().map(|session| session.0).collect()
+    }
+
+    /// Raises the floor to where chunk ids are now: whatever was reserved before must be left.
+    pub(crate) fn raise_floor(&self, floor: u64) {
+        self.command(Op::RaiseFloor(RaiseFloor { floor }));
+        self.state().floor = floor;
+    }
+
+    pub(crate) fn vacate(&self, group: u64, slot: u32) {
+        let epoch = self.state().table.group(GroupId(group)).map_or(0, |group| group.epoch);
+        self.command(Op::VacateSlot(VacateSlot { group, epoch, slot }));
+    }
+
+    /// Executes after a delay, or not; answers after a delay, or not.
+    fn call<T: Send + 'static>(
+        &self,
+        timeout: Duration,
+        lost: impl FnOnce(&mut State) -> (bool, bool, u64),
+        execute: impl FnOnce(&mut State) -> T + Send + 'static,
+    ) -> Call<T> {
+        let cluster = self.clone();
+        let (lost, unanswered, delay_us) = lost(&mut self.state());
+        Box::pin(async move {
+            sleep(Duration::from_micros(delay_us / 2)).await;
+            let begun = Instant::now();
+            if lost {
+                sleep(timeout).await;
+                return Err("lost on its way".into());
+            }
+            let answer = execute(&mut cluster.state());
+            sleep(Duration::from_micros(delay_us / 2)).await;
+            if unanswered {
+                sleep(timeout.saturating_sub(begun.elapsed())).await;
+                return Err("its answer was lost".into());
+            }
+            Ok(answer)
+        })
+    }
+
+    fn ask_leader<T: Send + 'static>(
+        &self,
+        to: SocketAddr,
+        timeout: Duration,
+        elsewhere: impl FnOnce(String) -> T + Send + 'static,
+        execute: impl FnOnce(&mut State) -> T + Send + 'static,
+    ) -> Call<T> {
+        let fate = |state: &mut State| {
+            let faults = state.faults;
+            if state.random.percent(faults.leader_changes) {
+                state.leader = state.random.below(METANODES) + 1;
+            }
+            let lost = state.random.percent(faults.lost) || state.headless;
+            (lost, state.random.percent(faults.unanswered), state.random.below(3000) + 20)
+        };
+        self.call(timeout, fate, move |state| {
+            let leader = metanode(state.leader);
+            if to == leader { execute(state) } else { elsewhere(leader.to_string()) }
+        })
+    }
+}
+
+impl State {
+    fn apply(&mut self, op: Op, session: u64, sequence: u64, acknowledged_below: u64) -> MutateResponse {
+        self.executed += 1;
+        let time_ns = 1_000_000_000 + i64::try_from(self.started.elapsed().as_nanos()).unwrap();
+        let command = TableCommand {
+            version: COMMAND_VERSION,
+            time_ns,
+            session,
+            sequence,
+            acknowledged_below,
+            mutation: Some(Mutation { op: Some(op) }),
+        };
+        self.table.apply(&command).expect("the table holds")
+    }
+
+    fn answer(&mut self, request: &ReadRequest) -> Result<ReadResponse, Code> {
+        use read_request::Op as Question;
+        let table = &self.table;
+        let mut response = ReadResponse::default();
+        match request.op.as_ref().expect("a question") {
+            Question::Lookup(op) => response.attr = Some(table.lookup(InodeId(op.parent), &op.name)?),
+            Question::GetAttr(op) => response.attr = Some(table.get_attr(InodeId(op.inode))?),
+            Question::Open(op) => {
+                self.check_session(request.session)?;
+                let attr = table.get_attr(InodeId(op.inode))?;
+                let (_, map) = table.read_map(InodeId(op.inode), 0, attr.size_bytes, 16)?;
+                response.map = (map.covered_bytes == attr.size_bytes).then_some(map);
+                response.attr = Some(attr);
+            }
+            Question::ReadDirectory(op) => {
+                let most = usize::try_from(op.max_entries).unwrap();
+                let page = table.read_directory(InodeId(op.inode), op.after_cookie, most, op.with_attributes)?;
+                (response.entries, response.end_of_directory) = (page.entries, page.end);
+            }
+            Question::ReadMap(op) => {
+                let most = usize::try_from(op.max_extents).unwrap();
+                let (attr, map) = table.read_map(InodeId(op.inode), op.offset, op.length_bytes, most)?;
+                (response.attr, response.map) = (Some(attr), Some(map));
+            }
+            Question::ReadLink(op) => response.value = table.read_link(InodeId(op.inode))?,
+            Question::GetXattr(op) => response.value = table.get_xattr(InodeId(op.inode), &op.name)?,
+            Question::ListXattr(op) => response.names = table.list_xattr(InodeId(op.inode))?,
+            Question::StatFs(_) => response.stat = Some(table.stat_fs()),
+            Question::GetGroups(_) => {
+                response.groups = table.groups();
+                response.nodes = (1..=DATANODES)
+                    .map(|disk| NodeAddress {
+                        node: 10 + disk,
+                        address: datanode(disk).to_string(),
+                        alive: !self.thought_dead.contains(&disk),
+                    })
+                    .collect();
+                response.groups_version = self.groups_version();
+            }
+            Question::KeepAlive(_) => {
+                self.check_session(request.session)?;
+                response.groups_version = self.groups_version();
+            }
+            Question::Walk(op) => {
+                response.attr = Some(table.get_attr(InodeId(op.inode))?);
+                response.walked = table.walk(InodeId(op.inode), &op.names);
+            }
+        }
+        Ok(response)
+    }
+
+    fn groups_version(&self) -> u64 {
+        self.thought_dead.iter().fold(self.table.groups_version() + 1, |hash, disk| hash * 31 + disk)
+    }
+
+    fn check_session(&self, session: u64) -> Result<(), Code> {
+        if self.table.has_session(SessionId(session)) { Ok(()) } else { Err(Code::SessionExpired) }
+    }
+
+    fn put(&mut self, disk: u64, header: ShardHeader, payload: Bytes) -> Status {
+        if header.chunk < self.floor {
+            return Status::BelowFloor;
+        }
+        let key = (disk, header.chunk, header.shard);
+        match self.shards.get(&key) {
+            Some((known, bytes)) if *known != header || *bytes != payload => Status::Conflict,
+            _ => {
+                self.shards.insert(key, (header, payload));
+                Status::Ok
+            }
+        }
+    }
+
+    fn fetch(&mut self, request: &ReadShardsRequest) -> (ReadShardsResponse, Bytes) {
+        let mut body = BytesMut::new();
+        let mut results = Vec::new();
+        for range in &request.ranges {
+            let found = self.shards.get(&(range.disk, range.chunk, range.shard));
+            let Some((header, payload)) = found.filter(|(header, _)| header.nonce == range.nonce) else {
+                results.push(ShardData { status: Status::NotFound.into(), ..ShardData::default() });
+                continue;
+            };
+            let index = |bytes: u32| usize::try_from(bytes).unwrap();
+            let part = &payload[index(range.offset)..index(range.offset + range.length_bytes)];
+            let pages = index(range.offset / PAGE) * 4..index((range.offset + range.length_bytes) / PAGE) * 4;
+            let page_checksums = header.page_checksums.slice(pages);
+            body.extend_from_slice(part);
+            if self.random.percent(self.faults.damaged) {
+                let last = body.len() - 1;
+                body[last] ^= 1;
+            }
+            results.push(ShardData {
+                status: Status::Ok.into(),
+                length_bytes: range.length_bytes,
+                page_checksums,
+                ..ShardData::default()
+            });
+        }
+        (ReadShardsResponse { results }, body.freeze())
+    }
+}
+
+impl Network for Cluster {
+    fn mutate(&self, to: SocketAddr, request: MutateRequest, timeout: Duration) -> Call<MutateResponse> {
+        let elsewhere = |leader| MutateResponse { leader, ..refusal(Code::NotLeader) };
+        self.ask_leader(to, timeout, elsewhere, move |state| {
+            let op = request.mutation.and_then(|mutation| mutation.op).expect("an operation");
+            assert!(!is_leader_only(&op));
+            state.apply(op, request.session, request.sequence, request.acknowledged_below)
+        })
+    }
+
+    fn read(&self, to: SocketAddr, request: ReadRequest, timeout: Duration) -> Call<ReadResponse> {
+        let elsewhere = |leader| ReadResponse { leader, code: Code::NotLeader.into(), ..ReadResponse::default() };
+        self.ask_leader(to, timeout, elsewhere, move |state| {
+            let refuse = |code: Code| ReadResponse { code: code.into(), ..ReadResponse::default() };
+            state.answer(&request).unwrap_or_else(refuse)
+        })
+    }
+
+    fn put(
+        &self,
+        to: SocketAddr,
+        request: PutShardRequest,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> Call<PutShardResponse> {
+        let disk = request.disk;
+        assert_eq!(to, datanode(disk));
+        let header = request.header.expect("a header");
+        let fate = |state: &mut State| {
+            let faults = state.faults;
+            let lost = state.random.percent(faults.puts_fail) || state.silent.contains(&disk);
+            (lost, state.random.percent(faults.puts_late), state.random.below(4000) + 100)
+        };
+        self.call(timeout, fate, move |state| {
+            let status = state.put(disk, header, payload);
+            PutShardResponse { status: status.into(), ..PutShardResponse::default() }
+        })
+    }
+
+    fn fetch(&self, _: SocketAddr, request: ReadShardsRequest, timeout: Duration) -> Call<(ReadShardsResponse, Bytes)> {
+        let disks: Vec<u64> = request.ranges.iter().map(|range| range.disk).collect();
+        let fate = |state: &mut State| {
+            let silent = disks.iter().any(|disk| state.silent.contains(disk));
+            let faults = state.faults;
+            (silent || state.random.percent(faults.reads_fail), false, state.random.below(2000) + 100)
+        };
+        self.call(timeout, fate, move |state| state.fetch(&request))
+    }
+
+    fn reserve(&self, _: SocketAddr, request: ReserveSpaceRequest, timeout: Duration) -> Call<ReserveSpaceResponse> {
+        let silent = self.state().silent.contains(&request.disks[0].disk);
+        let fate = |state: &mut State| (silent, false, state.random.below(500) + 20);
+        self.call(timeout, fate, move |state| {
+            let grants = request.disks.iter().map(|disk| DiskGrant {
+                disk: disk.disk,
+                granted_bytes: disk.wanted_bytes.min(state.free_bytes),
+                ..DiskGrant::default()
+            });
+            ReserveSpaceResponse { grants: grants.collect() }
+        })
+    }
+
+    fn volume(&self) -> Call<Volume> {
+        let volume = Cluster::volume(self);
+        Box::pin(async move { Ok(volume) })
+    }
+}
+
+/// Runs a test in virtual time: nobody waits for real.
+pub(crate) fn in_virtual_time<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(test)
+}
+
+/// Chunks that some file of the table needs.
+pub(crate) fn live_chunks(table: &Table, inode: InodeId) -> Vec<ChunkId> {
+    let (_, map) = table.read_map(inode, 0, u64::MAX, 4096).expect("a file");
+    map.chunks.iter().map(|record| ChunkId(record.chunk)).collect()
+}

@@ -1,0 +1,288 @@
+//! Faults by name: what was found by reading, each with the interleaving that showed it.
+
+use crate::cluster::{Cluster, Faults, in_virtual_time};
+use bytes::Bytes;
+use holdfast_client::{Error, FileHandle, FileSystem, MountConfig, OpenMode, SetAttributes, WriteAt};
+use holdfast_common::InodeId;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+pub(crate) fn config(key: &str) -> MountConfig {
+    MountConfig {
+        volmgr: String::new(),
+        volume: "model".into(),
+        client_key: key.into(),
+        description: key.into(),
+        read_only: false,
+        memory_bytes: 64 << 20,
+    }
+}
+
+pub(crate) async fn mount(cluster: &Cluster, key: &str) -> FileSystem {
+    FileSystem::mount_over(config(key), &cluster.volume(), std::sync::Arc::new(cluster.clone()), 1).await.unwrap()
+}
+
+const BOTH: OpenMode = OpenMode { read: true, write: true, append: false, sync: false };
+const READ: OpenMode = OpenMode { read: true, write: false, append: false, sync: false };
+
+async fn create(fs: &FileSystem, name: &str) -> (InodeId, FileHandle) {
+    let (attributes, handle) = fs.create(InodeId::ROOT, name.as_bytes(), 0o644, 0, 0, true, BOTH).await.unwrap();
+    (attributes.inode, handle)
+}
+
+async fn write(fs: &FileSystem, handle: FileHandle, offset: u64, text: &str) -> Result<(), Error> {
+    fs.write(handle, WriteAt::Offset(offset), Bytes::copy_from_slice(text.as_bytes()), false).await
+}
+
+async fn read(fs: &FileSystem, handle: FileHandle) -> Vec<u8> {
+    fs.read(handle, 0, 1 << 20).await.unwrap().concat()
+}
+
+/// Point 1.
+#[test]
+fn a_write_behind_another_mounts_truncation_lands_on_the_truncated_file() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(1, 0);
+        let (a, b) = (mount(&cluster, "a").await, mount(&cluster, "b").await);
+        let (inode, handle) = create(&a, "file").await;
+        write(&a, handle, 0, &"1".repeat(10_000)).await.unwrap();
+        a.fsync(handle).await.unwrap();
+        b.set_attributes(inode, SetAttributes { size_bytes: Some(0), ..SetAttributes::default() }).await.unwrap();
+        write(&a, handle, 0, &"2".repeat(5_000)).await.unwrap();
+        a.fsync(handle).await.unwrap();
+        a.fsync(handle).await.unwrap();
+        let other = b.open(inode, READ).await.unwrap();
+        assert_eq!(read(&b, other).await, [b'2'; 5_000]);
+    });
+}
+
+/// Point 2: the session is lost while a reader has the file open, too.
+#[test]
+fn every_handle_hears_of_a_lost_write_once_and_closing_one_does_not_take_it_from_another() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(2, 0);
+        let fs = mount(&cluster, "a").await;
+        let (inode, writer) = create(&fs, "file").await;
+        let reader = fs.open(inode, READ).await.unwrap();
+        cluster.state().silent = vec![1, 2, 3, 4];
+        write(&fs, writer, 0, "lost").await.unwrap();
+        sleep(Duration::from_secs(2)).await;
+        cluster.expire(cluster.sessions()[0]);
+        sleep(Duration::from_secs(5)).await;
+        cluster.state().silent.clear();
+        assert_eq!(fs.flush(reader).await, Err(Error::SessionLost));
+        fs.release(reader).await.unwrap();
+        fs.set_attributes(inode, SetAttributes { mode: Some(0o600), ..SetAttributes::default() }).await.unwrap();
+        assert_eq!(fs.flush(writer).await, Err(Error::SessionLost), "close tells of it");
+        assert_eq!(fs.fsync(writer).await, Err(Error::SessionLost), "and leaves it to fsync");
+        assert_eq!(fs.fsync(writer).await, Ok(()), "which tells it once");
+        let later = fs.open(inode, BOTH).await.unwrap();
+        assert_eq!(fs.fsync(later).await, Ok(()), "who opened it later lost nothing");
+        write(&fs, writer, 0, "kept").await.unwrap();
+        fs.fsync(writer).await.unwrap();
+        assert_eq!(read(&fs, later).await, b"kept");
+    });
+}
+
+/// Point 3: a frozen generation waits for members while its session ends and another mount writes the same bytes.
+#[test]
+fn what_was_frozen_under_a_lost_session_is_never_written_under_the_next() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(3, 1 << 30);
+        let (a, b) = (mount(&cluster, "a").await, mount(&cluster, "b").await);
+        let first = cluster.sessions()[0];
+        let (inode, handle) = create(&a, "file").await;
+        cluster.state().silent = vec![1, 2, 3, 4];
+        write(&a, handle, 0, "former").await.unwrap();
+        sleep(Duration::from_secs(3)).await;
+        cluster.expire(first);
+        sleep(Duration::from_secs(3)).await;
+        cluster.state().silent.clear();
+        let other = b.open(inode, BOTH).await.unwrap();
+        write(&b, other, 0, "latter").await.unwrap();
+        b.fsync(other).await.unwrap();
+        sleep(Duration::from_secs(30)).await;
+        assert!(a.fsync(handle).await.is_err());
+        let seen = a.open(inode, READ).await.unwrap();
+        assert_eq!(read(&a, seen).await, b"latter");
+        a.release(handle).await.unwrap();
+        a.release(seen).await.unwrap();
+        a.shutdown().await.unwrap();
+        b.shutdown().await.unwrap();
+        assert_eq!(a.held_bytes(), 0);
+    });
+}
+
+/// Point 4.
+#[test]
+fn a_dropped_write_and_a_dropped_open_give_back_what_they_held() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(4, 0);
+        let fs = mount(&cluster, "a").await;
+        let (inode, handle) = create(&fs, "file").await;
+        cluster.state().faults = Faults { puts_fail: 100, ..Faults::default() };
+        let mib = || Bytes::from(vec![7; 1 << 20]);
+        let mut taken = 0;
+        // Until memory is used up, and then some that wait for it.
+        for offset in 0..64 {
+            let write = fs.write(handle, WriteAt::Offset(offset << 20), mib(), false);
+            taken += u64::from(timeout(Duration::from_millis(50), write).await.is_ok());
+        }
+        assert_eq!(taken, 32, "half of the memory is for written data");
+        cluster.state().faults = Faults { unanswered: 100, ..Faults::default() };
+        assert!(timeout(Duration::from_millis(20), fs.open(inode, READ)).await.is_err());
+        cluster.state().faults = Faults::default();
+        fs.fsync(handle).await.unwrap();
+        assert_eq!(fs.get_attributes(inode).await.unwrap().size_bytes, taken << 20);
+        fs.release(handle).await.unwrap();
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(fs.held_bytes(), 0);
+    });
+}
+
+/// Point 5.
+#[test]
+fn a_raised_floor_and_a_vacated_slot_cost_a_writer_nothing_but_time() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(5, 0);
+        let fs = mount(&cluster, "a").await;
+        let (inode, handle) = create(&fs, "file").await;
+        write(&fs, handle, 0, "before").await.unwrap();
+        fs.fsync(handle).await.unwrap();
+        let next = {
+            let state = cluster.state();
+            crate::cluster::live_chunks(&state.table, inode)[0].0 + 4095
+        };
+        cluster.raise_floor(next);
+        write(&fs, handle, 0, "behind").await.unwrap();
+        fs.fsync(handle).await.unwrap();
+        for group in [1, 2] {
+            cluster.vacate(group, 0);
+        }
+        // Two members are left of three: a stripe of 1+1 still has its parity.
+        write(&fs, handle, 0, "vacant").await.unwrap();
+        fs.fsync(handle).await.unwrap();
+        assert_eq!(read(&fs, handle).await, b"vacant");
+    });
+}
+
+/// Point 6.
+#[test]
+fn members_that_the_volume_manager_calls_dead_are_used_when_too_few_are_left() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(6, 0);
+        let fs = mount(&cluster, "a").await;
+        let (_, handle) = create(&fs, "file").await;
+        cluster.state().thought_dead = vec![1, 2, 3, 4];
+        sleep(Duration::from_secs(3)).await;
+        let begun = Instant::now();
+        write(&fs, handle, 0, "all the same").await.unwrap();
+        fs.fsync(handle).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        assert_eq!(read(&fs, handle).await, b"all the same");
+    });
+}
+
+/// Point 7.
+#[test]
+fn without_a_leader_or_members_data_is_kept_and_fsync_fails_at_its_deadline() {
+    in_virtual_time(async {
+        for headless in [true, false] {
+            let cluster = Cluster::new(7, 0);
+            let fs = mount(&cluster, "a").await;
+            let (_, handle) = create(&fs, "file").await;
+            cluster.state().headless = headless;
+            cluster.state().silent = if headless { Vec::new() } else { vec![1, 2, 3, 4] };
+            write(&fs, handle, 0, "kept").await.unwrap();
+            let begun = Instant::now();
+            assert!(matches!(fs.fsync(handle).await, Err(Error::TimedOut(_))));
+            assert!(begun.elapsed() >= Duration::from_secs(60));
+            sleep(Duration::from_secs(300)).await;
+            cluster.state().headless = false;
+            cluster.state().silent.clear();
+            fs.fsync(handle).await.unwrap();
+            assert_eq!(read(&fs, handle).await, b"kept");
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_flushed_before_the_end_is_named() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(8, 0);
+        let fs = mount(&cluster, "a").await;
+        let (inode, handle) = create(&fs, "file").await;
+        cluster.state().silent = vec![1, 2, 3, 4];
+        write(&fs, handle, 0, "never").await.unwrap();
+        let ended = fs.shutdown().await;
+        assert_eq!(ended, Err(Error::Unflushed(vec![inode])));
+        assert!(ended.unwrap_err().to_string().contains(&format!("inode {inode}")));
+    });
+}
+
+/// Point 10.
+#[test]
+fn quota_is_refused_at_write_and_never_at_fsync() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(9, 10 * 4096);
+        let fs = mount(&cluster, "a").await;
+        let (_, handle) = create(&fs, "file").await;
+        for page in 0..10 {
+            write(&fs, handle, page * 4096, &"q".repeat(4096)).await.unwrap();
+        }
+        assert_eq!(write(&fs, handle, 10 * 4096, "q").await, Err(Error::Quota));
+        // What is mapped already takes nothing more.
+        write(&fs, handle, 3 * 4096, &"r".repeat(4096)).await.unwrap();
+        fs.fsync(handle).await.unwrap();
+    });
+}
+
+#[test]
+fn a_full_disk_is_told_at_write() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(10, 0);
+        cluster.state().free_bytes = 64 << 10;
+        let fs = mount(&cluster, "a").await;
+        let (_, handle) = create(&fs, "file").await;
+        write(&fs, handle, 0, &"s".repeat(64 << 10)).await.unwrap();
+        let refused = fs.write(handle, WriteAt::Offset(1 << 20), Bytes::from(vec![1; 1 << 20]), false).await;
+        assert_eq!(refused, Err(Error::NoSpace));
+        fs.fsync(handle).await.unwrap();
+    });
+}
+
+/// Point 22: a change of an inode and a commit of it never pass each other, whatever is sent again.
+#[test]
+fn a_truncation_and_writes_around_it_keep_their_order_when_answers_are_lost() {
+    in_virtual_time(async {
+        for seed in 0..40 {
+            let cluster = Cluster::new(seed, 0);
+            let fs = mount(&cluster, "a").await;
+            let (inode, handle) = create(&fs, "file").await;
+            cluster.state().faults = Faults { unanswered: 40, lost: 20, ..Faults::default() };
+            write(&fs, handle, 0, "before the cut").await.unwrap();
+            let cut = SetAttributes { size_bytes: Some(3), ..SetAttributes::default() };
+            fs.set_attributes(inode, cut).await.unwrap();
+            write(&fs, handle, 5, "x").await.unwrap();
+            fs.fsync(handle).await.unwrap();
+            assert_eq!(read(&fs, handle).await, b"bef\0\0x", "seed {seed}");
+        }
+    });
+}
+
+/// Point 8.
+#[test]
+fn maps_of_files_stay_within_their_budget() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(11, 0);
+        let fs = mount(&cluster, "a").await;
+        let (_, handle) = create(&fs, "file").await;
+        let mut most = 0;
+        for round in 0..3000u64 {
+            write(&fs, handle, round % 8 * 4096, "again").await.unwrap();
+            fs.fsync(handle).await.unwrap();
+            most = most.max(fs.held_bytes());
+        }
+        assert!(most < 8192, "{most} bytes for eight extents");
+    });
+}

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod command;
 pub mod diagnose;
 pub mod forgetful;
+pub mod golden;
 pub mod manifest;
 pub mod namespace;
 pub mod posix;

@@ -14,6 +14,8 @@ const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("setfattr", "attr"),
     ("mkfs.ext4", "e2fsprogs"),
     ("diff", "diffutils"),
+    ("tar", "tar"),
+    ("xz", "xz-utils"),
     ("setpriv", "util-linux"),
     ("unshare", "util-linux"),
 ];

@@ -1,6 +1,7 @@
 //! The project's own tasks: `cargo xtask test` proves the tree, `cargo xtask bench` measures it.
 
 mod bench;
+mod budget;
 mod build;
 mod command;
 mod install;

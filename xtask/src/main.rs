@@ -1,11 +1,13 @@
 //! The project's own tasks: `cargo xtask test` proves the tree, `cargo xtask bench` measures it.
 
+mod against;
 mod bench;
 mod budget;
 mod build;
 mod command;
 mod install;
 mod lint;
+mod paired;
 mod suite;
 mod tally;
 mod test;

@@ -15,6 +15,7 @@ pub mod posix;
 pub mod processes;
 pub mod random;
 pub mod room;
+pub mod soak;
 pub mod tree;
 pub mod wait;
 mod watchdog;

@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !command::cargo().args(build).status().context("cannot run cargo")?.success() {
         bail!("the build failed");
     }
-    let release = release_directory()?;
+    let release = command::release_directory()?;
     match &arguments.against {
         None => run_once(arguments, &release),
         Some(revision) => {
@@ -53,10 +53,4 @@ fn run_once(arguments: &Arguments, release: &Path) -> Result<ExitCode> {
     }
     let status = command.status().with_context(|| format!("cannot run {}", bench.display()))?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
-}
-
-/// This program was built by the same cargo into the same directory as what it starts.
-fn release_directory() -> Result<PathBuf> {
-    let executable = std::env::current_exe().context("cannot find this program's own path")?;
-    Ok(executable.parent().context("this program has no directory")?.to_owned())
 }

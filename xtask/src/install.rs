@@ -38,6 +38,11 @@ pub(crate) fn tools_of_test() -> Result<()> {
     require(cargo().args(["fetch", "--locked", "--quiet"]))
 }
 
+/// Programs of the soak.
+pub(crate) fn tools_of_soak() -> Result<()> {
+    debian_packages(TEST_PROGRAMS)
+}
+
 /// What the benchmark needs.
 pub(crate) fn tools_of_bench() -> Result<()> {
     debian_packages(BENCH_PROGRAMS)

@@ -255,6 +255,20 @@ impl Cluster {
     /// If it is not ready in time; with what it said.
     #[track_caller]
     pub fn up(&mut self) {
+        if let Err(status) = self.try_up() {
+            panic!("up ended before it was ready: {status}\n{}", self.said());
+        }
+    }
+
+    /// The same, for a start that may be refused: how `up` ended, if it ended instead of being ready.
+    ///
+    /// # Errors
+    /// The end of `up`.
+    ///
+    /// # Panics
+    /// If it is neither ready nor ended in time; with what it said.
+    #[track_caller]
+    pub fn try_up(&mut self) -> Result<(), ExitStatus> {
         assert!(self.up.is_none(), "the cluster is up already");
         let (mut child, out) = (self.spawn(), self.out());
         let found = wait::until(START_LIMIT, || {
@@ -263,14 +277,18 @@ impl Cluster {
             let ended = child.try_wait().ok().flatten();
             (ready.is_some() || ended.is_some()).then_some((ready, ended))
         });
-        self.up = Some(child);
         match found {
             Some((Some(ready), _)) => self.ready = Some(ready),
-            Some((None, ended)) => panic!("up ended before it was ready: {ended:?}\n{}", self.said()),
-            None => panic!("up was not ready within {} s\n{}", START_LIMIT.as_secs(), self.said()),
+            Some((None, Some(ended))) => return Err(ended),
+            Some((None, None)) | None => {
+                self.up = Some(child);
+                panic!("up was not ready within {} s\n{}", START_LIMIT.as_secs(), self.said());
+            }
         }
+        self.up = Some(child);
         let mount = self.mount();
         assert!(is_mounted(&mount), "up says it is ready, but nothing is mounted at {}", mount.display());
+        Ok(())
     }
 
     /// Stops it as Ctrl-C does, and demands that it ends well within the promised time and leaves no mount.

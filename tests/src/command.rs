@@ -13,7 +13,8 @@ use std::time::Duration;
 /// What a program gets if it says nothing else.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
 
-/// Where the `holdfast` under test is: `HOLDFAST_BIN`, or beside this test program's directory (`target/release`).
+/// Where the `holdfast` under test is: `HOLDFAST_BIN`, or in `target/release`, as this program is, or the directory of this test
+/// program.
 ///
 /// # Panics
 /// If there is none: it has to be built first.
@@ -22,7 +23,9 @@ pub fn holdfast_binary() -> PathBuf {
     let path = std::env::var_os("HOLDFAST_BIN").map_or_else(
         || {
             let own = std::env::current_exe().expect("a process knows its executable");
-            let release = own.ancestors().nth(2).expect("a test program is in target/release/deps");
+            let directory = own.parent().expect("an executable is in a directory");
+            // Test programs are one deeper, in target/release/deps.
+            let release = if directory.ends_with("deps") { directory.with_file_name("") } else { directory.to_owned() };
             release.join("holdfast")
         },
         PathBuf::from,

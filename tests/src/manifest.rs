@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::fmt::Write as _;
 use std::fs::Metadata;
-use std::hash::{DefaultHasher, Hasher};
 use std::io::Read;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -64,6 +64,16 @@ impl Manifest {
                 self.add(top, &path);
             }
         }
+    }
+
+    /// One line a name, in the order of the names: what a later build is compared with.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        for (path, entry) in &self.0 {
+            let _ = writeln!(text, "{} {entry}", path.as_os_str().as_bytes().escape_ascii());
+        }
+        text
     }
 
     /// The first differences from another tree, for a failure's message; empty if there are none.
@@ -125,20 +135,20 @@ fn kind_and_content(path: &Path, metadata: &Metadata) -> std::io::Result<(&'stat
     })
 }
 
-/// A hash of a file's bytes.
+/// BLAKE3 of a file's bytes, in hexadecimal digits.
 ///
 /// # Errors
 /// If it cannot be read.
 pub fn content_hash(path: &Path) -> std::io::Result<String> {
     let mut file = std::fs::File::open(path)?;
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 256 << 10];
     loop {
         let read = file.read(&mut buffer)?;
         if read == 0 {
-            return Ok(format!("{:016x}", hasher.finish()));
+            return Ok(hasher.finalize().to_hex().to_string());
         }
-        hasher.write(&buffer[..read]);
+        hasher.update(&buffer[..read]);
     }
 }
 
@@ -149,6 +159,27 @@ fn attributes(path: &Path) -> std::io::Result<BTreeMap<OsString, Vec<u8>>> {
         .filter(|name| !name.is_empty())
         .map(|name| Ok((OsString::from_vec(name.to_vec()), crate::attribute::get(path, name)?)))
         .collect()
+}
+
+/// `file mode=644 owner=0:0 mtime=1.000000002 size=3 links=1 content=... user.a=\x00`
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ((user, group), (seconds, nanoseconds)) = (self.owner, self.mtime);
+        write!(f, "{} mode={:o} owner={user}:{group} mtime={seconds}.{nanoseconds:09}", self.kind, self.mode)?;
+        if let Some(size) = self.size {
+            write!(f, " size={size}")?;
+        }
+        if let Some(links) = self.links {
+            write!(f, " links={links}")?;
+        }
+        if !self.content.is_empty() {
+            write!(f, " content={}", self.content.escape_debug())?;
+        }
+        for (name, value) in &self.attributes {
+            write!(f, " {}={}", name.as_bytes().escape_ascii(), value.escape_ascii())?;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for Manifest {

@@ -101,13 +101,19 @@ impl Crew {
     /// One writer of each kind; `seed` decides what they do.
     #[must_use]
     pub fn of_all_kinds(seed: u64) -> Self {
-        let ids = FileIds::of_writer;
+        Self::numbered_from(1, seed)
+    }
+
+    /// The same beside other crews: its writers have five numbers of their own, from `first` on.
+    #[must_use]
+    pub fn numbered_from(first: u64, seed: u64) -> Self {
+        let ids = |offset| FileIds::of_writer(first + offset);
         let writers: Vec<(&str, Box<dyn Writer>)> = vec![
-            ("appender", Box::new(Appender::new(ids(1), seed + 1))),
-            ("overwriter", Box::new(Overwriter::new(ids(2), seed + 2))),
-            ("replacer", Box::new(Replacer::new(ids(3), seed + 3))),
-            ("churner", Box::new(Churner::new(ids(4), seed + 4))),
-            ("packer", Box::new(Packer::new(ids(5), seed + 5))),
+            ("appender", Box::new(Appender::new(ids(0), seed + 1))),
+            ("overwriter", Box::new(Overwriter::new(ids(1), seed + 2))),
+            ("replacer", Box::new(Replacer::new(ids(2), seed + 3))),
+            ("churner", Box::new(Churner::new(ids(3), seed + 4))),
+            ("packer", Box::new(Packer::new(ids(4), seed + 5))),
         ];
         Self { writers: writers.into_iter().map(|(name, writer)| (name.to_owned(), writer)).collect() }
     }

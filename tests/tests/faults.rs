@@ -16,6 +16,7 @@ const CLAIMS: &[Claim] = &claims![
     300 => any_two_datanodes_may_die_and_come_back,
     120 => a_metanode_and_two_datanodes_may_die_at_once,
     150 => nodes_that_hang_without_dying_hold_nobody_up,
+    180 => a_lost_write_is_reported_to_its_writer_although_a_reader_closed_first,
 ];
 
 /// Promised: progress within this.
@@ -197,6 +198,38 @@ fn a_metanode_and_two_datanodes_may_die_at_once(room: &mut Room) {
     under_load(cluster, 4, |signal, reads| {
         kill_and_let_come_back(cluster, &[("metanode", 2), ("datanode", 0), ("datanode", 5)], signal, reads);
     });
+}
+
+/// Five datanodes of six hang for longer than a request may take, so that a write without an fsync is given up, or kept. Given
+/// up, the writer hears of it, whoever closed the file meanwhile.
+fn a_lost_write_is_reported_to_its_writer_although_a_reader_closed_first(room: &mut Room) {
+    use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+    /// A flush begins within 3 s and is given up after a request's deadline of 60 s.
+    const HANG: Duration = seconds(75);
+    let cluster = room.cluster();
+    let path = cluster.mount().join("reported");
+    let bytes = run_of_blocks(7, 0, 256, 1);
+    let writer = std::fs::File::create(&path).expect("a file can be made");
+    let reader = std::fs::File::open(&path).expect("a file can be opened");
+    let pids: Vec<_> = (0..5).filter_map(|index| cluster.pid("datanode", index)).collect();
+    assert_eq!(pids.len(), 5);
+    pids.iter().for_each(|pid| assert!(processes::signal(*pid, SIGSTOP)));
+    std::os::unix::fs::FileExt::write_all_at(&writer, &bytes, 0).expect("a write is taken in");
+    // The time itself is the case: nothing can be seen of a flush that is given up.
+    std::thread::sleep(HANG);
+    drop(reader);
+    pids.iter().for_each(|pid| assert!(processes::signal(*pid, SIGCONT)));
+    let synced = writer.sync_all();
+    drop(writer);
+    if let Err(error) = synced {
+        eprintln!("the writer's fsync: {error}");
+        return;
+    }
+    // From a mount that has cached nothing.
+    let cold = cluster.mount_again("demo");
+    let found = std::fs::read(cold.point().join("reported")).expect("the file can be read");
+    assert!(found == bytes, "fsync said that all is well, and {} of {} bytes are there", found.len(), bytes.len());
+    cold.unmount();
 }
 
 /// Stopped by a signal, a node accepts connections and answers nothing: the slow way to be dead.

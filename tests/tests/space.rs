@@ -3,13 +3,13 @@
 
 use holdfast_tests::block::{Seen, Stamp, run_of_blocks};
 use holdfast_tests::cluster::room_directory;
-use holdfast_tests::posix::space;
+use holdfast_tests::posix::{errno, fallocate, space};
 use holdfast_tests::wait::{self, seconds};
 use holdfast_tests::workload::blocks_of;
 use holdfast_tests::{Claim, Cluster, Mounted, Room, Run, claims};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -17,6 +17,8 @@ const CLAIMS: &[Claim] = &claims![
     120 => a_full_quota_is_said_at_write_and_removing_files_makes_room,
     90 => overwriting_within_a_full_quota_is_possible,
     60 => statfs_of_a_volume_with_a_quota_shows_the_quota,
+    60 => fallocate_beyond_the_quota_is_refused_and_one_within_it_is_not,
+    60 => fallocate_beyond_what_is_free_is_refused_and_changes_nothing,
     300 => one_full_disk_under_all_datanodes_is_said_at_write_and_removing_files_makes_room,
     300 => full_disks_of_the_datanodes_are_said_at_write_and_removing_files_makes_room,
 ];
@@ -206,6 +208,35 @@ fn fill_and_recover(cluster: &mut Cluster) {
     check(&d.join("again"), 9999, 32);
     check_all(&d, kept);
     cluster.stop();
+}
+
+fn fallocate_beyond_the_quota_is_refused_and_one_within_it_is_not(room: &mut Room) {
+    let mounted = with_quota(room, "allocated");
+    let file = File::create(mounted.point().join("file")).unwrap();
+    assert_eq!(errno(fallocate(&file, 0, 0, (QUOTA_MEBIBYTES + 1) * MEBIBYTE)), libc::EDQUOT);
+    assert_eq!(file.metadata().unwrap().len(), 0);
+    fallocate(&file, 0, 0, QUOTA_MEBIBYTES / 2 * MEBIBYTE).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), QUOTA_MEBIBYTES / 2 * MEBIBYTE);
+    drop(file);
+    mounted.unmount();
+}
+
+/// (ext4 fills the disk first and then says no.)
+fn fallocate_beyond_what_is_free_is_refused_and_changes_nothing(room: &mut Room) {
+    let d = room.directory();
+    fs::write(d.join("file"), [7; 100_000]).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(d.join("file")).unwrap();
+    let seen = || (file.metadata().unwrap().len(), file.metadata().unwrap().blocks());
+    let (free, ..) = space(&d).unwrap();
+    let before = seen();
+    for mode in [0, libc::FALLOC_FL_KEEP_SIZE] {
+        for length in [free + (1 << 30), 1 << 62] {
+            let refused = errno(fallocate(&file, mode, 0, length));
+            assert!(refused == libc::ENOSPC || refused == libc::EDQUOT, "mode {mode}, {length} bytes: errno {refused}");
+        }
+    }
+    assert_eq!(seen(), before);
+    assert_eq!(fs::read(d.join("file")).unwrap(), [7; 100_000]);
 }
 
 fn one_full_disk_under_all_datanodes_is_said_at_write_and_removing_files_makes_room(room: &mut Room) {

@@ -18,6 +18,8 @@ const CLAIMS: &[Claim] = &claims![
     60 => attributes_that_one_changes_the_other_sees_at_once,
     60 => a_way_walked_over_and_over_shows_every_change_at_once,
     60 => a_size_that_one_cuts_is_cut_for_the_other,
+    60 => a_truncate_by_one_leaves_what_the_others_open_handle_writes_after_it,
+    60 => a_log_that_one_cuts_takes_what_the_other_goes_on_to_append,
     60 => appends_by_turns_all_land,
     60 => both_create_in_one_directory_and_each_name_is_made_once,
     60 => a_file_removed_by_one_stays_readable_for_the_other_that_has_it_open,
@@ -169,6 +171,47 @@ fn a_size_that_one_cuts_is_cut_for_the_other(room: &mut Room) {
     OpenOptions::new().write(true).open(two.join("file")).unwrap().set_len(2000).unwrap();
     let grown = fs::read(one.join("file")).unwrap();
     assert!(grown.len() == 2000 && grown[1000..].iter().all(|b| *b == 0));
+}
+
+fn a_truncate_by_one_leaves_what_the_others_open_handle_writes_after_it(room: &mut Room) {
+    let (one, two, _second) = both(room);
+    for (round, at) in [(0, 0), (1, 10_000), (2, 4096)] {
+        let (writer, cutter) = (one.join(format!("{round}")), two.join(format!("{round}")));
+        let file = OpenOptions::new().write(true).create_new(true).open(&writer).unwrap();
+        file.write_all_at(&[1; 10_000], 0).unwrap();
+        file.sync_all().unwrap();
+        drop(OpenOptions::new().write(true).truncate(true).open(&cutter).unwrap());
+        file.write_all_at(&[2; 5000], at).unwrap();
+        file.sync_all().unwrap_or_else(|error| panic!("round {round}: the writer's fsync: {error}"));
+        let expected = [vec![0; usize::try_from(at).unwrap()], vec![2; 5000]].concat();
+        assert!(fs::read(&cutter).unwrap() == expected, "round {round}: the other mount reads something else");
+        // And again, after the first answer has told the writer of the cut.
+        file.write_all_at(&[3; 100], at).unwrap();
+        file.sync_all().unwrap();
+        drop(file);
+        let expected = [vec![0; usize::try_from(at).unwrap()], vec![3; 100], vec![2; 4900]].concat();
+        assert!(fs::read(&cutter).unwrap() == expected && fs::read(&writer).unwrap() == expected, "round {round}");
+    }
+}
+
+/// As logs are rotated: one appends and syncs, the other copies and truncates. The appender may leave a hole, up to the size
+/// that its kernel believed; what it synced after a cut is there.
+fn a_log_that_one_cuts_takes_what_the_other_goes_on_to_append(room: &mut Room) {
+    let (one, two, _second) = both(room);
+    let mut log = OpenOptions::new().append(true).create(true).open(one.join("log")).unwrap();
+    for round in 0..5 {
+        let mut expected = String::new();
+        for number in 0..20 {
+            let line = format!("round {round} line {number}\n");
+            log.write_all(line.as_bytes()).unwrap();
+            log.sync_all().unwrap_or_else(|error| panic!("round {round} line {number}: {error}"));
+            expected.push_str(&line);
+        }
+        let found = fs::read(two.join("log")).unwrap();
+        let found: Vec<u8> = found.into_iter().skip_while(|byte| *byte == 0).collect();
+        assert_eq!(String::from_utf8_lossy(&found), expected, "round {round}");
+        drop(OpenOptions::new().write(true).truncate(true).open(two.join("log")).unwrap());
+    }
 }
 
 fn appends_by_turns_all_land(room: &mut Room) {

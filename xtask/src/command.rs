@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -10,6 +10,12 @@ use std::time::{Duration, Instant};
 /// The cargo that runs us.
 pub(crate) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Directory of this build's programs: this one was built by the same cargo into the same directory.
+pub(crate) fn release_directory() -> Result<PathBuf> {
+    let executable = std::env::current_exe().context("cannot find this program's own path")?;
+    Ok(executable.parent().context("this program has no directory")?.to_owned())
 }
 
 /// Whether a program is on the path.

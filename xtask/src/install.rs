@@ -14,6 +14,8 @@ const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("setfattr", "attr"),
     ("mkfs.ext4", "e2fsprogs"),
     ("diff", "diffutils"),
+    ("tar", "tar"),
+    ("xz", "xz-utils"),
     ("setpriv", "util-linux"),
     ("unshare", "util-linux"),
 ];
@@ -34,6 +36,11 @@ pub(crate) fn tools_of_test() -> Result<()> {
         require(cargo().args(arguments).args([CARGO_DENY_VERSION, "cargo-deny"]))?;
     }
     require(cargo().args(["fetch", "--locked", "--quiet"]))
+}
+
+/// Programs of the soak.
+pub(crate) fn tools_of_soak() -> Result<()> {
+    debian_packages(TEST_PROGRAMS)
 }
 
 /// What the benchmark needs.

@@ -1,10 +1,14 @@
-//! The project's own tasks: `cargo xtask test` proves the tree, `cargo xtask bench` measures it.
+//! The project's own tasks: `cargo xtask test` proves the tree, `cargo xtask bench` measures it, `cargo xtask soak` wears it.
 
+mod against;
 mod bench;
+mod budget;
 mod build;
 mod command;
 mod install;
 mod lint;
+mod paired;
+mod soak;
 mod suite;
 mod tally;
 mod test;
@@ -25,12 +29,15 @@ enum Task {
     Test(test::Arguments),
     /// Build the benchmark and run it; arguments are passed on to `holdfast-bench run`
     Bench(bench::Arguments),
+    /// Mixed load while members and clients are killed at random; then nothing may be wrong, and nothing left
+    Soak(soak::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Soak(arguments) => soak::run(&arguments),
     };
     match outcome {
         Ok(code) => code,

@@ -1,8 +1,7 @@
-//! Counting what passed, failed and was skipped, and what each stage took.
+//! Counting what passed, failed and was skipped.
 
 use std::fmt;
 use std::ops::AddAssign;
-use std::time::Duration;
 
 /// Tests by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,22 +60,6 @@ impl AddAssign for Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
-    }
-}
-
-/// What one stage did, for the table at the end.
-pub(crate) struct StageReport {
-    pub(crate) name: &'static str,
-    pub(crate) tally: Tally,
-    pub(crate) took: Duration,
-    pub(crate) budget: Duration,
-}
-
-impl fmt::Display for StageReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let over = if self.took > self.budget { "  over its budget" } else { "" };
-        let (took, budget) = (self.took.as_secs_f64(), self.budget.as_secs());
-        write!(f, "{:<11} {took:>7.1} s of {budget:>4} s   {}{over}", self.name, self.tally)
     }
 }
 

@@ -1,10 +1,11 @@
 //! `cargo xtask test`: the stages in their order, each with its time and its budget, and one closing line.
 
-use crate::tally::{StageReport, Tally};
+use crate::budget::{self, StageReport};
+use crate::tally::Tally;
 use crate::{build, install, lint, suite};
 use anyhow::Result;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The part of the tests to run; all of them by default.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -34,7 +35,8 @@ struct Run {
 
 impl Run {
     /// Runs one stage. A stage that could not be carried out counts as one failure; whether it was carried out.
-    fn stage(&mut self, name: &'static str, budget_minutes: u64, body: impl FnOnce() -> Result<Tally>) -> bool {
+    fn stage(&mut self, stage: budget::Stage, body: impl FnOnce() -> Result<Tally>) -> bool {
+        let name = stage.name;
         println!("==> {name}");
         let started = Instant::now();
         let outcome = body();
@@ -43,8 +45,7 @@ impl Run {
             println!("{name}: {error:#}");
             Tally::FAILED
         });
-        let report =
-            StageReport { name, tally, took: started.elapsed(), budget: Duration::from_secs(budget_minutes * 60) };
+        let report = StageReport { stage, tally, took: started.elapsed() };
         println!("<== {report}");
         self.reports.push(report);
         carried_out
@@ -58,6 +59,7 @@ impl Run {
             println!("{report}");
             total += report.tally;
         }
+        println!("{}", budget::verdict(&self.reports));
         println!("\n{total}");
         if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
@@ -67,15 +69,15 @@ impl Run {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let wants = |part| arguments.only.is_empty() || arguments.only.contains(&part);
     let mut run = Run { reports: Vec::new() };
-    if !run.stage("install", 4, || install::tools_of_test().map(|()| Tally::default())) {
+    if !run.stage(budget::INSTALL, || install::tools_of_test().map(|()| Tally::default())) {
         return Ok(run.close());
     }
     if wants(Part::Lint) {
-        run.stage("lint", 4, lint::run);
+        run.stage(budget::LINT, lint::run);
     }
     if wants(Part::Unit) || wants(Part::E2e) {
         let mut programs = Vec::new();
-        run.stage("build", 8, || {
+        run.stage(budget::BUILD, || {
             let built = build::run()?;
             let tally = Tally { failed: usize::from(built.is_none()), ..Tally::default() };
             programs = built.unwrap_or_default();
@@ -85,10 +87,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             return Ok(run.close());
         }
         if wants(Part::Unit) {
-            run.stage("unit", 4, || suite::unit(&programs, &arguments.filters));
+            run.stage(budget::UNIT, || suite::unit(&programs, &arguments.filters));
         }
         if wants(Part::E2e) {
-            run.stage("end to end", 10, || suite::end_to_end(&programs, &arguments.filters));
+            run.stage(budget::END_TO_END, || suite::end_to_end(&programs, &arguments.filters));
         }
     }
     Ok(run.close())

@@ -15,6 +15,7 @@ pub(crate) const CLAIMS: &[Claim] = &claims![
     30 => extended_attributes_are_kept_listed_replaced_and_removed,
     30 => an_extended_attribute_may_be_as_large_as_linux_allows,
     30 => extended_attributes_are_refused_where_linux_refuses_them,
+    30 => an_extended_attribute_without_a_name_behind_its_prefix_is_refused,
     30 => a_capability_stays_until_the_next_write,
     60 => other_users_get_what_the_modes_allow,
     30 => writing_takes_the_set_user_bit_away,
@@ -170,6 +171,16 @@ fn extended_attributes_are_refused_where_linux_refuses_them(room: &mut Room) {
     assert_eq!(attribute::get(&path, b"user.a").unwrap(), b"1");
     symlink("file", d.join("link")).unwrap();
     assert_eq!(errno(attribute::set(&d.join("link"), b"user.a", b"1", 0)), libc::EPERM);
+}
+
+fn an_extended_attribute_without_a_name_behind_its_prefix_is_refused(room: &mut Room) {
+    let path = room.directory().join("file");
+    fs::write(&path, "x").unwrap();
+    for name in [b"user.".as_slice(), b"trusted."] {
+        assert_eq!(errno(attribute::set(&path, name, b"1", 0)), libc::EINVAL);
+    }
+    let listed = attribute::list(&path).unwrap();
+    assert!(listed.is_empty(), "{}", listed.escape_ascii());
 }
 
 /// `cp -a` and `tar` set attributes of a file that they have written and not closed yet.

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) const CLAIMS: &[Claim] = &claims![
     30 => an_open_file_survives_its_rename,
@@ -14,6 +15,7 @@ pub(crate) const CLAIMS: &[Claim] = &claims![
     30 => truncating_an_open_file_cuts_it_and_growing_shows_zeros,
     30 => opening_with_truncation_empties_for_every_handle,
     60 => appends_of_many_handles_all_land_whole,
+    60 => appends_through_kept_handles_land_while_others_look_at_the_file_and_open_it,
     30 => a_mapped_file_survives_its_unlink,
     30 => nothing_can_be_made_in_a_removed_directory,
     30 => locks_exclude_each_other,
@@ -101,20 +103,58 @@ fn opening_with_truncation_empties_for_every_handle(room: &mut Room) {
     assert_eq!(bytes_of(&file), b"new");
 }
 
+/// Handles that append at once, and records of each.
+const WRITERS: usize = 4;
+const RECORDS: usize = 300;
+
 fn appends_of_many_handles_all_land_whole(room: &mut Room) {
-    const WRITERS: usize = 4;
-    const RECORDS: usize = 300;
     let path = room.directory().join("log");
-    let append = |writer: usize| {
-        let mut file = OpenOptions::new().append(true).create(true).open(&path).unwrap();
-        for record in 0..RECORDS {
-            // Lengths that never fit a page, so that records cross every boundary.
-            let line = format!("{writer} {record} {}\n", "x".repeat(50 + (writer * 37 + record * 11) % 200));
-            assert_eq!(file.write(line.as_bytes()).unwrap(), line.len());
-        }
-    };
-    std::thread::scope(|scope| (0..WRITERS).for_each(|writer| drop(scope.spawn(move || append(writer)))));
-    let text = fs::read_to_string(&path).unwrap();
+    std::thread::scope(|scope| {
+        let path = &path;
+        (0..WRITERS).for_each(|writer| drop(scope.spawn(move || append_records(path, writer))));
+    });
+    check_records(&path);
+}
+
+/// An answer to stat or open says a size, which the kernel then takes for the place of the next append.
+fn appends_through_kept_handles_land_while_others_look_at_the_file_and_open_it(room: &mut Room) {
+    let path = room.directory().join("log");
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (path, ended) = (&path, &ended);
+        File::create(path).unwrap();
+        let until_the_end = |look: fn(&Path) -> u64| {
+            scope.spawn(move || {
+                let mut last = 0;
+                while !ended.load(Ordering::Relaxed) {
+                    let size = look(path);
+                    assert!(size >= last, "the file shrank from {last} to {size} bytes");
+                    last = size;
+                }
+            });
+        };
+        until_the_end(|path| fs::metadata(path).unwrap().len());
+        until_the_end(|path| File::open(path).unwrap().metadata().unwrap().len());
+        until_the_end(|path| OpenOptions::new().append(true).open(path).unwrap().metadata().unwrap().len());
+        let writers: Vec<_> = (0..WRITERS).map(|writer| scope.spawn(move || append_records(path, writer))).collect();
+        let joined: Vec<_> = writers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        ended.store(true, Ordering::Relaxed);
+        joined.into_iter().for_each(|outcome| outcome.unwrap());
+    });
+    check_records(&path);
+}
+
+fn append_records(path: &Path, writer: usize) {
+    let mut file = OpenOptions::new().append(true).create(true).open(path).unwrap();
+    for record in 0..RECORDS {
+        // Lengths that never fit a page, so that records cross every boundary.
+        let line = format!("{writer} {record} {}\n", "x".repeat(50 + (writer * 37 + record * 11) % 200));
+        assert_eq!(file.write(line.as_bytes()).unwrap(), line.len());
+    }
+}
+
+fn check_records(path: &Path) {
+    let text = fs::read_to_string(path).unwrap();
     let mut next = [0; WRITERS];
     for line in text.lines() {
         let mut fields = line.split(' ');

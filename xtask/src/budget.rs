@@ -1,0 +1,97 @@
+//! The stages of `cargo xtask test` and what each may take on two cores. Exceeding a budget is reported and fails nothing:
+//! machines are noisy, but a stage that grows should be seen when it does.
+
+use crate::tally::Tally;
+use std::fmt;
+use std::time::Duration;
+
+/// A stage and its budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stage {
+    pub(crate) name: &'static str,
+    budget_minutes: u64,
+}
+
+pub(crate) const INSTALL: Stage = Stage { name: "install", budget_minutes: 2 };
+pub(crate) const LINT: Stage = Stage { name: "lint", budget_minutes: 3 };
+pub(crate) const BUILD: Stage = Stage { name: "build", budget_minutes: 7 };
+pub(crate) const UNIT: Stage = Stage { name: "unit", budget_minutes: 4 };
+pub(crate) const END_TO_END: Stage = Stage { name: "end to end", budget_minutes: 10 };
+
+/// Budget of all stages together (issue 8).
+const TOTAL_MINUTES: u64 = 30;
+/// Kept free for the simulation of a whole cluster (issue 8).
+const SIMULATION_MINUTES: u64 = 4;
+
+const _: () = {
+    let stages = [INSTALL, LINT, BUILD, UNIT, END_TO_END];
+    let (mut sum, mut index) = (SIMULATION_MINUTES, 0);
+    while index < stages.len() {
+        sum += stages[index].budget_minutes;
+        index += 1;
+    }
+    assert!(sum == TOTAL_MINUTES, "the stages' budgets add up to the whole");
+};
+
+/// Result of one stage.
+#[derive(Debug)]
+pub(crate) struct StageReport {
+    pub(crate) stage: Stage,
+    pub(crate) tally: Tally,
+    pub(crate) took: Duration,
+}
+
+impl StageReport {
+    fn budget(&self) -> Duration {
+        minutes(self.stage.budget_minutes)
+    }
+}
+
+impl fmt::Display for StageReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let over = if self.took > self.budget() { "  over its budget" } else { "" };
+        let (took, budget) = (self.took.as_secs_f64(), self.budget().as_secs());
+        write!(f, "{:<11} {took:>7.1} s of {budget:>4} s   {}{over}", self.stage.name, self.tally)
+    }
+}
+
+fn minutes(count: u64) -> Duration {
+    Duration::from_secs(count * 60)
+}
+
+/// The line below the table: the time of all stages, and which took longer than they may.
+pub(crate) fn verdict(reports: &[StageReport]) -> String {
+    let total: Duration = reports.iter().map(|report| report.took).sum();
+    let limit = minutes(TOTAL_MINUTES);
+    let mut over: Vec<&str> =
+        reports.iter().filter(|report| report.took > report.budget()).map(|report| report.stage.name).collect();
+    if total > limit {
+        over.push("all together");
+    }
+    let (took, limit) = (total.as_secs_f64(), limit.as_secs());
+    let judged = if over.is_empty() { "within budget".to_owned() } else { format!("over budget: {}", over.join(", ")) };
+    format!("{:<11} {took:>7.1} s of {limit:>4} s   {judged}", "all")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(stage: Stage, seconds: u64) -> StageReport {
+        StageReport { stage, tally: Tally::default(), took: Duration::from_secs(seconds) }
+    }
+
+    #[test]
+    fn a_stage_over_its_budget_is_named_in_its_row_and_at_the_end() {
+        let reports = [report(LINT, 181), report(UNIT, 240)];
+        assert!(reports[0].to_string().ends_with("over its budget") && !reports[1].to_string().contains("over"));
+        assert_eq!(verdict(&reports), "all           421.0 s of 1800 s   over budget: lint");
+        assert!(verdict(&reports[1..]).ends_with("within budget"));
+    }
+
+    #[test]
+    fn all_together_may_be_too_long_too() {
+        let reports = [report(BUILD, 1500), report(END_TO_END, 301)];
+        assert!(verdict(&reports).ends_with("over budget: build, all together"));
+    }
+}

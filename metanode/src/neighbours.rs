@@ -58,7 +58,9 @@ impl Neighbours {
             }
             Err(other) => return Err(other),
         };
-        let tables = record.tables.into_iter().map(|table| (VolumeId(table.volume), table)).collect();
+        // Nodes may have come back with an older build since: what they know must be heard in this run.
+        let unheard = |table: TableAssignment| TableAssignment { feature_level: 0, ..table };
+        let tables = record.tables.into_iter().map(|table| (VolumeId(table.volume), unheard(table))).collect();
         let neighbours =
             Self { directory: directory.to_owned(), known: RwLock::new(Known { tables, ..Known::default() }) };
         neighbours.note_nodes(&record.nodes);
@@ -104,7 +106,7 @@ impl Neighbours {
             // What is not mentioned stays (R7).
             for table in &response.tables {
                 let former = known.tables.insert(VolumeId(table.volume), table.clone());
-                changed |= former.map(without_space) != Some(without_space(table.clone()));
+                changed |= former.map(lasting) != Some(lasting(table.clone()));
             }
         }
         if changed { self.save() } else { Ok(()) }
@@ -158,9 +160,9 @@ impl Neighbours {
     }
 }
 
-/// Free space changes with every heartbeat and is no reason to write a file.
-fn without_space(table: TableAssignment) -> TableAssignment {
-    TableAssignment { available_bytes: 0, ..table }
+/// Free space changes with every heartbeat, and a feature level is not believed from the file: no reasons to write it.
+fn lasting(table: TableAssignment) -> TableAssignment {
+    TableAssignment { available_bytes: 0, feature_level: 0, ..table }
 }
 
 fn resolve(address: &str) -> Option<SocketAddr> {
@@ -189,7 +191,13 @@ mod tests {
 
     fn answer(address: &str, alive: bool, available_bytes: u64) -> HeartbeatResponse {
         let node = Endpoint { node: 4, address: address.to_owned(), alive };
-        let table = TableAssignment { volume: 9, replicas: vec![4], available_bytes, ..TableAssignment::default() };
+        let table = TableAssignment {
+            volume: 9,
+            replicas: vec![4],
+            available_bytes,
+            feature_level: 1,
+            ..TableAssignment::default()
+        };
         HeartbeatResponse { nodes: vec![node], tables: vec![table], drops: vec![] }
     }
 
@@ -202,6 +210,9 @@ mod tests {
         assert_eq!(again.address(NodeId(4)), Some("127.0.0.1:77".parse().unwrap()));
         assert_eq!(again.fingerprint(), neighbours.fingerprint());
         assert_eq!(again.assignment(VolumeId(9)).unwrap().replicas, [4]);
+        // What other builds know is not: they may have been exchanged since.
+        assert_eq!(neighbours.assignment(VolumeId(9)).unwrap().feature_level, 1);
+        assert_eq!(again.assignment(VolumeId(9)).unwrap().feature_level, 0);
         again.forget_table(VolumeId(9)).unwrap();
         assert_eq!(Neighbours::load(directory.path()).unwrap().assignment(VolumeId(9)), None);
     }

@@ -10,6 +10,7 @@ mod commit;
 mod extents;
 mod groups;
 mod key;
+mod level;
 mod namespace;
 mod read;
 mod records;
@@ -23,6 +24,7 @@ mod xattr;
 
 pub use check::CheckError;
 pub use groups::Capacity;
+pub use level::FEATURE_LEVEL;
 pub use read::{DirectoryPage, FreedChunk};
 pub use snapshot::{FrozenTable, RestoreError};
 
@@ -116,6 +118,8 @@ struct Counters {
     last_time_ns: i64,
     mapped_pages: u64,
     reserved_bytes: u64,
+    /// Which behaviour apply has (R26); 0 in tables made before levels were.
+    feature_level: u32,
 }
 
 impl Default for Counters {
@@ -130,6 +134,7 @@ impl Default for Counters {
             last_time_ns: 0,
             mapped_pages: 0,
             reserved_bytes: 0,
+            feature_level: 0,
         }
     }
 }
@@ -223,6 +228,7 @@ impl Table {
             Op::ForgetChunks(op) => self.forget_chunks(op),
             Op::RaiseFloor(op) => self.raise_floor(op),
             Op::Configure(op) => self.configure(op, now_ns),
+            Op::RaiseFeatureLevel(op) => self.raise_feature_level(op),
         }
     }
 
@@ -239,6 +245,7 @@ impl Table {
             counters.last_time_ns.cast_unsigned(),
             counters.mapped_pages,
             counters.reserved_bytes,
+            counters.feature_level.into(),
             self.inodes.len() as u64,
             self.dentries.len() as u64,
             self.extents.len() as u64,
@@ -263,7 +270,8 @@ pub fn is_leader_only(op: &Op) -> bool {
         | Op::SetGroupState(_)
         | Op::ForgetChunks(_)
         | Op::RaiseFloor(_)
-        | Op::Configure(_) => true,
+        | Op::Configure(_)
+        | Op::RaiseFeatureLevel(_) => true,
         Op::OpenSession(_)
         | Op::CloseSession(_)
         | Op::Create(_)

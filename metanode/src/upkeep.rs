@@ -1,12 +1,14 @@
 //! What a leader does for its table by itself: configuration, spare groups, silent sessions, orphans.
 
 use crate::hosted::{Context, Hosted, Leadership};
+use crate::table::FEATURE_LEVEL;
 use holdfast_common::InodeId;
 use holdfast_common::limits::{GROUP_CAPACITY_BYTES, SPARE_GROUP_BYTES};
 use holdfast_proto::control::{AllocateGroupsRequest, Group, TableAssignment};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
-    AddGroups, BlockGroup, Code, Configure, ExpireSessions, GroupSlot, GroupState, ReapOrphans, SetGroupState,
+    AddGroups, BlockGroup, Code, Configure, ExpireSessions, GroupSlot, GroupState, RaiseFeatureLevel, ReapOrphans,
+    SetGroupState,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +68,7 @@ impl Upkeep<'_> {
         if self.hosted.group.state().read().table().configuration().is_none() {
             return;
         }
+        self.raise_feature_level().await;
         self.switch_groups().await;
         self.add_groups().await;
         self.expire_sessions(term).await;
@@ -93,6 +96,21 @@ impl Upkeep<'_> {
                 self.refused = Some(wanted);
             }
             None => {}
+        }
+    }
+
+    /// R26: the table takes up what the builds of all its replicas know, right after its configuration and after the last
+    /// replica was upgraded.
+    async fn raise_feature_level(&self) {
+        let volume = self.hosted.volume;
+        let assignment = self.context.neighbours.assignment(volume);
+        let level = assignment.map_or(0, |assignment| assignment.feature_level).min(FEATURE_LEVEL);
+        if level <= self.hosted.group.state().read().table().feature_level() {
+            return;
+        }
+        let op = Op::RaiseFeatureLevel(RaiseFeatureLevel { level });
+        if self.hosted.propose(op).await.is_some() {
+            tracing::info!(%volume, level, "feature level raised");
         }
     }
 

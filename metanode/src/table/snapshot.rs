@@ -1,14 +1,14 @@
 //! Snapshots: a frozen copy is O(1) and written by another thread; a restore rebuilds the trees and what follows from
 //! them.
 //!
-//! The stream: 8 bytes magic, u32 version; then blocks of u32 length, u32 CRC32C of (length, payload), payload; all
+//! The stream: 8 bytes magic, u32 version, 1 at feature level 0, else 2; then blocks of u32 length, u32 CRC32C of (length, payload), payload; all
 //! integers little-endian. A block's payload is a run of varint-delimited `SnapshotRecord`s of `snapshot.proto`, none
 //! cut by a block's end. The first record is the header, the last one the end with the number of records before it.
 
 use super::key::NameProbe;
 use super::records::{Body, Chunk, Dentry, Group, Inode, Run, Session, Slot};
 use super::tree::Tree;
-use super::{Configuration, Counters, Table};
+use super::{Configuration, Counters, FEATURE_LEVEL, Table};
 use bytes::{Buf, Bytes, BytesMut};
 use holdfast_common::checksum::{crc32c, crc32c_append};
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, InodeId, NodeId, SessionId, VolumeId};
@@ -22,7 +22,10 @@ use prost::Message;
 use std::io::{self, Read, Write};
 
 const MAGIC: &[u8; 8] = b"HFTABLE\n";
-const VERSION: u32 = 1;
+/// Of a table of feature level 0, as builds wrote it that knew no levels, and of every other: such a build would otherwise
+/// read it and behave as at level 0 (R26).
+const VERSION_PLAIN: u32 = 1;
+const VERSION_WITH_LEVEL: u32 = 2;
 /// A block is written once it has this much.
 const BLOCK_BYTES: usize = 64 << 10;
 /// No block is larger: one record on top of a full block, the largest being a session with all its replies.
@@ -41,6 +44,9 @@ pub enum RestoreError {
     /// Not a snapshot of a table, or of a newer version.
     #[error("not a snapshot this version can read")]
     Version,
+    /// The table behaves in a way that this version does not know (R26).
+    #[error("the table has feature level {0}, and this version knows levels up to {FEATURE_LEVEL}")]
+    FeatureLevel(u32),
     /// A block's checksum differs.
     #[error("a block of the snapshot is damaged")]
     Damaged,
@@ -68,7 +74,7 @@ impl Table {
     /// Every damage to the stream; never panics on any bytes.
     pub fn restore(from: &mut dyn Read) -> Result<Self, RestoreError> {
         let mut blocks = BlockReader { from };
-        blocks.read_preamble()?;
+        let version = blocks.read_preamble()?;
         let mut table = Self::default();
         let mut records_count = 0;
         loop {
@@ -82,7 +88,12 @@ impl Table {
                     Record::Header(_) if records_count != 0 => {
                         return Err(RestoreError::Malformed("a second header"));
                     }
-                    Record::Header(header) => table.restore_header(&header)?,
+                    Record::Header(header) => {
+                        table.restore_header(&header)?;
+                        if table.snapshot_version() != version {
+                            return Err(RestoreError::Version);
+                        }
+                    }
                     _ if records_count == 0 => return Err(RestoreError::Malformed("no header")),
                     other => table.restore_record(other)?,
                 }
@@ -92,6 +103,9 @@ impl Table {
     }
 
     fn restore_header(&mut self, header: &Header) -> Result<(), RestoreError> {
+        if header.feature_level > FEATURE_LEVEL {
+            return Err(RestoreError::FeatureLevel(header.feature_level));
+        }
         self.counters = Counters {
             next_inode: header.next_inode,
             next_chunk: header.next_chunk,
@@ -102,6 +116,7 @@ impl Table {
             last_time_ns: header.last_time_ns,
             mapped_pages: 0,
             reserved_bytes: 0,
+            feature_level: header.feature_level,
         };
         if header.configured {
             self.configuration = Some(Configuration {
@@ -256,6 +271,10 @@ impl Table {
         Ok(())
     }
 
+    fn snapshot_version(&self) -> u32 {
+        if self.counters.feature_level == 0 { VERSION_PLAIN } else { VERSION_WITH_LEVEL }
+    }
+
     fn header(&self) -> Header {
         let counters = &self.counters;
         let mut header = Header {
@@ -267,6 +286,7 @@ impl Table {
             groups_version: counters.groups_version,
             floor: counters.floor,
             last_time_ns: counters.last_time_ns,
+            feature_level: counters.feature_level,
             ..Header::default()
         };
         if let Some(configuration) = &self.configuration {
@@ -290,7 +310,7 @@ impl FrozenTable {
         let table = &self.0;
         let mut blocks = BlockWriter { to, block: BytesMut::with_capacity(2 * BLOCK_BYTES), records_count: 0 };
         blocks.to.write_all(MAGIC)?;
-        blocks.to.write_all(&VERSION.to_le_bytes())?;
+        blocks.to.write_all(&table.snapshot_version().to_le_bytes())?;
         blocks.put(Record::Header(table.header()))?;
         for (id, inode) in table.inodes.iter() {
             blocks.put(Record::Inode(inode_record(*id, inode)))?;
@@ -414,11 +434,12 @@ impl BlockReader<'_> {
         Ok(u32::from_le_bytes(bytes))
     }
 
-    fn read_preamble(&mut self) -> Result<(), RestoreError> {
+    fn read_preamble(&mut self) -> Result<u32, RestoreError> {
         let mut magic = [0; MAGIC.len()];
         self.from.read_exact(&mut magic)?;
         let version = self.read_u32()?;
-        if &magic == MAGIC && version == VERSION { Ok(()) } else { Err(RestoreError::Version) }
+        let known = [VERSION_PLAIN, VERSION_WITH_LEVEL].contains(&version);
+        if &magic == MAGIC && known { Ok(version) } else { Err(RestoreError::Version) }
     }
 
     fn read_block(&mut self) -> Result<Bytes, RestoreError> {

@@ -7,12 +7,12 @@ mod persistence;
 mod random;
 mod sessions;
 
-use super::{COMMAND_VERSION, Table};
+use super::{COMMAND_VERSION, FEATURE_LEVEL, Table};
 use holdfast_common::limits::PAGE_BYTES;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     AddGroups, Attr, BlockGroup, ChunkRecord, Code, Commit, Configure, CreateNode, Extent, FileCommit, GroupSlot, Kind,
-    MutateResponse, Mutation, OpenSession, ReserveChunks,
+    MutateResponse, Mutation, OpenSession, RaiseFeatureLevel, ReserveChunks,
 };
 use holdfast_proto::record::TableCommand;
 
@@ -32,8 +32,13 @@ impl Fixture {
     }
 
     pub(super) fn with_quota(quota_bytes: u64) -> Self {
+        Self::at_level(FEATURE_LEVEL, quota_bytes)
+    }
+
+    pub(super) fn at_level(level: u32, quota_bytes: u64) -> Self {
         let mut fixture = Self { table: Table::new(), session: 0, sequence: 0, time_ns: 1_000 };
         fixture.lead(configure(quota_bytes));
+        fixture.lead(Op::RaiseFeatureLevel(RaiseFeatureLevel { level }));
         fixture.lead(Op::AddGroups(AddGroups { groups: vec![group(1)] }));
         fixture.session = fixture.open_session(b"client");
         fixture

@@ -191,3 +191,10 @@ async fn directories_and_ports_that_do_not_fit_are_refused_and_left_alone() {
     let refused = start(taken).await.err().unwrap();
     assert!(refused.to_string().contains("the port is in use"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_table_has_the_highest_feature_level_at_once() {
+    let cluster = Cluster::with_volume(3).await;
+    let raised = || cluster.known().reports.values().flatten().any(|report| report.leader && report.feature_level > 0);
+    until("the leader raised the level", raised).await;
+}

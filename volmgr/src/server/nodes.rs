@@ -52,6 +52,7 @@ impl Nodes for Core {
         self.with_soft(|soft, now_ms| {
             soft.liveness.heard(now_ms, node);
             soft.disks.insert(node, request.disks);
+            soft.feature_levels.insert(node, request.feature_level);
         });
         self.note_tables(node, &request.tables).await?;
         let confirmed: Vec<_> = self.with_state(|state| {

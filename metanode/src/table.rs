@@ -7,6 +7,7 @@
 mod attributes;
 mod check;
 mod commit;
+mod digest;
 mod extents;
 mod groups;
 mod key;
@@ -230,32 +231,6 @@ impl Table {
             Op::Configure(op) => self.configure(op, now_ns),
             Op::RaiseFeatureLevel(op) => self.raise_feature_level(op),
         }
-    }
-
-    /// A fingerprint of what replicas must agree on; cheap, so that it can be compared often.
-    #[must_use]
-    pub fn digest(&self) -> u64 {
-        let counters = &self.counters;
-        let words = [
-            counters.next_inode,
-            counters.next_chunk,
-            counters.next_session,
-            counters.next_group,
-            counters.floor,
-            counters.last_time_ns.cast_unsigned(),
-            counters.mapped_pages,
-            counters.reserved_bytes,
-            counters.feature_level.into(),
-            self.inodes.len() as u64,
-            self.dentries.len() as u64,
-            self.extents.len() as u64,
-            self.chunks.len() as u64,
-            self.freed.len() as u64,
-            self.xattrs.len() as u64,
-            self.sessions.len() as u64,
-        ];
-        // FNV-1a by words: stable across builds, and no two of these states meet by accident often enough to matter.
-        words.iter().fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3))
     }
 }
 

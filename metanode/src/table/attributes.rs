@@ -22,7 +22,7 @@ impl Table {
         if op.size_bytes.is_some() || op.uid.is_some() || op.gid.is_some() {
             self.kill_capability(id);
         }
-        let inode = self.known_mut(id)?;
+        let mut inode = self.known_mut(id)?;
         if let Some(mode) = op.mode {
             inode.mode = mode & 0o7777;
         }
@@ -42,7 +42,7 @@ impl Table {
         if size_bytes < self.known(id)?.size_bytes {
             self.unmap(id, size_bytes, u64::MAX, now_ns)?;
         }
-        let inode = self.known_mut(id)?;
+        let mut inode = self.known_mut(id)?;
         inode.size_bytes = size_bytes;
         inode.truncate_generation += 1;
         inode.touch(now_ns);
@@ -69,7 +69,7 @@ impl Table {
         }
         let grows = !op.keep_size && mode != FallocateMode::PunchHole;
         self.kill_capability(id);
-        let inode = self.known_mut(id)?;
+        let mut inode = self.known_mut(id)?;
         if removes {
             inode.truncate_generation += 1;
         }

@@ -33,7 +33,28 @@ impl Table {
         self.check_inodes()?;
         self.check_extents()?;
         self.check_chunks()?;
-        self.check_sessions()
+        self.check_sessions()?;
+        self.check_sums()
+    }
+
+    /// The digest says what the trees hold.
+    fn check_sums(&self) -> Check {
+        let sums = [
+            ("inodes", self.inodes.sum_is_right()),
+            ("dentries", self.dentries.sum_is_right()),
+            ("cookies", self.cookies.sum_is_right()),
+            ("extents", self.extents.sum_is_right()),
+            ("chunks", self.chunks.sum_is_right()),
+            ("freed", self.freed.sum_is_right()),
+            ("xattrs", self.xattrs.sum_is_right()),
+            ("orphans", self.orphans.sum_is_right()),
+            ("sessions", self.sessions.sum_is_right()),
+            ("client keys", self.client_keys.sum_is_right()),
+            ("groups", self.groups.sum_is_right()),
+            ("replies", self.sessions.iter().all(|(_, session)| session.replies.sum_is_right())),
+        ];
+        let wrong = sums.iter().find(|(_, right)| !right);
+        ensure(wrong.is_none(), || format!("the sum of hashes of {wrong:?} is wrong"))
     }
 
     fn check_cookies(&self) -> Check {

@@ -63,12 +63,12 @@ impl Table {
             let same = known.live_bytes > 0 && known.record(id) == *record;
             return Ok(if same { Ok(record.length_bytes) } else { Err(Code::RewriteChunk) });
         }
-        if !self.session_mut(session)?.owns_chunk(record.chunk) {
+        if !self.session(session)?.owns_chunk(record.chunk) {
             return Ok(Err(Code::RewriteChunk));
         }
         let current = self.names_current_members(&chunk);
         self.session_mut(session)?.burn_chunk(record.chunk);
-        if let Some(group) = self.groups.get_mut(&chunk.group) {
+        if let Some(mut group) = self.groups.get_mut(&chunk.group) {
             group.used_bytes += u64::from(chunk.length_bytes);
         }
         self.chunks.insert(id, chunk);
@@ -151,7 +151,7 @@ impl Table {
         }
         self.change_mapped_pages(id, more_pages, 0)?;
         self.kill_capability(id);
-        let inode = self.known_mut(id)?;
+        let mut inode = self.known_mut(id)?;
         inode.size_bytes = size_bytes;
         inode.mtime_ns = inode.mtime_ns.max(file.mtime_ns.min(now_ns));
         inode.ctime_ns = now_ns;
@@ -164,7 +164,7 @@ impl Table {
 
     /// Turns reservation into use. What the reservation covers is never refused; what goes beyond it must fit.
     fn consume_quota(&mut self, session: SessionId, offered_bytes: u64, more_pages: u64) -> Outcome<()> {
-        let reserved = self.session_mut(session)?.reserved_bytes;
+        let reserved = self.session(session)?.reserved_bytes;
         let consumed = offered_bytes.min(reserved);
         let rest = self.counters.reserved_bytes - consumed;
         let covered = more_pages.saturating_mul(PAGE_BYTES.into()) <= consumed;

@@ -82,7 +82,7 @@ impl Table {
     ) -> Result<(), Broken> {
         self.cut(inode, file_offset, run.end(file_offset), emptied)?;
         self.extents.insert((inode, file_offset), run);
-        let Some(chunk) = self.chunks.get_mut(&run.chunk) else {
+        let Some(mut chunk) = self.chunks.get_mut(&run.chunk) else {
             return broken(format!("chunk {} is not there", run.chunk));
         };
         chunk.live_bytes += u64::from(run.length_bytes);
@@ -114,7 +114,7 @@ impl Table {
     }
 
     fn release(&mut self, id: ChunkId, bytes: u64, emptied: &mut Vec<ChunkId>) -> Result<(), Broken> {
-        let Some(chunk) = self.chunks.get_mut(&id) else {
+        let Some(mut chunk) = self.chunks.get_mut(&id) else {
             return broken(format!("chunk {id} is not there"));
         };
         match chunk.live_bytes.checked_sub(bytes) {
@@ -132,7 +132,7 @@ impl Table {
     /// one file of a commit lets go may be named again by the next.
     pub(super) fn free_emptied(&mut self, emptied: &[ChunkId], now_ns: i64) -> Result<(), Broken> {
         for id in emptied {
-            let Some(chunk) = self.chunks.get_mut(id) else {
+            let Some(mut chunk) = self.chunks.get_mut(id) else {
                 return broken(format!("chunk {id} is not there"));
             };
             if chunk.live_bytes == 0 && chunk.freed_ns == 0 {

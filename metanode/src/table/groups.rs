@@ -80,7 +80,7 @@ impl Table {
 
     /// Compare-and-swap on the epoch, so that two reports of one failure vacate once.
     pub(super) fn vacate_slot(&mut self, op: &VacateSlot) -> Outcome<MutateResponse> {
-        let group = self.groups.get_mut(&GroupId(op.group)).ok_or(Code::NotFound)?;
+        let mut group = self.groups.get_mut(&GroupId(op.group)).ok_or(Code::NotFound)?;
         let index = usize::try_from(op.slot).map_err(|_| Code::Invalid)?;
         let slot = group.slots.get(index).ok_or(Code::Invalid)?;
         if group.epoch != op.epoch || slot.disk.0 == 0 {
@@ -89,7 +89,9 @@ impl Table {
         group.epoch += 1;
         let vacant = Slot { disk: DiskId(0), node: NodeId(0), since_epoch: group.epoch };
         let slots = group.slots.iter().enumerate().map(|(i, slot)| if i == index { vacant } else { *slot });
-        group.slots = slots.collect();
+        let slots = slots.collect();
+        group.slots = slots;
+        drop(group);
         self.counters.groups_version += 1;
         Ok(MutateResponse::default())
     }
@@ -118,7 +120,7 @@ impl Table {
         let Some(chunk) = self.chunks.remove(&id) else {
             return broken(format!("chunk {id} is not there"));
         };
-        let Some(group) = self.groups.get_mut(&chunk.group) else {
+        let Some(mut group) = self.groups.get_mut(&chunk.group) else {
             return broken(format!("chunk {id} is in no group"));
         };
         match group.used_bytes.checked_sub(chunk.length_bytes.into()) {

@@ -1,6 +1,7 @@
 //! Tests of the table: against a plain model of a file system, and one scenario for each rule.
 
 mod commits;
+mod digest;
 mod model;
 mod names;
 mod persistence;

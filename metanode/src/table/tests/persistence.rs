@@ -99,7 +99,7 @@ const GOLDEN_LEVEL_1: &str = concat!(
 );
 
 /// A table with something in each of its trees.
-fn full_table() -> Fixture {
+pub(super) fn full_table() -> Fixture {
     let mut fixture = Fixture::with_quota(1 << 30);
     let directory = fixture.create(ROOT, b"d", Kind::Directory);
     fixture.create(directory, b"s", Kind::Symlink);
@@ -117,7 +117,7 @@ fn full_table() -> Fixture {
     fixture
 }
 
-fn image(table: &Table) -> Vec<u8> {
+pub(super) fn image(table: &Table) -> Vec<u8> {
     let mut image = Vec::new();
     table.freeze().write_to(&mut image).unwrap();
     image

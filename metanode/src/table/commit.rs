@@ -32,12 +32,18 @@ impl Table {
         for file in &op.files {
             commits.push(match self.commit_file(file, session, &verdicts, &mut touched, now_ns) {
                 Ok(attr) => attr,
-                Err(Fault::Refused(code)) => CommitResult { code: code.into(), attr: None },
+                Err(Fault::Refused(code)) => self.refused_file(InodeId(file.inode), code),
                 Err(Fault::Broken(broken)) => return Err(broken.into()),
             });
         }
         self.free_emptied(&touched, now_ns)?;
         Ok(MutateResponse { commits, ..MutateResponse::default() })
+    }
+
+    /// Carries the attributes that the file has now: the client goes on under the present truncate generation (R9).
+    fn refused_file(&self, id: InodeId, code: Code) -> CommitResult {
+        let attr = self.inodes.get(&id).filter(|_| self.feature_level() >= 1).map(|inode| inode.attr(id));
+        CommitResult { code: code.into(), attr }
     }
 
     /// Judges a chunk record and enters a new one into the table, without live bytes yet.

@@ -5,7 +5,7 @@
 //! | level | what it adds |
 //! |---|---|
 //! | 0 | a table made before there were levels |
-//! | 1 | nothing yet |
+//! | 1 | a refused file of a commit is answered with its present attributes |
 
 use super::{Outcome, Table, broken};
 use holdfast_proto::meta::{MutateResponse, RaiseFeatureLevel};

@@ -57,6 +57,27 @@ fn a_commit_of_many_files_is_atomic_per_file() {
     assert_eq!(freed(&fixture), [unused], "a chunk that no file took is deleted");
 }
 
+/// A truncates by another mount, B writes on: B's commit must be able to go on under the new truncate generation (R9).
+#[test]
+fn a_refused_file_of_a_commit_is_answered_with_its_present_attributes() {
+    for level in [0, 1] {
+        let mut fixture = Fixture::at_level(level, 0);
+        let inode = fixture.create(ROOT, b"f", Kind::File);
+        fixture.ok(Op::SetAttr(SetAttr { inode, size_bytes: Some(5), ..SetAttr::default() }));
+        let (id, lost) = (fixture.reserve_chunk(), fixture.reserve_chunk());
+        let new = |chunk| FileCommit { truncate_generation: 1, ..file_commit(inode, 0, 10, chunk) };
+        let files = vec![new(id), file_commit(inode, 0, 10, id), new(lost), file_commit(999, 0, 10, id), new(777)];
+        let chunks = vec![chunk(id, 10), ChunkRecord { epoch: 9, ..chunk(lost, 10) }];
+        let results = fixture.ok(Op::Commit(Commit { chunks, files })).commits;
+        let codes: Vec<Code> = results.iter().map(|result| result.code()).collect();
+        assert_eq!(codes, [Code::Ok, Code::Truncated, Code::RewriteChunk, Code::Stale, Code::Invalid]);
+        let now = Some(fixture.attr(inode));
+        let refused = now.filter(|_| level >= 1);
+        let attrs: Vec<_> = results.iter().map(|result| result.attr).collect();
+        assert_eq!(attrs, [now, refused, refused, None, refused], "level {level}");
+    }
+}
+
 #[test]
 fn extents_outside_chunk_or_file_are_refused() {
     let mut fixture = Fixture::new();

@@ -5,7 +5,8 @@
 //! | level | what it adds |
 //! |---|---|
 //! | 0 | a table made before there were levels |
-//! | 1 | a refused file of a commit is answered with its present attributes |
+//! | 1 | a refused file of a commit is answered with its present attributes; extended attributes whose name is a namespace alone
+//! (`user.`) or has a NUL are refused |
 
 use super::{Outcome, Table, broken};
 use holdfast_proto::meta::{MutateResponse, RaiseFeatureLevel};

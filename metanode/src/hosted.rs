@@ -5,6 +5,7 @@ use crate::inbox::Inbox;
 use crate::machine::TableMachine;
 use crate::neighbours::Neighbours;
 use crate::sweep;
+use crate::table::Table;
 use crate::upkeep;
 use bytes::Bytes;
 use holdfast_common::{NodeId, SessionId, VolumeId};
@@ -189,6 +190,15 @@ impl Hosted {
     fn follow_sessions(&self, attendance: &mut Attendance, term: u64, now_ms: u64) {
         let sessions: Vec<SessionId> = self.group.state().read().table().sessions();
         attendance.follow(term, &sessions, now_ms);
+    }
+
+    /// What the disks have left for data of this table, by the last heartbeat; while the volume manager was never heard, what
+    /// its groups could take.
+    pub(crate) fn on_disks_bytes(&self, context: &Context, table: &Table) -> u64 {
+        match context.neighbours.assignment(self.volume) {
+            Some(assignment) => assignment.available_bytes,
+            None => table.capacity().open_bytes,
+        }
     }
 
     /// Proposes an entry of the leader's own; `None` if it is not known to have happened, which the log then tells.

@@ -4,6 +4,7 @@
 //! all its preconditions, then changes. Nothing here names a clock, a file, randomness or a hash map; time, ids and
 //! choices ride in the command. Readers return what a linearizable read may answer once a read barrier has passed.
 
+mod allocate;
 mod attributes;
 mod check;
 mod commit;
@@ -95,6 +96,8 @@ pub struct Table {
     /// (parent, cookie) to (parent, name): readdir in an order that no change disturbs.
     cookies: Tree<(InodeId, u64), NameKey>,
     extents: Tree<(InodeId, u64), Run>,
+    /// (inode, first page) to the page behind the last: set aside by fallocate, touched by no extent.
+    allocated: Tree<(InodeId, u64), u64>,
     chunks: Tree<ChunkId, Chunk>,
     /// Chunks without live bytes by (time freed, id), until they are deleted on the datanodes and forgotten.
     freed: Tree<(i64, ChunkId), ()>,
@@ -117,7 +120,9 @@ struct Counters {
     /// Commits of chunks below are refused (R4).
     floor: u64,
     last_time_ns: i64,
+    /// Touched and allocated ones.
     mapped_pages: u64,
+    allocated_pages: u64,
     reserved_bytes: u64,
     /// Which behaviour apply has (R26); 0 in tables made before levels were.
     feature_level: u32,
@@ -134,6 +139,7 @@ impl Default for Counters {
             floor: 0,
             last_time_ns: 0,
             mapped_pages: 0,
+            allocated_pages: 0,
             reserved_bytes: 0,
             feature_level: 0,
         }

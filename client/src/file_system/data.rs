@@ -207,7 +207,8 @@ impl FileSystem {
             FallocateMode::PunchHole => (ProtoMode::PunchHole, true),
             FallocateMode::ZeroRange { keep_size } => (ProtoMode::ZeroRange, keep_size),
         };
-        let op = Fallocate { inode: file.inode.id.0, offset, length_bytes, mode: mode.into(), keep_size };
+        let inode = file.inode.id.0;
+        let op = Fallocate { inode, offset, length_bytes, mode: mode.into(), keep_size, available_bytes: None };
         let response = self.mutate(mutation::Op::Fallocate(op)).await?;
         self.show(response.attr).map(|_| ())
     }

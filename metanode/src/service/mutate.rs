@@ -7,7 +7,7 @@ use bytes::Bytes;
 use holdfast_common::{Incarnation, InodeId, NodeId, SessionId, VolumeId};
 use holdfast_consensus::ProposeError;
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{Code, MutateRequest, MutateResponse};
+use holdfast_proto::meta::{Code, Fallocate, MutateRequest, MutateResponse};
 use holdfast_transport::{Refusal, Reply};
 use prost::Message;
 
@@ -57,6 +57,7 @@ async fn run(context: &Context, request: MutateRequest) -> Result<Bytes, Box<Mut
     check_incarnation(&hosted, Incarnation(request.incarnation)).map_err(refuse)?;
     let session = SessionId(request.session);
     let note = note_before(&hosted, &op, session, term, context.now_ms());
+    let op = stamp(context, &hosted, op);
     let command = encode_command(op, request.session, request.sequence, request.acknowledged_below);
     match hosted.group.propose(command).await {
         Ok(encoded) => {
@@ -67,6 +68,17 @@ async fn run(context: &Context, request: MutateRequest) -> Result<Bytes, Box<Mut
         Err(ProposeError::Unknown | ProposeError::Overloaded) => Err(refuse(Code::Unavailable)),
         Err(ProposeError::TooLarge) => Err(refuse(Code::Invalid)),
         Err(ProposeError::Stopped) => Err(refuse(Code::TableStopped)),
+    }
+}
+
+/// What only heartbeats know rides in the command (docs/decisions/0007), whatever the client wrote there.
+fn stamp(context: &Context, hosted: &Hosted, op: Op) -> Op {
+    match op {
+        Op::Fallocate(op) => {
+            let available_bytes = hosted.on_disks_bytes(context, hosted.group.state().read().table());
+            Op::Fallocate(Fallocate { available_bytes: Some(available_bytes), ..op })
+        }
+        op => op,
     }
 }
 

@@ -166,13 +166,10 @@ impl Reader<'_> {
         addresses.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(table.groups_version()).max(1)
     }
 
-    /// What is left is the least of what the quota and what the disks leave.
+    /// What is left is the least of what the quota and what the disks leave, less what is allocated and not yet written.
     fn stat_fs(&self, table: &Table) -> FsStat {
         let stat = table.stat_fs();
-        let on_disks = match self.context.neighbours.assignment(self.hosted.volume) {
-            Some(assignment) => assignment.available_bytes,
-            None => table.capacity().open_bytes,
-        };
-        FsStat { available_bytes: stat.available_bytes.min(on_disks), ..stat }
+        let on_disks_bytes = self.hosted.on_disks_bytes(self.context, table).saturating_sub(table.allocated_bytes());
+        FsStat { available_bytes: stat.available_bytes.min(on_disks_bytes), ..stat }
     }
 }

@@ -1,6 +1,7 @@
 //! Walks a whole table and verifies what must hold between its trees. For tests and for `fsck`.
 
 use super::Table;
+use super::extents::PAGE;
 use super::records::Body;
 use holdfast_common::limits::{FILE_BYTES_MAX, FIRST_COOKIE, PAGE_BYTES, SESSION_IN_FLIGHT_MAX};
 use holdfast_common::{ChunkId, GroupId, InodeId};
@@ -44,6 +45,7 @@ impl Table {
             ("dentries", self.dentries.sum_is_right()),
             ("cookies", self.cookies.sum_is_right()),
             ("extents", self.extents.sum_is_right()),
+            ("allocated pages", self.allocated.sum_is_right()),
             ("chunks", self.chunks.sum_is_right()),
             ("freed", self.freed.sum_is_right()),
             ("xattrs", self.xattrs.sum_is_right()),
@@ -142,8 +144,27 @@ impl Table {
             *pages.entry(*id).or_default() += end_page.saturating_sub(first_page);
             last = (*id, end, end_page.max(last_page));
         }
+        self.check_allocated(&mut pages)?;
         let wrong = self.inodes.iter().find(|(id, inode)| pages.get(id).copied().unwrap_or(0) != inode.mapped_pages);
         ensure(wrong.is_none(), || format!("mapped pages of {wrong:?} are wrong"))
+    }
+
+    fn check_allocated(&self, pages: &mut BTreeMap<InodeId, u64>) -> Check {
+        let mut total = 0;
+        let mut last = (InodeId(0), 0);
+        for ((id, start), end) in self.allocated.iter() {
+            ensure(start < end && (last.0 != *id || last.1 < *start), || {
+                format!("allocated pages of inode {id} are not apart at page {start}")
+            })?;
+            let file = self.inodes.get(id).is_some_and(|inode| inode.kind == Kind::File);
+            ensure(file, || format!("inode {id} has allocated pages and is no file"))?;
+            let touching = self.intersecting(*id, start * PAGE, end * PAGE).next();
+            ensure(touching.is_none(), || format!("inode {id} has an extent in allocated pages: {touching:?}"))?;
+            *pages.entry(*id).or_default() += end - start;
+            total += end - start;
+            last = (*id, *end);
+        }
+        ensure(total == self.counters.allocated_pages, || "allocated pages do not add up".into())
     }
 
     fn check_chunks(&self) -> Check {

@@ -3,6 +3,7 @@
 //! First every chunk record is judged; then each file, against the state the files before it left; last, chunks of the
 //! request that no file took go to the freed list, so that their shards are deleted.
 
+use super::extents::PAGE;
 use super::records::{Chunk, Group, Run};
 use super::{Broken, Fault, Outcome, Table};
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES, SHARDS_MAX};
@@ -148,14 +149,18 @@ impl Table {
         let size_bytes = inode.size_bytes.max(file.size_at_least);
         check_extents(&file.extents, size_bytes, verdicts)?;
         let ranges = file.extents.iter().map(|extent| (extent.file_offset, extent.file_offset + extent.length_bytes));
-        let more_pages = self.newly_mapped_pages(id, ranges);
+        let more_pages = self.newly_mapped_pages(id, ranges.clone());
         self.consume_quota(session, file.quota_bytes, more_pages)?;
         for extent in &file.extents {
             let length_bytes = u32::try_from(extent.length_bytes).map_err(|_| Code::Invalid)?;
             let run = Run { length_bytes, chunk_offset: extent.chunk_offset, chunk: ChunkId(extent.chunk) };
             self.map(id, extent.file_offset, run, touched)?;
         }
-        self.change_mapped_pages(id, more_pages, 0)?;
+        let mut taken_over = 0;
+        for (from, to) in ranges {
+            taken_over += self.deallocate(id, from / PAGE..to.div_ceil(PAGE))?;
+        }
+        self.change_mapped_pages(id, more_pages + taken_over, 0)?;
         self.kill_capability(id);
         let mut inode = self.known_mut(id)?;
         inode.size_bytes = size_bytes;

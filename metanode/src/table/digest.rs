@@ -225,6 +225,7 @@ impl Digest for Counters {
             floor,
             last_time_ns,
             mapped_pages,
+            allocated_pages,
             reserved_bytes,
             feature_level,
         } = self;
@@ -232,7 +233,7 @@ impl Digest for Counters {
             to.word(*number);
         }
         last_time_ns.feed(to);
-        for number in [*mapped_pages, *reserved_bytes, (*feature_level).into()] {
+        for number in [*mapped_pages, *allocated_pages, *reserved_bytes, (*feature_level).into()] {
             to.word(number);
         }
     }
@@ -262,6 +263,7 @@ impl Table {
             dentries,
             cookies,
             extents,
+            allocated,
             chunks,
             freed,
             xattrs,
@@ -277,6 +279,7 @@ impl Table {
         dentries.feed(&mut to);
         cookies.feed(&mut to);
         extents.feed(&mut to);
+        allocated.feed(&mut to);
         chunks.feed(&mut to);
         freed.feed(&mut to);
         xattrs.feed(&mut to);

@@ -1,6 +1,6 @@
 //! The map of file bytes to chunk bytes: cutting, adding, and the exact counts that go with it.
 //!
-//! Extents of a file never overlap. A page counts as mapped if any extent touches it (R29). Live bytes of a chunk are
+//! Extents of a file never overlap. A page counts as mapped if any extent touches it, or if it is allocated (R29). Live bytes of a chunk are
 //! the bytes that extents name; the operation that takes the last one puts the chunk on the freed list.
 
 use super::records::Run;
@@ -10,7 +10,7 @@ use holdfast_common::{ChunkId, InodeId};
 use holdfast_proto::meta::{MutateResponse, ReapOrphans};
 use std::ops::Bound;
 
-const PAGE: u64 = PAGE_BYTES as u64;
+pub(super) const PAGE: u64 = PAGE_BYTES as u64;
 
 impl Run {
     pub(super) fn end(&self, file_offset: u64) -> u64 {
@@ -44,13 +44,14 @@ impl Table {
         counted
     }
 
-    /// Pages that these ranges, ascending and apart, would map and no extent touches yet.
+    /// Pages that these ranges, ascending and apart, would map and that are not charged yet.
     pub(super) fn newly_mapped_pages(&self, inode: InodeId, ranges: impl Iterator<Item = (u64, u64)>) -> u64 {
         let (mut counted, mut next) = (0, 0);
         for (from, to) in ranges {
             let (first, end) = (next.max(from / PAGE), to.div_ceil(PAGE));
             if end > first {
-                counted += (end - first) - self.count_pages(inode, first, end);
+                let charged = self.count_pages(inode, first, end) + self.count_allocated(inode, first..end);
+                counted += (end - first) - charged;
                 next = end;
             }
         }
@@ -167,7 +168,7 @@ impl Table {
             if let Some(&end) = taken.last() {
                 self.unmap(id, 0, end, now_ns)?;
             }
-            if self.intersecting(id, 0, u64::MAX).next().is_some() {
+            if self.intersecting(id, 0, u64::MAX).next().is_some() || !self.drop_allocated(id, budget)? {
                 break;
             }
             self.drop_xattrs(id);

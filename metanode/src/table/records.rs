@@ -25,7 +25,7 @@ pub(crate) struct Inode {
     pub(crate) gid: u32,
     pub(crate) rdev: u32,
     pub(crate) size_bytes: u64,
-    /// Distinct pages of the file that extents touch.
+    /// Distinct pages of the file that extents touch or that are allocated.
     pub(crate) mapped_pages: u64,
     pub(crate) atime_ns: i64,
     pub(crate) mtime_ns: i64,

@@ -15,8 +15,8 @@ use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, InodeId, NodeId, Se
 use holdfast_proto::meta::{GroupState, Kind};
 use holdfast_proto::snapshot::snapshot_record::Record;
 use holdfast_proto::snapshot::{
-    ChunkRange, ChunkState, DentryRecord, End, ExtentRecord, GroupRecord, Header, InodeRecord, Reply, SessionRecord,
-    SnapshotRecord, XattrRecord,
+    AllocationRecord, ChunkRange, ChunkState, DentryRecord, End, ExtentRecord, GroupRecord, Header, InodeRecord, Reply,
+    SessionRecord, SnapshotRecord, XattrRecord,
 };
 use prost::Message;
 use std::io::{self, Read, Write};
@@ -115,6 +115,7 @@ impl Table {
             floor: header.floor,
             last_time_ns: header.last_time_ns,
             mapped_pages: 0,
+            allocated_pages: 0,
             reserved_bytes: 0,
             feature_level: header.feature_level,
         };
@@ -145,6 +146,7 @@ impl Table {
                 self.extents.insert((InodeId(record.inode), record.file_offset), run);
                 Ok(())
             }
+            Record::Allocation(record) => self.restore_allocation(&record),
             Record::Chunk(record) => self.restore_chunk(record),
             Record::Xattr(record) => {
                 let probe = probe(record.inode, &record.name)?;
@@ -205,6 +207,16 @@ impl Table {
         let key = probe(record.parent, &record.name)?.to_key();
         self.cookies.insert((InodeId(record.parent), record.cookie), key.clone());
         self.dentries.insert(key, Dentry { inode, kind, cookie: record.cookie });
+        Ok(())
+    }
+
+    fn restore_allocation(&mut self, record: &AllocationRecord) -> Result<(), RestoreError> {
+        let overflow = RestoreError::Malformed("allocated pages overflow");
+        let total = self.counters.allocated_pages.checked_add(record.pages_count);
+        let end = record.first_page.checked_add(record.pages_count);
+        let (Some(total), Some(end)) = (total, end) else { return Err(overflow) };
+        self.counters.allocated_pages = total;
+        self.allocated.insert((InodeId(record.inode), record.first_page), end);
         Ok(())
     }
 
@@ -331,6 +343,10 @@ impl FrozenTable {
                 chunk: run.chunk.0,
                 chunk_offset: run.chunk_offset,
             }))?;
+        }
+        for ((inode, first_page), end) in table.allocated.iter() {
+            let (inode, first_page, pages_count) = (inode.0, *first_page, end - first_page);
+            blocks.put(Record::Allocation(AllocationRecord { inode, first_page, pages_count }))?;
         }
         for (id, chunk) in table.chunks.iter() {
             let record = Some(chunk.record(*id));

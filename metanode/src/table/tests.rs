@@ -1,5 +1,6 @@
 //! Tests of the table: against a plain model of a file system, and one scenario for each rule.
 
+mod allocations;
 mod commits;
 mod digest;
 mod model;

@@ -183,7 +183,7 @@ fn punching_a_hole_cuts_bytes_and_keeps_the_pages_that_are_still_touched() {
     let inode = fixture.create(ROOT, b"f", Kind::File);
     let id = fixture.reserve_chunk();
     assert_eq!(fixture.commit_one(chunk(id, 16384), file_commit(inode, 0, 16384, id)), Code::Ok);
-    let punch = Fallocate { inode, offset: 4095, length_bytes: 8194, mode: 1, keep_size: true };
+    let punch = Fallocate { inode, offset: 4095, length_bytes: 8194, mode: 1, keep_size: true, ..Fallocate::default() };
     let attr = fixture.ok(Op::Fallocate(punch)).attr.unwrap();
     assert_eq!((attr.mapped_bytes, attr.size_bytes, attr.truncate_generation), (8192, 16384, 1));
     assert_eq!(extents(&fixture, inode), [(0, 4095, id, 0), (12289, 4095, id, 12289)]);

@@ -18,6 +18,8 @@ pub(super) struct Node {
     pub(super) entries: BTreeMap<Name, u64>,
     pub(super) parent: u64,
     pub(super) cells: Vec<Cell>,
+    /// Pages that fallocate set aside.
+    allocated: BTreeSet<u64>,
     pub(super) target: Vec<u8>,
     pub(super) xattrs: BTreeMap<Name, Vec<u8>>,
 }
@@ -25,6 +27,7 @@ pub(super) struct Node {
 #[derive(Clone, Debug)]
 pub(super) struct Model {
     pub(super) nodes: BTreeMap<u64, Node>,
+    level: u32,
     pub(super) next_inode: u64,
     pub(super) quota_bytes: u64,
     pub(super) reserved_bytes: u64,
@@ -44,18 +47,32 @@ pub(super) struct Reply {
 
 type Outcome = Result<Reply, Code>;
 
+impl Node {
+    /// Pages with data.
+    fn touched(&self) -> BTreeSet<u64> {
+        let pages = (0..).zip(self.cells.chunks(4096));
+        pages.filter(|(_, cells)| cells.iter().any(Option::is_some)).map(|(page, _)| page).collect()
+    }
+
+    fn charged(&self) -> BTreeSet<u64> {
+        self.touched().union(&self.allocated).copied().collect()
+    }
+}
+
 impl Model {
-    pub(super) fn new(root: Attr, quota_bytes: u64) -> Self {
+    pub(super) fn new(level: u32, root: Attr, quota_bytes: u64) -> Self {
         let root = Node {
             attr: root,
             entries: BTreeMap::new(),
             parent: 1,
             cells: vec![],
+            allocated: BTreeSet::new(),
             target: vec![],
             xattrs: BTreeMap::new(),
         };
         Self {
             nodes: BTreeMap::from([(1, root)]),
+            level,
             next_inode: 2,
             quota_bytes,
             reserved_bytes: 0,
@@ -121,8 +138,7 @@ impl Model {
                 (Kind::Directory, _) => 2 + subdirectories.get(inode).copied().unwrap_or(0),
                 (_, names) => names,
             };
-            let pages = node.cells.chunks(4096).filter(|page| page.iter().any(Option::is_some)).count();
-            node.attr.mapped_bytes = pages as u64 * 4096;
+            node.attr.mapped_bytes = node.charged().len() as u64 * 4096;
             if node.attr.kind() == Kind::File {
                 node.attr.size_bytes = node.cells.len() as u64;
             }
@@ -197,6 +213,7 @@ impl Model {
             entries: BTreeMap::new(),
             parent: op.parent,
             cells: vec![],
+            allocated: BTreeSet::new(),
             target: op.target.to_vec(),
             xattrs: BTreeMap::new(),
         };
@@ -322,6 +339,9 @@ impl Model {
                 Kind::Directory => return Err(Code::IsDirectory),
                 _ => return Err(Code::Invalid),
             }
+            if size <= node.cells.len() as u64 {
+                node.allocated.retain(|page| page * 4096 < size);
+            }
             node.cells.resize(usize::try_from(size).unwrap(), None);
             node.attr.truncate_generation += 1;
             node.attr.mtime_ns = now;
@@ -341,6 +361,8 @@ impl Model {
     }
 
     fn fallocate(&mut self, op: &Fallocate, now: i64) -> Outcome {
+        let (used, reserved) = (self.used_bytes(), self.reserved_bytes);
+        let allocated: usize = self.nodes.values().map(|node| node.allocated.len()).sum();
         let node = self.nodes.get_mut(&op.inode).ok_or(Code::Stale)?;
         if op.length_bytes == 0 {
             return Err(Code::Invalid);
@@ -352,13 +374,30 @@ impl Model {
         }
         let start = usize::try_from(op.offset).unwrap();
         let end = start + usize::try_from(op.length_bytes).unwrap();
+        let wanted = op.offset / 4096..(op.offset + op.length_bytes).div_ceil(4096);
+        let charges = self.level >= 1 && op.mode() != FallocateMode::PunchHole;
+        if charges {
+            let charged = node.charged();
+            let more = wanted.clone().filter(|page| !charged.contains(page)).count() as u64 * 4096;
+            if self.quota_bytes > 0 && used + reserved + more > self.quota_bytes {
+                return Err(Code::Quota);
+            }
+            if more > 0 && op.available_bytes.is_some_and(|available| allocated as u64 * 4096 + more > available) {
+                return Err(Code::NoSpace);
+            }
+        }
         if op.mode() != FallocateMode::Allocate {
             let size = node.cells.len();
+            node.allocated.retain(|page| *page < op.offset.div_ceil(4096) || *page >= end as u64 / 4096);
             node.cells[start.min(size)..end.min(size)].fill(None);
             node.attr.truncate_generation += 1;
         }
         if !op.keep_size && op.mode() != FallocateMode::PunchHole && end > node.cells.len() {
             node.cells.resize(end, None);
+        }
+        if charges {
+            let touched = node.touched();
+            node.allocated.extend(wanted.filter(|page| !touched.contains(page)));
         }
         (node.attr.mtime_ns, node.attr.ctime_ns) = (now, now);
         self.recount();
@@ -430,8 +469,7 @@ impl Model {
                 after.cells[start + i] = Some((extent.chunk, extent.chunk_offset + u32::try_from(i).unwrap()));
             }
         }
-        let pages =
-            |node: &Node| node.cells.chunks(4096).filter(|page| page.iter().any(Option::is_some)).count() as u64;
+        let pages = |node: &Node| node.charged().len() as u64;
         let more = (pages(&after) - pages(node)) * 4096;
         let consumed = file.quota_bytes.min(self.reserved_bytes);
         let used: u64 = self.nodes.values().map(|node| pages(node) * 4096).sum();
@@ -440,6 +478,8 @@ impl Model {
             return Err(Code::Quota);
         }
         self.reserved_bytes = rest;
+        let touched = after.touched();
+        after.allocated.retain(|page| !touched.contains(page));
         after.attr.mtime_ns = after.attr.mtime_ns.max(file.mtime_ns.min(now));
         after.attr.ctime_ns = now;
         if file.kill_suid_sgid {

@@ -148,7 +148,8 @@ fn symlink_targets_and_file_sizes_have_the_limits_of_linux() {
     let resize = |size| Op::SetAttr(SetAttr { inode, size_bytes: Some(size), ..SetAttr::default() });
     fixture.refused(resize(1 << 63), Code::FileTooLarge);
     fixture.ok(resize(i64::MAX as u64 - 4095));
-    let allocate = |offset, length_bytes| Fallocate { inode, offset, length_bytes, mode: 0, keep_size: true };
+    let allocate =
+        |offset, length_bytes| Fallocate { inode, offset, length_bytes, keep_size: true, ..Fallocate::default() };
     fixture.refused(Op::Fallocate(allocate(u64::MAX, 2)), Code::FileTooLarge);
     fixture.refused(Op::Fallocate(Fallocate { mode: 9, ..allocate(0, 1) }), Code::NotSupported);
 }

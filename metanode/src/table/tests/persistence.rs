@@ -3,7 +3,9 @@
 use super::{Fixture, ROOT, chunk, command, create, file_commit};
 use crate::table::{FEATURE_LEVEL, RestoreError, Table};
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{Code, Kind, Mutation, RaiseFeatureLevel, ReserveChunks, ReserveQuota, SetXattr, Unlink};
+use holdfast_proto::meta::{
+    Code, Fallocate, Kind, Mutation, RaiseFeatureLevel, ReserveChunks, ReserveQuota, SetXattr, Unlink,
+};
 use holdfast_proto::record::TableCommand;
 use prost::Message;
 
@@ -108,6 +110,8 @@ pub(super) fn full_table() -> Fixture {
     for id in [first, first + 2] {
         assert_eq!(fixture.commit_one(chunk(id, 100), file_commit(inode, 50, 100, id)), Code::Ok);
     }
+    let beyond = Fallocate { inode, offset: 8192, length_bytes: 8192, keep_size: true, ..Fallocate::default() };
+    fixture.ok(Op::Fallocate(beyond));
     let value = b"value"[..].into();
     fixture.ok(Op::SetXattr(SetXattr { inode, name: b"user.x"[..].into(), value, create: true, replace: false }));
     fixture.ok(Op::ReserveQuota(ReserveQuota { bytes: 12345 }));

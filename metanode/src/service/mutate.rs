@@ -7,7 +7,7 @@ use bytes::Bytes;
 use holdfast_common::{Incarnation, InodeId, NodeId, SessionId, VolumeId};
 use holdfast_consensus::ProposeError;
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{Code, Fallocate, MutateRequest, MutateResponse};
+use holdfast_proto::meta::{Code, MutateRequest, MutateResponse};
 use holdfast_transport::{Refusal, Reply};
 use prost::Message;
 
@@ -53,11 +53,11 @@ async fn run(context: &Context, request: MutateRequest) -> Result<Bytes, Box<Mut
         Err(NotLed::By(leader)) => return Err(not_leader(leader)),
     };
     let op = request.mutation.and_then(|mutation| mutation.op);
-    let op = op.filter(|op| !is_leader_only(op)).ok_or_else(|| refuse(Code::Invalid))?;
+    let mut op = op.filter(|op| !is_leader_only(op)).ok_or_else(|| refuse(Code::Invalid))?;
     check_incarnation(&hosted, Incarnation(request.incarnation)).map_err(refuse)?;
     let session = SessionId(request.session);
     let note = note_before(&hosted, &op, session, term, context.now_ms());
-    let op = stamp(context, &hosted, op);
+    stamp(context, &hosted, &mut op);
     let command = encode_command(op, request.session, request.sequence, request.acknowledged_below);
     match hosted.group.propose(command).await {
         Ok(encoded) => {
@@ -72,13 +72,9 @@ async fn run(context: &Context, request: MutateRequest) -> Result<Bytes, Box<Mut
 }
 
 /// What only heartbeats know rides in the command (docs/decisions/0007), whatever the client wrote there.
-fn stamp(context: &Context, hosted: &Hosted, op: Op) -> Op {
-    match op {
-        Op::Fallocate(op) => {
-            let available_bytes = hosted.on_disks_bytes(context, hosted.group.state().read().table());
-            Op::Fallocate(Fallocate { available_bytes: Some(available_bytes), ..op })
-        }
-        op => op,
+fn stamp(context: &Context, hosted: &Hosted, op: &mut Op) {
+    if let Op::Fallocate(op) = op {
+        op.available_bytes = Some(hosted.on_disks_bytes(context, hosted.group.state().read().table()));
     }
 }
 
@@ -101,7 +97,27 @@ fn note_before<'a>(hosted: &'a Hosted, op: &Op, session: SessionId, term: u64, n
             let ticket = attendance.begin_create();
             Note::Opened { session, _under_way: CreateGuard { hosted, term, now_ms, ticket } }
         }
-        _ => Note::Nothing,
+        Op::Create(_)
+        | Op::Link(_)
+        | Op::Unlink(_)
+        | Op::Rename(_)
+        | Op::SetAttr(_)
+        | Op::Commit(_)
+        | Op::Fallocate(_)
+        | Op::SetXattr(_)
+        | Op::RemoveXattr(_)
+        | Op::ReserveChunks(_)
+        | Op::ReserveQuota(_) => Note::Nothing,
+        // Not taken from clients.
+        Op::ExpireSessions(_)
+        | Op::ReapOrphans(_)
+        | Op::AddGroups(_)
+        | Op::VacateSlot(_)
+        | Op::SetGroupState(_)
+        | Op::ForgetChunks(_)
+        | Op::RaiseFloor(_)
+        | Op::Configure(_)
+        | Op::RaiseFeatureLevel(_) => Note::Nothing,
     }
 }
 

@@ -8,6 +8,7 @@ use super::records::{Chunk, Group, Run};
 use super::{Broken, Fault, Outcome, Table};
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES, SHARDS_MAX};
 use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
+use holdfast_erasure::Geometry;
 use holdfast_proto::meta::{ChunkRecord, Code, Commit, CommitResult, Extent, FileCommit, Kind, MutateResponse};
 use std::collections::BTreeMap;
 
@@ -100,10 +101,7 @@ impl Table {
         let fits = (1..=configuration.data_shards).contains(&data_shards)
             && parity_shards == configuration.parity_shards
             && record.slots.len() == shards_count
-            && (1..=CHUNK_BYTES_MAX).contains(&record.length_bytes)
-            && record.shard_length_bytes.is_multiple_of(PAGE_BYTES)
-            && u64::from(record.shard_length_bytes) * u64::from(data_shards) >= u64::from(record.length_bytes)
-            && record.shard_length_bytes <= CHUNK_BYTES_MAX;
+            && self.is_stripe(record);
         fits.then(|| Chunk {
             nonce: record.nonce,
             group: GroupId(record.group),
@@ -116,6 +114,19 @@ impl Table {
             live_bytes: 0,
             freed_ns: 0,
         })
+    }
+
+    /// From feature level 1 on exactly what readers accept; before, shards could be longer than they need be, or too many.
+    fn is_stripe(&self, record: &ChunkRecord) -> bool {
+        let (data_shards, shard_length_bytes) = (record.data_shards, record.shard_length_bytes);
+        if self.feature_level() >= 1 {
+            return Geometry::recorded(data_shards, record.parity_shards, record.length_bytes, shard_length_bytes)
+                .is_some();
+        }
+        (1..=CHUNK_BYTES_MAX).contains(&record.length_bytes)
+            && shard_length_bytes.is_multiple_of(PAGE_BYTES)
+            && u64::from(shard_length_bytes) * u64::from(data_shards) >= u64::from(record.length_bytes)
+            && shard_length_bytes <= CHUNK_BYTES_MAX
     }
 
     /// R12: none of its slots was vacated or filled again since the client chose them.

@@ -44,7 +44,9 @@ impl Table {
         match existing.kind {
             Kind::File => Ok(with_attr(self.known(existing.inode)?.attr(existing.inode))),
             Kind::Directory => Err(Code::IsDirectory.into()),
-            _ => Err(Code::Exists.into()),
+            Kind::Unknown | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
+                Err(Code::Exists.into())
+            }
         }
     }
 

@@ -131,7 +131,9 @@ impl Table {
         match file.kind {
             Kind::File => {}
             Kind::Directory => return Err(Code::IsDirectory),
-            _ => return Err(Code::Invalid),
+            Kind::Unknown | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
+                return Err(Code::Invalid);
+            }
         }
         let max_extents = if max_extents == 0 { READ_MAP_EXTENTS_MAX } else { max_extents.min(READ_MAP_EXTENTS_MAX) };
         let end = offset.saturating_add(length_bytes);

@@ -167,7 +167,9 @@ impl Table {
         let body = match kind {
             Kind::Directory => Body::Directory { parent: InodeId(record.parent), next_cookie: record.next_cookie },
             Kind::Symlink => Body::Symlink(record.target.as_ref().into()),
-            _ => Body::Plain,
+            Kind::File | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => Body::Plain,
+            // Also the number of a kind that this version does not know.
+            Kind::Unknown => return Err(RestoreError::Malformed("an inode of an unknown kind")),
         };
         let id = InodeId(attr.inode);
         let mapped_pages = attr.mapped_bytes / u64::from(holdfast_common::limits::PAGE_BYTES);

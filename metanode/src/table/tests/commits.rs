@@ -126,6 +126,7 @@ fn a_chunk_of_impossible_geometry_is_refused() {
         ChunkRecord { length_bytes: 0, ..sound.clone() },
         ChunkRecord { length_bytes: 4097, ..sound.clone() },
         ChunkRecord { shard_length_bytes: 100, ..sound.clone() },
+        ChunkRecord { shard_length_bytes: 8192, ..sound.clone() },
     ] {
         assert_eq!(fixture.commit_one(wrong.clone(), file_commit(inode, 0, 1, id)), Code::Invalid, "{wrong:?}");
     }

@@ -199,3 +199,12 @@ fn nothing_but_configuration_is_taken_by_an_empty_table() {
     assert_eq!(table.apply(&command(super::configure(77), 1, 0, 0)).unwrap().code(), Code::Ok);
     assert_eq!(table.stat_fs().quota_bytes, 77);
 }
+
+/// Its kind's number is of a newer version: it must not pass for a file of no kind.
+#[test]
+fn an_inode_of_an_unknown_kind_is_not_restored() {
+    let mut table = full_table().table;
+    let id = table.orphans(holdfast_common::InodeId(0), 1)[0];
+    table.inodes.get_mut(&id).unwrap().kind = Kind::Unknown;
+    assert!(matches!(Table::restore(&mut image(&table).as_slice()), Err(RestoreError::Malformed(_))));
+}

@@ -175,7 +175,7 @@ impl SessionKeeper {
 
     /// Asks the leader for groups and addresses.
     pub(crate) async fn refresh_groups(&self) -> Result<(), Error> {
-        let response = self.metadata.read(read_request::Op::GetGroups(GetGroups {})).await?;
+        let response = self.metadata.read(read_request::Op::GetGroups(GetGroups::default())).await?;
         self.map.learn(response.groups, &response.nodes, response.groups_version);
         Ok(())
     }

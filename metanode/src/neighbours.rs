@@ -8,6 +8,7 @@ use holdfast_proto::control::{Endpoint, HeartbeatResponse, TableAssignment};
 use holdfast_proto::meta::NodeAddress;
 use holdfast_proto::metanode::Neighbours as Record;
 use parking_lot::RwLock;
+use prost::Message;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ const NEIGHBOURS: Kind = Kind {
     record_bytes_max: 1 << 20,
     name: "a metanode's directory",
 };
+
+/// About how many bytes of addresses one page has: a frame's header holds 1 MiB.
+const ADDRESSES_PAGE_BYTES_MAX: usize = 256 << 10;
 
 #[derive(Debug, Default)]
 struct Known {
@@ -84,6 +88,22 @@ impl Neighbours {
             alive: place.alive,
         };
         known.nodes.iter().map(address).collect()
+    }
+
+    /// A page of the addresses above a node, ascending, and whether more follow.
+    pub(crate) fn addresses_after(&self, after: NodeId) -> (Vec<NodeAddress>, bool) {
+        let mut page = self.addresses();
+        page.retain(|address| address.node > after.0);
+        let mut bytes = 0;
+        let fits = page.iter().take_while(|address| {
+            let fits = bytes < ADDRESSES_PAGE_BYTES_MAX;
+            bytes += address.encoded_len();
+            fits
+        });
+        let count = fits.count();
+        let more = count < page.len();
+        page.truncate(count);
+        (page, more)
     }
 
     /// Changes when an address or the liveness of a node does.
@@ -215,6 +235,25 @@ mod tests {
         assert_eq!(again.assignment(VolumeId(9)).unwrap().feature_level, 0);
         again.forget_table(VolumeId(9)).unwrap();
         assert_eq!(Neighbours::load(directory.path()).unwrap().assignment(VolumeId(9)), None);
+    }
+
+    #[test]
+    fn addresses_come_in_pages_of_bounded_size() {
+        let directory = tempfile::tempdir().unwrap();
+        let neighbours = Neighbours::load(directory.path()).unwrap();
+        let long = "x".repeat(ADDRESSES_PAGE_BYTES_MAX / 3);
+        let endpoint = |node| Endpoint { node, address: long.clone(), alive: true };
+        neighbours.note_nodes(&(1..=7).map(endpoint).collect::<Vec<_>>());
+        let (mut seen, mut pages) = (vec![], 0);
+        loop {
+            let (page, more) = neighbours.addresses_after(NodeId(seen.last().copied().unwrap_or(0)));
+            seen.extend(page.iter().map(|address| address.node));
+            pages += 1;
+            if !more {
+                break;
+            }
+        }
+        assert_eq!((seen, pages), ((1..=7).collect::<Vec<u64>>(), 3));
     }
 
     #[test]

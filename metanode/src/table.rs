@@ -27,7 +27,7 @@ mod xattr;
 pub use check::CheckError;
 pub use groups::Capacity;
 pub use level::FEATURE_LEVEL;
-pub use read::{DirectoryPage, FreedChunk};
+pub use read::{DirectoryPage, FreedChunk, GroupsPage};
 pub use snapshot::{FrozenTable, RestoreError};
 
 use bytes::Bytes;
@@ -107,6 +107,8 @@ pub struct Table {
     sessions: Tree<SessionId, Session>,
     client_keys: Tree<Bytes, SessionId>,
     groups: Tree<GroupId, Group>,
+    /// (last change, group): what a client has not seen yet is a range.
+    group_changes: Tree<(u64, GroupId), ()>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -53,6 +53,7 @@ impl Table {
             ("sessions", self.sessions.sum_is_right()),
             ("client keys", self.client_keys.sum_is_right()),
             ("groups", self.groups.sum_is_right()),
+            ("group changes", self.group_changes.sum_is_right()),
             ("replies", self.sessions.iter().all(|(_, session)| session.replies.sum_is_right())),
         ];
         let wrong = sums.iter().find(|(_, right)| !right);
@@ -188,7 +189,12 @@ impl Table {
             let bytes = used.remove(id).unwrap_or(0);
             ensure(group.used_bytes == bytes, || format!("group {id} says {}, has {bytes}", group.used_bytes))?;
             ensure(id.0 < self.counters.next_group, || format!("group {id} is above the next"))?;
+            let is_listed = self.group_changes.contains(&(group.changed, *id));
+            ensure(is_listed && group.changed <= self.counters.groups_version, || {
+                format!("group {id} is not under its last change {}", group.changed)
+            })?;
         }
+        ensure(self.group_changes.len() == self.groups.len(), || "groups and their changes differ in number".into())?;
         ensure(used.is_empty(), || format!("chunks in unknown groups: {used:?}"))
     }
 

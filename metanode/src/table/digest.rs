@@ -200,7 +200,7 @@ impl Digest for Session {
 
 impl Digest for Group {
     fn feed(&self, to: &mut Hasher) {
-        let Self { epoch, slots, state, used_bytes, capacity_bytes } = self;
+        let Self { epoch, slots, state, used_bytes, capacity_bytes, changed } = self;
         to.word(*epoch);
         to.word(slots.len() as u64);
         for Slot { disk, node, since_epoch } in slots.iter() {
@@ -211,6 +211,7 @@ impl Digest for Group {
         state.feed(to);
         to.word(*used_bytes);
         to.word(*capacity_bytes);
+        to.word(*changed);
     }
 }
 
@@ -271,6 +272,7 @@ impl Table {
             sessions,
             client_keys,
             groups,
+            group_changes,
         } = self;
         let mut to = Hasher::new();
         configuration.feed(&mut to);
@@ -287,6 +289,7 @@ impl Table {
         sessions.feed(&mut to);
         client_keys.feed(&mut to);
         groups.feed(&mut to);
+        group_changes.feed(&mut to);
         to.finish()
     }
 }

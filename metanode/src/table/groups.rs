@@ -71,11 +71,30 @@ impl Table {
                 state: GroupState::GroupOpen,
                 used_bytes: 0,
                 capacity_bytes: group.capacity_bytes,
+                changed: 0,
             };
             self.groups.insert(id, added);
-            self.counters.groups_version += 1;
+            self.group_changes.insert((0, id), ());
+            self.group_changed(id)?;
         }
         Ok(MutateResponse::default())
+    }
+
+    /// Membership or state of a group changed: clients are to fetch it again.
+    fn group_changed(&mut self, id: GroupId) -> Result<(), Broken> {
+        self.counters.groups_version += 1;
+        if self.feature_level() < 1 {
+            return Ok(());
+        }
+        let version = self.counters.groups_version;
+        let Some(mut group) = self.groups.get_mut(&id) else {
+            return broken(format!("group {id} is not there"));
+        };
+        let former = std::mem::replace(&mut group.changed, version);
+        drop(group);
+        self.group_changes.remove(&(former, id));
+        self.group_changes.insert((version, id), ());
+        Ok(())
     }
 
     /// Compare-and-swap on the epoch, so that two reports of one failure vacate once.
@@ -92,14 +111,14 @@ impl Table {
         let slots = slots.collect();
         group.slots = slots;
         drop(group);
-        self.counters.groups_version += 1;
+        self.group_changed(GroupId(op.group))?;
         Ok(MutateResponse::default())
     }
 
     pub(super) fn set_group_state(&mut self, op: &SetGroupState) -> Outcome<MutateResponse> {
         let state = GroupState::try_from(op.state).map_err(|_| Code::Invalid)?;
         self.groups.get_mut(&GroupId(op.group)).ok_or(Code::NotFound)?.state = state;
-        self.counters.groups_version += 1;
+        self.group_changed(GroupId(op.group))?;
         Ok(MutateResponse::default())
     }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use holdfast_common::limits::{PAGE_BYTES, WALK_NAMES_MAX};
 use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
 use holdfast_proto::meta::{Attr, BlockGroup, ChunkRecord, Code, DirectoryEntry, Extent, FileMap, FsStat, Kind};
+use prost::Message;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
@@ -25,6 +26,21 @@ pub struct DirectoryPage {
     pub entries: Vec<DirectoryEntry>,
     /// Nothing follows.
     pub end: bool,
+}
+
+/// Most groups of one page, and about how many bytes of them: a frame's header holds 1 MiB.
+const GROUPS_PAGE_MAX: usize = 1024;
+const GROUPS_PAGE_BYTES_MAX: usize = 256 << 10;
+
+/// Groups in the order of their last changes, and where the next page begins.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GroupsPage {
+    /// The groups, as they are now.
+    pub groups: Vec<BlockGroup>,
+    /// (last change, group) of what was seen.
+    pub cursor: (u64, GroupId),
+    /// More follow.
+    pub more: bool,
 }
 
 /// A chunk that nothing names any more.
@@ -216,6 +232,28 @@ impl Table {
     #[must_use]
     pub fn group(&self, group: GroupId) -> Option<BlockGroup> {
         Some(self.groups.get(&group)?.block_group(group))
+    }
+
+    /// Groups that changed behind a cursor. At its end the cursor stands at the newest change, or at the start of all if
+    /// changes are not recorded yet (feature level 0).
+    #[must_use]
+    pub fn groups_since(&self, cursor: (u64, GroupId)) -> GroupsPage {
+        let mut page = GroupsPage { cursor, ..GroupsPage::default() };
+        let mut bytes = 0;
+        for (key, ()) in self.group_changes.range(Bound::Excluded(&cursor), Bound::Unbounded) {
+            if page.groups.len() >= GROUPS_PAGE_MAX || bytes >= GROUPS_PAGE_BYTES_MAX {
+                page.more = true;
+                return page;
+            }
+            let Some(group) = self.group(key.1) else { continue };
+            bytes += group.encoded_len();
+            page.groups.push(group);
+            page.cursor = *key;
+        }
+        if self.feature_level() < 1 {
+            page.cursor = (0, GroupId(0));
+        }
+        page
     }
 
     /// All block groups.

@@ -166,6 +166,8 @@ pub(crate) struct Group {
     pub(crate) state: GroupState,
     pub(crate) used_bytes: u64,
     pub(crate) capacity_bytes: u64,
+    /// The table's `groups_version` by the last change of members or state; 0 if that was at feature level 0.
+    pub(crate) changed: u64,
 }
 
 /// A member of a block group.

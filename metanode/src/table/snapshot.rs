@@ -280,7 +280,9 @@ impl Table {
             state,
             used_bytes: group.used_bytes,
             capacity_bytes: group.capacity_bytes,
+            changed: record.changed,
         };
+        self.group_changes.insert((record.changed, GroupId(group.group)), ());
         self.groups.insert(GroupId(group.group), restored);
         Ok(())
     }
@@ -367,7 +369,11 @@ impl FrozenTable {
         }
         for (id, group) in table.groups.iter() {
             let slot_epochs = group.slots.iter().map(|slot| slot.since_epoch).collect();
-            blocks.put(Record::Group(GroupRecord { group: Some(group.block_group(*id)), slot_epochs }))?;
+            blocks.put(Record::Group(GroupRecord {
+                group: Some(group.block_group(*id)),
+                slot_epochs,
+                changed: group.changed,
+            }))?;
         }
         blocks.finish()
     }

@@ -1,13 +1,15 @@
 //! Commits, the life of chunks, and block groups.
 
 use super::{Fixture, ROOT, chunk, file_commit, group};
-use holdfast_common::ChunkId;
+use crate::table::Table;
 use holdfast_common::limits::CAPABILITY_XATTR;
+use holdfast_common::{ChunkId, GroupId};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
-    AddGroups, ChunkRecord, Code, Commit, Extent, Fallocate, FileCommit, ForgetChunks, GroupState, Kind, ReapOrphans,
-    SetAttr, SetXattr, Unlink, VacateSlot,
+    AddGroups, BlockGroup, ChunkRecord, Code, Commit, Extent, Fallocate, FileCommit, ForgetChunks, GroupState, Kind,
+    RaiseFeatureLevel, ReapOrphans, SetAttr, SetGroupState, SetXattr, Unlink, VacateSlot,
 };
+use std::collections::BTreeMap;
 
 fn freed(fixture: &Fixture) -> Vec<u64> {
     let freed = fixture.table.freed_chunks(i64::MAX, (0, ChunkId(0)), usize::MAX);
@@ -277,4 +279,62 @@ fn the_time_of_a_write_never_lies_in_the_future_nor_goes_back() {
     assert_eq!((mtime, ctime), (fixture.time_ns, fixture.time_ns));
     let (mtime, ctime) = written(&mut fixture, 3);
     assert!(mtime < ctime && ctime == fixture.time_ns);
+}
+
+/// A client's copy of the groups, kept up to date by cursor.
+struct Groups {
+    known: BTreeMap<u64, BlockGroup>,
+    cursor: (u64, GroupId),
+}
+
+impl Groups {
+    /// Pages that it took.
+    fn catch_up(&mut self, table: &Table) -> (usize, usize) {
+        let (mut pages, mut groups) = (0, 0);
+        loop {
+            let page = table.groups_since(self.cursor);
+            let bytes: usize = page.groups.iter().map(prost::Message::encoded_len).sum();
+            assert!(bytes < 512 << 10, "a page of {bytes} bytes");
+            (pages, groups) = (pages + 1, groups + page.groups.len());
+            self.cursor = page.cursor;
+            self.known.extend(page.groups.into_iter().map(|group| (group.group, group)));
+            if !page.more {
+                let all = table.groups().into_iter().map(|group| (group.group, group)).collect();
+                assert!(self.known == all, "the client's groups are not the table's");
+                return (pages, groups);
+            }
+        }
+    }
+}
+
+/// Some 15,000 groups did not fit one frame, and every change made every client fetch all of them.
+#[test]
+fn groups_come_in_pages_and_later_only_those_that_changed() {
+    let mut fixture = Fixture::new();
+    let add = |range: std::ops::Range<u64>| Op::AddGroups(AddGroups { groups: range.map(group).collect() });
+    fixture.lead(add(2..3001));
+    let mut client = Groups { known: BTreeMap::new(), cursor: (0, GroupId(0)) };
+    assert_eq!(client.catch_up(&fixture.table), (3, 3000));
+    assert_eq!(client.catch_up(&fixture.table), (1, 0));
+    fixture.lead(Op::VacateSlot(VacateSlot { group: 7, epoch: 1, slot: 3 }));
+    fixture.lead(Op::SetGroupState(SetGroupState { group: 9, state: GroupState::GroupFull.into() }));
+    fixture.lead(add(3001..3003));
+    assert_eq!(client.catch_up(&fixture.table), (1, 4));
+    let mut image = Vec::new();
+    fixture.table.freeze().write_to(&mut image).unwrap();
+    let next_leader = Table::restore(&mut image.as_slice()).unwrap();
+    assert_eq!(client.catch_up(&next_leader), (1, 0), "the cursor holds with every leader");
+}
+
+#[test]
+fn what_changed_before_changes_were_recorded_is_fetched_whole() {
+    let mut fixture = Fixture::at_level(0, 0);
+    let mut client = Groups { known: BTreeMap::new(), cursor: (0, GroupId(0)) };
+    assert_eq!(client.catch_up(&fixture.table), (1, 1));
+    fixture.lead(Op::VacateSlot(VacateSlot { group: 1, epoch: 1, slot: 3 }));
+    fixture.lead(Op::RaiseFeatureLevel(RaiseFeatureLevel { level: 1 }));
+    assert_eq!(client.catch_up(&fixture.table), (1, 1));
+    fixture.lead(Op::VacateSlot(VacateSlot { group: 1, epoch: 2, slot: 4 }));
+    assert_eq!(client.catch_up(&fixture.table), (1, 1));
+    assert_eq!(client.catch_up(&fixture.table), (1, 0));
 }

@@ -8,6 +8,7 @@ mod allocate;
 mod attributes;
 mod check;
 mod commit;
+mod dead;
 mod digest;
 mod extents;
 mod groups;
@@ -31,12 +32,14 @@ pub use read::{DirectoryPage, FreedChunk, GroupsPage};
 pub use snapshot::{FrozenTable, RestoreError};
 
 use bytes::Bytes;
+use dead::PiecesMax;
+use extents::Runs;
 use holdfast_common::{ChunkId, GroupId, Incarnation, InodeId, SessionId, VolumeId};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, MutateResponse};
 use holdfast_proto::record::TableCommand;
 use key::NameKey;
-use records::{Chunk, Dentry, Group, Inode, Run, Session};
+use records::{Chunk, Dentry, Group, Inode, Session};
 use tree::Tree;
 
 /// The version of [`TableCommand`] that this table understands; any other halts the replica (R26).
@@ -95,7 +98,11 @@ pub struct Table {
     dentries: Tree<NameKey, Dentry>,
     /// (parent, cookie) to (parent, name): readdir in an order that no change disturbs.
     cookies: Tree<(InodeId, u64), NameKey>,
-    extents: Tree<(InodeId, u64), Run>,
+    extents: Runs,
+    /// (inode, from) to the end: where extents count no more and the leader has not freed them yet.
+    dead: Tree<(InodeId, u64), u64>,
+    /// Extents that were committed into dead intervals.
+    fresh: Runs,
     /// (inode, first page) to the page behind the last: set aside by fallocate, touched by no extent.
     allocated: Tree<(InodeId, u64), u64>,
     chunks: Tree<ChunkId, Chunk>,
@@ -109,6 +116,7 @@ pub struct Table {
     groups: Tree<GroupId, Group>,
     /// (last change, group): what a client has not seen yet is a range.
     group_changes: Tree<(u64, GroupId), ()>,
+    pieces_max: PiecesMax,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,6 +246,7 @@ impl Table {
             Op::RaiseFloor(op) => self.raise_floor(op),
             Op::Configure(op) => self.configure(op, now_ns),
             Op::RaiseFeatureLevel(op) => self.raise_feature_level(op),
+            Op::FreeDead(op) => self.free_dead(op, now_ns),
         }
     }
 }
@@ -254,7 +263,8 @@ pub fn is_leader_only(op: &Op) -> bool {
         | Op::ForgetChunks(_)
         | Op::RaiseFloor(_)
         | Op::Configure(_)
-        | Op::RaiseFeatureLevel(_) => true,
+        | Op::RaiseFeatureLevel(_)
+        | Op::FreeDead(_) => true,
         Op::OpenSession(_)
         | Op::CloseSession(_)
         | Op::Create(_)

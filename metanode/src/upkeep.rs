@@ -7,8 +7,8 @@ use holdfast_common::limits::{GROUP_CAPACITY_BYTES, SPARE_GROUP_BYTES};
 use holdfast_proto::control::{AllocateGroupsRequest, Group, TableAssignment};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
-    AddGroups, BlockGroup, Code, Configure, ExpireSessions, GroupSlot, GroupState, RaiseFeatureLevel, ReapOrphans,
-    SetGroupState,
+    AddGroups, BlockGroup, Code, Configure, ExpireSessions, FreeDead, GroupSlot, GroupState, RaiseFeatureLevel,
+    ReapOrphans, SetGroupState,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,9 @@ const GROUPS_PER_REQUEST_MAX: u64 = 64;
 /// Orphans looked at in one round, and in one entry.
 const ORPHANS_PER_ROUND_MAX: usize = 16 << 10;
 const ORPHANS_PER_ENTRY_MAX: usize = 256;
+/// Entries of one round that free what is dead, and files of one of them.
+const DEAD_ENTRIES_PER_ROUND_MAX: usize = 64;
+const DEAD_INODES_PER_ENTRY_MAX: usize = 64;
 /// Extents freed by one entry: some milliseconds of apply.
 const EXTENTS_PER_ENTRY_MAX: u32 = 4096;
 
@@ -73,6 +76,22 @@ impl Upkeep<'_> {
         self.add_groups().await;
         self.expire_sessions(term).await;
         self.reap_orphans(term).await;
+        self.free_dead().await;
+    }
+
+    /// What truncations and commits of badly split files left to be freed, in steps (DESIGN section 9 i).
+    async fn free_dead(&self) {
+        for _ in 0..DEAD_ENTRIES_PER_ROUND_MAX {
+            let inodes = self.hosted.group.state().read().table().inodes_with_dead(DEAD_INODES_PER_ENTRY_MAX);
+            if inodes.is_empty() {
+                return;
+            }
+            let inodes = inodes.into_iter().map(|inode| inode.0).collect();
+            let op = FreeDead { inodes, max_extents: EXTENTS_PER_ENTRY_MAX };
+            if self.hosted.propose(Op::FreeDead(op)).await.is_none() {
+                return;
+            }
+        }
     }
 
     /// The first entry of a table, and whatever the volume manager changed since.

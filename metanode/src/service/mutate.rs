@@ -117,7 +117,8 @@ fn note_before<'a>(hosted: &'a Hosted, op: &Op, session: SessionId, term: u64, n
         | Op::ForgetChunks(_)
         | Op::RaiseFloor(_)
         | Op::Configure(_)
-        | Op::RaiseFeatureLevel(_) => Note::Nothing,
+        | Op::RaiseFeatureLevel(_)
+        | Op::FreeDead(_) => Note::Nothing,
     }
 }
 

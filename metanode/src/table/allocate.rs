@@ -46,6 +46,9 @@ impl Table {
             FallocateMode::PunchHole => (true, false),
             FallocateMode::ZeroRange => (true, true),
         };
+        if removes {
+            self.may_cut(id)?;
+        }
         let pages = op.offset / PAGE..end.div_ceil(PAGE);
         let charges = allocates && self.feature_level() >= 1;
         if charges {
@@ -113,8 +116,9 @@ impl Table {
     /// The first pages of the range that an extent touches or that are allocated.
     fn next_charged(&self, inode: InodeId, pages: Range<u64>) -> Option<Range<u64>> {
         let (from, to) = (pages.start.saturating_mul(PAGE), pages.end.saturating_mul(PAGE));
-        let touched = self.intersecting(inode, from, to).next();
-        let touched = touched.map(|(offset, run)| (offset / PAGE).max(pages.start)..run.end(offset).div_ceil(PAGE));
+        let touched = self.live(inode, from, to).next();
+        let touched =
+            touched.map(|live| (live.offset / PAGE).max(pages.start)..live.run.end(live.offset).div_ceil(PAGE));
         let allocated = self.allocated_in(inode, pages.clone()).next();
         let allocated = allocated.map(|interval| interval.start.max(pages.start)..interval.end);
         touched.into_iter().chain(allocated).min_by_key(|taken| taken.start)

@@ -16,6 +16,7 @@ impl Table {
         }
         if let Some(size_bytes) = op.size_bytes {
             may_have_size(inode.kind, size_bytes)?;
+            self.may_cut(id)?;
         }
         if let Some(size_bytes) = op.size_bytes {
             self.truncate(id, size_bytes, now_ns)?;

@@ -21,6 +21,10 @@ impl Table {
         if op.files.len().max(op.chunks.len()).max(extents_count) > COMMIT_EXTENTS_MAX {
             return Err(Code::Invalid.into());
         }
+        for file in &op.files {
+            self.may_cut(InodeId(file.inode))?;
+        }
+        let mut budget = self.pieces_budget();
         let mut verdicts = Verdicts::new();
         let mut touched: Vec<ChunkId> = Vec::with_capacity(op.chunks.len());
         for record in &op.chunks {
@@ -32,7 +36,7 @@ impl Table {
         }
         let mut commits = Vec::with_capacity(op.files.len());
         for file in &op.files {
-            commits.push(match self.commit_file(file, session, &verdicts, &mut touched, now_ns) {
+            commits.push(match self.commit_file(file, session, &verdicts, (&mut budget, &mut touched), now_ns) {
                 Ok(attr) => attr,
                 Err(Fault::Refused(code)) => self.refused_file(InodeId(file.inode), code),
                 Err(Fault::Broken(broken)) => return Err(broken.into()),
@@ -146,7 +150,7 @@ impl Table {
         file: &FileCommit,
         session: SessionId,
         verdicts: &Verdicts,
-        touched: &mut Vec<ChunkId>,
+        (budget, touched): (&mut usize, &mut Vec<ChunkId>),
         now_ns: i64,
     ) -> Outcome<CommitResult> {
         let id = InodeId(file.inode);
@@ -165,13 +169,11 @@ impl Table {
         for extent in &file.extents {
             let length_bytes = u32::try_from(extent.length_bytes).map_err(|_| Code::Invalid)?;
             let run = Run { length_bytes, chunk_offset: extent.chunk_offset, chunk: ChunkId(extent.chunk) };
-            self.map(id, extent.file_offset, run, touched)?;
+            self.map(id, extent.file_offset, run, budget, touched)?;
         }
-        let mut taken_over = 0;
         for (from, to) in ranges {
-            taken_over += self.deallocate(id, from / PAGE..to.div_ceil(PAGE))?;
+            self.deallocate(id, from / PAGE..to.div_ceil(PAGE))?;
         }
-        self.change_mapped_pages(id, more_pages + taken_over, 0)?;
         self.kill_capability(id);
         let mut inode = self.known_mut(id)?;
         inode.size_bytes = size_bytes;

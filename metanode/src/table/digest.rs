@@ -264,6 +264,8 @@ impl Table {
             dentries,
             cookies,
             extents,
+            dead,
+            fresh,
             allocated,
             chunks,
             freed,
@@ -273,6 +275,7 @@ impl Table {
             client_keys,
             groups,
             group_changes,
+            pieces_max: _,
         } = self;
         let mut to = Hasher::new();
         configuration.feed(&mut to);
@@ -281,6 +284,8 @@ impl Table {
         dentries.feed(&mut to);
         cookies.feed(&mut to);
         extents.feed(&mut to);
+        dead.feed(&mut to);
+        fresh.feed(&mut to);
         allocated.feed(&mut to);
         chunks.feed(&mut to);
         freed.feed(&mut to);

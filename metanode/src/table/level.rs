@@ -7,7 +7,8 @@
 //! | 0 | a table made before there were levels |
 //! | 1 | a refused file of a commit is answered with its present attributes; extended attributes whose name is a namespace alone
 //! (`user.`) or has a NUL are refused; what fallocate allocates is recorded and charged;
-//! chunks have exactly the geometry that readers accept; the last change of each group is recorded |
+//! chunks have exactly the geometry that readers accept; the last change of each group is recorded;
+//! what goes beyond an entry's bound on pieces becomes dead intervals |
 
 use super::{Outcome, Table, broken};
 use holdfast_proto::meta::{MutateResponse, RaiseFeatureLevel};

@@ -1,5 +1,6 @@
 //! Readers. Each answers from the state as it is; the caller has passed a read barrier.
 
+use super::dead::LiveRun;
 use super::key::NameProbe;
 use super::records::{Body, Dentry};
 use super::{Configuration, Table};
@@ -155,7 +156,7 @@ impl Table {
         let end = offset.saturating_add(length_bytes);
         let mut map = FileMap { offset, covered_bytes: end - offset, ..FileMap::default() };
         let mut chunks = BTreeSet::new();
-        for (file_offset, run) in self.intersecting(inode, offset, end) {
+        for LiveRun { offset: file_offset, run, .. } in self.live(inode, offset, end) {
             if map.extents.len() == max_extents {
                 map.covered_bytes = file_offset.max(offset) - offset;
                 break;

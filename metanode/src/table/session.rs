@@ -48,6 +48,10 @@ impl Table {
         }
         drop(session);
         let response = self.execute(op, id, now_ns)?;
+        if response.code() == Code::Unavailable {
+            // Not remembered: it is to be tried again once the leader has caught up.
+            return Ok(Answer::Fresh(response));
+        }
         let encoded = Bytes::from(response.encode_to_vec());
         // Closing the session took its replies along.
         if let Some(mut session) = self.sessions.get_mut(&id) {

@@ -1,6 +1,7 @@
 //! Tests of the table: against a plain model of a file system, and one scenario for each rule.
 
 mod allocations;
+mod bounds;
 mod commits;
 mod digest;
 mod model;
@@ -177,6 +178,7 @@ fn the_table_names_nothing_that_is_not_deterministic() {
     let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = vec![source.join("table.rs"), source.join("attendance.rs")];
     files.extend(std::fs::read_dir(source.join("table")).unwrap().map(|entry| entry.unwrap().path()));
+    files.extend(std::fs::read_dir(source.join("table/snapshot")).unwrap().map(|entry| entry.unwrap().path()));
     files.retain(|path| path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs"));
     assert!(files.len() > 10, "{files:?}");
     for path in files {

@@ -1,6 +1,7 @@
 //! Commands and snapshots as bytes.
 
 use super::{Fixture, ROOT, chunk, command, create, file_commit};
+use crate::table::dead::PiecesMax;
 use crate::table::{FEATURE_LEVEL, RestoreError, Table};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
@@ -112,6 +113,7 @@ pub(super) fn full_table() -> Fixture {
     }
     let beyond = Fallocate { inode, offset: 8192, length_bytes: 8192, keep_size: true, ..Fallocate::default() };
     fixture.ok(Op::Fallocate(beyond));
+    leave_dead(&mut fixture, directory);
     let value = b"value"[..].into();
     fixture.ok(Op::SetXattr(SetXattr { inode, name: b"user.x"[..].into(), value, create: true, replace: false }));
     fixture.ok(Op::ReserveQuota(ReserveQuota { bytes: 12345 }));
@@ -119,6 +121,21 @@ pub(super) fn full_table() -> Fixture {
     fixture.ok(Op::Unlink(Unlink { parent: ROOT, name: b"orphan"[..].into(), directory: false }));
     fixture.open_session(b"other");
     fixture
+}
+
+/// A file with dead intervals and fresh extents.
+fn leave_dead(fixture: &mut Fixture, directory: u64) {
+    let inode = fixture.create(directory, b"badly split", Kind::File);
+    for at in 0..5 {
+        let id = fixture.reserve_chunk();
+        assert_eq!(fixture.commit_one(chunk(id, 100), file_commit(inode, at * 90, 100, id)), Code::Ok);
+    }
+    fixture.table.pieces_max = PiecesMax(1);
+    for at in [0, 300] {
+        let id = fixture.reserve_chunk();
+        assert_eq!(fixture.commit_one(chunk(id, 200), file_commit(inode, at, 150, id)), Code::Ok);
+    }
+    fixture.table.pieces_max = PiecesMax::default();
 }
 
 pub(super) fn image(table: &Table) -> Vec<u8> {

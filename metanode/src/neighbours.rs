@@ -12,6 +12,7 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The file.
 const NEIGHBOURS: Kind = Kind {
@@ -23,6 +24,8 @@ const NEIGHBOURS: Kind = Kind {
     name: "a metanode's directory",
 };
 
+/// How far ahead of the volume manager's clock a leader's may be believed: clocks that are kept at all agree by far better.
+const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(3600);
 /// About how many bytes of addresses one page has: a frame's header holds 1 MiB.
 const ADDRESSES_PAGE_BYTES_MAX: usize = 256 << 10;
 
@@ -32,6 +35,8 @@ struct Known {
     tables: BTreeMap<VolumeId, TableAssignment>,
     /// Equal for equal addresses and liveness, on every metanode.
     fingerprint: u64,
+    /// The volume manager's clock, nanoseconds since the epoch, and when it was heard.
+    clock: Option<(i64, Instant)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +120,14 @@ impl Neighbours {
         self.known.read().tables.get(&volume).cloned()
     }
 
+    /// This node's clock as it may be stamped into an entry: at most [`CLOCK_AHEAD_MAX`] ahead of the volume manager's. Table time
+    /// never goes back, so that one leader's clock far ahead would hold it there for ever.
+    pub(crate) fn stamp_ns(&self, wall_ns: i64) -> i64 {
+        let Some((heard_ns, at)) = self.known.read().clock else { return wall_ns };
+        let ahead_ns = i64::try_from((at.elapsed() + CLOCK_AHEAD_MAX).as_nanos()).unwrap_or(i64::MAX);
+        wall_ns.min(heard_ns.saturating_add(ahead_ns))
+    }
+
     /// Takes a heartbeat's answer in. Blocks: it may resolve names and writes the file if addresses or tables changed.
     ///
     /// # Errors
@@ -123,6 +136,9 @@ impl Neighbours {
         let mut changed = self.note_nodes(&response.nodes);
         {
             let mut known = self.known.write();
+            if response.time_ns != 0 {
+                known.clock = Some((response.time_ns, Instant::now()));
+            }
             // What is not mentioned stays (R7).
             for table in &response.tables {
                 let former = known.tables.insert(VolumeId(table.volume), table.clone());
@@ -218,7 +234,7 @@ mod tests {
             feature_level: 1,
             ..TableAssignment::default()
         };
-        HeartbeatResponse { nodes: vec![node], tables: vec![table], drops: vec![] }
+        HeartbeatResponse { nodes: vec![node], tables: vec![table], ..HeartbeatResponse::default() }
     }
 
     #[test]
@@ -235,6 +251,20 @@ mod tests {
         assert_eq!(again.assignment(VolumeId(9)).unwrap().feature_level, 0);
         again.forget_table(VolumeId(9)).unwrap();
         assert_eq!(Neighbours::load(directory.path()).unwrap().assignment(VolumeId(9)), None);
+    }
+
+    #[test]
+    fn a_clock_far_ahead_of_the_volume_managers_is_not_stamped_into_entries() {
+        let directory = tempfile::tempdir().unwrap();
+        let neighbours = Neighbours::load(directory.path()).unwrap();
+        let (second, now) = (1_000_000_000, 1_800_000_000 * 1_000_000_000);
+        let (ahead, behind) = (now + 80 * 365 * 86_400 * second, now - 5 * second);
+        assert_eq!(neighbours.stamp_ns(ahead), ahead, "nobody's clock was heard");
+        neighbours.learn(&HeartbeatResponse { time_ns: now, ..HeartbeatResponse::default() }).unwrap();
+        let stamped = neighbours.stamp_ns(ahead);
+        assert!((now..now + 3700 * second).contains(&stamped), "{stamped}");
+        assert_eq!(neighbours.stamp_ns(behind), behind);
+        assert_eq!(neighbours.stamp_ns(now + 60 * second), now + 60 * second);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Mutations: the leader stamps, proposes, and answers what apply said.
 
 use crate::attendance::CreateTicket;
-use crate::hosted::{Context, Hosted, NotLed, encode_command};
+use crate::hosted::{Context, Hosted, NotLed};
 use crate::table::{is_leader_only, refusal};
 use bytes::Bytes;
 use holdfast_common::{Incarnation, InodeId, NodeId, SessionId, VolumeId};
@@ -58,7 +58,7 @@ async fn run(context: &Context, request: MutateRequest) -> Result<Bytes, Box<Mut
     let session = SessionId(request.session);
     let note = note_before(&hosted, &op, session, term, context.now_ms());
     stamp(context, &hosted, &mut op);
-    let command = encode_command(op, request.session, request.sequence, request.acknowledged_below);
+    let command = hosted.encode_command(op, request.session, request.sequence, request.acknowledged_below);
     match hosted.group.propose(command).await {
         Ok(encoded) => {
             note_after(&hosted, &note, &encoded, term, context.now_ms());

@@ -96,6 +96,7 @@ impl Nodes for FakeVolmgr {
             tables: if known.has_volume { vec![table] } else { vec![] },
             nodes: known.addresses.iter().map(endpoint).collect(),
             drops: if known.drops_volume { vec![VolumeDrop { volume: VOLUME, incarnation: 1, mac }] } else { vec![] },
+            time_ns: 0,
         }))
     }
 

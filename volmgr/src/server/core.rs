@@ -153,7 +153,7 @@ pub(super) fn status_of(kind: RefusalKind, detail: String) -> Status {
     }
 }
 
-fn wall_ns() -> i64 {
+pub(super) fn wall_ns() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

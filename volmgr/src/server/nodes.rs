@@ -16,7 +16,7 @@ use holdfast_proto::control::{
 };
 use tonic::{Request, Response, Status};
 
-use super::core::{Core, LeaderReport, status_of};
+use super::core::{Core, LeaderReport, status_of, wall_ns};
 use super::view::View;
 use crate::placement::place_groups;
 use crate::state::{ClusterState, Refusal};
@@ -191,6 +191,7 @@ impl Core {
             tables: hosted.map(|(id, info)| view.assignment(*id, info)).collect(),
             nodes: view.endpoints(),
             drops: dropped.map(|(id, info)| drop_of(*id, info.incarnation)).collect(),
+            time_ns: wall_ns(),
         }
     }
 

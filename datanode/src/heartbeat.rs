@@ -96,6 +96,7 @@ impl Heart {
             disks: disks.iter().map(report).collect(),
             tables: Vec::new(),
             dropped: dropped.iter().map(drop).collect(),
+            feature_level: 0,
         }
     }
 

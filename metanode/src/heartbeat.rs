@@ -2,6 +2,7 @@
 //! or drop. Everything else on the node goes on while the volume manager is dead.
 
 use crate::hosted::{Context, Hosted};
+use crate::table::FEATURE_LEVEL;
 use holdfast_common::proof::Claim;
 use holdfast_common::{Incarnation, NodeId, VolumeId};
 use holdfast_consensus::Role as RaftRole;
@@ -71,6 +72,7 @@ fn report(context: &Context, dropped: &BTreeSet<(VolumeId, Incarnation)>) -> Hea
         disks: Vec::new(),
         tables: context.all_hosted().iter().map(|hosted| table_report(context, hosted)).collect(),
         dropped: dropped.iter().map(|(v, i)| DroppedVolume { volume: v.0, incarnation: i.0 }).collect(),
+        feature_level: FEATURE_LEVEL,
     }
 }
 
@@ -91,6 +93,7 @@ fn table_report(context: &Context, hosted: &Hosted) -> TableReport {
         inodes_count: stat.inodes,
         groups_count: capacity.groups_count,
         ready: table.configuration().is_some() && capacity.open_bytes > 0,
+        feature_level: table.feature_level(),
     }
 }
 

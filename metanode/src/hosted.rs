@@ -5,6 +5,7 @@ use crate::inbox::Inbox;
 use crate::machine::TableMachine;
 use crate::neighbours::Neighbours;
 use crate::sweep;
+use crate::table::Table;
 use crate::upkeep;
 use bytes::Bytes;
 use holdfast_common::{NodeId, SessionId, VolumeId};
@@ -55,6 +56,7 @@ impl Drop for Served {
 pub(crate) struct Hosted {
     pub(crate) volume: VolumeId,
     pub(crate) group: Group<TableMachine>,
+    neighbours: Arc<Neighbours>,
     attendance: Mutex<Attendance>,
 }
 
@@ -140,7 +142,8 @@ impl Context {
         if tables.contains_key(&volume) {
             return;
         }
-        let hosted = Arc::new(Hosted { volume, group, attendance: Mutex::default() });
+        let hosted =
+            Arc::new(Hosted { volume, group, neighbours: Arc::clone(&self.neighbours), attendance: Mutex::default() });
         let upkeep = tokio::spawn(upkeep::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
         let sweep = tokio::spawn(sweep::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
         tables.insert(volume, Served { hosted, tasks: [upkeep, sweep] });
@@ -191,9 +194,31 @@ impl Hosted {
         attendance.follow(term, &sessions, now_ms);
     }
 
+    /// What the disks have left for data of this table, by the last heartbeat; while the volume manager was never heard, what
+    /// its groups could take.
+    pub(crate) fn on_disks_bytes(&self, context: &Context, table: &Table) -> u64 {
+        match context.neighbours.assignment(self.volume) {
+            Some(assignment) => assignment.available_bytes,
+            None => table.capacity().open_bytes,
+        }
+    }
+
+    /// An entry of the log, stamped with this node's clock; the table makes its time rise.
+    pub(crate) fn encode_command(&self, op: Op, session: u64, sequence: u64, acknowledged_below: u64) -> Bytes {
+        let command = TableCommand {
+            version: crate::table::COMMAND_VERSION,
+            time_ns: self.neighbours.stamp_ns(wall_ns()),
+            session,
+            sequence,
+            acknowledged_below,
+            mutation: Some(Mutation { op: Some(op) }),
+        };
+        command.encode_to_vec().into()
+    }
+
     /// Proposes an entry of the leader's own; `None` if it is not known to have happened, which the log then tells.
     pub(crate) async fn propose(&self, op: Op) -> Option<MutateResponse> {
-        let command = encode_command(op, 0, 0, 0);
+        let command = self.encode_command(op, 0, 0, 0);
         let answer = match tokio::time::timeout(UPKEEP_PROPOSE_TIMEOUT, self.group.propose(command)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(ProposeError::NotLeader { .. })) => return None,
@@ -214,19 +239,6 @@ impl Hosted {
             }
         }
     }
-}
-
-/// An entry of the log, stamped with this node's clock; the table makes its time rise.
-pub(crate) fn encode_command(op: Op, session: u64, sequence: u64, acknowledged_below: u64) -> Bytes {
-    let command = TableCommand {
-        version: crate::table::COMMAND_VERSION,
-        time_ns: wall_ns(),
-        session,
-        sequence,
-        acknowledged_below,
-        mutation: Some(Mutation { op: Some(op) }),
-    };
-    command.encode_to_vec().into()
 }
 
 fn wall_ns() -> i64 {

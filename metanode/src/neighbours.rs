@@ -8,9 +8,11 @@ use holdfast_proto::control::{Endpoint, HeartbeatResponse, TableAssignment};
 use holdfast_proto::meta::NodeAddress;
 use holdfast_proto::metanode::Neighbours as Record;
 use parking_lot::RwLock;
+use prost::Message;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The file.
 const NEIGHBOURS: Kind = Kind {
@@ -22,12 +24,19 @@ const NEIGHBOURS: Kind = Kind {
     name: "a metanode's directory",
 };
 
+/// How far ahead of the volume manager's clock a leader's may be believed: clocks that are kept at all agree by far better.
+const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(3600);
+/// About how many bytes of addresses one page has: a frame's header holds 1 MiB.
+const ADDRESSES_PAGE_BYTES_MAX: usize = 256 << 10;
+
 #[derive(Debug, Default)]
 struct Known {
     nodes: BTreeMap<NodeId, Place>,
     tables: BTreeMap<VolumeId, TableAssignment>,
     /// Equal for equal addresses and liveness, on every metanode.
     fingerprint: u64,
+    /// The volume manager's clock, nanoseconds since the epoch, and when it was heard.
+    clock: Option<(i64, Instant)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +67,9 @@ impl Neighbours {
             }
             Err(other) => return Err(other),
         };
-        let tables = record.tables.into_iter().map(|table| (VolumeId(table.volume), table)).collect();
+        // Nodes may have come back with an older build since: what they know must be heard in this run.
+        let unheard = |table: TableAssignment| TableAssignment { feature_level: 0, ..table };
+        let tables = record.tables.into_iter().map(|table| (VolumeId(table.volume), unheard(table))).collect();
         let neighbours =
             Self { directory: directory.to_owned(), known: RwLock::new(Known { tables, ..Known::default() }) };
         neighbours.note_nodes(&record.nodes);
@@ -84,6 +95,22 @@ impl Neighbours {
         known.nodes.iter().map(address).collect()
     }
 
+    /// A page of the addresses above a node, ascending, and whether more follow.
+    pub(crate) fn addresses_after(&self, after: NodeId) -> (Vec<NodeAddress>, bool) {
+        let mut page = self.addresses();
+        page.retain(|address| address.node > after.0);
+        let mut bytes = 0;
+        let fits = page.iter().take_while(|address| {
+            let fits = bytes < ADDRESSES_PAGE_BYTES_MAX;
+            bytes += address.encoded_len();
+            fits
+        });
+        let count = fits.count();
+        let more = count < page.len();
+        page.truncate(count);
+        (page, more)
+    }
+
     /// Changes when an address or the liveness of a node does.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.known.read().fingerprint
@@ -91,6 +118,14 @@ impl Neighbours {
 
     pub(crate) fn assignment(&self, volume: VolumeId) -> Option<TableAssignment> {
         self.known.read().tables.get(&volume).cloned()
+    }
+
+    /// This node's clock as it may be stamped into an entry: at most [`CLOCK_AHEAD_MAX`] ahead of the volume manager's. Table time
+    /// never goes back, so that one leader's clock far ahead would hold it there for ever.
+    pub(crate) fn stamp_ns(&self, wall_ns: i64) -> i64 {
+        let Some((heard_ns, at)) = self.known.read().clock else { return wall_ns };
+        let ahead_ns = i64::try_from((at.elapsed() + CLOCK_AHEAD_MAX).as_nanos()).unwrap_or(i64::MAX);
+        wall_ns.min(heard_ns.saturating_add(ahead_ns))
     }
 
     /// Takes a heartbeat's answer in. Blocks: it may resolve names and writes the file if addresses or tables changed.
@@ -101,10 +136,13 @@ impl Neighbours {
         let mut changed = self.note_nodes(&response.nodes);
         {
             let mut known = self.known.write();
+            if response.time_ns != 0 {
+                known.clock = Some((response.time_ns, Instant::now()));
+            }
             // What is not mentioned stays (R7).
             for table in &response.tables {
                 let former = known.tables.insert(VolumeId(table.volume), table.clone());
-                changed |= former.map(without_space) != Some(without_space(table.clone()));
+                changed |= former.map(lasting) != Some(lasting(table.clone()));
             }
         }
         if changed { self.save() } else { Ok(()) }
@@ -158,9 +196,9 @@ impl Neighbours {
     }
 }
 
-/// Free space changes with every heartbeat and is no reason to write a file.
-fn without_space(table: TableAssignment) -> TableAssignment {
-    TableAssignment { available_bytes: 0, ..table }
+/// Free space changes with every heartbeat, and a feature level is not believed from the file: no reasons to write it.
+fn lasting(table: TableAssignment) -> TableAssignment {
+    TableAssignment { available_bytes: 0, feature_level: 0, ..table }
 }
 
 fn resolve(address: &str) -> Option<SocketAddr> {
@@ -189,8 +227,14 @@ mod tests {
 
     fn answer(address: &str, alive: bool, available_bytes: u64) -> HeartbeatResponse {
         let node = Endpoint { node: 4, address: address.to_owned(), alive };
-        let table = TableAssignment { volume: 9, replicas: vec![4], available_bytes, ..TableAssignment::default() };
-        HeartbeatResponse { nodes: vec![node], tables: vec![table], drops: vec![] }
+        let table = TableAssignment {
+            volume: 9,
+            replicas: vec![4],
+            available_bytes,
+            feature_level: 1,
+            ..TableAssignment::default()
+        };
+        HeartbeatResponse { nodes: vec![node], tables: vec![table], ..HeartbeatResponse::default() }
     }
 
     #[test]
@@ -202,8 +246,44 @@ mod tests {
         assert_eq!(again.address(NodeId(4)), Some("127.0.0.1:77".parse().unwrap()));
         assert_eq!(again.fingerprint(), neighbours.fingerprint());
         assert_eq!(again.assignment(VolumeId(9)).unwrap().replicas, [4]);
+        // What other builds know is not: they may have been exchanged since.
+        assert_eq!(neighbours.assignment(VolumeId(9)).unwrap().feature_level, 1);
+        assert_eq!(again.assignment(VolumeId(9)).unwrap().feature_level, 0);
         again.forget_table(VolumeId(9)).unwrap();
         assert_eq!(Neighbours::load(directory.path()).unwrap().assignment(VolumeId(9)), None);
+    }
+
+    #[test]
+    fn a_clock_far_ahead_of_the_volume_managers_is_not_stamped_into_entries() {
+        let directory = tempfile::tempdir().unwrap();
+        let neighbours = Neighbours::load(directory.path()).unwrap();
+        let (second, now) = (1_000_000_000, 1_800_000_000 * 1_000_000_000);
+        let (ahead, behind) = (now + 80 * 365 * 86_400 * second, now - 5 * second);
+        assert_eq!(neighbours.stamp_ns(ahead), ahead, "nobody's clock was heard");
+        neighbours.learn(&HeartbeatResponse { time_ns: now, ..HeartbeatResponse::default() }).unwrap();
+        let stamped = neighbours.stamp_ns(ahead);
+        assert!((now..now + 3700 * second).contains(&stamped), "{stamped}");
+        assert_eq!(neighbours.stamp_ns(behind), behind);
+        assert_eq!(neighbours.stamp_ns(now + 60 * second), now + 60 * second);
+    }
+
+    #[test]
+    fn addresses_come_in_pages_of_bounded_size() {
+        let directory = tempfile::tempdir().unwrap();
+        let neighbours = Neighbours::load(directory.path()).unwrap();
+        let long = "x".repeat(ADDRESSES_PAGE_BYTES_MAX / 3);
+        let endpoint = |node| Endpoint { node, address: long.clone(), alive: true };
+        neighbours.note_nodes(&(1..=7).map(endpoint).collect::<Vec<_>>());
+        let (mut seen, mut pages) = (vec![], 0);
+        loop {
+            let (page, more) = neighbours.addresses_after(NodeId(seen.last().copied().unwrap_or(0)));
+            seen.extend(page.iter().map(|address| address.node));
+            pages += 1;
+            if !more {
+                break;
+            }
+        }
+        assert_eq!((seen, pages), ((1..=7).collect::<Vec<u64>>(), 3));
     }
 
     #[test]

@@ -86,8 +86,7 @@ async fn send(context: &Context, hosted: &Hosted, batch: Batch) -> Vec<(DiskId, 
             let answer: Result<DeleteShardsResponse, _> =
                 client.unary(address, DATA_DELETE, &request, DELETE_TIMEOUT).await;
             let confirmed = match answer {
-                // A deleted volume has no shards left to delete.
-                Ok(response) if matches!(response.status(), Status::Ok | Status::Dropped) => true,
+                Ok(response) if confirms(response.status) => true,
                 Ok(response) => {
                     tracing::warn!(%volume, %disk, status = ?response.status(), detail = response.detail, "not deleted");
                     false
@@ -104,6 +103,26 @@ async fn send(context: &Context, hosted: &Hosted, batch: Batch) -> Vec<(DiskId, 
         answers.extend(answer);
     }
     answers
+}
+
+/// Whether this answer says that the shards are gone. The number of a status that this version does not know, which the
+/// generated accessor takes for OK, confirms nothing.
+fn confirms(status: i32) -> bool {
+    let Ok(status) = Status::try_from(status) else { return false };
+    match status {
+        // A deleted volume has no shards left to delete.
+        Status::Ok | Status::Dropped => true,
+        Status::NotFound
+        | Status::Corrupt
+        | Status::Conflict
+        | Status::NoSpace
+        | Status::BelowFloor
+        | Status::WrongDisk
+        | Status::DiskFailed
+        | Status::Invalid
+        | Status::Forbidden
+        | Status::Busy => false,
+    }
 }
 
 /// What to delete where.

@@ -4,12 +4,16 @@
 //! all its preconditions, then changes. Nothing here names a clock, a file, randomness or a hash map; time, ids and
 //! choices ride in the command. Readers return what a linearizable read may answer once a read barrier has passed.
 
+mod allocate;
 mod attributes;
 mod check;
 mod commit;
+mod dead;
+mod digest;
 mod extents;
 mod groups;
 mod key;
+mod level;
 mod namespace;
 mod read;
 mod records;
@@ -23,16 +27,19 @@ mod xattr;
 
 pub use check::CheckError;
 pub use groups::Capacity;
-pub use read::{DirectoryPage, FreedChunk};
+pub use level::FEATURE_LEVEL;
+pub use read::{DirectoryPage, FreedChunk, GroupsPage};
 pub use snapshot::{FrozenTable, RestoreError};
 
 use bytes::Bytes;
+use dead::PiecesMax;
+use extents::Runs;
 use holdfast_common::{ChunkId, GroupId, Incarnation, InodeId, SessionId, VolumeId};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, MutateResponse};
 use holdfast_proto::record::TableCommand;
 use key::NameKey;
-use records::{Chunk, Dentry, Group, Inode, Run, Session};
+use records::{Chunk, Dentry, Group, Inode, Session};
 use tree::Tree;
 
 /// The version of [`TableCommand`] that this table understands; any other halts the replica (R26).
@@ -91,7 +98,13 @@ pub struct Table {
     dentries: Tree<NameKey, Dentry>,
     /// (parent, cookie) to (parent, name): readdir in an order that no change disturbs.
     cookies: Tree<(InodeId, u64), NameKey>,
-    extents: Tree<(InodeId, u64), Run>,
+    extents: Runs,
+    /// (inode, from) to the end: where extents count no more and the leader has not freed them yet.
+    dead: Tree<(InodeId, u64), u64>,
+    /// Extents that were committed into dead intervals.
+    fresh: Runs,
+    /// (inode, first page) to the page behind the last: set aside by fallocate, touched by no extent.
+    allocated: Tree<(InodeId, u64), u64>,
     chunks: Tree<ChunkId, Chunk>,
     /// Chunks without live bytes by (time freed, id), until they are deleted on the datanodes and forgotten.
     freed: Tree<(i64, ChunkId), ()>,
@@ -101,6 +114,9 @@ pub struct Table {
     sessions: Tree<SessionId, Session>,
     client_keys: Tree<Bytes, SessionId>,
     groups: Tree<GroupId, Group>,
+    /// (last change, group): what a client has not seen yet is a range.
+    group_changes: Tree<(u64, GroupId), ()>,
+    pieces_max: PiecesMax,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,8 +130,12 @@ struct Counters {
     /// Commits of chunks below are refused (R4).
     floor: u64,
     last_time_ns: i64,
+    /// Touched and allocated ones.
     mapped_pages: u64,
+    allocated_pages: u64,
     reserved_bytes: u64,
+    /// Which behaviour apply has (R26); 0 in tables made before levels were.
+    feature_level: u32,
 }
 
 impl Default for Counters {
@@ -129,7 +149,9 @@ impl Default for Counters {
             floor: 0,
             last_time_ns: 0,
             mapped_pages: 0,
+            allocated_pages: 0,
             reserved_bytes: 0,
+            feature_level: 0,
         }
     }
 }
@@ -223,32 +245,9 @@ impl Table {
             Op::ForgetChunks(op) => self.forget_chunks(op),
             Op::RaiseFloor(op) => self.raise_floor(op),
             Op::Configure(op) => self.configure(op, now_ns),
+            Op::RaiseFeatureLevel(op) => self.raise_feature_level(op),
+            Op::FreeDead(op) => self.free_dead(op, now_ns),
         }
-    }
-
-    /// A fingerprint of what replicas must agree on; cheap, so that it can be compared often.
-    #[must_use]
-    pub fn digest(&self) -> u64 {
-        let counters = &self.counters;
-        let words = [
-            counters.next_inode,
-            counters.next_chunk,
-            counters.next_session,
-            counters.next_group,
-            counters.floor,
-            counters.last_time_ns.cast_unsigned(),
-            counters.mapped_pages,
-            counters.reserved_bytes,
-            self.inodes.len() as u64,
-            self.dentries.len() as u64,
-            self.extents.len() as u64,
-            self.chunks.len() as u64,
-            self.freed.len() as u64,
-            self.xattrs.len() as u64,
-            self.sessions.len() as u64,
-        ];
-        // FNV-1a by words: stable across builds, and no two of these states meet by accident often enough to matter.
-        words.iter().fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3))
     }
 }
 
@@ -263,7 +262,9 @@ pub fn is_leader_only(op: &Op) -> bool {
         | Op::SetGroupState(_)
         | Op::ForgetChunks(_)
         | Op::RaiseFloor(_)
-        | Op::Configure(_) => true,
+        | Op::Configure(_)
+        | Op::RaiseFeatureLevel(_)
+        | Op::FreeDead(_) => true,
         Op::OpenSession(_)
         | Op::CloseSession(_)
         | Op::Create(_)

@@ -1,12 +1,14 @@
 //! What a leader does for its table by itself: configuration, spare groups, silent sessions, orphans.
 
 use crate::hosted::{Context, Hosted, Leadership};
+use crate::table::FEATURE_LEVEL;
 use holdfast_common::InodeId;
 use holdfast_common::limits::{GROUP_CAPACITY_BYTES, SPARE_GROUP_BYTES};
 use holdfast_proto::control::{AllocateGroupsRequest, Group, TableAssignment};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
-    AddGroups, BlockGroup, Code, Configure, ExpireSessions, GroupSlot, GroupState, ReapOrphans, SetGroupState,
+    AddGroups, BlockGroup, Code, Configure, ExpireSessions, FreeDead, GroupSlot, GroupState, RaiseFeatureLevel,
+    ReapOrphans, SetGroupState,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +23,9 @@ const GROUPS_PER_REQUEST_MAX: u64 = 64;
 /// Orphans looked at in one round, and in one entry.
 const ORPHANS_PER_ROUND_MAX: usize = 16 << 10;
 const ORPHANS_PER_ENTRY_MAX: usize = 256;
+/// Entries of one round that free what is dead, and files of one of them.
+const DEAD_ENTRIES_PER_ROUND_MAX: usize = 64;
+const DEAD_INODES_PER_ENTRY_MAX: usize = 64;
 /// Extents freed by one entry: some milliseconds of apply.
 const EXTENTS_PER_ENTRY_MAX: u32 = 4096;
 
@@ -66,10 +71,27 @@ impl Upkeep<'_> {
         if self.hosted.group.state().read().table().configuration().is_none() {
             return;
         }
+        self.raise_feature_level().await;
         self.switch_groups().await;
         self.add_groups().await;
         self.expire_sessions(term).await;
         self.reap_orphans(term).await;
+        self.free_dead().await;
+    }
+
+    /// What truncations and commits of badly split files left to be freed, in steps (DESIGN section 9 i).
+    async fn free_dead(&self) {
+        for _ in 0..DEAD_ENTRIES_PER_ROUND_MAX {
+            let inodes = self.hosted.group.state().read().table().inodes_with_dead(DEAD_INODES_PER_ENTRY_MAX);
+            if inodes.is_empty() {
+                return;
+            }
+            let inodes = inodes.into_iter().map(|inode| inode.0).collect();
+            let op = FreeDead { inodes, max_extents: EXTENTS_PER_ENTRY_MAX };
+            if self.hosted.propose(Op::FreeDead(op)).await.is_none() {
+                return;
+            }
+        }
     }
 
     /// The first entry of a table, and whatever the volume manager changed since.
@@ -93,6 +115,21 @@ impl Upkeep<'_> {
                 self.refused = Some(wanted);
             }
             None => {}
+        }
+    }
+
+    /// R26: the table takes up what the builds of all its replicas know, right after its configuration and after the last
+    /// replica was upgraded.
+    async fn raise_feature_level(&self) {
+        let volume = self.hosted.volume;
+        let assignment = self.context.neighbours.assignment(volume);
+        let level = assignment.map_or(0, |assignment| assignment.feature_level).min(FEATURE_LEVEL);
+        if level <= self.hosted.group.state().read().table().feature_level() {
+            return;
+        }
+        let op = Op::RaiseFeatureLevel(RaiseFeatureLevel { level });
+        if self.hosted.propose(op).await.is_some() {
+            tracing::info!(%volume, level, "feature level raised");
         }
     }
 

@@ -233,3 +233,25 @@ async fn a_directory_that_is_unformatted_or_in_use_and_a_port_in_use_are_told_pl
     assert!(error.to_string().ends_with("the port is in use"), "{error}");
     running.shutdown().await;
 }
+
+/// R26: a level is only raised when no replica would stop at it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_is_told_the_feature_level_that_all_its_replicas_know() {
+    let directory = tempfile::tempdir().unwrap();
+    holdfast_volmgr::format(directory.path()).unwrap();
+    let mut fixture = start(directory.path()).await;
+    let (metanodes, _) = fixture.populate().await;
+    fixture.create("demo", &metanodes).await;
+    for (levels, expected) in [([2, 1, 0], 0), ([2, 1, 3], 1), ([2, 2, 3], 2)] {
+        let mut told = 0;
+        for round in 0..2 {
+            for (node, feature_level) in metanodes.iter().zip(levels) {
+                let beat = HeartbeatRequest { feature_level, ..fixture.beat(node) };
+                let orders = fixture.heartbeat(beat).await.unwrap();
+                told = orders.tables[0].feature_level;
+                assert!(round == 0 || told == expected);
+            }
+        }
+        assert_eq!(told, expected);
+    }
+}

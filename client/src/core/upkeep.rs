@@ -112,7 +112,7 @@ impl Core {
     /// Asks the leader for groups and addresses, unless they are being asked for.
     pub(super) fn ask_groups(&mut self) {
         if !std::mem::replace(&mut self.groups_asked, true) {
-            self.ask(read_request::Op::GetGroups(GetGroups {}), Asker::Groups);
+            self.ask(read_request::Op::GetGroups(GetGroups::default()), Asker::Groups);
         }
     }
 

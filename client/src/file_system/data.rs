@@ -144,8 +144,18 @@ impl FileSystem {
             FallocateMode::PunchHole => (ProtoMode::PunchHole, true),
             FallocateMode::ZeroRange { keep_size } => (ProtoMode::ZeroRange, keep_size),
         };
-        let op = Fallocate { inode: inode.0, offset, length_bytes, mode: mode.into(), keep_size };
-        self.change_after_writes(inode, mutation::Op::Fallocate(op)).await.map(|_| ())
+        // The table bounds the work of one entry, and says how far it came; nothing said means all.
+        let (mut at, end) = (offset, offset + length_bytes);
+        loop {
+            let (length_bytes, mode) = (end - at, mode.into());
+            let op = Fallocate { inode: inode.0, offset: at, length_bytes, mode, keep_size, available_bytes: None };
+            let covered_bytes =
+                self.change_after_writes(inode, mutation::Op::Fallocate(op)).await?.covered_bytes;
+            if covered_bytes == 0 || covered_bytes >= length_bytes {
+                return Ok(());
+            }
+            at += covered_bytes;
+        }
     }
 
     /// lseek(2) for data and holes.

@@ -284,6 +284,7 @@ impl State {
                     .collect();
                 response.groups_version = self.groups_version();
             }
+            Question::GetNodes(_) => return Err(Code::Invalid),
             Question::KeepAlive(_) => {
                 self.check_session(request.session)?;
                 response.groups_version = self.groups_version();

@@ -1,7 +1,7 @@
 //! Mutations: the leader stamps, proposes, and answers what apply said.
 
 use crate::attendance::CreateTicket;
-use crate::hosted::{Context, Hosted, NotLed, encode_command};
+use crate::hosted::{Context, Hosted, NotLed};
 use crate::table::{is_leader_only, refusal};
 use bytes::Bytes;
 use holdfast_common::{Incarnation, InodeId, NodeId, SessionId, VolumeId};
@@ -53,11 +53,12 @@ async fn run(context: &Context, request: MutateRequest) -> Result<Bytes, Box<Mut
         Err(NotLed::By(leader)) => return Err(not_leader(leader)),
     };
     let op = request.mutation.and_then(|mutation| mutation.op);
-    let op = op.filter(|op| !is_leader_only(op)).ok_or_else(|| refuse(Code::Invalid))?;
+    let mut op = op.filter(|op| !is_leader_only(op)).ok_or_else(|| refuse(Code::Invalid))?;
     check_incarnation(&hosted, Incarnation(request.incarnation)).map_err(refuse)?;
     let session = SessionId(request.session);
     let note = note_before(&hosted, &op, session, term, context.now_ms());
-    let command = encode_command(op, request.session, request.sequence, request.acknowledged_below);
+    stamp(context, &hosted, &mut op);
+    let command = hosted.encode_command(op, request.session, request.sequence, request.acknowledged_below);
     match hosted.group.propose(command).await {
         Ok(encoded) => {
             note_after(&hosted, &note, &encoded, term, context.now_ms());
@@ -67,6 +68,13 @@ async fn run(context: &Context, request: MutateRequest) -> Result<Bytes, Box<Mut
         Err(ProposeError::Unknown | ProposeError::Overloaded) => Err(refuse(Code::Unavailable)),
         Err(ProposeError::TooLarge) => Err(refuse(Code::Invalid)),
         Err(ProposeError::Stopped) => Err(refuse(Code::TableStopped)),
+    }
+}
+
+/// What only heartbeats know rides in the command (docs/decisions/0007), whatever the client wrote there.
+fn stamp(context: &Context, hosted: &Hosted, op: &mut Op) {
+    if let Op::Fallocate(op) = op {
+        op.available_bytes = Some(hosted.on_disks_bytes(context, hosted.group.state().read().table()));
     }
 }
 
@@ -89,7 +97,28 @@ fn note_before<'a>(hosted: &'a Hosted, op: &Op, session: SessionId, term: u64, n
             let ticket = attendance.begin_create();
             Note::Opened { session, _under_way: CreateGuard { hosted, term, now_ms, ticket } }
         }
-        _ => Note::Nothing,
+        Op::Create(_)
+        | Op::Link(_)
+        | Op::Unlink(_)
+        | Op::Rename(_)
+        | Op::SetAttr(_)
+        | Op::Commit(_)
+        | Op::Fallocate(_)
+        | Op::SetXattr(_)
+        | Op::RemoveXattr(_)
+        | Op::ReserveChunks(_)
+        | Op::ReserveQuota(_) => Note::Nothing,
+        // Not taken from clients.
+        Op::ExpireSessions(_)
+        | Op::ReapOrphans(_)
+        | Op::AddGroups(_)
+        | Op::VacateSlot(_)
+        | Op::SetGroupState(_)
+        | Op::ForgetChunks(_)
+        | Op::RaiseFloor(_)
+        | Op::Configure(_)
+        | Op::RaiseFeatureLevel(_)
+        | Op::FreeDead(_) => Note::Nothing,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::hosted::{Context, Hosted, NotLed};
 use crate::machine::TableMachine;
 use crate::table::Table;
-use holdfast_common::{Incarnation, InodeId, NodeId, SessionId, VolumeId};
+use holdfast_common::{GroupId, Incarnation, InodeId, NodeId, SessionId, VolumeId};
 use holdfast_consensus::ReadError;
 use holdfast_proto::meta::read_request::Op;
 use holdfast_proto::meta::{Code, FsStat, KeepAlive, Kind, ReadRequest, ReadResponse};
@@ -92,16 +92,30 @@ impl Reader<'_> {
                 let (attr, map) = table.read_map(InodeId(op.inode), op.offset, op.length_bytes, max_extents)?;
                 response.attr = Some(attr);
                 response.map = Some(map);
-                response.groups_version = self.groups_version(table);
+                self.say_versions(table, &mut response);
             }
             Op::ReadLink(op) => response.value = table.read_link(InodeId(op.inode))?,
             Op::GetXattr(op) => response.value = table.get_xattr(InodeId(op.inode), &op.name)?,
             Op::ListXattr(op) => response.names = table.list_xattr(InodeId(op.inode))?,
             Op::StatFs(_) => response.stat = Some(self.stat_fs(table)),
-            Op::GetGroups(_) => {
-                response.groups = table.groups();
-                response.nodes = self.context.neighbours.addresses();
-                response.groups_version = self.groups_version(table);
+            Op::GetGroups(op) => {
+                match op.since {
+                    Some(since) => {
+                        let page = table.groups_since((since, GroupId(op.after_group)));
+                        response.groups = page.groups;
+                        (response.next_since, response.next_after_group) = (page.cursor.0, page.cursor.1.0);
+                        response.more_groups = page.more;
+                    }
+                    None => {
+                        response.groups = table.groups();
+                        response.nodes = self.context.neighbours.addresses();
+                    }
+                }
+                self.say_versions(table, &mut response);
+            }
+            Op::GetNodes(op) => {
+                (response.nodes, response.more_nodes) = self.context.neighbours.addresses_after(NodeId(op.after_node));
+                self.say_versions(table, &mut response);
             }
             Op::Open(_) | Op::KeepAlive(_) => return Err(Code::Invalid),
         }
@@ -134,7 +148,7 @@ impl Reader<'_> {
             let (_, map) = table.read_map(inode, 0, attr.size_bytes, OPEN_MAP_EXTENTS_MAX)?;
             if map.covered_bytes == attr.size_bytes {
                 response.map = Some(map);
-                response.groups_version = self.groups_version(table);
+                self.say_versions(table, &mut response);
             }
         }
         Ok(response)
@@ -152,27 +166,29 @@ impl Reader<'_> {
         let attached = op.attach.then_some(op.open.as_slice());
         let attach_needed =
             self.hosted.attendance(self.term, now_ms).keep_alive(self.session, &op.released, attached, now_ms);
-        let groups_version = self.groups_version(self.state().table());
-        Ok(ReadResponse { attach_needed, groups_version, ..ReadResponse::default() })
+        let mut response = ReadResponse { attach_needed, ..ReadResponse::default() };
+        self.say_versions(self.state().table(), &mut response);
+        Ok(response)
     }
 
     fn check_session(&self) -> Result<(), Code> {
         if self.state().table().has_session(self.session) { Ok(()) } else { Err(Code::SessionExpired) }
     }
 
-    /// Changes when groups, addresses or liveness do, and is the same on every metanode that knows the same.
-    fn groups_version(&self, table: &Table) -> u64 {
+    /// `groups_version` is for clients that know no cursor: it changes when groups, addresses or liveness do, and is the
+    /// same on every metanode that knows the same.
+    fn say_versions(&self, table: &Table, response: &mut ReadResponse) {
         let addresses = self.context.neighbours.fingerprint();
-        addresses.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(table.groups_version()).max(1)
+        let mixed = addresses.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(table.groups_version());
+        response.groups_version = mixed.max(1);
+        response.groups_changes = table.groups_version();
+        response.nodes_version = addresses;
     }
 
-    /// What is left is the least of what the quota and what the disks leave.
+    /// What is left is the least of what the quota and what the disks leave, less what is allocated and not yet written.
     fn stat_fs(&self, table: &Table) -> FsStat {
         let stat = table.stat_fs();
-        let on_disks = match self.context.neighbours.assignment(self.hosted.volume) {
-            Some(assignment) => assignment.available_bytes,
-            None => table.capacity().open_bytes,
-        };
-        FsStat { available_bytes: stat.available_bytes.min(on_disks), ..stat }
+        let on_disks_bytes = self.hosted.on_disks_bytes(self.context, table).saturating_sub(table.allocated_bytes());
+        FsStat { available_bytes: stat.available_bytes.min(on_disks_bytes), ..stat }
     }
 }

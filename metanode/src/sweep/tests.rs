@@ -116,3 +116,11 @@ fn a_vacated_slot_is_not_waited_for() {
     sweep.next_batch(&table, i64::MAX, 0).unwrap();
     assert_eq!(sweep.take_done(), [1, 2]);
 }
+
+#[test]
+fn an_answer_of_an_unknown_status_confirms_nothing() {
+    for status in 0..100 {
+        let known = [Status::Ok, Status::Dropped].map(i32::from).contains(&status);
+        assert_eq!(confirms(status), known, "status {status}");
+    }
+}

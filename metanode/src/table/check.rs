@@ -1,8 +1,9 @@
 //! Walks a whole table and verifies what must hold between its trees. For tests and for `fsck`.
 
 use super::Table;
+use super::extents::{Layer, PAGE};
 use super::records::Body;
-use holdfast_common::limits::{FILE_BYTES_MAX, FIRST_COOKIE, PAGE_BYTES, SESSION_IN_FLIGHT_MAX};
+use holdfast_common::limits::{FILE_BYTES_MAX, FIRST_COOKIE, SESSION_IN_FLIGHT_MAX};
 use holdfast_common::{ChunkId, GroupId, InodeId};
 use holdfast_proto::meta::Kind;
 use std::collections::BTreeMap;
@@ -33,7 +34,32 @@ impl Table {
         self.check_inodes()?;
         self.check_extents()?;
         self.check_chunks()?;
-        self.check_sessions()
+        self.check_sessions()?;
+        self.check_sums()
+    }
+
+    /// The digest says what the trees hold.
+    fn check_sums(&self) -> Check {
+        let sums = [
+            ("inodes", self.inodes.sum_is_right()),
+            ("dentries", self.dentries.sum_is_right()),
+            ("cookies", self.cookies.sum_is_right()),
+            ("extents", self.extents.sum_is_right()),
+            ("dead intervals", self.dead.sum_is_right()),
+            ("fresh extents", self.fresh.sum_is_right()),
+            ("allocated pages", self.allocated.sum_is_right()),
+            ("chunks", self.chunks.sum_is_right()),
+            ("freed", self.freed.sum_is_right()),
+            ("xattrs", self.xattrs.sum_is_right()),
+            ("orphans", self.orphans.sum_is_right()),
+            ("sessions", self.sessions.sum_is_right()),
+            ("client keys", self.client_keys.sum_is_right()),
+            ("groups", self.groups.sum_is_right()),
+            ("group changes", self.group_changes.sum_is_right()),
+            ("replies", self.sessions.iter().all(|(_, session)| session.replies.sum_is_right())),
+        ];
+        let wrong = sums.iter().find(|(_, right)| !right);
+        ensure(wrong.is_none(), || format!("the sum of hashes of {wrong:?} is wrong"))
     }
 
     fn check_cookies(&self) -> Check {
@@ -104,30 +130,78 @@ impl Table {
 
     fn check_extents(&self) -> Check {
         let mut pages: BTreeMap<InodeId, u64> = BTreeMap::new();
+        for layer in [Layer::Base, Layer::Fresh] {
+            self.check_layer(layer, &mut pages)?;
+        }
+        self.check_dead()?;
+        for (id, inode) in self.inodes.iter() {
+            let end = self.live(*id, 0, u64::MAX).last().map_or(0, |live| live.run.end(live.offset));
+            ensure(end == 0 || (inode.kind == Kind::File && end <= inode.size_bytes), || {
+                format!("inode {id} has bytes at {end}")
+            })?;
+        }
+        self.check_allocated(&mut pages)?;
+        let wrong = self.inodes.iter().find(|(id, inode)| pages.get(id).copied().unwrap_or(0) != inode.mapped_pages);
+        ensure(wrong.is_none(), || format!("mapped pages of {wrong:?} are wrong"))
+    }
+
+    fn check_layer(&self, layer: Layer, pages: &mut BTreeMap<InodeId, u64>) -> Check {
         let mut last = (InodeId(0), 0, 0);
-        for ((id, offset), run) in self.extents.iter() {
+        for ((id, offset), run) in self.layer(layer).iter() {
             let (last_id, last_end, last_page) = if last.0 == *id { last } else { (*id, 0, 0) };
             let end = run.end(*offset);
             ensure(*offset >= last_end, || format!("extents of inode {last_id} overlap at {offset}"))?;
-            let inode = self.inodes.get(id).filter(|inode| inode.kind == Kind::File);
-            ensure(inode.is_some_and(|inode| end <= inode.size_bytes), || format!("inode {id} has bytes at {end}"))?;
+            ensure(self.inodes.contains(id), || format!("extents of inode {id}, which is not there"))?;
             let chunk = self.chunks.get(&run.chunk);
             ensure(chunk.is_some_and(|chunk| run.chunk_offset + run.length_bytes <= chunk.length_bytes), || {
                 format!("inode {id} at {offset} lies outside chunk {}", run.chunk)
             })?;
             ensure(run.length_bytes > 0, || format!("inode {id} has an empty extent at {offset}"))?;
-            let page = u64::from(PAGE_BYTES);
-            let (first_page, end_page) = ((offset / page).max(last_page), end.div_ceil(page));
+            let (first_page, end_page) = ((offset / PAGE).max(last_page), end.div_ceil(PAGE));
             *pages.entry(*id).or_default() += end_page.saturating_sub(first_page);
             last = (*id, end, end_page.max(last_page));
         }
-        let wrong = self.inodes.iter().find(|(id, inode)| pages.get(id).copied().unwrap_or(0) != inode.mapped_pages);
-        ensure(wrong.is_none(), || format!("mapped pages of {wrong:?} are wrong"))
+        Ok(())
+    }
+
+    /// Dead intervals are apart and not adjacent, and each fresh extent lies in one.
+    fn check_dead(&self) -> Check {
+        let mut last = (InodeId(0), 0);
+        for ((id, from), to) in self.dead.iter() {
+            ensure(from < to && (last.0 != *id || last.1 < *from), || {
+                format!("dead intervals of inode {id} are not apart at {from}")
+            })?;
+            ensure(self.inodes.contains(id), || format!("inode {id} is not there and has dead intervals"))?;
+            last = (*id, *to);
+        }
+        let outside = self.fresh.iter().find(|((id, offset), run)| {
+            let end = run.end(*offset);
+            !self.dead_in(*id, *offset..end).any(|dead| dead.start <= *offset && end <= dead.end)
+        });
+        ensure(outside.is_none(), || format!("a fresh extent outside dead intervals: {outside:?}"))
+    }
+
+    fn check_allocated(&self, pages: &mut BTreeMap<InodeId, u64>) -> Check {
+        let mut total = 0;
+        let mut last = (InodeId(0), 0);
+        for ((id, start), end) in self.allocated.iter() {
+            ensure(start < end && (last.0 != *id || last.1 < *start), || {
+                format!("allocated pages of inode {id} are not apart at page {start}")
+            })?;
+            let file = self.inodes.get(id).is_some_and(|inode| inode.kind == Kind::File);
+            ensure(file, || format!("inode {id} has allocated pages and is no file"))?;
+            let touching = self.live(*id, start * PAGE, end * PAGE).next();
+            ensure(touching.is_none(), || format!("inode {id} has an extent in allocated pages: {touching:?}"))?;
+            *pages.entry(*id).or_default() += end - start;
+            total += end - start;
+            last = (*id, *end);
+        }
+        ensure(total == self.counters.allocated_pages, || "allocated pages do not add up".into())
     }
 
     fn check_chunks(&self) -> Check {
         let mut live: BTreeMap<ChunkId, u64> = BTreeMap::new();
-        for (_, run) in self.extents.iter() {
+        for (_, run) in self.extents.iter().chain(self.fresh.iter()) {
             *live.entry(run.chunk).or_default() += u64::from(run.length_bytes);
         }
         let mut used: BTreeMap<GroupId, u64> = BTreeMap::new();
@@ -146,7 +220,12 @@ impl Table {
             let bytes = used.remove(id).unwrap_or(0);
             ensure(group.used_bytes == bytes, || format!("group {id} says {}, has {bytes}", group.used_bytes))?;
             ensure(id.0 < self.counters.next_group, || format!("group {id} is above the next"))?;
+            let is_listed = self.group_changes.contains(&(group.changed, *id));
+            ensure(is_listed && group.changed <= self.counters.groups_version, || {
+                format!("group {id} is not under its last change {}", group.changed)
+            })?;
         }
+        ensure(self.group_changes.len() == self.groups.len(), || "groups and their changes differ in number".into())?;
         ensure(used.is_empty(), || format!("chunks in unknown groups: {used:?}"))
     }
 

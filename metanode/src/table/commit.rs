@@ -3,10 +3,12 @@
 //! First every chunk record is judged; then each file, against the state the files before it left; last, chunks of the
 //! request that no file took go to the freed list, so that their shards are deleted.
 
+use super::extents::PAGE;
 use super::records::{Chunk, Group, Run};
 use super::{Broken, Fault, Outcome, Table};
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES, SHARDS_MAX};
 use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
+use holdfast_erasure::Geometry;
 use holdfast_proto::meta::{ChunkRecord, Code, Commit, CommitResult, Extent, FileCommit, Kind, MutateResponse};
 use std::collections::BTreeMap;
 
@@ -19,6 +21,10 @@ impl Table {
         if op.files.len().max(op.chunks.len()).max(extents_count) > COMMIT_EXTENTS_MAX {
             return Err(Code::Invalid.into());
         }
+        for file in &op.files {
+            self.may_cut(InodeId(file.inode))?;
+        }
+        let mut budget = self.pieces_budget();
         let mut verdicts = Verdicts::new();
         let mut touched: Vec<ChunkId> = Vec::with_capacity(op.chunks.len());
         for record in &op.chunks {
@@ -30,14 +36,20 @@ impl Table {
         }
         let mut commits = Vec::with_capacity(op.files.len());
         for file in &op.files {
-            commits.push(match self.commit_file(file, session, &verdicts, &mut touched, now_ns) {
+            commits.push(match self.commit_file(file, session, &verdicts, (&mut budget, &mut touched), now_ns) {
                 Ok(attr) => attr,
-                Err(Fault::Refused(code)) => CommitResult { code: code.into(), attr: None },
+                Err(Fault::Refused(code)) => self.refused_file(InodeId(file.inode), code),
                 Err(Fault::Broken(broken)) => return Err(broken.into()),
             });
         }
         self.free_emptied(&touched, now_ns)?;
         Ok(MutateResponse { commits, ..MutateResponse::default() })
+    }
+
+    /// Carries the attributes that the file has now: the client goes on under the present truncate generation (R9).
+    fn refused_file(&self, id: InodeId, code: Code) -> CommitResult {
+        let attr = self.inodes.get(&id).filter(|_| self.feature_level() >= 1).map(|inode| inode.attr(id));
+        CommitResult { code: code.into(), attr }
     }
 
     /// Judges a chunk record and enters a new one into the table, without live bytes yet.
@@ -63,12 +75,12 @@ impl Table {
             let same = known.live_bytes > 0 && known.record(id) == *record;
             return Ok(if same { Ok(record.length_bytes) } else { Err(Code::RewriteChunk) });
         }
-        if !self.session_mut(session)?.owns_chunk(record.chunk) {
+        if !self.session(session)?.owns_chunk(record.chunk) {
             return Ok(Err(Code::RewriteChunk));
         }
         let current = self.names_current_members(&chunk);
         self.session_mut(session)?.burn_chunk(record.chunk);
-        if let Some(group) = self.groups.get_mut(&chunk.group) {
+        if let Some(mut group) = self.groups.get_mut(&chunk.group) {
             group.used_bytes += u64::from(chunk.length_bytes);
         }
         self.chunks.insert(id, chunk);
@@ -93,10 +105,7 @@ impl Table {
         let fits = (1..=configuration.data_shards).contains(&data_shards)
             && parity_shards == configuration.parity_shards
             && record.slots.len() == shards_count
-            && (1..=CHUNK_BYTES_MAX).contains(&record.length_bytes)
-            && record.shard_length_bytes.is_multiple_of(PAGE_BYTES)
-            && u64::from(record.shard_length_bytes) * u64::from(data_shards) >= u64::from(record.length_bytes)
-            && record.shard_length_bytes <= CHUNK_BYTES_MAX;
+            && self.is_stripe(record);
         fits.then(|| Chunk {
             nonce: record.nonce,
             group: GroupId(record.group),
@@ -109,6 +118,19 @@ impl Table {
             live_bytes: 0,
             freed_ns: 0,
         })
+    }
+
+    /// From feature level 1 on exactly what readers accept; before, shards could be longer than they need be, or too many.
+    fn is_stripe(&self, record: &ChunkRecord) -> bool {
+        let (data_shards, shard_length_bytes) = (record.data_shards, record.shard_length_bytes);
+        if self.feature_level() >= 1 {
+            return Geometry::recorded(data_shards, record.parity_shards, record.length_bytes, shard_length_bytes)
+                .is_some();
+        }
+        (1..=CHUNK_BYTES_MAX).contains(&record.length_bytes)
+            && shard_length_bytes.is_multiple_of(PAGE_BYTES)
+            && u64::from(shard_length_bytes) * u64::from(data_shards) >= u64::from(record.length_bytes)
+            && shard_length_bytes <= CHUNK_BYTES_MAX
     }
 
     /// R12: none of its slots was vacated or filled again since the client chose them.
@@ -128,7 +150,7 @@ impl Table {
         file: &FileCommit,
         session: SessionId,
         verdicts: &Verdicts,
-        touched: &mut Vec<ChunkId>,
+        (budget, touched): (&mut usize, &mut Vec<ChunkId>),
         now_ns: i64,
     ) -> Outcome<CommitResult> {
         let id = InodeId(file.inode);
@@ -142,16 +164,18 @@ impl Table {
         let size_bytes = inode.size_bytes.max(file.size_at_least);
         check_extents(&file.extents, size_bytes, verdicts)?;
         let ranges = file.extents.iter().map(|extent| (extent.file_offset, extent.file_offset + extent.length_bytes));
-        let more_pages = self.newly_mapped_pages(id, ranges);
+        let more_pages = self.newly_mapped_pages(id, ranges.clone());
         self.consume_quota(session, file.quota_bytes, more_pages)?;
         for extent in &file.extents {
             let length_bytes = u32::try_from(extent.length_bytes).map_err(|_| Code::Invalid)?;
             let run = Run { length_bytes, chunk_offset: extent.chunk_offset, chunk: ChunkId(extent.chunk) };
-            self.map(id, extent.file_offset, run, touched)?;
+            self.map(id, extent.file_offset, run, budget, touched)?;
         }
-        self.change_mapped_pages(id, more_pages, 0)?;
+        for (from, to) in ranges {
+            self.deallocate(id, from / PAGE..to.div_ceil(PAGE))?;
+        }
         self.kill_capability(id);
-        let inode = self.known_mut(id)?;
+        let mut inode = self.known_mut(id)?;
         inode.size_bytes = size_bytes;
         inode.mtime_ns = inode.mtime_ns.max(file.mtime_ns.min(now_ns));
         inode.ctime_ns = now_ns;
@@ -164,7 +188,7 @@ impl Table {
 
     /// Turns reservation into use. What the reservation covers is never refused; what goes beyond it must fit.
     fn consume_quota(&mut self, session: SessionId, offered_bytes: u64, more_pages: u64) -> Outcome<()> {
-        let reserved = self.session_mut(session)?.reserved_bytes;
+        let reserved = self.session(session)?.reserved_bytes;
         let consumed = offered_bytes.min(reserved);
         let rest = self.counters.reserved_bytes - consumed;
         let covered = more_pages.saturating_mul(PAGE_BYTES.into()) <= consumed;

@@ -1,120 +1,154 @@
 //! The map of file bytes to chunk bytes: cutting, adding, and the exact counts that go with it.
 //!
-//! Extents of a file never overlap. A page counts as mapped if any extent touches it (R29). Live bytes of a chunk are
-//! the bytes that extents name; the operation that takes the last one puts the chunk on the freed list.
+//! Extents of one tree and file never overlap. A page counts as mapped if any extent of the tree touches it, or if it is
+//! allocated (R29). Live bytes of a chunk are the bytes that extents name; the operation that takes the last one puts the
+//! chunk on the freed list. Which extents readers see is next door (`dead`).
 
 use super::records::Run;
+use super::tree::Tree;
 use super::{Broken, Outcome, Table, broken};
 use holdfast_common::limits::PAGE_BYTES;
 use holdfast_common::{ChunkId, InodeId};
 use holdfast_proto::meta::{MutateResponse, ReapOrphans};
 use std::ops::Bound;
 
-const PAGE: u64 = PAGE_BYTES as u64;
+pub(super) const PAGE: u64 = PAGE_BYTES as u64;
+
+/// Extents by (inode, file offset).
+pub(super) type Runs = Tree<(InodeId, u64), Run>;
+
+/// Which tree an extent is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layer {
+    /// The map, but where it is dead.
+    Base,
+    /// What was committed into dead intervals.
+    Fresh,
+}
 
 impl Run {
     pub(super) fn end(&self, file_offset: u64) -> u64 {
         file_offset + u64::from(self.length_bytes)
     }
+
+    /// The part of a run at `offset` that lies in `from..to`, with its place.
+    pub(super) fn part(&self, offset: u64, from: u64, to: u64) -> Result<(u64, Self), Broken> {
+        let (start, end) = (offset.max(from), self.end(offset).min(to));
+        let (skipped, length) = (start.checked_sub(offset), end.checked_sub(start));
+        let (Some(skipped), Some(length)) = (skipped, length) else {
+            return broken("a part outside its extent");
+        };
+        let chunk_offset = self.chunk_offset + narrow(skipped)?;
+        Ok((start, Self { length_bytes: narrow(length)?, chunk_offset, chunk: self.chunk }))
+    }
+}
+
+/// The extents of an inode that have bytes in `from..to`, ascending.
+pub(super) fn intersecting(runs: &Runs, inode: InodeId, from: u64, to: u64) -> impl Iterator<Item = (u64, Run)> {
+    let first = match runs.at_or_before(&(inode, from)) {
+        Some(((owner, offset), run)) if *owner == inode && run.end(*offset) > from => *offset,
+        Some(_) | None => from,
+    };
+    // An empty range must not be handed to the tree reversed.
+    let (first, last) = ((inode, first.min(to)), (inode, to));
+    runs.range(Bound::Included(&first), Bound::Excluded(&last)).map(|((_, offset), run)| (*offset, *run))
+}
+
+/// How many of the pages of `from..to` no extent touches, given that none has bytes in the range: only the first and the last
+/// page can be touched from outside.
+fn pages_of_hole(runs: &Runs, inode: InodeId, from: u64, to: u64) -> u64 {
+    let (first, end) = (from / PAGE, to.div_ceil(PAGE));
+    let touched = |page: u64| {
+        let start = page.saturating_mul(PAGE);
+        u64::from(intersecting(runs, inode, start, start.saturating_add(PAGE)).next().is_some())
+    };
+    match end - first {
+        0 => 0,
+        1 => 1 - touched(first),
+        pages => pages - touched(first) - touched(end - 1),
+    }
 }
 
 impl Table {
-    /// The extents of an inode that have bytes in `from..to`, ascending.
-    pub(super) fn intersecting(&self, inode: InodeId, from: u64, to: u64) -> impl Iterator<Item = (u64, Run)> {
-        let first = match self.extents.at_or_before(&(inode, from)) {
-            Some(((owner, offset), run)) if *owner == inode && run.end(*offset) > from => *offset,
-            _ => from,
-        };
-        // An empty range must not be handed to the tree reversed.
-        let (first, last) = ((inode, first.min(to)), (inode, to));
-        self.extents.range(Bound::Included(&first), Bound::Excluded(&last)).map(|((_, offset), run)| (*offset, *run))
-    }
-
-    /// How many of the pages `first..end` some extent touches.
-    fn count_pages(&self, inode: InodeId, first: u64, end: u64) -> u64 {
-        let (mut counted, mut next) = (0, first);
-        for (offset, run) in self.intersecting(inode, first.saturating_mul(PAGE), end.saturating_mul(PAGE)) {
-            let from = next.max(offset / PAGE);
-            let to = end.min(run.end(offset).div_ceil(PAGE));
-            if to > from {
-                counted += to - from;
-                next = to;
-            }
+    pub(super) fn layer(&self, layer: Layer) -> &Runs {
+        match layer {
+            Layer::Base => &self.extents,
+            Layer::Fresh => &self.fresh,
         }
-        counted
     }
 
-    /// Pages that these ranges, ascending and apart, would map and no extent touches yet.
-    pub(super) fn newly_mapped_pages(&self, inode: InodeId, ranges: impl Iterator<Item = (u64, u64)>) -> u64 {
-        let (mut counted, mut next) = (0, 0);
-        for (from, to) in ranges {
-            let (first, end) = (next.max(from / PAGE), to.div_ceil(PAGE));
-            if end > first {
-                counted += (end - first) - self.count_pages(inode, first, end);
-                next = end;
-            }
+    fn layer_mut(&mut self, layer: Layer) -> &mut Runs {
+        match layer {
+            Layer::Base => &mut self.extents,
+            Layer::Fresh => &mut self.fresh,
         }
-        counted
     }
 
-    /// Removes what is mapped in `from..to`, byte-precise, and frees chunks that nothing names any more.
-    pub(super) fn unmap(&mut self, inode: InodeId, from: u64, to: u64, now_ns: i64) -> Outcome<()> {
-        if self.known(inode)?.mapped_pages == 0 {
-            return Ok(());
-        }
-        let (first, end) = (from / PAGE, to.div_ceil(PAGE));
-        let before = self.count_pages(inode, first, end);
-        let mut emptied = Vec::new();
-        self.cut(inode, from, to, &mut emptied)?;
-        let gone = before - self.count_pages(inode, first, end);
-        self.change_mapped_pages(inode, 0, gone)?;
-        self.free_emptied(&emptied, now_ns)?;
-        Ok(())
+    /// Adds an extent where its tree has none. Live bytes of the chunk are the caller's.
+    pub(super) fn insert_run(&mut self, layer: Layer, inode: InodeId, offset: u64, run: Run) -> Result<(), Broken> {
+        let pages = pages_of_hole(self.layer(layer), inode, offset, run.end(offset));
+        self.layer_mut(layer).insert((inode, offset), run);
+        self.change_mapped_pages(inode, pages, 0)
     }
 
-    /// Makes `file_offset..` lead to the run, replacing what was there. Counts of pages are the caller's.
-    pub(super) fn map(
+    /// Removes extents from `from..to`; those that reach over an end keep the part outside. Live bytes of chunks are the
+    /// caller's; answers what was taken out.
+    pub(super) fn take_runs(
         &mut self,
+        layer: Layer,
         inode: InodeId,
-        file_offset: u64,
-        run: Run,
-        emptied: &mut Vec<ChunkId>,
-    ) -> Result<(), Broken> {
-        self.cut(inode, file_offset, run.end(file_offset), emptied)?;
-        self.extents.insert((inode, file_offset), run);
-        let Some(chunk) = self.chunks.get_mut(&run.chunk) else {
-            return broken(format!("chunk {} is not there", run.chunk));
-        };
-        chunk.live_bytes += u64::from(run.length_bytes);
-        Ok(())
+        from: u64,
+        to: u64,
+    ) -> Result<Vec<(u64, Run)>, Broken> {
+        let hit: Vec<(u64, Run)> = intersecting(self.layer(layer), inode, from, to).collect();
+        let mut taken = Vec::with_capacity(hit.len());
+        for (offset, run) in hit {
+            let runs = self.layer_mut(layer);
+            runs.remove(&(inode, offset));
+            if offset < from {
+                let (start, kept) = run.part(offset, offset, from)?;
+                runs.insert((inode, start), kept);
+            }
+            if run.end(offset) > to {
+                let (start, kept) = run.part(offset, to, run.end(offset))?;
+                runs.insert((inode, start), kept);
+            }
+            let (start, part) = run.part(offset, from, to)?;
+            let pages = pages_of_hole(self.layer(layer), inode, start, part.end(start));
+            self.change_mapped_pages(inode, 0, pages)?;
+            taken.push((start, part));
+        }
+        Ok(taken)
     }
 
-    /// Removes extents from `from..to`; those that reach over an end keep the part outside.
-    fn cut(&mut self, inode: InodeId, from: u64, to: u64, emptied: &mut Vec<ChunkId>) -> Result<(), Broken> {
-        let hit: Vec<(u64, Run)> = self.intersecting(inode, from, to).collect();
-        for (offset, run) in hit {
-            let end = run.end(offset);
-            if offset < from {
-                let kept = Run { length_bytes: narrow(from - offset)?, ..run };
-                self.extents.insert((inode, offset), kept);
-            } else {
-                self.extents.remove(&(inode, offset));
-            }
-            if end > to {
-                let kept = Run {
-                    length_bytes: narrow(end - to)?,
-                    chunk_offset: run.chunk_offset + narrow(to - offset)?,
-                    chunk: run.chunk,
-                };
-                self.extents.insert((inode, to), kept);
-            }
-            self.release(run.chunk, end.min(to) - offset.max(from), emptied)?;
+    /// As [`Table::take_runs`], with the chunks' live bytes; chunks left without any go to `emptied`. Answers how many
+    /// extents were hit.
+    pub(super) fn cut(
+        &mut self,
+        layer: Layer,
+        inode: InodeId,
+        from: u64,
+        to: u64,
+        emptied: &mut Vec<ChunkId>,
+    ) -> Result<usize, Broken> {
+        let taken = self.take_runs(layer, inode, from, to)?;
+        for (_, run) in &taken {
+            self.release(run.chunk, run.length_bytes.into(), emptied)?;
         }
+        Ok(taken.len())
+    }
+
+    /// An extent names so many bytes of the chunk.
+    pub(super) fn acquire(&mut self, id: ChunkId, bytes: u64) -> Result<(), Broken> {
+        let Some(mut chunk) = self.chunks.get_mut(&id) else {
+            return broken(format!("chunk {id} is not there"));
+        };
+        chunk.live_bytes += bytes;
         Ok(())
     }
 
     fn release(&mut self, id: ChunkId, bytes: u64, emptied: &mut Vec<ChunkId>) -> Result<(), Broken> {
-        let Some(chunk) = self.chunks.get_mut(&id) else {
+        let Some(mut chunk) = self.chunks.get_mut(&id) else {
             return broken(format!("chunk {id} is not there"));
         };
         match chunk.live_bytes.checked_sub(bytes) {
@@ -132,7 +166,7 @@ impl Table {
     /// one file of a commit lets go may be named again by the next.
     pub(super) fn free_emptied(&mut self, emptied: &[ChunkId], now_ns: i64) -> Result<(), Broken> {
         for id in emptied {
-            let Some(chunk) = self.chunks.get_mut(id) else {
+            let Some(mut chunk) = self.chunks.get_mut(id) else {
                 return broken(format!("chunk {id} is not there"));
             };
             if chunk.live_bytes == 0 && chunk.freed_ns == 0 {
@@ -161,13 +195,14 @@ impl Table {
             if !self.orphans.contains(&id) {
                 continue;
             }
-            let taken: Vec<u64> =
-                self.intersecting(id, 0, u64::MAX).take(budget).map(|(offset, run)| run.end(offset)).collect();
-            budget -= taken.len();
-            if let Some(&end) = taken.last() {
-                self.unmap(id, 0, end, now_ns)?;
+            for layer in [Layer::Base, Layer::Fresh] {
+                budget -= self.drop_runs(layer, id, budget, now_ns)?;
             }
-            if self.intersecting(id, 0, u64::MAX).next().is_some() {
+            let is_mapped = |layer| intersecting(self.layer(layer), id, 0, u64::MAX).next().is_some();
+            if is_mapped(Layer::Base) || is_mapped(Layer::Fresh) {
+                break;
+            }
+            if !self.drop_allocated(id, budget)? || !self.drop_dead(id, budget) {
                 break;
             }
             self.drop_xattrs(id);
@@ -175,6 +210,18 @@ impl Table {
             self.inodes.remove(&id);
         }
         Ok(MutateResponse::default())
+    }
+
+    /// Frees the first extents of an orphan, and says how many.
+    fn drop_runs(&mut self, layer: Layer, id: InodeId, max_count: usize, now_ns: i64) -> Result<usize, Broken> {
+        let runs = intersecting(self.layer(layer), id, 0, u64::MAX).take(max_count);
+        let ends: Vec<u64> = runs.map(|(offset, run)| run.end(offset)).collect();
+        if let Some(&end) = ends.last() {
+            let mut emptied = Vec::new();
+            self.cut(layer, id, 0, end, &mut emptied)?;
+            self.free_emptied(&emptied, now_ns)?;
+        }
+        Ok(ends.len())
     }
 }
 

@@ -71,16 +71,35 @@ impl Table {
                 state: GroupState::GroupOpen,
                 used_bytes: 0,
                 capacity_bytes: group.capacity_bytes,
+                changed: 0,
             };
             self.groups.insert(id, added);
-            self.counters.groups_version += 1;
+            self.group_changes.insert((0, id), ());
+            self.group_changed(id)?;
         }
         Ok(MutateResponse::default())
     }
 
+    /// Membership or state of a group changed: clients are to fetch it again.
+    fn group_changed(&mut self, id: GroupId) -> Result<(), Broken> {
+        self.counters.groups_version += 1;
+        if self.feature_level() < 1 {
+            return Ok(());
+        }
+        let version = self.counters.groups_version;
+        let Some(mut group) = self.groups.get_mut(&id) else {
+            return broken(format!("group {id} is not there"));
+        };
+        let former = std::mem::replace(&mut group.changed, version);
+        drop(group);
+        self.group_changes.remove(&(former, id));
+        self.group_changes.insert((version, id), ());
+        Ok(())
+    }
+
     /// Compare-and-swap on the epoch, so that two reports of one failure vacate once.
     pub(super) fn vacate_slot(&mut self, op: &VacateSlot) -> Outcome<MutateResponse> {
-        let group = self.groups.get_mut(&GroupId(op.group)).ok_or(Code::NotFound)?;
+        let mut group = self.groups.get_mut(&GroupId(op.group)).ok_or(Code::NotFound)?;
         let index = usize::try_from(op.slot).map_err(|_| Code::Invalid)?;
         let slot = group.slots.get(index).ok_or(Code::Invalid)?;
         if group.epoch != op.epoch || slot.disk.0 == 0 {
@@ -89,15 +108,17 @@ impl Table {
         group.epoch += 1;
         let vacant = Slot { disk: DiskId(0), node: NodeId(0), since_epoch: group.epoch };
         let slots = group.slots.iter().enumerate().map(|(i, slot)| if i == index { vacant } else { *slot });
-        group.slots = slots.collect();
-        self.counters.groups_version += 1;
+        let slots = slots.collect();
+        group.slots = slots;
+        drop(group);
+        self.group_changed(GroupId(op.group))?;
         Ok(MutateResponse::default())
     }
 
     pub(super) fn set_group_state(&mut self, op: &SetGroupState) -> Outcome<MutateResponse> {
         let state = GroupState::try_from(op.state).map_err(|_| Code::Invalid)?;
         self.groups.get_mut(&GroupId(op.group)).ok_or(Code::NotFound)?.state = state;
-        self.counters.groups_version += 1;
+        self.group_changed(GroupId(op.group))?;
         Ok(MutateResponse::default())
     }
 
@@ -118,7 +139,7 @@ impl Table {
         let Some(chunk) = self.chunks.remove(&id) else {
             return broken(format!("chunk {id} is not there"));
         };
-        let Some(group) = self.groups.get_mut(&chunk.group) else {
+        let Some(mut group) = self.groups.get_mut(&chunk.group) else {
             return broken(format!("chunk {id} is in no group"));
         };
         match group.used_bytes.checked_sub(chunk.length_bytes.into()) {

@@ -1,6 +1,7 @@
 //! Keys made of an inode and a name: the inode's eight big-endian bytes, then the name, so that byte order is
 //! (inode, name) order and a lookup borrows a key from the stack.
 
+use super::digest::{Digest, Hasher};
 use holdfast_common::InodeId;
 use holdfast_common::limits::NAME_BYTES_MAX;
 use holdfast_proto::meta::Code;
@@ -20,6 +21,12 @@ impl NameKey {
 
     pub(crate) fn name(&self) -> &[u8] {
         self.0.get(PREFIX_BYTES..).unwrap_or_default()
+    }
+}
+
+impl Digest for NameKey {
+    fn feed(&self, to: &mut Hasher) {
+        self.0.feed(to);
     }
 }
 

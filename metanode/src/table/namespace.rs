@@ -2,6 +2,7 @@
 
 use super::key::{NameKey, NameProbe, dentry_probe};
 use super::records::{Body, DIRECTORY_BYTES, Dentry, Inode, SET_GID};
+use super::tree::Changing;
 use super::{Broken, Outcome, Table, broken};
 use holdfast_common::InodeId;
 use holdfast_common::limits::{FIRST_COOKIE, LINKS_MAX, SYMLINK_BYTES_MAX};
@@ -43,7 +44,9 @@ impl Table {
         match existing.kind {
             Kind::File => Ok(with_attr(self.known(existing.inode)?.attr(existing.inode))),
             Kind::Directory => Err(Code::IsDirectory.into()),
-            _ => Err(Code::Exists.into()),
+            Kind::Unknown | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
+                Err(Code::Exists.into())
+            }
         }
     }
 
@@ -65,10 +68,11 @@ impl Table {
             return Err(Code::TooManyLinks.into());
         }
         let kind = inode.kind;
-        let inode = self.known_mut(id)?;
+        let mut inode = self.known_mut(id)?;
         inode.nlink += 1;
         inode.ctime_ns = now_ns;
         let attr = inode.attr(id);
+        drop(inode);
         self.add_name(parent_id, probe.to_key(), id, kind, now_ns)?;
         Ok(with_attr(attr))
     }
@@ -91,10 +95,11 @@ impl Table {
 
     /// Takes one name's link away; the last one makes an orphan, always: only the leader knows who has it open.
     pub(super) fn drop_link(&mut self, id: InodeId, now_ns: i64) -> Result<Attr, Broken> {
-        let inode = self.known_mut(id)?;
+        let mut inode = self.known_mut(id)?;
         inode.nlink = if inode.is_directory() { 0 } else { inode.nlink.saturating_sub(1) };
         inode.ctime_ns = now_ns;
         let attr = inode.attr(id);
+        drop(inode);
         if attr.nlink == 0 {
             self.orphans.insert(id, ());
         }
@@ -110,7 +115,7 @@ impl Table {
         kind: Kind,
         now_ns: i64,
     ) -> Result<(), Broken> {
-        let directory = self.known_mut(parent)?;
+        let mut directory = self.known_mut(parent)?;
         let Body::Directory { next_cookie, .. } = &mut directory.body else {
             return broken(format!("inode {parent} has an entry and is no directory"));
         };
@@ -120,6 +125,7 @@ impl Table {
             directory.nlink += 1;
         }
         directory.touch(now_ns);
+        drop(directory);
         self.cookies.insert((parent, cookie), key.clone());
         self.dentries.insert(key, Dentry { inode, kind, cookie });
         Ok(())
@@ -131,7 +137,7 @@ impl Table {
             return broken(format!("a checked entry of directory {parent} is not there"));
         };
         self.cookies.remove(&(parent, dentry.cookie));
-        let directory = self.known_mut(parent)?;
+        let mut directory = self.known_mut(parent)?;
         if dentry.kind == Kind::Directory {
             directory.nlink -= 1;
         }
@@ -163,7 +169,7 @@ impl Table {
         self.inodes.get(&id).ok_or_else(|| Broken(format!("inode {id} is not there")))
     }
 
-    pub(super) fn known_mut(&mut self, id: InodeId) -> Result<&mut Inode, Broken> {
+    pub(super) fn known_mut(&mut self, id: InodeId) -> Result<Changing<'_, Inode>, Broken> {
         self.inodes.get_mut(&id).ok_or_else(|| Broken(format!("inode {id} is not there")))
     }
 }

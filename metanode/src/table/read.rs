@@ -1,5 +1,6 @@
 //! Readers. Each answers from the state as it is; the caller has passed a read barrier.
 
+use super::dead::LiveRun;
 use super::key::NameProbe;
 use super::records::{Body, Dentry};
 use super::{Configuration, Table};
@@ -7,6 +8,7 @@ use bytes::Bytes;
 use holdfast_common::limits::{PAGE_BYTES, WALK_NAMES_MAX};
 use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
 use holdfast_proto::meta::{Attr, BlockGroup, ChunkRecord, Code, DirectoryEntry, Extent, FileMap, FsStat, Kind};
+use prost::Message;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
@@ -25,6 +27,21 @@ pub struct DirectoryPage {
     pub entries: Vec<DirectoryEntry>,
     /// Nothing follows.
     pub end: bool,
+}
+
+/// Most groups of one page, and about how many bytes of them: a frame's header holds 1 MiB.
+const GROUPS_PAGE_MAX: usize = 1024;
+const GROUPS_PAGE_BYTES_MAX: usize = 256 << 10;
+
+/// Groups in the order of their last changes, and where the next page begins.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GroupsPage {
+    /// The groups, as they are now.
+    pub groups: Vec<BlockGroup>,
+    /// (last change, group) of what was seen.
+    pub cursor: (u64, GroupId),
+    /// More follow.
+    pub more: bool,
 }
 
 /// A chunk that nothing names any more.
@@ -131,13 +148,15 @@ impl Table {
         match file.kind {
             Kind::File => {}
             Kind::Directory => return Err(Code::IsDirectory),
-            _ => return Err(Code::Invalid),
+            Kind::Unknown | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
+                return Err(Code::Invalid);
+            }
         }
         let max_extents = if max_extents == 0 { READ_MAP_EXTENTS_MAX } else { max_extents.min(READ_MAP_EXTENTS_MAX) };
         let end = offset.saturating_add(length_bytes);
         let mut map = FileMap { offset, covered_bytes: end - offset, ..FileMap::default() };
         let mut chunks = BTreeSet::new();
-        for (file_offset, run) in self.intersecting(inode, offset, end) {
+        for LiveRun { offset: file_offset, run, .. } in self.live(inode, offset, end) {
             if map.extents.len() == max_extents {
                 map.covered_bytes = file_offset.max(offset) - offset;
                 break;
@@ -214,6 +233,28 @@ impl Table {
     #[must_use]
     pub fn group(&self, group: GroupId) -> Option<BlockGroup> {
         Some(self.groups.get(&group)?.block_group(group))
+    }
+
+    /// Groups that changed behind a cursor. At its end the cursor stands at the newest change, or at the start of all if
+    /// changes are not recorded yet (feature level 0).
+    #[must_use]
+    pub fn groups_since(&self, cursor: (u64, GroupId)) -> GroupsPage {
+        let mut page = GroupsPage { cursor, ..GroupsPage::default() };
+        let mut bytes = 0;
+        for (key, ()) in self.group_changes.range(Bound::Excluded(&cursor), Bound::Unbounded) {
+            if page.groups.len() >= GROUPS_PAGE_MAX || bytes >= GROUPS_PAGE_BYTES_MAX {
+                page.more = true;
+                return page;
+            }
+            let Some(group) = self.group(key.1) else { continue };
+            bytes += group.encoded_len();
+            page.groups.push(group);
+            page.cursor = *key;
+        }
+        if self.feature_level() < 1 {
+            page.cursor = (0, GroupId(0));
+        }
+        page
     }
 
     /// All block groups.

@@ -25,7 +25,7 @@ pub(crate) struct Inode {
     pub(crate) gid: u32,
     pub(crate) rdev: u32,
     pub(crate) size_bytes: u64,
-    /// Distinct pages of the file that extents touch.
+    /// Distinct pages of the file that extents touch or that are allocated.
     pub(crate) mapped_pages: u64,
     pub(crate) atime_ns: i64,
     pub(crate) mtime_ns: i64,
@@ -166,6 +166,8 @@ pub(crate) struct Group {
     pub(crate) state: GroupState,
     pub(crate) used_bytes: u64,
     pub(crate) capacity_bytes: u64,
+    /// The table's `groups_version` by the last change of members or state; 0 if that was at feature level 0.
+    pub(crate) changed: u64,
 }
 
 /// A member of a block group.

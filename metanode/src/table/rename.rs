@@ -104,10 +104,11 @@ impl Table {
 
     /// Lets a name that is there lead elsewhere; it keeps its cookie.
     fn redirect(&mut self, place: &Place, to: Dentry, now_ns: i64) -> Result<(), Broken> {
-        let Some(dentry) = self.dentries.get_mut(place.probe.as_bytes()) else {
+        let Some(mut dentry) = self.dentries.get_mut(place.probe.as_bytes()) else {
             return broken(format!("a checked entry of directory {} is not there", place.parent));
         };
         *dentry = Dentry { cookie: dentry.cookie, ..to };
+        drop(dentry);
         self.known_mut(place.parent)?.touch(now_ns);
         Ok(())
     }
@@ -120,7 +121,7 @@ impl Table {
 
     /// The inode has its new place; a directory's `..` follows.
     fn moved(&mut self, id: InodeId, new_parent: InodeId, now_ns: i64) -> Outcome<MutateResponse> {
-        let inode = self.known_mut(id)?;
+        let mut inode = self.known_mut(id)?;
         inode.ctime_ns = now_ns;
         if let Body::Directory { parent, .. } = &mut inode.body {
             *parent = new_parent;

@@ -1,7 +1,7 @@
 //! Sessions: fencing, replies remembered exactly once (R8), ranges of chunk ids (R3), reservations of quota (R29).
 
 use super::records::Session;
-use super::tree::Tree;
+use super::tree::{Changing, Tree};
 use super::{Answer, Broken, Outcome, Table, broken, refusal};
 use bytes::Bytes;
 use holdfast_common::SessionId;
@@ -27,7 +27,7 @@ impl Table {
     pub(super) fn exactly_once(&mut self, command: &TableCommand, op: &Op, now_ns: i64) -> Result<Answer, Broken> {
         let id = SessionId(command.session);
         let sequence = command.sequence;
-        let Some(session) = self.sessions.get_mut(&id) else {
+        let Some(mut session) = self.sessions.get_mut(&id) else {
             return Ok(Answer::Fresh(refusal(Code::SessionExpired)));
         };
         if sequence == 0 {
@@ -46,10 +46,15 @@ impl Table {
             // Not remembered: the client acknowledges what it has and asks again under the same sequence.
             return Ok(Answer::Fresh(refusal(Code::Unavailable)));
         }
+        drop(session);
         let response = self.execute(op, id, now_ns)?;
+        if response.code() == Code::Unavailable {
+            // Not remembered: it is to be tried again once the leader has caught up.
+            return Ok(Answer::Fresh(response));
+        }
         let encoded = Bytes::from(response.encode_to_vec());
         // Closing the session took its replies along.
-        if let Some(session) = self.sessions.get_mut(&id) {
+        if let Some(mut session) = self.sessions.get_mut(&id) {
             session.replies.insert(sequence, encoded.clone());
         }
         Ok(Answer::FreshEncoded(response, encoded))
@@ -130,7 +135,7 @@ impl Table {
     }
 
     pub(super) fn reserve_quota(&mut self, op: &ReserveQuota, session: SessionId) -> Outcome<MutateResponse> {
-        let held = self.session_mut(session)?.reserved_bytes;
+        let held = self.session(session)?.reserved_bytes;
         let others = self.counters.reserved_bytes - held;
         let total = others.checked_add(op.bytes).ok_or(Code::Quota)?;
         // Giving back never fails.
@@ -149,7 +154,11 @@ impl Table {
         quota == 0 || mapped.saturating_add(reserved_bytes) <= quota
     }
 
-    pub(super) fn session_mut(&mut self, session: SessionId) -> Result<&mut Session, Broken> {
+    pub(super) fn session(&self, session: SessionId) -> Result<&Session, Broken> {
+        self.sessions.get(&session).ok_or_else(|| Broken(format!("session {session} is not there")))
+    }
+
+    pub(super) fn session_mut(&mut self, session: SessionId) -> Result<Changing<'_, Session>, Broken> {
         self.sessions.get_mut(&session).ok_or_else(|| Broken(format!("session {session} is not there")))
     }
 }

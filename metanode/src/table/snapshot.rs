@@ -1,32 +1,26 @@
 //! Snapshots: a frozen copy is O(1) and written by another thread; a restore rebuilds the trees and what follows from
 //! them.
 //!
-//! The stream: 8 bytes magic, u32 version; then blocks of u32 length, u32 CRC32C of (length, payload), payload; all
-//! integers little-endian. A block's payload is a run of varint-delimited `SnapshotRecord`s of `snapshot.proto`, none
-//! cut by a block's end. The first record is the header, the last one the end with the number of records before it.
+//! The first record is the header, the last one the end with the number of records before it. How records become bytes is
+//! next door (`blocks`).
+
+mod blocks;
 
 use super::key::NameProbe;
 use super::records::{Body, Chunk, Dentry, Group, Inode, Run, Session, Slot};
 use super::tree::Tree;
-use super::{Configuration, Counters, Table};
-use bytes::{Buf, Bytes, BytesMut};
-use holdfast_common::checksum::{crc32c, crc32c_append};
+use super::{Configuration, Counters, FEATURE_LEVEL, Table};
+use blocks::{BlockReader, BlockWriter, VERSION_PLAIN, VERSION_WITH_LEVEL};
+use bytes::{Buf, Bytes};
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, InodeId, NodeId, SessionId, VolumeId};
 use holdfast_proto::meta::{GroupState, Kind};
 use holdfast_proto::snapshot::snapshot_record::Record;
 use holdfast_proto::snapshot::{
-    ChunkRange, ChunkState, DentryRecord, End, ExtentRecord, GroupRecord, Header, InodeRecord, Reply, SessionRecord,
-    SnapshotRecord, XattrRecord,
+    AllocationRecord, ChunkRange, ChunkState, DeadRecord, DentryRecord, ExtentRecord, GroupRecord, Header, InodeRecord,
+    Reply, SessionRecord, SnapshotRecord, XattrRecord,
 };
 use prost::Message;
 use std::io::{self, Read, Write};
-
-const MAGIC: &[u8; 8] = b"HFTABLE\n";
-const VERSION: u32 = 1;
-/// A block is written once it has this much.
-const BLOCK_BYTES: usize = 64 << 10;
-/// No block is larger: one record on top of a full block, the largest being a session with all its replies.
-const BLOCK_BYTES_MAX: u32 = 512 << 20;
 
 /// A table as it was when the copy was made.
 #[derive(Clone, Debug)]
@@ -41,6 +35,9 @@ pub enum RestoreError {
     /// Not a snapshot of a table, or of a newer version.
     #[error("not a snapshot this version can read")]
     Version,
+    /// The table behaves in a way that this version does not know (R26).
+    #[error("the table has feature level {0}, and this version knows levels up to {FEATURE_LEVEL}")]
+    FeatureLevel(u32),
     /// A block's checksum differs.
     #[error("a block of the snapshot is damaged")]
     Damaged,
@@ -67,8 +64,7 @@ impl Table {
     /// # Errors
     /// Every damage to the stream; never panics on any bytes.
     pub fn restore(from: &mut dyn Read) -> Result<Self, RestoreError> {
-        let mut blocks = BlockReader { from };
-        blocks.read_preamble()?;
+        let (mut blocks, version) = BlockReader::open(from)?;
         let mut table = Self::default();
         let mut records_count = 0;
         loop {
@@ -82,7 +78,12 @@ impl Table {
                     Record::Header(_) if records_count != 0 => {
                         return Err(RestoreError::Malformed("a second header"));
                     }
-                    Record::Header(header) => table.restore_header(&header)?,
+                    Record::Header(header) => {
+                        table.restore_header(&header)?;
+                        if table.snapshot_version() != version {
+                            return Err(RestoreError::Version);
+                        }
+                    }
                     _ if records_count == 0 => return Err(RestoreError::Malformed("no header")),
                     other => table.restore_record(other)?,
                 }
@@ -92,6 +93,9 @@ impl Table {
     }
 
     fn restore_header(&mut self, header: &Header) -> Result<(), RestoreError> {
+        if header.feature_level > FEATURE_LEVEL {
+            return Err(RestoreError::FeatureLevel(header.feature_level));
+        }
         self.counters = Counters {
             next_inode: header.next_inode,
             next_chunk: header.next_chunk,
@@ -101,7 +105,9 @@ impl Table {
             floor: header.floor,
             last_time_ns: header.last_time_ns,
             mapped_pages: 0,
+            allocated_pages: 0,
             reserved_bytes: 0,
+            feature_level: header.feature_level,
         };
         if header.configured {
             self.configuration = Some(Configuration {
@@ -122,14 +128,18 @@ impl Table {
             Record::Inode(record) => self.restore_inode(record),
             Record::Dentry(record) => self.restore_dentry(&record),
             Record::Extent(record) => {
-                let run = Run {
-                    length_bytes: record.length_bytes,
-                    chunk_offset: record.chunk_offset,
-                    chunk: ChunkId(record.chunk),
-                };
-                self.extents.insert((InodeId(record.inode), record.file_offset), run);
+                self.extents.insert((InodeId(record.inode), record.file_offset), run(&record));
                 Ok(())
             }
+            Record::FreshExtent(record) => {
+                self.fresh.insert((InodeId(record.inode), record.file_offset), run(&record));
+                Ok(())
+            }
+            Record::Dead(record) => {
+                self.dead.insert((InodeId(record.inode), record.from), record.to);
+                Ok(())
+            }
+            Record::Allocation(record) => self.restore_allocation(&record),
             Record::Chunk(record) => self.restore_chunk(record),
             Record::Xattr(record) => {
                 let probe = probe(record.inode, &record.name)?;
@@ -150,7 +160,9 @@ impl Table {
         let body = match kind {
             Kind::Directory => Body::Directory { parent: InodeId(record.parent), next_cookie: record.next_cookie },
             Kind::Symlink => Body::Symlink(record.target.as_ref().into()),
-            _ => Body::Plain,
+            Kind::File | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => Body::Plain,
+            // Also the number of a kind that this version does not know.
+            Kind::Unknown => return Err(RestoreError::Malformed("an inode of an unknown kind")),
         };
         let id = InodeId(attr.inode);
         let mapped_pages = attr.mapped_bytes / u64::from(holdfast_common::limits::PAGE_BYTES);
@@ -190,6 +202,16 @@ impl Table {
         let key = probe(record.parent, &record.name)?.to_key();
         self.cookies.insert((InodeId(record.parent), record.cookie), key.clone());
         self.dentries.insert(key, Dentry { inode, kind, cookie: record.cookie });
+        Ok(())
+    }
+
+    fn restore_allocation(&mut self, record: &AllocationRecord) -> Result<(), RestoreError> {
+        let overflow = RestoreError::Malformed("allocated pages overflow");
+        let total = self.counters.allocated_pages.checked_add(record.pages_count);
+        let end = record.first_page.checked_add(record.pages_count);
+        let (Some(total), Some(end)) = (total, end) else { return Err(overflow) };
+        self.counters.allocated_pages = total;
+        self.allocated.insert((InodeId(record.inode), record.first_page), end);
         Ok(())
     }
 
@@ -251,9 +273,15 @@ impl Table {
             state,
             used_bytes: group.used_bytes,
             capacity_bytes: group.capacity_bytes,
+            changed: record.changed,
         };
+        self.group_changes.insert((record.changed, GroupId(group.group)), ());
         self.groups.insert(GroupId(group.group), restored);
         Ok(())
+    }
+
+    fn snapshot_version(&self) -> u32 {
+        if self.counters.feature_level == 0 { VERSION_PLAIN } else { VERSION_WITH_LEVEL }
     }
 
     fn header(&self) -> Header {
@@ -267,6 +295,7 @@ impl Table {
             groups_version: counters.groups_version,
             floor: counters.floor,
             last_time_ns: counters.last_time_ns,
+            feature_level: counters.feature_level,
             ..Header::default()
         };
         if let Some(configuration) = &self.configuration {
@@ -288,9 +317,7 @@ impl FrozenTable {
     /// Any error of the writer.
     pub fn write_to(&self, to: &mut dyn Write) -> io::Result<()> {
         let table = &self.0;
-        let mut blocks = BlockWriter { to, block: BytesMut::with_capacity(2 * BLOCK_BYTES), records_count: 0 };
-        blocks.to.write_all(MAGIC)?;
-        blocks.to.write_all(&VERSION.to_le_bytes())?;
+        let mut blocks = BlockWriter::start(to, table.snapshot_version())?;
         blocks.put(Record::Header(table.header()))?;
         for (id, inode) in table.inodes.iter() {
             blocks.put(Record::Inode(inode_record(*id, inode)))?;
@@ -304,13 +331,17 @@ impl FrozenTable {
             }))?;
         }
         for ((inode, file_offset), run) in table.extents.iter() {
-            blocks.put(Record::Extent(ExtentRecord {
-                inode: inode.0,
-                file_offset: *file_offset,
-                length_bytes: run.length_bytes,
-                chunk: run.chunk.0,
-                chunk_offset: run.chunk_offset,
-            }))?;
+            blocks.put(Record::Extent(extent_record(*inode, *file_offset, run)))?;
+        }
+        for ((inode, from), to) in table.dead.iter() {
+            blocks.put(Record::Dead(DeadRecord { inode: inode.0, from: *from, to: *to }))?;
+        }
+        for ((inode, file_offset), run) in table.fresh.iter() {
+            blocks.put(Record::FreshExtent(extent_record(*inode, *file_offset, run)))?;
+        }
+        for ((inode, first_page), end) in table.allocated.iter() {
+            let (inode, first_page, pages_count) = (inode.0, *first_page, end - first_page);
+            blocks.put(Record::Allocation(AllocationRecord { inode, first_page, pages_count }))?;
         }
         for (id, chunk) in table.chunks.iter() {
             let record = Some(chunk.record(*id));
@@ -329,10 +360,28 @@ impl FrozenTable {
         }
         for (id, group) in table.groups.iter() {
             let slot_epochs = group.slots.iter().map(|slot| slot.since_epoch).collect();
-            blocks.put(Record::Group(GroupRecord { group: Some(group.block_group(*id)), slot_epochs }))?;
+            blocks.put(Record::Group(GroupRecord {
+                group: Some(group.block_group(*id)),
+                slot_epochs,
+                changed: group.changed,
+            }))?;
         }
         blocks.finish()
     }
+}
+
+fn extent_record(inode: InodeId, file_offset: u64, run: &Run) -> ExtentRecord {
+    ExtentRecord {
+        inode: inode.0,
+        file_offset,
+        length_bytes: run.length_bytes,
+        chunk: run.chunk.0,
+        chunk_offset: run.chunk_offset,
+    }
+}
+
+fn run(record: &ExtentRecord) -> Run {
+    Run { length_bytes: record.length_bytes, chunk_offset: record.chunk_offset, chunk: ChunkId(record.chunk) }
 }
 
 fn inode_record(id: InodeId, inode: &Inode) -> InodeRecord {
@@ -368,71 +417,4 @@ fn probe(inode: u64, name: &[u8]) -> Result<NameProbe, RestoreError> {
 
 fn narrow_u8(value: u32) -> Result<u8, RestoreError> {
     u8::try_from(value).map_err(|_| RestoreError::Malformed("too many shards"))
-}
-
-struct BlockWriter<'a> {
-    to: &'a mut dyn Write,
-    block: BytesMut,
-    records_count: u64,
-}
-
-impl BlockWriter<'_> {
-    fn put(&mut self, record: Record) -> io::Result<()> {
-        self.records_count += 1;
-        self.append(record)?;
-        if self.block.len() >= BLOCK_BYTES { self.flush() } else { Ok(()) }
-    }
-
-    fn append(&mut self, record: Record) -> io::Result<()> {
-        SnapshotRecord { record: Some(record) }.encode_length_delimited(&mut self.block).map_err(io::Error::other)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let length = u32::try_from(self.block.len()).map_err(io::Error::other)?.to_le_bytes();
-        self.to.write_all(&length)?;
-        self.to.write_all(&crc32c_append(crc32c(&length), &self.block).to_le_bytes())?;
-        self.to.write_all(&self.block)?;
-        self.block.clear();
-        Ok(())
-    }
-
-    fn finish(mut self) -> io::Result<()> {
-        self.append(Record::End(End { records_count: self.records_count }))?;
-        self.flush()?;
-        self.to.flush()
-    }
-}
-
-struct BlockReader<'a> {
-    from: &'a mut dyn Read,
-}
-
-impl BlockReader<'_> {
-    fn read_u32(&mut self) -> io::Result<u32> {
-        let mut bytes = [0; 4];
-        self.from.read_exact(&mut bytes)?;
-        Ok(u32::from_le_bytes(bytes))
-    }
-
-    fn read_preamble(&mut self) -> Result<(), RestoreError> {
-        let mut magic = [0; MAGIC.len()];
-        self.from.read_exact(&mut magic)?;
-        let version = self.read_u32()?;
-        if &magic == MAGIC && version == VERSION { Ok(()) } else { Err(RestoreError::Version) }
-    }
-
-    fn read_block(&mut self) -> Result<Bytes, RestoreError> {
-        let length = self.read_u32()?;
-        let crc = self.read_u32()?;
-        if length == 0 || length > BLOCK_BYTES_MAX {
-            return Err(RestoreError::Damaged);
-        }
-        // Grows with what is really there: a damaged length must not reserve half a gigabyte.
-        let mut block = Vec::new();
-        self.from.take(length.into()).read_to_end(&mut block)?;
-        if u32::try_from(block.len()) != Ok(length) || crc32c_append(crc32c(&length.to_le_bytes()), &block) != crc {
-            return Err(RestoreError::Damaged);
-        }
-        Ok(block.into())
-    }
 }

@@ -1,18 +1,21 @@
 //! Tests of the table: against a plain model of a file system, and one scenario for each rule.
 
+mod allocations;
+mod bounds;
 mod commits;
+mod digest;
 mod model;
 mod names;
 mod persistence;
 mod random;
 mod sessions;
 
-use super::{COMMAND_VERSION, Table};
+use super::{COMMAND_VERSION, FEATURE_LEVEL, Table};
 use holdfast_common::limits::PAGE_BYTES;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     AddGroups, Attr, BlockGroup, ChunkRecord, Code, Commit, Configure, CreateNode, Extent, FileCommit, GroupSlot, Kind,
-    MutateResponse, Mutation, OpenSession, ReserveChunks,
+    MutateResponse, Mutation, OpenSession, RaiseFeatureLevel, ReserveChunks,
 };
 use holdfast_proto::record::TableCommand;
 
@@ -32,8 +35,13 @@ impl Fixture {
     }
 
     pub(super) fn with_quota(quota_bytes: u64) -> Self {
+        Self::at_level(FEATURE_LEVEL, quota_bytes)
+    }
+
+    pub(super) fn at_level(level: u32, quota_bytes: u64) -> Self {
         let mut fixture = Self { table: Table::new(), session: 0, sequence: 0, time_ns: 1_000 };
         fixture.lead(configure(quota_bytes));
+        fixture.lead(Op::RaiseFeatureLevel(RaiseFeatureLevel { level }));
         fixture.lead(Op::AddGroups(AddGroups { groups: vec![group(1)] }));
         fixture.session = fixture.open_session(b"client");
         fixture
@@ -170,6 +178,7 @@ fn the_table_names_nothing_that_is_not_deterministic() {
     let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = vec![source.join("table.rs"), source.join("attendance.rs")];
     files.extend(std::fs::read_dir(source.join("table")).unwrap().map(|entry| entry.unwrap().path()));
+    files.extend(std::fs::read_dir(source.join("table/snapshot")).unwrap().map(|entry| entry.unwrap().path()));
     files.retain(|path| path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs"));
     assert!(files.len() > 10, "{files:?}");
     for path in files {

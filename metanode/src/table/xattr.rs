@@ -11,11 +11,23 @@ use std::ops::Bound;
 /// Most bytes of values on one inode: sixteen of the largest. Keeps one inode's share of memory bounded (D12).
 const XATTR_TOTAL_BYTES_MAX: usize = 16 * XATTR_VALUE_BYTES_MAX;
 
+/// Of Linux. Which of them a mount keeps is its adapter's to say.
+const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
+
+/// A namespace alone is no name; NUL would cut a list of names in two. An attribute that a table of feature level 0 let in
+/// under such a name can still be read and removed.
+fn may_be_set(name: &[u8]) -> bool {
+    !NAMESPACES.contains(&name) && !name.contains(&0)
+}
+
 impl Table {
     pub(super) fn set_xattr(&mut self, op: &SetXattr, now_ns: i64) -> Outcome<MutateResponse> {
         let id = InodeId(op.inode);
         let probe = NameProbe::new(id, &op.name)?;
         self.inode(id)?;
+        if self.feature_level() >= 1 && !may_be_set(&op.name) {
+            return Err(Code::Invalid.into());
+        }
         if op.value.len() > XATTR_VALUE_BYTES_MAX {
             return Err(Code::TooBig.into());
         }

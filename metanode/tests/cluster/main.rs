@@ -9,8 +9,8 @@ use holdfast_metanode::{StartError, format, start};
 use holdfast_node::superblock::SuperblockError;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
-    Code, CreateNode, ExpireSessions, GetAttr, GetGroups, KeepAlive, Kind, Lookup, Open, ReadDirectory, StatFs, Unlink,
-    read_request,
+    Code, CreateNode, ExpireSessions, GetAttr, GetGroups, GetNodes, KeepAlive, Kind, Lookup, Open, ReadDirectory,
+    StatFs, Unlink, read_request,
 };
 use support::{Cluster, MetaClient, until};
 
@@ -54,10 +54,17 @@ async fn what_the_leader_answers_is_there_and_followers_name_the_leader() {
         let answer = client.mutate_at(follower, create(b"other", false)).await;
         assert_eq!((answer.code(), answer.leader), (Code::NotLeader, leader.to_string()));
     }
-    let groups = client.read(&cluster, read_request::Op::GetGroups(GetGroups {})).await;
+    let groups = client.read(&cluster, read_request::Op::GetGroups(GetGroups::default())).await;
     assert_eq!((groups.groups.len(), groups.nodes.len()), (2, 3), "two groups make 64 GiB");
     let alive = client.read(&cluster, keep_alive(vec![], None)).await;
     assert_eq!((alive.groups_version, alive.attach_needed), (groups.groups_version, false));
+    let first = GetGroups { since: Some(0), after_group: 0 };
+    let page = client.read(&cluster, read_request::Op::GetGroups(first)).await;
+    assert_eq!((page.groups.len(), page.more_groups, page.groups_changes), (2, false, alive.groups_changes));
+    let next = GetGroups { since: Some(page.next_since), after_group: page.next_after_group };
+    assert_eq!(client.read(&cluster, read_request::Op::GetGroups(next)).await.groups.len(), 0);
+    let nodes = client.read(&cluster, read_request::Op::GetNodes(GetNodes { after_node: 1 })).await;
+    assert_eq!((nodes.nodes.len(), nodes.more_nodes, nodes.nodes_version), (2, false, alive.nodes_version));
     let stat = client.read(&cluster, read_request::Op::StatFs(StatFs {})).await.stat.unwrap();
     assert_eq!((stat.available_bytes, stat.inodes), (1 << 40, 2));
 }
@@ -190,4 +197,11 @@ async fn directories_and_ports_that_do_not_fit_are_refused_and_left_alone() {
     let taken = holdfast_metanode::MetanodeConfig { listen: cluster.addresses()[0], ..config(empty) };
     let refused = start(taken).await.err().unwrap();
     assert!(refused.to_string().contains("the port is in use"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_table_has_the_highest_feature_level_at_once() {
+    let cluster = Cluster::with_volume(3).await;
+    let raised = || cluster.known().reports.values().flatten().any(|report| report.leader && report.feature_level > 0);
+    until("the leader raised the level", raised).await;
 }

@@ -40,6 +40,8 @@ pub(crate) struct Known {
     pub(crate) has_volume: bool,
     pub(crate) drops_volume: bool,
     pub(crate) quota_bytes: u64,
+    /// Of the node heard last: all are of one build.
+    feature_level: u32,
 }
 
 #[derive(Clone, Default)]
@@ -72,6 +74,7 @@ impl Nodes for FakeVolmgr {
         let request = request.into_inner();
         let mut known = self.0.lock();
         known.reports.insert(request.node, request.tables);
+        known.feature_level = request.feature_level;
         if !request.dropped.is_empty() {
             known.dropped.push(request.node);
         }
@@ -86,12 +89,14 @@ impl Nodes for FakeVolmgr {
             parity_shards: 2,
             quota_bytes: known.quota_bytes,
             available_bytes: 1 << 40,
+            feature_level: known.feature_level,
         };
         let mac = SECRET.prove(VolumeId(VOLUME), Incarnation(1), Claim::DropVolume).to_vec().into();
         Ok(Response::new(HeartbeatResponse {
             tables: if known.has_volume { vec![table] } else { vec![] },
             nodes: known.addresses.iter().map(endpoint).collect(),
             drops: if known.drops_volume { vec![VolumeDrop { volume: VOLUME, incarnation: 1, mac }] } else { vec![] },
+            time_ns: 0,
         }))
     }
 

@@ -34,6 +34,8 @@ pub(super) struct Soft {
     pub(super) liveness: Liveness,
     pub(super) disks: BTreeMap<NodeId, Vec<Disk>>,
     pub(super) tables: BTreeMap<(VolumeId, Incarnation), LeaderReport>,
+    /// The highest feature level of tables that each metanode's build knows (R26).
+    pub(super) feature_levels: BTreeMap<NodeId, u32>,
 }
 
 /// The shared part of the volume manager's services.
@@ -47,7 +49,12 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(cluster: ClusterId, group: Group<ClusterMachine>) -> Self {
-        let soft = Soft { liveness: Liveness::new(0), disks: BTreeMap::new(), tables: BTreeMap::new() };
+        let soft = Soft {
+            liveness: Liveness::new(0),
+            disks: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            feature_levels: BTreeMap::new(),
+        };
         Self { cluster, group, soft: Mutex::new(soft), started: Instant::now(), changes: watch::Sender::new(0) }
     }
 
@@ -146,7 +153,7 @@ pub(super) fn status_of(kind: RefusalKind, detail: String) -> Status {
     }
 }
 
-fn wall_ns() -> i64 {
+pub(super) fn wall_ns() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

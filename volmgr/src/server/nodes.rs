@@ -16,7 +16,7 @@ use holdfast_proto::control::{
 };
 use tonic::{Request, Response, Status};
 
-use super::core::{Core, LeaderReport, status_of};
+use super::core::{Core, LeaderReport, status_of, wall_ns};
 use super::view::View;
 use crate::placement::place_groups;
 use crate::state::{ClusterState, Refusal};
@@ -52,6 +52,7 @@ impl Nodes for Core {
         self.with_soft(|soft, now_ms| {
             soft.liveness.heard(now_ms, node);
             soft.disks.insert(node, request.disks);
+            soft.feature_levels.insert(node, request.feature_level);
         });
         self.note_tables(node, &request.tables).await?;
         let confirmed: Vec<_> = self.with_state(|state| {
@@ -190,6 +191,7 @@ impl Core {
             tables: hosted.map(|(id, info)| view.assignment(*id, info)).collect(),
             nodes: view.endpoints(),
             drops: dropped.map(|(id, info)| drop_of(*id, info.incarnation)).collect(),
+            time_ns: wall_ns(),
         }
     }
 

@@ -7,7 +7,7 @@ use holdfast_common::{DiskId, NodeId, VolumeId};
 use holdfast_erasure::CodeMode;
 use holdfast_proto::control::{Disk, Endpoint, Node, Role, TableAssignment, Volume};
 
-use super::core::Core;
+use super::core::{Core, Soft};
 use crate::capacity::{self, DiskSpace};
 use crate::placement::{Candidate, TableCandidate};
 use crate::state::{ClusterState, NodeState, VolumeInfo};
@@ -177,7 +177,14 @@ impl<'a> View<'a> {
             parity_shards: info.code.m().into(),
             quota_bytes: info.quota_bytes,
             available_bytes: self.available_bytes(info.code),
+            feature_level: self.feature_level(&info.replicas),
         }
+    }
+
+    /// What the builds on all these metanodes know; 0 until each was heard.
+    fn feature_level(&self, replicas: &BTreeSet<NodeId>) -> u32 {
+        let level = |soft: &Soft, node: &NodeId| soft.feature_levels.get(node).copied().unwrap_or(0);
+        self.core.with_soft(|soft, _| replicas.iter().map(|node| level(soft, node)).min().unwrap_or(0))
     }
 }
 

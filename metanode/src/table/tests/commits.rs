@@ -1,13 +1,15 @@
 //! Commits, the life of chunks, and block groups.
 
 use super::{Fixture, ROOT, chunk, file_commit, group};
-use holdfast_common::ChunkId;
+use crate::table::Table;
 use holdfast_common::limits::CAPABILITY_XATTR;
+use holdfast_common::{ChunkId, GroupId};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
-    AddGroups, ChunkRecord, Code, Commit, Extent, Fallocate, FileCommit, ForgetChunks, GroupState, Kind, ReapOrphans,
-    SetAttr, SetXattr, Unlink, VacateSlot,
+    AddGroups, BlockGroup, ChunkRecord, Code, Commit, Extent, Fallocate, FileCommit, ForgetChunks, GroupState, Kind,
+    RaiseFeatureLevel, ReapOrphans, SetAttr, SetGroupState, SetXattr, Unlink, VacateSlot,
 };
+use std::collections::BTreeMap;
 
 fn freed(fixture: &Fixture) -> Vec<u64> {
     let freed = fixture.table.freed_chunks(i64::MAX, (0, ChunkId(0)), usize::MAX);
@@ -55,6 +57,27 @@ fn a_commit_of_many_files_is_atomic_per_file() {
     assert_eq!(fixture.attr(truncated).size_bytes, 5);
     assert_eq!(extents(&fixture, good), [(0, 10, id, 0)]);
     assert_eq!(freed(&fixture), [unused], "a chunk that no file took is deleted");
+}
+
+/// A truncates by another mount, B writes on: B's commit must be able to go on under the new truncate generation (R9).
+#[test]
+fn a_refused_file_of_a_commit_is_answered_with_its_present_attributes() {
+    for level in [0, 1] {
+        let mut fixture = Fixture::at_level(level, 0);
+        let inode = fixture.create(ROOT, b"f", Kind::File);
+        fixture.ok(Op::SetAttr(SetAttr { inode, size_bytes: Some(5), ..SetAttr::default() }));
+        let (id, lost) = (fixture.reserve_chunk(), fixture.reserve_chunk());
+        let new = |chunk| FileCommit { truncate_generation: 1, ..file_commit(inode, 0, 10, chunk) };
+        let files = vec![new(id), file_commit(inode, 0, 10, id), new(lost), file_commit(999, 0, 10, id), new(777)];
+        let chunks = vec![chunk(id, 10), ChunkRecord { epoch: 9, ..chunk(lost, 10) }];
+        let results = fixture.ok(Op::Commit(Commit { chunks, files })).commits;
+        let codes: Vec<Code> = results.iter().map(|result| result.code()).collect();
+        assert_eq!(codes, [Code::Ok, Code::Truncated, Code::RewriteChunk, Code::Stale, Code::Invalid]);
+        let now = Some(fixture.attr(inode));
+        let refused = now.filter(|_| level >= 1);
+        let attrs: Vec<_> = results.iter().map(|result| result.attr).collect();
+        assert_eq!(attrs, [now, refused, refused, None, refused], "level {level}");
+    }
 }
 
 #[test]
@@ -105,6 +128,7 @@ fn a_chunk_of_impossible_geometry_is_refused() {
         ChunkRecord { length_bytes: 0, ..sound.clone() },
         ChunkRecord { length_bytes: 4097, ..sound.clone() },
         ChunkRecord { shard_length_bytes: 100, ..sound.clone() },
+        ChunkRecord { shard_length_bytes: 8192, ..sound.clone() },
     ] {
         assert_eq!(fixture.commit_one(wrong.clone(), file_commit(inode, 0, 1, id)), Code::Invalid, "{wrong:?}");
     }
@@ -162,7 +186,7 @@ fn punching_a_hole_cuts_bytes_and_keeps_the_pages_that_are_still_touched() {
     let inode = fixture.create(ROOT, b"f", Kind::File);
     let id = fixture.reserve_chunk();
     assert_eq!(fixture.commit_one(chunk(id, 16384), file_commit(inode, 0, 16384, id)), Code::Ok);
-    let punch = Fallocate { inode, offset: 4095, length_bytes: 8194, mode: 1, keep_size: true };
+    let punch = Fallocate { inode, offset: 4095, length_bytes: 8194, mode: 1, keep_size: true, ..Fallocate::default() };
     let attr = fixture.ok(Op::Fallocate(punch)).attr.unwrap();
     assert_eq!((attr.mapped_bytes, attr.size_bytes, attr.truncate_generation), (8192, 16384, 1));
     assert_eq!(extents(&fixture, inode), [(0, 4095, id, 0), (12289, 4095, id, 12289)]);
@@ -255,4 +279,62 @@ fn the_time_of_a_write_never_lies_in_the_future_nor_goes_back() {
     assert_eq!((mtime, ctime), (fixture.time_ns, fixture.time_ns));
     let (mtime, ctime) = written(&mut fixture, 3);
     assert!(mtime < ctime && ctime == fixture.time_ns);
+}
+
+/// A client's copy of the groups, kept up to date by cursor.
+struct Groups {
+    known: BTreeMap<u64, BlockGroup>,
+    cursor: (u64, GroupId),
+}
+
+impl Groups {
+    /// Pages that it took.
+    fn catch_up(&mut self, table: &Table) -> (usize, usize) {
+        let (mut pages, mut groups) = (0, 0);
+        loop {
+            let page = table.groups_since(self.cursor);
+            let bytes: usize = page.groups.iter().map(prost::Message::encoded_len).sum();
+            assert!(bytes < 512 << 10, "a page of {bytes} bytes");
+            (pages, groups) = (pages + 1, groups + page.groups.len());
+            self.cursor = page.cursor;
+            self.known.extend(page.groups.into_iter().map(|group| (group.group, group)));
+            if !page.more {
+                let all = table.groups().into_iter().map(|group| (group.group, group)).collect();
+                assert!(self.known == all, "the client's groups are not the table's");
+                return (pages, groups);
+            }
+        }
+    }
+}
+
+/// Some 15,000 groups did not fit one frame, and every change made every client fetch all of them.
+#[test]
+fn groups_come_in_pages_and_later_only_those_that_changed() {
+    let mut fixture = Fixture::new();
+    let add = |range: std::ops::Range<u64>| Op::AddGroups(AddGroups { groups: range.map(group).collect() });
+    fixture.lead(add(2..3001));
+    let mut client = Groups { known: BTreeMap::new(), cursor: (0, GroupId(0)) };
+    assert_eq!(client.catch_up(&fixture.table), (3, 3000));
+    assert_eq!(client.catch_up(&fixture.table), (1, 0));
+    fixture.lead(Op::VacateSlot(VacateSlot { group: 7, epoch: 1, slot: 3 }));
+    fixture.lead(Op::SetGroupState(SetGroupState { group: 9, state: GroupState::GroupFull.into() }));
+    fixture.lead(add(3001..3003));
+    assert_eq!(client.catch_up(&fixture.table), (1, 4));
+    let mut image = Vec::new();
+    fixture.table.freeze().write_to(&mut image).unwrap();
+    let next_leader = Table::restore(&mut image.as_slice()).unwrap();
+    assert_eq!(client.catch_up(&next_leader), (1, 0), "the cursor holds with every leader");
+}
+
+#[test]
+fn what_changed_before_changes_were_recorded_is_fetched_whole() {
+    let mut fixture = Fixture::at_level(0, 0);
+    let mut client = Groups { known: BTreeMap::new(), cursor: (0, GroupId(0)) };
+    assert_eq!(client.catch_up(&fixture.table), (1, 1));
+    fixture.lead(Op::VacateSlot(VacateSlot { group: 1, epoch: 1, slot: 3 }));
+    fixture.lead(Op::RaiseFeatureLevel(RaiseFeatureLevel { level: 1 }));
+    assert_eq!(client.catch_up(&fixture.table), (1, 1));
+    fixture.lead(Op::VacateSlot(VacateSlot { group: 1, epoch: 2, slot: 4 }));
+    assert_eq!(client.catch_up(&fixture.table), (1, 1));
+    assert_eq!(client.catch_up(&fixture.table), (1, 0));
 }

@@ -2,11 +2,10 @@
 //! scratch. Shares no code with the table.
 
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{
-    Attr, Code, Commit, CreateNode, Fallocate, FallocateMode, FileCommit, Kind, Link, RemoveXattr, Rename,
-    ReserveQuota, SetAttr, SetXattr, Unlink,
-};
+use holdfast_proto::meta::{Attr, Code, CreateNode, Kind, Link, RemoveXattr, Rename, SetXattr, Unlink};
 use std::collections::{BTreeMap, BTreeSet};
+
+mod data;
 
 type Name = Vec<u8>;
 /// Which byte of which chunk a byte of a file is; `None`: a hole.
@@ -18,6 +17,8 @@ pub(super) struct Node {
     pub(super) entries: BTreeMap<Name, u64>,
     pub(super) parent: u64,
     pub(super) cells: Vec<Cell>,
+    /// Pages that fallocate set aside.
+    allocated: BTreeSet<u64>,
     pub(super) target: Vec<u8>,
     pub(super) xattrs: BTreeMap<Name, Vec<u8>>,
 }
@@ -25,6 +26,7 @@ pub(super) struct Node {
 #[derive(Clone, Debug)]
 pub(super) struct Model {
     pub(super) nodes: BTreeMap<u64, Node>,
+    level: u32,
     pub(super) next_inode: u64,
     pub(super) quota_bytes: u64,
     pub(super) reserved_bytes: u64,
@@ -44,18 +46,32 @@ pub(super) struct Reply {
 
 type Outcome = Result<Reply, Code>;
 
+impl Node {
+    /// Pages with data.
+    fn touched(&self) -> BTreeSet<u64> {
+        let pages = (0..).zip(self.cells.chunks(4096));
+        pages.filter(|(_, cells)| cells.iter().any(Option::is_some)).map(|(page, _)| page).collect()
+    }
+
+    fn charged(&self) -> BTreeSet<u64> {
+        self.touched().union(&self.allocated).copied().collect()
+    }
+}
+
 impl Model {
-    pub(super) fn new(root: Attr, quota_bytes: u64) -> Self {
+    pub(super) fn new(level: u32, root: Attr, quota_bytes: u64) -> Self {
         let root = Node {
             attr: root,
             entries: BTreeMap::new(),
             parent: 1,
             cells: vec![],
+            allocated: BTreeSet::new(),
             target: vec![],
             xattrs: BTreeMap::new(),
         };
         Self {
             nodes: BTreeMap::from([(1, root)]),
+            level,
             next_inode: 2,
             quota_bytes,
             reserved_bytes: 0,
@@ -121,8 +137,7 @@ impl Model {
                 (Kind::Directory, _) => 2 + subdirectories.get(inode).copied().unwrap_or(0),
                 (_, names) => names,
             };
-            let pages = node.cells.chunks(4096).filter(|page| page.iter().any(Option::is_some)).count();
-            node.attr.mapped_bytes = pages as u64 * 4096;
+            node.attr.mapped_bytes = node.charged().len() as u64 * 4096;
             if node.attr.kind() == Kind::File {
                 node.attr.size_bytes = node.cells.len() as u64;
             }
@@ -197,6 +212,7 @@ impl Model {
             entries: BTreeMap::new(),
             parent: op.parent,
             cells: vec![],
+            allocated: BTreeSet::new(),
             target: op.target.to_vec(),
             xattrs: BTreeMap::new(),
         };
@@ -310,61 +326,6 @@ impl Model {
         Ok(Reply { attr: self.attr(source), other_attr: target.and_then(|target| self.attr(target)), commits: vec![] })
     }
 
-    fn set_attr(&mut self, op: &SetAttr, now: i64) -> Outcome {
-        let kind = self.nodes.get(&op.inode).ok_or(Code::Stale)?.attr.kind();
-        if *op == (SetAttr { inode: op.inode, ..SetAttr::default() }) {
-            return Ok(Reply { attr: self.attr(op.inode), ..Reply::default() });
-        }
-        let node = self.nodes.get_mut(&op.inode).unwrap();
-        if let Some(size) = op.size_bytes {
-            match kind {
-                Kind::File => {}
-                Kind::Directory => return Err(Code::IsDirectory),
-                _ => return Err(Code::Invalid),
-            }
-            node.cells.resize(usize::try_from(size).unwrap(), None);
-            node.attr.truncate_generation += 1;
-            node.attr.mtime_ns = now;
-        }
-        let attr = &mut node.attr;
-        attr.mode = op.mode.map_or(attr.mode, |mode| mode & 0o7777);
-        attr.uid = op.uid.unwrap_or(attr.uid);
-        attr.gid = op.gid.unwrap_or(attr.gid);
-        if op.kill_suid_sgid {
-            kill(attr);
-        }
-        attr.atime_ns = if op.atime_now { now } else { op.atime_ns.unwrap_or(attr.atime_ns) };
-        attr.mtime_ns = if op.mtime_now { now } else { op.mtime_ns.unwrap_or(attr.mtime_ns) };
-        attr.ctime_ns = op.ctime_ns.map_or(now, |given| given.min(now));
-        self.recount();
-        Ok(Reply { attr: self.attr(op.inode), ..Reply::default() })
-    }
-
-    fn fallocate(&mut self, op: &Fallocate, now: i64) -> Outcome {
-        let node = self.nodes.get_mut(&op.inode).ok_or(Code::Stale)?;
-        if op.length_bytes == 0 {
-            return Err(Code::Invalid);
-        }
-        match node.attr.kind() {
-            Kind::File => {}
-            Kind::Directory => return Err(Code::IsDirectory),
-            _ => return Err(Code::Invalid),
-        }
-        let start = usize::try_from(op.offset).unwrap();
-        let end = start + usize::try_from(op.length_bytes).unwrap();
-        if op.mode() != FallocateMode::Allocate {
-            let size = node.cells.len();
-            node.cells[start.min(size)..end.min(size)].fill(None);
-            node.attr.truncate_generation += 1;
-        }
-        if !op.keep_size && op.mode() != FallocateMode::PunchHole && end > node.cells.len() {
-            node.cells.resize(end, None);
-        }
-        (node.attr.mtime_ns, node.attr.ctime_ns) = (now, now);
-        self.recount();
-        Ok(Reply { attr: self.attr(op.inode), ..Reply::default() })
-    }
-
     fn set_xattr(&mut self, op: &SetXattr, now: i64) -> Outcome {
         let node = self.nodes.get_mut(&op.inode).ok_or(Code::Stale)?;
         match node.xattrs.contains_key(op.name.as_ref()) {
@@ -382,71 +343,6 @@ impl Model {
         node.xattrs.remove(op.name.as_ref()).ok_or(Code::NoData)?;
         node.attr.ctime_ns = now;
         Ok(Reply::default())
-    }
-
-    fn reserve_quota(&mut self, op: &ReserveQuota) -> Outcome {
-        let fits = self.quota_bytes == 0 || self.used_bytes() + op.bytes <= self.quota_bytes;
-        if op.bytes > self.reserved_bytes && !fits {
-            return Err(Code::Quota);
-        }
-        self.reserved_bytes = op.bytes;
-        Ok(Reply::default())
-    }
-
-    fn commit(&mut self, op: &Commit, now: i64) -> Reply {
-        let mut usable: BTreeMap<u64, Option<u32>> = BTreeMap::new();
-        let live: BTreeSet<u64> = self.chunks.keys().filter(|chunk| !self.freed.contains(chunk)).copied().collect();
-        for chunk in &op.chunks {
-            let fresh = self.unused_chunks.remove(&chunk.chunk);
-            if fresh {
-                self.chunks.insert(chunk.chunk, chunk.length_bytes);
-            }
-            let known = live.contains(&chunk.chunk) && self.chunks[&chunk.chunk] == chunk.length_bytes;
-            usable.insert(chunk.chunk, (fresh || known).then_some(chunk.length_bytes));
-        }
-        let commits = op.files.iter().map(|file| self.commit_file(file, &usable, now).err().unwrap_or(Code::Ok));
-        Reply { commits: commits.collect(), ..Reply::default() }
-    }
-
-    fn commit_file(&mut self, file: &FileCommit, usable: &BTreeMap<u64, Option<u32>>, now: i64) -> Result<(), Code> {
-        let node = self.nodes.get(&file.inode).ok_or(Code::Stale)?;
-        if node.attr.kind() != Kind::File {
-            return Err(Code::Invalid);
-        }
-        if node.attr.truncate_generation != file.truncate_generation {
-            return Err(Code::Truncated);
-        }
-        let mut after = node.clone();
-        let size = node.cells.len().max(usize::try_from(file.size_at_least).unwrap());
-        after.cells.resize(size, None);
-        for extent in &file.extents {
-            let chunk_bytes = usable.get(&extent.chunk).ok_or(Code::Invalid)?.ok_or(Code::RewriteChunk)?;
-            let (start, length) =
-                (usize::try_from(extent.file_offset).unwrap(), usize::try_from(extent.length_bytes).unwrap());
-            if extent.chunk_offset + u32::try_from(length).unwrap() > chunk_bytes || start + length > size {
-                return Err(Code::Invalid);
-            }
-            for i in 0..length {
-                after.cells[start + i] = Some((extent.chunk, extent.chunk_offset + u32::try_from(i).unwrap()));
-            }
-        }
-        let pages =
-            |node: &Node| node.cells.chunks(4096).filter(|page| page.iter().any(Option::is_some)).count() as u64;
-        let more = (pages(&after) - pages(node)) * 4096;
-        let consumed = file.quota_bytes.min(self.reserved_bytes);
-        let used: u64 = self.nodes.values().map(|node| pages(node) * 4096).sum();
-        let rest = self.reserved_bytes - consumed;
-        if more > consumed && self.quota_bytes > 0 && used + more + rest > self.quota_bytes {
-            return Err(Code::Quota);
-        }
-        self.reserved_bytes = rest;
-        after.attr.mtime_ns = after.attr.mtime_ns.max(file.mtime_ns.min(now));
-        after.attr.ctime_ns = now;
-        if file.kill_suid_sgid {
-            kill(&mut after.attr);
-        }
-        self.nodes.insert(file.inode, after);
-        Ok(())
     }
 
     fn reap(&mut self, inode: u64) {

@@ -4,7 +4,9 @@ use super::{Fixture, ROOT, create};
 use bytes::Bytes;
 use holdfast_common::limits::WALK_NAMES_MAX;
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{Code, CreateNode, Fallocate, Kind, Link, Rename, SetAttr, SetXattr, Unlink};
+use holdfast_proto::meta::{
+    Code, CreateNode, Fallocate, Kind, Link, RaiseFeatureLevel, RemoveXattr, Rename, SetAttr, SetXattr, Unlink,
+};
 
 fn unlink(parent: u64, name: &'static [u8], directory: bool) -> Op {
     Op::Unlink(Unlink { parent, name: name.into(), directory })
@@ -146,7 +148,8 @@ fn symlink_targets_and_file_sizes_have_the_limits_of_linux() {
     let resize = |size| Op::SetAttr(SetAttr { inode, size_bytes: Some(size), ..SetAttr::default() });
     fixture.refused(resize(1 << 63), Code::FileTooLarge);
     fixture.ok(resize(i64::MAX as u64 - 4095));
-    let allocate = |offset, length_bytes| Fallocate { inode, offset, length_bytes, mode: 0, keep_size: true };
+    let allocate =
+        |offset, length_bytes| Fallocate { inode, offset, length_bytes, keep_size: true, ..Fallocate::default() };
     fixture.refused(Op::Fallocate(allocate(u64::MAX, 2)), Code::FileTooLarge);
     fixture.refused(Op::Fallocate(Fallocate { mode: 9, ..allocate(0, 1) }), Code::NotSupported);
 }
@@ -173,9 +176,38 @@ fn extended_attributes_have_the_limits_of_linux() {
     fixture.refused(set(vec![b'n'; 256], 1), Code::NameTooLong);
     fixture.refused(set(vec![], 1), Code::Invalid);
     for i in 0..16u8 {
-        fixture.ok(set(vec![b'v', i], 65_536));
+        fixture.ok(set(vec![b'v', i + 1], 65_536));
     }
     fixture.refused(set(b"one more".to_vec(), 1), Code::NoSpace);
     fixture.ok(set(vec![b'v', 3], 10));
     fixture.ok(set(b"one more".to_vec(), 1));
+}
+
+#[test]
+fn an_extended_attribute_needs_a_name_behind_its_namespace() {
+    for (level, code) in [(0, Code::Ok), (1, Code::Invalid)] {
+        let mut fixture = Fixture::at_level(level, 0);
+        let inode = fixture.create(ROOT, b"f", Kind::File);
+        let set = |name: &'static [u8]| {
+            let (name, value) = (name.into(), b"1"[..].into());
+            Op::SetXattr(SetXattr { inode, name, value, ..SetXattr::default() })
+        };
+        for name in [&b"user."[..], b"trusted.", b"security.", b"system.", b"user.a\0b"] {
+            assert_eq!(fixture.run(set(name)).code(), code, "{name:?}");
+        }
+        for name in [&b"user.."[..], b"user.a", b"user"] {
+            fixture.ok(set(name));
+        }
+    }
+}
+
+/// As a table has it that was at level 0 before.
+#[test]
+fn an_extended_attribute_of_a_name_that_is_refused_now_can_be_removed() {
+    let mut fixture = Fixture::at_level(0, 0);
+    let inode = fixture.create(ROOT, b"f", Kind::File);
+    let (name, value) = (b"user."[..].into(), b"1"[..].into());
+    fixture.ok(Op::SetXattr(SetXattr { inode, name, value, ..SetXattr::default() }));
+    fixture.lead(Op::RaiseFeatureLevel(RaiseFeatureLevel { level: 1 }));
+    fixture.ok(Op::RemoveXattr(RemoveXattr { inode, name: b"user."[..].into() }));
 }

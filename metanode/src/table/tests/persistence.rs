@@ -1,9 +1,12 @@
 //! Commands and snapshots as bytes.
 
 use super::{Fixture, ROOT, chunk, command, create, file_commit};
-use crate::table::{RestoreError, Table};
+use crate::table::dead::PiecesMax;
+use crate::table::{FEATURE_LEVEL, RestoreError, Table};
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{Code, Kind, Mutation, ReserveChunks, ReserveQuota, SetXattr, Unlink};
+use holdfast_proto::meta::{
+    Code, Fallocate, Kind, Mutation, RaiseFeatureLevel, ReserveChunks, ReserveQuota, SetXattr, Unlink,
+};
 use holdfast_proto::record::TableCommand;
 use prost::Message;
 
@@ -18,26 +21,88 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A snapshot as builds wrote it that knew no feature levels.
 #[test]
-fn the_bytes_of_a_snapshot_are_pinned() {
+fn the_bytes_of_a_snapshot_at_level_0_are_pinned_and_read_as_level_0() {
     let mut table = Table::new();
     table.apply(&command(super::configure(0), 0x0102, 0, 0)).unwrap();
-    let golden = concat!(
-        "48465441424c450a",
-        "01000000",
-        "69000000",
-        "0a6c79da",
-        "2a0a28080710011804200232047465737438014002490100000000000000500158016902010000000000",
-        "00",
-        "3812360a300801100218ed032002408020510201000000000000590201000000000000",
-        "61020100000000000069020100000000000010011810",
-        "044a020802",
-    );
-    assert_eq!(hex(&image(&table)), golden);
+    assert_eq!(hex(&image(&table)), GOLDEN_LEVEL_0);
+    let restored = Table::restore(&mut unhex(GOLDEN_LEVEL_0).as_slice()).unwrap();
+    assert!(restored == table && restored.feature_level() == 0);
 }
 
+#[test]
+fn the_bytes_of_a_snapshot_at_level_1_are_pinned() {
+    let mut table = Table::new();
+    table.apply(&command(super::configure(0), 0x0102, 0, 0)).unwrap();
+    table.apply(&command(raise(1), 0x0103, 0, 0)).unwrap();
+    assert_eq!(hex(&image(&table)), GOLDEN_LEVEL_1);
+    assert_eq!(Table::restore(&mut unhex(GOLDEN_LEVEL_1).as_slice()).unwrap().feature_level(), 1);
+}
+
+/// R26: a replica that went on would do something else than the others.
+#[test]
+fn a_feature_level_that_is_not_known_halts_the_replica() {
+    let mut fixture = Fixture::new();
+    assert!(fixture.table.apply(&command(raise(FEATURE_LEVEL + 1), 0, 0, 0)).is_err());
+    let mut table = Table::new();
+    table.counters.feature_level = FEATURE_LEVEL + 1;
+    let refusal = Table::restore(&mut image(&table).as_slice());
+    assert!(matches!(refusal, Err(RestoreError::FeatureLevel(_))), "{refusal:?}");
+}
+
+#[test]
+fn the_feature_level_rises_and_never_falls() {
+    let mut fixture = Fixture::at_level(0, 0);
+    for (level, then) in [(0, 0), (1, 1), (0, 1)] {
+        assert_eq!(fixture.lead(raise(level)).code(), Code::Ok);
+        assert_eq!(fixture.table.feature_level(), then);
+    }
+}
+
+/// A build that knows no levels must not read a table of level 1 as one of level 0, nor may the two be mixed up.
+#[test]
+fn version_and_feature_level_of_a_snapshot_fit_together() {
+    let (plain, level) = (unhex(GOLDEN_LEVEL_0), unhex(GOLDEN_LEVEL_1));
+    assert_eq!((plain[8], level[8]), (1, 2));
+    for (mut image, other) in [(plain, 2), (level, 1)] {
+        image[8] = other;
+        assert!(matches!(Table::restore(&mut image.as_slice()), Err(RestoreError::Version)));
+    }
+}
+
+fn raise(level: u32) -> Op {
+    Op::RaiseFeatureLevel(RaiseFeatureLevel { level })
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+const GOLDEN_LEVEL_0: &str = concat!(
+    "48465441424c450a",
+    "01000000",
+    "69000000",
+    "0a6c79da",
+    "2a0a28080710011804200232047465737438014002490100000000000000500158016902010000000000",
+    "00",
+    "3812360a300801100218ed032002408020510201000000000000590201000000000000",
+    "61020100000000000069020100000000000010011810",
+    "044a020802",
+);
+
+const GOLDEN_LEVEL_1: &str = concat!(
+    "48465441424c450a",
+    "02000000",
+    "6b000000",
+    "41eb2d3c",
+    "2c0a2a080710011804200232047465737438014002490100000000000000500158016903010000000000",
+    "0078013812360a300801100218ed03200240802051020100000000000059020100000000000061020100",
+    "000000000069020100000000000010011810044a020802",
+);
+
 /// A table with something in each of its trees.
-fn full_table() -> Fixture {
+pub(super) fn full_table() -> Fixture {
     let mut fixture = Fixture::with_quota(1 << 30);
     let directory = fixture.create(ROOT, b"d", Kind::Directory);
     fixture.create(directory, b"s", Kind::Symlink);
@@ -46,6 +111,9 @@ fn full_table() -> Fixture {
     for id in [first, first + 2] {
         assert_eq!(fixture.commit_one(chunk(id, 100), file_commit(inode, 50, 100, id)), Code::Ok);
     }
+    let beyond = Fallocate { inode, offset: 8192, length_bytes: 8192, keep_size: true, ..Fallocate::default() };
+    fixture.ok(Op::Fallocate(beyond));
+    leave_dead(&mut fixture, directory);
     let value = b"value"[..].into();
     fixture.ok(Op::SetXattr(SetXattr { inode, name: b"user.x"[..].into(), value, create: true, replace: false }));
     fixture.ok(Op::ReserveQuota(ReserveQuota { bytes: 12345 }));
@@ -55,7 +123,22 @@ fn full_table() -> Fixture {
     fixture
 }
 
-fn image(table: &Table) -> Vec<u8> {
+/// A file with dead intervals and fresh extents.
+fn leave_dead(fixture: &mut Fixture, directory: u64) {
+    let inode = fixture.create(directory, b"badly split", Kind::File);
+    for at in 0..5 {
+        let id = fixture.reserve_chunk();
+        assert_eq!(fixture.commit_one(chunk(id, 100), file_commit(inode, at * 90, 100, id)), Code::Ok);
+    }
+    fixture.table.pieces_max = PiecesMax(1);
+    for at in [0, 300] {
+        let id = fixture.reserve_chunk();
+        assert_eq!(fixture.commit_one(chunk(id, 200), file_commit(inode, at, 150, id)), Code::Ok);
+    }
+    fixture.table.pieces_max = PiecesMax::default();
+}
+
+pub(super) fn image(table: &Table) -> Vec<u8> {
     let mut image = Vec::new();
     table.freeze().write_to(&mut image).unwrap();
     image
@@ -100,7 +183,7 @@ fn every_flipped_or_missing_byte_of_a_snapshot_is_found() {
         assert!(Table::restore(&mut &image[..at]).is_err(), "cut at {at}");
     }
     let mut newer = image;
-    newer[8] = 2;
+    newer[8] = 3;
     assert!(matches!(Table::restore(&mut newer.as_slice()), Err(RestoreError::Version)));
 }
 
@@ -132,4 +215,13 @@ fn nothing_but_configuration_is_taken_by_an_empty_table() {
     assert_eq!(table.apply(&command(Op::Configure(other), 1, 0, 0)).unwrap().code(), Code::Invalid);
     assert_eq!(table.apply(&command(super::configure(77), 1, 0, 0)).unwrap().code(), Code::Ok);
     assert_eq!(table.stat_fs().quota_bytes, 77);
+}
+
+/// Its kind's number is of a newer version: it must not pass for a file of no kind.
+#[test]
+fn an_inode_of_an_unknown_kind_is_not_restored() {
+    let mut table = full_table().table;
+    let id = table.orphans(holdfast_common::InodeId(0), 1)[0];
+    table.inodes.get_mut(&id).unwrap().kind = Kind::Unknown;
+    assert!(matches!(Table::restore(&mut image(&table).as_slice()), Err(RestoreError::Malformed(_))));
 }

@@ -14,9 +14,9 @@ use crate::config::{ELECTION_TICKS, HEARTBEAT_TICKS};
 use crate::log::record::{HardState, Record, SnapshotMark};
 use crate::log::replay::Replayed;
 use crate::outbox::GroupMessage;
-use crate::random::Random;
 use crate::status::{GroupStatus, ProposeError, ReadError, Role};
 use effects::{Apply, Command, Effects, Freeze, Install, SnapshotOut};
+use holdfast_common::Random;
 use reads::Reads;
 use store::EntryStore;
 

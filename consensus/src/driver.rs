@@ -14,7 +14,6 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::clock;
 use crate::core::effects::{Apply, Effects};
-use crate::disk::Disk;
 use crate::group::{Group, Shared};
 use crate::log::record::Record;
 use crate::log::{Log, LogFailed};
@@ -23,6 +22,7 @@ use crate::outbox::Outbox;
 use crate::snapshot::{self, SnapshotHeader};
 use crate::status::{GroupError, GroupStatus, ReadError, Role};
 use crate::turn::{Input, NodeCore, panic_text};
+use holdfast_storage::Directory;
 use queue::{ControlTicket, Item, ProposeTicket, Queue, ReadTicket};
 use worker::{Job, Make, Restored};
 
@@ -40,7 +40,7 @@ pub(crate) struct Driver<S> {
     pub(crate) queue: Arc<Queue>,
     pub(crate) outbox: Arc<dyn Outbox>,
     pub(crate) groups: Groups<S>,
-    pub(crate) snapshots: Arc<dyn Disk>,
+    pub(crate) snapshots: Arc<dyn Directory>,
     pub(crate) jobs: mpsc::Sender<Job>,
     pub(crate) make: Make<S>,
     pub(crate) restored: Restored<S>,

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use holdfast_common::DiskId;
-use holdfast_common::durable::DirectoryLock;
+use holdfast_storage::durable::DirectoryLock;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 

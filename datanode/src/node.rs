@@ -8,11 +8,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use holdfast_common::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_common::{DiskId, NodeId};
 use holdfast_node::superblock::{self, SuperblockError};
 use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::RegisterResponse;
+use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_transport::{Identity, Server, ServerLimits};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -21,10 +21,10 @@ use tokio::task::{AbortHandle, JoinError};
 use crate::disk::Disk;
 use crate::heartbeat::{self, Heart};
 use crate::service::DataService;
-use crate::store::real::RealDirectory;
 use crate::store::recover::{self, OpenError};
 use crate::store::{DiskStatus, Store, StoreOptions};
 use crate::superblock::{DiskSuperblock, NODE_KIND};
+use holdfast_storage::{RealDirectory, create_directories};
 
 /// Where a datanode lives and listens, and whom it belongs to.
 #[derive(Clone, Debug)]
@@ -120,12 +120,12 @@ fn format_blocking(directory: &Path, disks: &[PathBuf]) -> Result<(), StartError
     if disks.is_empty() {
         return Err(StartError::NoDisks);
     }
-    std::fs::create_dir_all(directory).map_err(io_error(directory))?;
+    create_directories(directory).map_err(io_error(directory))?;
     let _lock = DirectoryLock::acquire(directory)?;
     superblock::must_not_exist(directory)?;
     let mut locks = Vec::new();
     for disk in disks {
-        std::fs::create_dir_all(disk).map_err(io_error(disk))?;
+        create_directories(disk).map_err(io_error(disk))?;
         locks.push(lock_disk(disk, directory)?);
         check_empty(disk)?;
     }
@@ -286,7 +286,7 @@ async fn identify(
 
 /// Space of a disk that is not open yet, for the registration.
 fn first_look(path: &Path) -> DiskStatus {
-    use crate::store::io::Directory;
+    use holdfast_storage::Directory;
     let Ok(space) = RealDirectory::new(path).space() else { return DiskStatus::lost() };
     DiskStatus {
         failed: false,

@@ -12,10 +12,8 @@ pub mod checkpoint;
 pub mod commit;
 mod fields;
 pub mod index;
-pub mod io;
 mod maintain;
 mod read;
-pub mod real;
 pub mod record;
 pub mod recover;
 mod scan;
@@ -29,8 +27,6 @@ mod crash_tests;
 #[cfg(test)]
 mod format_tests;
 #[cfg(test)]
-pub(crate) mod sim;
-#[cfg(test)]
 pub(crate) mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -43,12 +39,12 @@ use parking_lot::{Mutex, RwLock};
 
 use self::commit::AlignedBuffer;
 use self::index::{Index, Phase, SegmentState};
-use self::io::{BLOCK_BYTES, Directory, FileSystemSpace};
 use self::segment::{DATA_START, Segment, SegmentHeader, SegmentKind, file_name, write_header};
 use self::space::{Budget, SpaceBook};
 use self::types::{ShardError, VolumeKey};
 use self::volumes::Volumes;
 use crate::units::to_usize;
+use holdfast_storage::{BLOCK_BYTES, Directory, FileSystemSpace, is_no_space};
 
 /// How long a look at the file system's free space is believed.
 const SPACE_BELIEVED: Duration = Duration::from_millis(100);
@@ -162,7 +158,7 @@ impl Cursor {
 
     /// How far into its page `append` is.
     pub(crate) fn tail_bytes(&self) -> usize {
-        to_usize(self.append % io::BLOCK_BYTES)
+        to_usize(self.append % BLOCK_BYTES)
     }
 
     /// What the page of `append` holds before it.
@@ -171,7 +167,7 @@ impl Cursor {
             return Ok(tail);
         }
         let mut tail = vec![0; self.tail_bytes()];
-        self.segment.file.read_at(self.append - tail.len() as u64, &mut tail)?;
+        self.segment.file.read_exact_at(self.append - tail.len() as u64, &mut tail)?;
         Ok(tail)
     }
 
@@ -182,7 +178,7 @@ impl Cursor {
     /// # Errors
     /// Any I/O error; the cursor then stays where it was.
     pub(crate) fn write_pages(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<()> {
-        let (start, page) = (self.tail_bytes(), to_usize(io::BLOCK_BYTES));
+        let (start, page) = (self.tail_bytes(), to_usize(BLOCK_BYTES));
         let tail = self.take_tail()?;
         buffer[..start].copy_from_slice(&tail);
         let end = buffer.len();
@@ -309,7 +305,7 @@ impl Store {
                 self.adopt(&segment, Phase::Spare);
                 self.spares.push_back(segment);
             }
-            Err(error) if io::is_no_space(&error) => {
+            Err(error) if is_no_space(&error) => {
                 tracing::warn!(disk = self.shared.disk.0, "no space to prepare a segment");
             }
             Err(error) => {
@@ -355,7 +351,7 @@ impl Store {
                 self.adopt(&segment, Phase::Spare);
                 Ok(segment)
             }
-            Err(error) if io::is_no_space(&error) => {
+            Err(error) if is_no_space(&error) => {
                 self.shared.doubt_space();
                 Err(ShardError::NoSpace)
             }
@@ -397,7 +393,7 @@ fn try_make_segment(
     }
     file.sync_data()?;
     write_header(&*file, &header)?;
-    directory.sync()?;
+    directory.sync_names()?;
     debug_assert!(header.size_bytes.is_multiple_of(BLOCK_BYTES));
     Ok(Segment::new(header, file))
 }

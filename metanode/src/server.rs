@@ -6,12 +6,12 @@ use crate::machine::TableMachine;
 use crate::neighbours::Neighbours;
 use crate::outbox::RaftOutbox;
 use crate::service::MetaService;
-use holdfast_common::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_common::{ClusterId, NodeId, VolumeId};
 use holdfast_consensus::{Node, NodeConfig, OpenError};
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::Role;
+use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_transport::{Client, ClientLimits, Server, ServerLimits};
 use std::io;
 use std::net::SocketAddr;
@@ -84,7 +84,7 @@ pub async fn format(directory: &Path) -> Result<(), StartError> {
 
 fn format_blocking(directory: &Path) -> Result<(), StartError> {
     let io_error = |source| StartError::Io { path: directory.to_owned(), source };
-    std::fs::create_dir_all(directory).map_err(io_error)?;
+    holdfast_storage::create_directories(directory).map_err(io_error)?;
     let _lock = DirectoryLock::acquire(directory)?;
     superblock::must_not_exist(directory)?;
     NodeSuperblock::fresh().map_err(io_error)?.write(directory, KIND)?;

@@ -9,11 +9,11 @@ use holdfast_common::NodeId;
 use parking_lot::Mutex;
 
 use super::queue::{Item, Queue};
-use crate::disk::Disk;
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::outbox::GroupMessage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
+use holdfast_storage::Directory;
 
 /// Makes the empty state machine of a group.
 pub(crate) type Make<S> = Arc<Mutex<dyn Fn(u64) -> S + Send>>;
@@ -30,7 +30,7 @@ pub(crate) enum Job {
 
 /// The thread's own.
 pub(crate) struct Worker<S> {
-    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) disk: Arc<dyn Directory>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) make: Make<S>,
     pub(crate) restored: Restored<S>,
@@ -94,7 +94,7 @@ impl<S: StateMachine> Worker<S> {
             return Err(SnapshotError::Damaged("it is another group's"));
         }
         // Durable before the log may name it (R25).
-        handle.sync()?;
+        handle.sync_data()?;
         self.disk.sync_names()?;
         self.restored.lock().insert((group, file), machine);
         Ok(SnapshotMark { index: header.index, term: header.term, file, bytes })

@@ -19,7 +19,7 @@ use super::record::Record;
 use super::replay::{Replay, Replayed};
 use super::segment::{Preparation, name, parse_name};
 use super::{Current, Log, LogOptions};
-use crate::disk::Disk;
+use holdfast_storage::Directory;
 
 /// Why a log could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ struct Extent {
 impl Log {
     /// Opens or makes the log of a disk. What it returns is durable.
     pub(crate) fn open(
-        disk: Arc<dyn Disk>,
+        disk: Arc<dyn Directory>,
         options: LogOptions,
     ) -> Result<(Self, BTreeMap<u64, Replayed>), RecoveryError> {
         let scans = scan_all(&*disk)?;
@@ -110,9 +110,9 @@ impl Log {
     }
 }
 
-fn read(disk: &dyn Disk, segment: u64) -> io::Result<Bytes> {
+fn read(disk: &dyn Directory, segment: u64) -> io::Result<Bytes> {
     let file = disk.open(&name(segment))?;
-    let length = usize::try_from(file.length()?).map_err(io::Error::other)?;
+    let length = usize::try_from(file.length_bytes()?).map_err(io::Error::other)?;
     let mut bytes = vec![0; length];
     let n = file.read_at(0, &mut bytes)?;
     bytes.truncate(n);
@@ -124,7 +124,7 @@ fn batch_records(segment: u64, bytes: &Bytes, batch: &Batch) -> Result<Vec<Recor
 }
 
 /// All segments with their sizes; removes what is none.
-fn scan_all(disk: &dyn Disk) -> Result<BTreeMap<u64, (Scan, u32)>, RecoveryError> {
+fn scan_all(disk: &dyn Directory) -> Result<BTreeMap<u64, (Scan, u32)>, RecoveryError> {
     let mut scans: BTreeMap<u64, (Scan, u32)> = BTreeMap::new();
     for file in disk.list()? {
         let Some(segment) = parse_name(&file) else {

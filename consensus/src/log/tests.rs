@@ -9,8 +9,8 @@ use super::batch::SEGMENT_HEADER_BYTES;
 use super::record::{GroupState, HardState, LogEntry, SnapshotMark};
 use super::replay::{Replay, Replayed};
 use super::*;
-use crate::disk::simulated::SimulatedDisk;
-use crate::random::Random;
+use holdfast_common::Random;
+use holdfast_storage::SimulatedDisk;
 
 const OPTIONS: LogOptions = LogOptions { segment_bytes: 4096, bytes_max: 8 * 4096, tail_entries: 0, identity: [9; 16] };
 
@@ -83,7 +83,7 @@ fn a_tail_torn_at_any_byte_is_there_whole_or_not_at_all() {
     let (old, new) = (replayed(&[state(0), entries(1, 1)]), replayed(&[state(0), entries(1, 3)]));
     for cut in start..=end {
         let torn = disk.fork();
-        torn.damage(&name, [&after[..cut], &before[cut..]].concat());
+        torn.damage(&name, &[&after[..cut], &before[cut..]].concat());
         let (mut log, groups) = open(&torn).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
         assert_eq!(groups, if cut == end { new.clone() } else { old.clone() }, "cut at {cut}");
         // It goes on from there, and the torn bytes never come back.
@@ -110,7 +110,7 @@ fn damage_before_the_watermark_is_refused() {
         for at in [0, 4, 30, SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES + 20, SEGMENT_HEADER_BYTES + 60, 3000] {
             let (damaged, mut bytes) = (disk.fork(), disk.bytes(name));
             bytes[at] ^= 1;
-            damaged.damage(name, bytes);
+            damaged.damage(name, &bytes);
             // Padding between batches and behind the header is not covered, and not needed.
             let padding = at == 3000 && disk.bytes(name)[2990..3010].iter().all(|b| *b == 0);
             assert!(refused(&damaged) || padding, "{name} at {at}");
@@ -123,7 +123,7 @@ fn damage_before_the_watermark_is_refused() {
     let (damaged, mut bytes) = (disk.fork(), disk.bytes(&head));
     assert!(super::batch::scan(&bytes).unwrap().batches.len() > 2);
     bytes[SEGMENT_HEADER_BYTES + 50] ^= 1;
-    damaged.damage(&head, bytes);
+    damaged.damage(&head, &bytes);
     assert!(refused(&damaged));
 }
 
@@ -150,7 +150,7 @@ fn a_failed_sync_is_never_retried() {
     let (mut log, _) = open(&disk).unwrap();
     write(&mut log, vec![state(0)]);
     log.append(vec![entries(1, 1)]).unwrap();
-    disk.fail_syncs();
+    disk.fail_next(holdfast_storage::simulated::faults::Fault::Sync);
     log.sync().unwrap_err();
     disk.lose_process();
     let operations = disk.operations();
@@ -280,8 +280,8 @@ fn turn(random: &mut Random, last: &mut BTreeMap<u64, u64>, groups: &Groups) -> 
                 let first = if random.below(6) == 0 { low + random.below(end - low + 1) + 1 } else { end + 1 };
                 let first = first.min(end + 1);
                 let count = 1 + random.below(4);
-                let data = Bytes::from(vec![random.next().to_le_bytes()[0]; random.index(200)]);
-                let term = random.next();
+                let data = Bytes::from(vec![random.bits().to_le_bytes()[0]; random.index(200)]);
+                let term = random.bits();
                 let entry = |index| LogEntry { index, term, kind: 0, data: data.clone() };
                 records.push(Record::Entries(group, (first..first + count).map(entry).collect()));
                 last.insert(group, first + count - 1);

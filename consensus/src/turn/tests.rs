@@ -180,9 +180,9 @@ fn a_peer_that_lost_what_it_acknowledged_stops_one_group_only() {
 fn arbitrary_bytes_from_the_network_change_nothing() {
     let (mut one, _, now) = pair();
     let before = one.status(7).unwrap().0;
-    let mut random = crate::random::Random::new(5);
+    let mut random = holdfast_common::Random::new(5);
     for length in 0..500 {
-        let bytes: Vec<u8> = (0..length % 60).map(|_| random.next().to_le_bytes()[0]).collect();
+        let bytes: Vec<u8> = (0..length % 60).map(|_| random.bits().to_le_bytes()[0]).collect();
         turn(&mut one, now, vec![Input::Message { from: NodeId(2), group: 7, bytes: bytes.into() }]);
     }
     assert_eq!(one.status(7).unwrap().0, before);
@@ -198,7 +198,6 @@ fn pure_modules_name_no_clock_file_thread_or_unordered_map() {
         "core/store.rs",
         "core/wire.rs",
         "turn.rs",
-        "random.rs",
         "log/record.rs",
         "log/batch.rs",
         "log/pins.rs",

@@ -13,7 +13,6 @@ use holdfast_common::ChunkId;
 use holdfast_common::limits::PAGE_BYTES;
 
 use super::index::{Entry, Location};
-use super::io::is_no_space;
 use super::record::{self, Body, TOMBSTONE_CHUNKS_MAX, encode, shard_header_area_bytes, tombstone_bytes};
 use super::scan::read_header;
 use super::segment::{Segment, SegmentKind};
@@ -21,6 +20,7 @@ use super::types::{ChunkKey, Done, Outcome, Put, Request, ShardError, ShardKey, 
 use super::volumes::VolumeState;
 use super::{Cursor, Store};
 use crate::units::to_usize;
+use holdfast_storage::is_no_space;
 
 /// Most bytes written to a segment by one write.
 pub const LANE_BYTES: usize = 8 << 20;

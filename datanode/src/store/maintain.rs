@@ -7,12 +7,12 @@ use super::Store;
 use super::checkpoint::{self, CHECKPOINT_FILE};
 use super::commit::Copied;
 use super::index::{Location, Phase, Punch};
-use super::io::{BLOCK_BYTES, is_no_space};
 use super::record::{Body, tombstone_bytes};
 use super::scan::{ScanError, read_header, scan};
 use super::segment::{Segment, SegmentHeader, SegmentKind, file_name, write_header};
 use super::types::ShardError;
 use crate::units::to_usize;
+use holdfast_storage::{BLOCK_BYTES, is_no_space};
 use std::sync::Arc;
 
 /// Punches of one step; they share a sync a segment.
@@ -134,7 +134,7 @@ impl Store {
         let Some(segment) = self.shared.state.write().segments.remove(&number) else { return Ok(()) };
         segment.drain_readers();
         let directory = &self.shared.directory;
-        let removed = directory.remove(&file_name(segment.header.kind, number)).and_then(|()| directory.sync());
+        let removed = directory.remove(&file_name(segment.header.kind, number)).and_then(|()| directory.sync_names());
         removed.map_err(|e| self.shared.poison("removing a segment", &e))?;
         self.shared.state.write().index.forget_segment(number);
         self.shared.doubt_space();
@@ -277,7 +277,7 @@ impl super::Shared {
                     return Ok(None);
                 }
                 let mut payload = vec![0; to_usize(meta.shard_length_bytes.into())];
-                let read = segment.file.read_at(at.offset + header.header_area_bytes, &mut payload);
+                let read = segment.file.read_exact_at(at.offset + header.header_area_bytes, &mut payload);
                 read.map_err(|e| self.poison("reading a record", &e))?;
                 let (from, record_bytes) = (at, at.bytes);
                 Ok(Some(Copied { from, version, record_bytes, body: Body::Shard(meta), payload }))

@@ -18,7 +18,6 @@ use parking_lot::{Mutex, RwLock};
 use super::checkpoint::{self, CHECKPOINT_FILE, Checkpoint};
 use super::commit::{AlignedBuffer, LANE_BYTES};
 use super::index::{Entry, Index, Phase, SegmentState};
-use super::io::Directory;
 use super::record::{Body, RECORD_BYTES_MAX, encode};
 use super::scan::{Found, Gap, ScanError, SegmentScan, read_header, scan};
 use super::segment::{DATA_START, HeaderError, Segment, SegmentKind, parse_file_name};
@@ -26,6 +25,7 @@ use super::space::SpaceBook;
 use super::volumes::{Volumes, VolumesError};
 use super::{Cursor, Shared, State, Store, StoreOptions};
 use crate::units::to_usize;
+use holdfast_storage::Directory;
 
 /// Why a disk cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -173,7 +173,7 @@ impl Recovery {
             }
         }
         if removed {
-            directory.sync()?;
+            directory.sync_names()?;
         }
         Ok(found)
     }
@@ -361,7 +361,7 @@ fn is_whole(segment: &Segment, record: &Found) -> Result<bool, OpenError> {
     };
     let Some(Body::Shard(meta)) = header.map(|header| header.body) else { return Ok(false) };
     let mut payload = vec![0; to_usize(found.shard_length_bytes.into())];
-    segment.file.read_at(record.at.offset + record.header.header_area_bytes, &mut payload)?;
+    segment.file.read_exact_at(record.at.offset + record.header.header_area_bytes, &mut payload)?;
     Ok(meta.key.place().verify(0, &payload, &meta.page_checksums).is_ok())
 }
 
@@ -385,6 +385,6 @@ fn cover(segment: &Segment, gap: Gap, next_sequence: &mut u64, watermark: u64) -
     }
     let mut sector = encode(&segment.place(gap.offset), *next_sequence, watermark, 0, gap.bytes, &Body::Filler);
     *next_sequence += 1;
-    sector.resize(to_usize(super::io::SECTOR_BYTES), 0);
+    sector.resize(to_usize(holdfast_storage::SECTOR_BYTES), 0);
     segment.file.write_at(gap.offset, &sector)
 }

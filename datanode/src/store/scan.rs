@@ -70,7 +70,7 @@ impl Window<'_> {
             self.bytes.clear();
             self.bytes.resize(to_usize(read_end - offset), 0);
             self.start = offset;
-            self.segment.file.read_at(offset, &mut self.bytes)?;
+            self.segment.file.read_exact_at(offset, &mut self.bytes)?;
         }
         Ok(&self.bytes[to_usize(offset - self.start)..to_usize(end - self.start)])
     }

@@ -11,8 +11,8 @@ use holdfast_common::checksum::crc32c;
 use parking_lot::RwLock;
 
 use super::fields::{FieldReader, FieldWriter};
-use super::io::{BLOCK_BYTES, DiskFile};
 use super::record::{Place, alignment_bytes};
+use holdfast_storage::{BLOCK_BYTES, DiskFile};
 
 /// First four bytes of every segment.
 pub const SEGMENT_MAGIC: [u8; 4] = *b"HFsg";
@@ -195,7 +195,7 @@ pub fn read_header(file: &dyn DiskFile) -> io::Result<Result<SegmentHeader, Head
     for at in COPIES_AT {
         let mut sector = [0; SEGMENT_HEADER_BYTES];
         if at + SEGMENT_HEADER_BYTES as u64 <= length {
-            file.read_at(at, &mut sector)?;
+            file.read_exact_at(at, &mut sector)?;
         }
         best = match (best, SegmentHeader::decode(&sector)) {
             (Ok(a), Ok(b)) => Ok(if b.generation > a.generation { b } else { a }),

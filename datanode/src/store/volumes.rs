@@ -7,8 +7,8 @@ use holdfast_common::checksum::crc32c;
 use holdfast_common::{ChunkId, Incarnation, VolumeId};
 
 use super::fields::{FieldReader, FieldWriter};
-use super::io::Directory;
 use super::types::VolumeKey;
+use holdfast_storage::Directory;
 
 /// Name of the file.
 pub const VOLUMES_FILE: &str = "volumes";

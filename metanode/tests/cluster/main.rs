@@ -4,7 +4,6 @@
 
 mod support;
 
-use holdfast_common::durable::LockError;
 use holdfast_metanode::{StartError, format, start};
 use holdfast_node::superblock::SuperblockError;
 use holdfast_proto::meta::mutation::Op;
@@ -12,6 +11,7 @@ use holdfast_proto::meta::{
     Code, CreateNode, ExpireSessions, GetAttr, GetGroups, KeepAlive, Kind, Lookup, Open, ReadDirectory, StatFs, Unlink,
     read_request,
 };
+use holdfast_storage::durable::LockError;
 use support::{Cluster, MetaClient, until};
 
 fn create(name: &'static [u8], open: bool) -> Op {

@@ -12,7 +12,9 @@ use holdfast_common::{DiskId, NodeId};
 use holdfast_node::superblock::{self, SuperblockError};
 use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::RegisterResponse;
+use holdfast_storage::descriptors::{self, Descriptors};
 use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
+use holdfast_storage::{RealDirectory, create_directories};
 use holdfast_transport::{Identity, Server, ServerLimits};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -24,7 +26,12 @@ use crate::service::DataService;
 use crate::store::recover::{self, OpenError};
 use crate::store::{DiskStatus, Store, StoreOptions};
 use crate::superblock::{DiskSuperblock, NODE_KIND};
-use holdfast_storage::{RealDirectory, create_directories};
+use crate::units::to_usize;
+
+/// Descriptors that the disks of a node may use, at least: each of its writers holds a few open.
+const DISK_DESCRIPTORS_MIN: u64 = 64;
+/// And at most: beyond some ten thousand, opening again costs nothing against the reads in between.
+const DISK_DESCRIPTORS_MAX: u64 = 16_384;
 
 /// Where a datanode lives and listens, and whom it belongs to.
 #[derive(Clone, Debug)]
@@ -206,7 +213,7 @@ pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result
         tokio::task::spawn_blocking(move || NodeSuperblock::raise_generation(&directory, NODE_KIND)).await??
     };
     let (superblock, ids, registered) = identify(&config, superblock, &volmgr, address).await?;
-    let (disks, lost) = open_disks(&config.disks, &ids, disk_locks, &options).await?;
+    let (disks, lost) = open_disks(&config.disks, &ids, disk_locks, &options, &descriptors()).await?;
     let (node, secret) = (superblock.node, superblock.secret.clone());
     let service = Arc::new(DataService::new(node, secret, disks, lost));
     drop(reserved);
@@ -325,6 +332,16 @@ fn persist_ids(
     Ok((new, ids))
 }
 
+/// The descriptors that the disks may use: half of what the process may open, so that connections find some too.
+fn descriptors() -> Arc<Descriptors> {
+    let limit = descriptors::raise_limit().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+        2 * DISK_DESCRIPTORS_MIN
+    });
+    let share = (limit / 2).clamp(DISK_DESCRIPTORS_MIN, DISK_DESCRIPTORS_MAX);
+    Descriptors::new(to_usize(share))
+}
+
 /// Opens every disk, each on a thread of its own. A disk that does not open is out of service; one that a newer version
 /// made stops the start, and so does having no disk left.
 async fn open_disks(
@@ -332,14 +349,16 @@ async fn open_disks(
     ids: &[DiskId],
     locks: Vec<DirectoryLock>,
     options: &StoreOptions,
+    descriptors: &Arc<Descriptors>,
 ) -> Result<(Vec<Arc<Disk>>, Vec<DiskId>), StartError> {
     let opening: Vec<_> = paths
         .iter()
         .zip(ids)
         .zip(locks)
         .map(|((path, id), lock)| {
-            let (path, id, options) = (path.clone(), *id, options.clone());
-            (path.clone(), id, tokio::task::spawn_blocking(move || open_disk(&path, id, lock, options)))
+            let (at, id, options) = (path.clone(), *id, options.clone());
+            let directory = Arc::new(RealDirectory::with_descriptors(path, descriptors.clone()));
+            (at.clone(), id, tokio::task::spawn_blocking(move || open_disk(&at, directory, id, lock, options)))
         })
         .collect();
     let (mut disks, mut lost, mut last) = (Vec::new(), Vec::new(), None);
@@ -360,8 +379,14 @@ async fn open_disks(
     }
 }
 
-fn open_disk(path: &Path, id: DiskId, lock: DirectoryLock, options: StoreOptions) -> Result<Arc<Disk>, OpenError> {
-    let (store, report) = Store::open(Arc::new(RealDirectory::new(path)), id, options)?;
+fn open_disk(
+    path: &Path,
+    directory: Arc<RealDirectory>,
+    id: DiskId,
+    lock: DirectoryLock,
+    options: StoreOptions,
+) -> Result<Arc<Disk>, OpenError> {
+    let (store, report) = Store::open(directory, id, options)?;
     tracing::info!(disk = id.0, path = %path.display(), ?report, "disk open");
     Ok(Disk::start(id, store, Some(lock))?)
 }

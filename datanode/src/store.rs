@@ -18,6 +18,7 @@ pub mod record;
 pub mod recover;
 mod scan;
 pub mod segment;
+mod shared;
 pub mod space;
 pub mod types;
 pub mod volumes;
@@ -25,29 +26,29 @@ pub mod volumes;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod format_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use holdfast_common::{DiskId, SessionId};
-use parking_lot::{Mutex, RwLock};
+use holdfast_common::SessionId;
 
 use self::commit::AlignedBuffer;
 use self::index::{Index, Phase, SegmentState};
 use self::segment::{DATA_START, Segment, SegmentHeader, SegmentKind, file_name, write_header};
-use self::space::{Budget, SpaceBook};
+pub(crate) use self::shared::Shared;
+use self::space::Budget;
 use self::types::{ShardError, VolumeKey};
 use self::volumes::Volumes;
 use crate::units::to_usize;
-use holdfast_storage::{BLOCK_BYTES, Directory, FileSystemSpace, is_no_space};
+use holdfast_storage::{BLOCK_BYTES, Directory, is_no_space, is_out_of_descriptors};
 
-/// How long a look at the file system's free space is believed.
-const SPACE_BELIEVED: Duration = Duration::from_millis(100);
 /// Zeros are written ahead in pieces of this size.
 const ZERO_PIECE_BYTES: u64 = 1 << 20;
 
@@ -83,63 +84,6 @@ pub(crate) struct State {
     pub(crate) index: Index,
     pub(crate) segments: BTreeMap<u32, Arc<Segment>>,
     pub(crate) volumes: Volumes,
-}
-
-pub(crate) struct Shared {
-    pub(crate) directory: Arc<dyn Directory>,
-    pub(crate) disk: DiskId,
-    pub(crate) state: RwLock<State>,
-    pub(crate) book: SpaceBook,
-    pub(crate) limit_bytes: Option<u64>,
-    failed: AtomicBool,
-    /// Bytes of puts that were admitted and are not in the index yet.
-    pub(crate) unapplied_bytes: AtomicU64,
-    space: Mutex<(Instant, FileSystemSpace)>,
-    pub(crate) corrupt_reads: AtomicU64,
-}
-
-impl Shared {
-    pub(crate) fn is_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
-    }
-
-    /// Takes the disk out of service (D6). Nothing is retried: what the kernel holds of it is unknown from now on.
-    pub(crate) fn poison(&self, what: &str, error: &std::io::Error) -> ShardError {
-        if !self.failed.swap(true, Ordering::AcqRel) {
-            tracing::error!(disk = self.disk.0, %error, "disk out of service: {what} failed");
-        }
-        ShardError::DiskFailed
-    }
-
-    /// Free space now, without what is reserved.
-    pub(crate) fn budget(&self) -> Result<Budget, ShardError> {
-        let used_bytes = self.state.read().index.used_bytes() + self.unapplied_bytes.load(Ordering::Relaxed);
-        let mut space = self.space.lock();
-        if space.0.elapsed() > SPACE_BELIEVED {
-            let fresh = self.directory.space().map_err(|e| self.poison("statvfs", &e))?;
-            *space = (Instant::now(), fresh);
-        }
-        Ok(Budget::new(&space.1, used_bytes, self.limit_bytes))
-    }
-
-    /// The file system whose free bytes this disk may share with others; 0 if it has a limit of its own.
-    fn shared_file_system(&self) -> u64 {
-        if self.limit_bytes.is_some() { 0 } else { self.space.lock().1.file_system }
-    }
-
-    /// Takes written bytes off the believed free space until the next look.
-    pub(crate) fn spend(&self, bytes: u64) {
-        let mut space = self.space.lock();
-        space.1.available_bytes = space.1.available_bytes.saturating_sub(bytes);
-    }
-
-    /// Makes the next [`Shared::budget`] look again.
-    pub(crate) fn doubt_space(&self) {
-        let mut space = self.space.lock();
-        if let Some(before) = space.0.checked_sub(SPACE_BELIEVED * 2) {
-            space.0 = before;
-        }
-    }
 }
 
 /// Where the next record of a kind goes.
@@ -305,8 +249,8 @@ impl Store {
                 self.adopt(&segment, Phase::Spare);
                 self.spares.push_back(segment);
             }
-            Err(error) if is_no_space(&error) => {
-                tracing::warn!(disk = self.shared.disk.0, "no space to prepare a segment");
+            Err(error) if is_no_space(&error) || is_out_of_descriptors(&error) => {
+                tracing::warn!(disk = self.shared.disk.0, %error, "no segment is prepared");
             }
             Err(error) => {
                 self.shared.poison("preparing a segment", &error);
@@ -355,7 +299,7 @@ impl Store {
                 self.shared.doubt_space();
                 Err(ShardError::NoSpace)
             }
-            Err(error) => Err(self.shared.poison("making a segment", &error)),
+            Err(error) => Err(self.shared.trouble("making a segment", &error)),
         }
     }
 }

@@ -20,7 +20,7 @@ use super::types::{ChunkKey, Done, Outcome, Put, Request, ShardError, ShardKey, 
 use super::volumes::VolumeState;
 use super::{Cursor, Store};
 use crate::units::to_usize;
-use holdfast_storage::is_no_space;
+use holdfast_storage::{is_no_space, is_out_of_descriptors};
 
 /// Most bytes written to a segment by one write.
 pub const LANE_BYTES: usize = 8 << 20;
@@ -65,7 +65,8 @@ struct Planned {
     change: Change,
     /// Which request it answers, if any.
     request: Option<usize>,
-    failed: bool,
+    /// Why its record was not written.
+    failed: Option<ShardError>,
 }
 
 /// Records on their way to one segment.
@@ -122,7 +123,7 @@ impl Batch {
     fn plan(&mut self, kind: SegmentKind, change: Change, request: Option<usize>) {
         let number = self.planned.len();
         self.lane_mut(kind).pending.push(number);
-        self.planned.push(Planned { change, request, failed: false });
+        self.planned.push(Planned { change, request, failed: None });
     }
 
     fn touch(&mut self, segment: &Arc<Segment>) {
@@ -226,7 +227,7 @@ impl Store {
         };
         match read_header(&segment, entry.at.offset) {
             Ok(Some(record::Header { body: Body::Shard(stored), .. })) if stored == *meta => Ok(true),
-            Err(super::scan::ScanError::Io(error)) => Err(self.shared.poison("reading a header", &error)),
+            Err(super::scan::ScanError::Io(error)) => Err(self.shared.trouble("reading a header", &error)),
             _ => Err(ShardError::Conflict),
         }
     }
@@ -358,15 +359,20 @@ impl Store {
             Err(error) if is_no_space(&error) => {
                 // What was written of these records must not be taken for them once their numbers count as durable:
                 // the hole is synced with this batch, before a later record can say so.
-                segment.file.punch(append, used as u64).map_err(|e| self.shared.poison("punching", &e))?;
+                segment.file.punch(append, used as u64).map_err(|e| self.shared.trouble("punching", &e))?;
                 self.shared.doubt_space();
                 for planned in pending {
-                    batch.planned[planned].failed = true;
+                    batch.planned[planned].failed = Some(ShardError::NoSpace);
                 }
                 // A bulk segment goes on behind the hole.
                 if kind == SegmentKind::Bulk {
                     self.bulk.as_mut().expect("just used").append = append + used as u64;
                 }
+            }
+            // Nothing was written. The numbers of these records are never seen again, like those of refused ones.
+            Err(error) if is_out_of_descriptors(&error) => {
+                let busy = self.shared.trouble("writing", &error);
+                pending.into_iter().for_each(|planned| batch.planned[planned].failed = Some(busy));
             }
             Err(error) => return Err(self.shared.poison("writing", &error)),
         }
@@ -395,7 +401,7 @@ impl Store {
         self.flush(batch, SegmentKind::Bulk)?;
         self.flush(batch, SegmentKind::Small)?;
         for segment in &batch.touched {
-            segment.file.sync_data().map_err(|e| self.shared.poison("fdatasync", &e))?;
+            segment.file.sync_data().map_err(|e| self.shared.trouble("fdatasync", &e))?;
         }
         if self.is_failed() {
             return Err(ShardError::DiskFailed);
@@ -409,8 +415,8 @@ impl Store {
         self.shared.unapplied_bytes.store(0, Ordering::Relaxed);
         let index = &mut state.index;
         for (planned, result) in batch.planned.iter().zip(results) {
-            if planned.failed {
-                *result = Err(ShardError::NoSpace);
+            if let Some(error) = planned.failed {
+                *result = Err(error);
                 continue;
             }
             self.records_since_checkpoint += 1;
@@ -489,7 +495,7 @@ impl Store {
             }
             // The old file stands, and nothing was promised.
             Err(error) if is_no_space(&error) => Err(ShardError::NoSpace),
-            Err(error) => Err(self.shared.poison("replacing the volumes file", &error)),
+            Err(error) => Err(self.shared.trouble("replacing the volumes file", &error)),
         }
     }
 }

@@ -310,6 +310,11 @@ impl Index {
         self.punches.drain(..count).collect()
     }
 
+    /// Punches that were taken and could not be made.
+    pub(super) fn give_back_punches(&mut self, punches: Vec<Punch>) {
+        punches.into_iter().rev().for_each(|punch| self.punches.push_front(punch));
+    }
+
     /// A punch is synced, or its file gone for good.
     pub(super) fn punched(&mut self, punch: &Punch) {
         self.punch_bytes -= punch.at.bytes;

@@ -97,22 +97,10 @@ impl Store {
         if punches.is_empty() {
             return Ok(false);
         }
-        for segment in segments.values() {
-            segment.drain_readers();
-        }
-        // The first block goes last: a record's header explains its bytes to a scan for as long as any of them is left.
-        for first_block in [false, true] {
-            for Punch { at, .. } in &punches {
-                let (offset, bytes) = match first_block {
-                    true => (at.offset, BLOCK_BYTES),
-                    false => (at.offset + BLOCK_BYTES, at.bytes - BLOCK_BYTES),
-                };
-                let punched = segments[&at.segment].file.punch(offset, bytes);
-                punched.map_err(|e| self.shared.poison("punching", &e))?;
-            }
-            for segment in segments.values() {
-                segment.file.sync_data().map_err(|e| self.shared.poison("fdatasync", &e))?;
-            }
+        if let Err(error) = self.shared.punch(&punches, &segments) {
+            // A hole may be made twice, but none may be forgotten.
+            self.shared.state.write().index.give_back_punches(punches);
+            return Err(error);
         }
         let mut state = self.shared.state.write();
         punches.iter().for_each(|punch| state.index.punched(punch));
@@ -135,7 +123,7 @@ impl Store {
         segment.drain_readers();
         let directory = &self.shared.directory;
         let removed = directory.remove(&file_name(segment.header.kind, number)).and_then(|()| directory.sync_names());
-        removed.map_err(|e| self.shared.poison("removing a segment", &e))?;
+        removed.map_err(|e| self.shared.trouble("removing a segment", &e))?;
         self.shared.state.write().index.forget_segment(number);
         self.shared.doubt_space();
         Ok(())
@@ -161,7 +149,14 @@ impl Store {
         while bytes < COPY_BYTES_PER_STEP
             && let Some((at, version)) = compaction.records.pop()
         {
-            let copied = self.shared.copy_if_live(&segment, at, version)?;
+            let copied = match self.shared.copy_if_live(&segment, at, version) {
+                Ok(copied) => copied,
+                Err(error) => {
+                    // What was taken off the list was not copied: the segment's turn starts over.
+                    self.compaction = None;
+                    return Err(error);
+                }
+            };
             bytes += copied.as_ref().map_or(0, |copy| copy.record_bytes);
             copies.extend(copied);
         }
@@ -169,7 +164,6 @@ impl Store {
         if !copies.is_empty()
             && let Err(error) = self.commit_copies(&copies)
         {
-            // What was taken off the list was not copied: the segment's turn starts over.
             self.compaction = None;
             return Err(error);
         }
@@ -221,7 +215,7 @@ impl Store {
         let old = self.shared.state.read().segments[&number].clone();
         old.drain_readers();
         let header = SegmentHeader { generation: self.take_sequence(), ..old.header };
-        write_header(&*old.file, &header).map_err(|e| self.shared.poison("recycling a segment", &e))?;
+        write_header(&*old.file, &header).map_err(|e| self.shared.trouble("recycling a segment", &e))?;
         let segment = Segment::new(header, old.file.clone());
         self.shared.state.write().index.forget_segment(number);
         self.adopt(&segment, Phase::Spare);
@@ -249,16 +243,37 @@ impl Store {
                 Ok(())
             }
             Err(error) if is_no_space(&error) => Err(ShardError::NoSpace),
-            Err(error) => Err(self.shared.poison("writing the checkpoint", &error)),
+            Err(error) => Err(self.shared.trouble("writing the checkpoint", &error)),
         }
     }
 }
 
 impl super::Shared {
+    fn punch(&self, punches: &[Punch], segments: &BTreeMap<u32, Arc<Segment>>) -> Result<(), ShardError> {
+        for segment in segments.values() {
+            segment.drain_readers();
+        }
+        // The first block goes last: a record's header explains its bytes to a scan for as long as any of them is left.
+        for first_block in [false, true] {
+            for Punch { at, .. } in punches {
+                let (offset, bytes) = match first_block {
+                    true => (at.offset, BLOCK_BYTES),
+                    false => (at.offset + BLOCK_BYTES, at.bytes - BLOCK_BYTES),
+                };
+                let punched = segments[&at.segment].file.punch(offset, bytes);
+                punched.map_err(|e| self.trouble("punching", &e))?;
+            }
+            for segment in segments.values() {
+                segment.file.sync_data().map_err(|e| self.trouble("fdatasync", &e))?;
+            }
+        }
+        Ok(())
+    }
+
     fn rescan(&self, segment: &Segment) -> Result<Vec<(Location, u64)>, ShardError> {
         match scan(segment, super::segment::DATA_START) {
             Ok(found) => Ok(found.records.into_iter().map(|f| (f.at, f.header.version)).collect()),
-            Err(ScanError::Io(error)) => Err(self.poison("reading a segment", &error)),
+            Err(ScanError::Io(error)) => Err(self.trouble("reading a segment", &error)),
             Err(ScanError::Unsupported) => Ok(Vec::new()),
         }
     }
@@ -268,7 +283,7 @@ impl super::Shared {
         let header = match read_header(segment, at.offset) {
             Ok(Some(header)) => header,
             Ok(None) | Err(ScanError::Unsupported) => return Ok(None),
-            Err(ScanError::Io(error)) => return Err(self.poison("reading a record", &error)),
+            Err(ScanError::Io(error)) => return Err(self.trouble("reading a record", &error)),
         };
         match header.body {
             Body::Shard(meta) => {
@@ -278,7 +293,7 @@ impl super::Shared {
                 }
                 let mut payload = vec![0; to_usize(meta.shard_length_bytes.into())];
                 let read = segment.file.read_exact_at(at.offset + header.header_area_bytes, &mut payload);
-                read.map_err(|e| self.poison("reading a record", &e))?;
+                read.map_err(|e| self.trouble("reading a record", &e))?;
                 let (from, record_bytes) = (at, at.bytes);
                 Ok(Some(Copied { from, version, record_bytes, body: Body::Shard(meta), payload }))
             }

@@ -117,6 +117,7 @@ impl Store {
             unapplied_bytes: AtomicU64::new(0),
             space: Mutex::new((Instant::now(), space)),
             corrupt_reads: AtomicU64::new(0),
+            short_of_descriptors: AtomicBool::new(false),
         };
         let store = Self {
             shared: Arc::new(shared),

@@ -106,20 +106,20 @@ pub(crate) fn read(reader: &Reader, chunk: u64, nonce: u64, bytes: usize) -> Res
     })
 }
 
-fn commit_one(store: &mut Store, request: Request) -> Result<Done, ShardError> {
+pub(crate) fn commit_one(store: &mut Store, request: Request) -> Result<Done, ShardError> {
     store.commit(&[request])[0]
 }
 
-fn put_one(store: &mut Store, chunk: u64, bytes: usize) {
+pub(crate) fn put_one(store: &mut Store, chunk: u64, bytes: usize) {
     assert_eq!(commit_one(store, Request::Put(put(chunk, 1, bytes))), Ok(Done::default()));
 }
 
-fn settle(store: &mut Store) {
+pub(crate) fn settle(store: &mut Store) {
     while store.maintain(true) {}
 }
 
-const SMALL: usize = 8 << 10;
-const BULK: usize = 128 << 10;
+pub(crate) const SMALL: usize = 8 << 10;
+pub(crate) const BULK: usize = 128 << 10;
 
 #[test]
 fn what_was_put_is_read_back_whole_and_in_ranges() {
@@ -326,7 +326,7 @@ fn an_io_error_of_a_write_or_a_read_takes_the_disk_out() {
         assert_eq!(commit_one(&mut store, Request::Put(put(2, 1, bytes))), Err(ShardError::DiskFailed));
         let (disk, mut store) = fresh();
         put_one(&mut store, 1, bytes);
-        disk.fail_next(Fault::Read);
+        disk.fail_next(Fault::Read(libc::EIO));
         assert_eq!(read(&store.reader(), 1, 1, bytes), Err(ShardError::DiskFailed));
         assert!(store.is_failed());
     }

@@ -39,9 +39,9 @@ pub struct Faults {
 /// A fault on request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// A read says EIO, once: nothing stays unreadable.
-    Read,
-    /// A write says this errno; the first half of it is written.
+    /// A read says this errno, once: nothing stays unreadable.
+    Read(i32),
+    /// A write says this errno; the first half of it is written, of one without a descriptor nothing.
     Write(i32),
     /// See [`Faults::sync_error_ppm`].
     Sync,

@@ -8,7 +8,7 @@ use super::faults::Fault;
 use super::file::FileNode;
 use super::names::Names;
 use super::{Machine, Node, SimulatedDisk, dead};
-use crate::{BLOCK_BYTES, Directory, DiskFile, FileSystemSpace};
+use crate::{BLOCK_BYTES, Directory, DiskFile, FileSystemSpace, is_out_of_descriptors};
 
 /// What st_dev says of every simulated disk.
 const FILE_SYSTEM: u64 = 0xdead_0000;
@@ -217,7 +217,7 @@ impl SimulatedFile {
         let full = needs_block && machine.allocated_bytes >= machine.capacity_bytes;
         let done = match &refused {
             None => bytes.len(),
-            Some(_) if full => 0,
+            Some(error) if full || is_out_of_descriptors(error) => 0,
             Some(_) => bytes.len() / 2 / 512 * 512,
         };
         machine.allocate(self.inode, |file| file.write(offset, &bytes[..done]))?;
@@ -256,8 +256,8 @@ impl DiskFile for SimulatedFile {
         let mut machine = self.disk.0.lock();
         machine.alive(self.life)?;
         machine.elapsed_ns += machine.trouble.duration_ns();
-        if machine.trouble.planned(|fault| *fault == Fault::Read).is_some() {
-            return Err(errno(libc::EIO));
+        if let Some(Fault::Read(number)) = machine.trouble.planned(|fault| matches!(fault, Fault::Read(_))) {
+            return Err(errno(number));
         }
         let faults = machine.trouble.faults;
         if !into.is_empty() && machine.trouble.rolls(faults.read_error_ppm) {

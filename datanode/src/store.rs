@@ -6,10 +6,12 @@
 //! 2. a delete is a tombstone first; space goes when it is durable and running readers have left (R5);
 //! 3. a segment is recycled after its live records were copied, synced, and a checkpoint no longer needs it.
 //!
-//! A failed sync or an I/O error takes the disk out of service for good (D6); being full does not.
+//! A failed sync or write takes the disk out of service for good (D6), over restarts too; being full does not, nor does a
+//! missing descriptor. A place that cannot be read is the damage of what stands there.
 
 pub mod checkpoint;
 pub mod commit;
+pub mod failure;
 mod fields;
 pub mod index;
 mod maintain;
@@ -105,14 +107,17 @@ impl Cursor {
         to_usize(self.append % BLOCK_BYTES)
     }
 
-    /// What the page of `append` holds before it.
-    fn take_tail(&mut self) -> std::io::Result<Vec<u8>> {
-        if let Some(tail) = self.tail.take() {
-            return Ok(tail);
+    /// Makes sure that what the page of `append` holds before it is known.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    pub(crate) fn read_tail(&mut self) -> std::io::Result<()> {
+        if self.tail.is_none() {
+            let mut tail = vec![0; self.tail_bytes()];
+            self.segment.file.read_exact_at(self.append - tail.len() as u64, &mut tail)?;
+            self.tail = Some(tail);
         }
-        let mut tail = vec![0; self.tail_bytes()];
-        self.segment.file.read_exact_at(self.append - tail.len() as u64, &mut tail)?;
-        Ok(tail)
+        Ok(())
     }
 
     /// Writes records, which stand in `buffer` behind room for what their first page holds already, and advances.
@@ -123,8 +128,8 @@ impl Cursor {
     /// Any I/O error; the cursor then stays where it was.
     pub(crate) fn write_pages(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<()> {
         let (start, page) = (self.tail_bytes(), to_usize(BLOCK_BYTES));
-        let tail = self.take_tail()?;
-        buffer[..start].copy_from_slice(&tail);
+        self.read_tail()?;
+        buffer[..start].copy_from_slice(&self.tail.take().unwrap_or_default());
         let end = buffer.len();
         buffer.resize(end.next_multiple_of(page), 0);
         self.segment.file.write_at(self.append - start as u64, buffer)?;

@@ -329,7 +329,7 @@ impl SimulatedDisk {
         self.0.lock().find_file(path).flip(offset, 0x10);
     }
 
-    /// Makes the sectors of a range unreadable until they are written again: reads of them say EIO.
+    /// Makes the blocks of a range unreadable until they are written again: reads of them say EIO.
     ///
     /// # Panics
     /// If there is no such file.

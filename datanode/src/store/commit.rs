@@ -227,7 +227,7 @@ impl Store {
         };
         match read_header(&segment, entry.at.offset) {
             Ok(Some(record::Header { body: Body::Shard(stored), .. })) if stored == *meta => Ok(true),
-            Err(super::scan::ScanError::Io(error)) => Err(self.shared.trouble("reading a header", &error)),
+            Err(super::scan::ScanError::Io(error)) => Err(self.shared.unread(&meta.key, &error)),
             _ => Err(ShardError::Conflict),
         }
     }
@@ -303,6 +303,9 @@ impl Store {
                 self.roll(kind)?;
             }
         }
+        if kind == SegmentKind::Small && batch.small.used == 0 {
+            self.read_tail()?;
+        }
         let cursor = self.cursor(kind).expect("rolled");
         let used = batch.lane(kind).used;
         let place = cursor.segment.place(cursor.append + used as u64);
@@ -320,6 +323,21 @@ impl Store {
         self.next_sequence += 1;
         batch.lane_mut(kind).used += to_usize(bytes);
         Ok((Location { segment: place.segment, offset: place.offset, bytes }, version))
+    }
+
+    /// Reads what the page holds in which the next small record begins. If it cannot be read, the next segment is begun: writing
+    /// over it would lose for good what stands there.
+    fn read_tail(&mut self) -> Result<(), ShardError> {
+        match self.small.as_mut().map_or(Ok(()), Cursor::read_tail) {
+            Ok(()) => Ok(()),
+            Err(error) if is_out_of_descriptors(&error) => {
+                Err(self.shared.trouble("reading a page to write on", &error))
+            }
+            Err(error) => {
+                tracing::error!(disk = self.shared.disk.0, %error, "the end of a segment cannot be read; the next is begun");
+                self.roll(SegmentKind::Small)
+            }
+        }
     }
 
     fn cursor(&self, kind: SegmentKind) -> Option<&Cursor> {

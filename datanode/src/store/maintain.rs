@@ -273,8 +273,16 @@ impl super::Shared {
     fn rescan(&self, segment: &Segment) -> Result<Vec<(Location, u64)>, ShardError> {
         match scan(segment, super::segment::DATA_START) {
             Ok(found) => Ok(found.records.into_iter().map(|f| (f.at, f.header.version)).collect()),
-            Err(ScanError::Io(error)) => Err(self.trouble("reading a segment", &error)),
+            Err(ScanError::Io(error)) => self.skip(segment, &error).map(|()| Vec::new()),
             Err(ScanError::Unsupported) => Ok(Vec::new()),
+        }
+    }
+
+    /// What cannot be read is not copied, and keeps its segment as it is.
+    fn skip(&self, segment: &Segment, error: &std::io::Error) -> Result<(), ShardError> {
+        match self.unread(&segment.header.number, error) {
+            ShardError::Corrupt => Ok(()),
+            other => Err(other),
         }
     }
 
@@ -283,7 +291,7 @@ impl super::Shared {
         let header = match read_header(segment, at.offset) {
             Ok(Some(header)) => header,
             Ok(None) | Err(ScanError::Unsupported) => return Ok(None),
-            Err(ScanError::Io(error)) => return Err(self.trouble("reading a record", &error)),
+            Err(ScanError::Io(error)) => return self.skip(segment, &error).map(|()| None),
         };
         match header.body {
             Body::Shard(meta) => {
@@ -293,7 +301,9 @@ impl super::Shared {
                 }
                 let mut payload = vec![0; to_usize(meta.shard_length_bytes.into())];
                 let read = segment.file.read_exact_at(at.offset + header.header_area_bytes, &mut payload);
-                read.map_err(|e| self.trouble("reading a record", &e))?;
+                if let Err(error) = read {
+                    return self.skip(segment, &error).map(|()| None);
+                }
                 let (from, record_bytes) = (at, at.bytes);
                 Ok(Some(Copied { from, version, record_bytes, body: Body::Shard(meta), payload }))
             }

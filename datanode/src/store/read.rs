@@ -47,7 +47,7 @@ impl Reader {
         }
         let read = read_verified(&segment, &entry, range);
         match read {
-            Err(ReadError::Io(error)) => Err(shared.trouble("reading", &error)),
+            Err(ReadError::Io(error)) => Err(shared.unread(&range.key, &error)),
             Err(ReadError::Corrupt) => {
                 shared.corrupt_reads.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(disk = shared.disk.0, key = ?range.key, at = ?entry.at, "damaged shard found by a read");

@@ -8,15 +8,17 @@ use holdfast_common::DiskId;
 use holdfast_storage::{Directory, FileSystemSpace, is_out_of_descriptors};
 use parking_lot::{Mutex, RwLock};
 
-use super::State;
 use super::space::{Budget, SpaceBook};
 use super::types::ShardError;
+use super::{State, failure};
 
 /// How long a look at the file system's free space is believed.
 const SPACE_BELIEVED: Duration = Duration::from_millis(100);
 
 pub(crate) struct Shared {
     pub(crate) directory: Arc<dyn Directory>,
+    /// A directory elsewhere that is told of a failure too.
+    pub(super) witness: Option<Arc<dyn Directory>>,
     pub(crate) disk: DiskId,
     pub(crate) state: RwLock<State>,
     pub(crate) book: SpaceBook,
@@ -35,17 +37,31 @@ impl Shared {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Takes the disk out of service (D6). Nothing is retried: what the kernel holds of it is unknown from now on.
+    /// Takes the disk out of service for good (D6): what the kernel holds of it is unknown from now on, so nothing is retried,
+    /// and it is written down so that no later start retries either.
     pub(crate) fn poison(&self, what: &str, error: &std::io::Error) -> ShardError {
         if !self.failed.swap(true, Ordering::AcqRel) {
             tracing::error!(disk = self.disk.0, %error, "disk out of service: {what} failed");
+            let reason = format!("{what}: {error}");
+            failure::note(&*self.directory, self.witness.as_deref(), self.disk, &reason);
         }
         ShardError::DiskFailed
     }
 
-    /// What a failed operation means for its request. Without a descriptor nothing was done, and the request is tried again;
-    /// anything else takes the disk out of service.
+    /// Takes the disk out of service until it is opened again: what is on it is as good as it was.
+    pub(crate) fn retire(&self, why: &str) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(disk = self.disk.0, "disk out of service: {why}");
+        }
+    }
+
+    /// What a failed change means for its request. Without a descriptor nothing was done, and the request is tried again; a
+    /// file that is gone was taken away while the node ran. Anything else leaves open what is on the disk.
     pub(crate) fn trouble(&self, what: &str, error: &std::io::Error) -> ShardError {
+        if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ESTALE)) {
+            self.retire(&format!("{what} failed, {error}: its directory was removed or another is in its place"));
+            return ShardError::DiskFailed;
+        }
         if !is_out_of_descriptors(error) {
             return self.poison(what, error);
         }
@@ -53,6 +69,16 @@ impl Shared {
             tracing::warn!(disk = self.disk.0, %error, "requests wait: {what} needs a file descriptor");
         }
         ShardError::Busy
+    }
+
+    /// What a failed read means: damage of that shard, unless there was no descriptor for it.
+    pub(crate) fn unread(&self, key: &dyn std::fmt::Debug, error: &std::io::Error) -> ShardError {
+        if is_out_of_descriptors(error) {
+            return self.trouble("reading", error);
+        }
+        self.corrupt_reads.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(disk = self.disk.0, ?key, %error, "a shard cannot be read");
+        ShardError::Corrupt
     }
 
     /// Free space now, without what is reserved.

@@ -9,7 +9,7 @@ const MILLION: u64 = 1_000_000;
 /// Faults by chance, in parts per million of the operations that each can hit. None by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// A read says EIO. Its sectors stay unreadable until they are written again.
+    /// A read says EIO. Its first block stays unreadable until it is written again.
     pub read_error_ppm: u64,
     /// A write says EIO; the first half of it is written.
     pub write_error_ppm: u64,

@@ -38,6 +38,7 @@ pub(super) struct FileNode {
     /// Lengths since the last sync, the durable one first; the present one is not among them.
     lengths: Vec<u64>,
     blocks: BTreeSet<u64>,
+    /// Blocks of which a sector cannot be read: the kernel reads pages whole.
     unreadable: BTreeSet<u64>,
     pub(super) handles: usize,
     pub(super) is_unlinked: bool,
@@ -81,7 +82,7 @@ impl FileNode {
             past.states.push(old);
         }
         past.dropped = false;
-        self.unreadable.remove(&sector);
+        self.unreadable.remove(&(sector / SECTORS_PER_BLOCK));
         self.set_now(sector, bytes);
     }
 
@@ -121,7 +122,7 @@ impl FileNode {
         while done < count {
             let at = offset + done as u64;
             let (sector, within) = (at / SECTOR_BYTES, index(at % SECTOR_BYTES));
-            if self.unreadable.contains(&sector) {
+            if self.unreadable.contains(&(sector / SECTORS_PER_BLOCK)) {
                 return None;
             }
             let piece = (512 - within).min(count - done);
@@ -178,7 +179,7 @@ impl FileNode {
 
     pub(super) fn next_data(&self, offset: u64) -> Option<u64> {
         let mut sectors = self.now.range(offset / SECTOR_BYTES..).map(|(sector, _)| *sector);
-        let unreadable = self.unreadable.range(offset / SECTOR_BYTES..).next().copied();
+        let unreadable = self.unreadable.range(offset / BLOCK_BYTES..).next().map(|block| block * SECTORS_PER_BLOCK);
         let next = sectors.next().into_iter().chain(unreadable).min()?;
         Some((next * SECTOR_BYTES).max(offset))
     }
@@ -309,7 +310,7 @@ impl FileNode {
     }
 
     pub(super) fn make_unreadable(&mut self, offset: u64, length_bytes: u64) {
-        let sectors = offset / SECTOR_BYTES..(offset + length_bytes).div_ceil(SECTOR_BYTES);
-        self.unreadable.extend(sectors);
+        let blocks = offset / BLOCK_BYTES..(offset + length_bytes).div_ceil(BLOCK_BYTES);
+        self.unreadable.extend(blocks);
     }
 }

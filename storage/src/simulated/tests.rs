@@ -204,11 +204,11 @@ fn descriptors_run_out_and_come_back() {
 }
 
 #[test]
-fn unreadable_sectors_say_so_until_they_are_written() {
-    let (disk, file) = disk_with("a", &[1; 4096]);
-    disk.make_unreadable("a", 1024, 1);
-    file.read_at(0, &mut [0; 4096]).unwrap_err();
-    assert_eq!(file.read_at(0, &mut [0; 1024]).unwrap(), 1024);
-    file.write_at(1024, &[3; 512]).unwrap();
+fn unreadable_blocks_say_so_until_they_are_written() {
+    let (disk, file) = disk_with("a", &[1; 8192]);
+    disk.make_unreadable("a", 5000, 1);
+    file.read_at(0, &mut [0; 8192]).unwrap_err();
     assert_eq!(file.read_at(0, &mut [0; 4096]).unwrap(), 4096);
+    file.write_at(4096, &[3; 4096]).unwrap();
+    assert_eq!(file.read_at(0, &mut [0; 8192]).unwrap(), 8192);
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 /// The file.
 const NEIGHBOURS: Kind = Kind {
     file: "neighbours",
+    second: None,
     magic: *b"HFNEIGH\n",
     version: 1,
     // Ten thousand nodes take half of it.

@@ -23,7 +23,7 @@ use tokio::task::{AbortHandle, JoinError};
 /// Where log and snapshots live, below the directory.
 const CONSENSUS_DIRECTORY: &str = "consensus";
 /// What a metanode's directory is.
-const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory");
+const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory").with_second_copy();
 
 /// Where a metanode lives and listens, and whom it belongs to.
 #[derive(Clone, Debug)]

@@ -65,7 +65,8 @@ impl NodeSuperblock {
     /// # Errors
     /// [`SuperblockError`]: no directory of the kind, one of a newer format, or a damaged one.
     pub fn read(directory: &Path, kind: Kind) -> Result<Self, SuperblockError> {
-        let record: Record = superblock::read(directory, kind)?;
+        let record: Record =
+            superblock::read_newest(directory, kind, |record: &Record| (record.generation, record.node))?;
         let mut read = Self {
             cluster: ClusterId([0; 16]),
             node: NodeId(record.node),

@@ -485,23 +485,28 @@ impl Store {
     }
 
     fn set_floor(&mut self, volume: &VolumeKey, floor: ChunkId) -> Outcome {
-        let mut volumes = self.shared.state.read().volumes.clone();
-        let known = volumes.get(volume);
-        if known.dropped || known.floor >= floor {
-            return Ok(Done::default());
-        }
-        volumes.0.insert(*volume, VolumeState { floor, ..known });
-        self.store_volumes(volumes)
+        self.learn(&[(*volume, VolumeState { floor, dropped: false })])
     }
 
     fn drop_volume(&mut self, volume: &VolumeKey) -> Outcome {
+        self.learn(&[(*volume, VolumeState { dropped: true, ..VolumeState::default() })])
+    }
+
+    /// Records floors and drops, durably, as far as they say more than is known.
+    pub fn learn(&mut self, states: &[(VolumeKey, VolumeState)]) -> Outcome {
         let mut volumes = self.shared.state.read().volumes.clone();
-        if volumes.get(volume).dropped {
-            return Ok(Done::default());
+        let mut dropped = Vec::new();
+        let mut learnt = false;
+        for (volume, state) in states {
+            if volumes.learn(*volume, *state) {
+                learnt = true;
+                dropped.extend(state.dropped.then_some(*volume));
+            }
         }
-        volumes.0.insert(*volume, VolumeState { dropped: true, ..VolumeState::default() });
-        self.store_volumes(volumes)?;
-        self.dropping.push_back(*volume);
+        if learnt {
+            self.store_volumes(volumes)?;
+            self.dropping.extend(dropped);
+        }
         Ok(Done::default())
     }
 

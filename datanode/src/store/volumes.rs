@@ -51,6 +51,17 @@ impl Volumes {
         self.0.get(volume).copied().unwrap_or_default()
     }
 
+    /// Raises a floor or drops a volume; true if that says more than was known.
+    pub fn learn(&mut self, key: VolumeKey, state: VolumeState) -> bool {
+        let known = self.get(&key);
+        let more = !known.dropped && (state.dropped || state.floor > known.floor);
+        if more {
+            let state = if state.dropped { VolumeState { dropped: true, ..VolumeState::default() } } else { state };
+            self.0.insert(key, state);
+        }
+        more
+    }
+
     /// The file's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

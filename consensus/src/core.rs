@@ -311,22 +311,27 @@ impl<P, R> GroupCore<P, R> {
     }
 
     /// Writes this group's needs again, so that the log can let go of an old segment; a long log is snapshot instead.
-    pub(crate) fn carry_forward(&mut self, bytes_max: u64, out: &mut Effects<P, R>) {
+    /// False if what it has in memory must not be written: then the log has to help itself.
+    pub(crate) fn carry_forward(&mut self, bytes_max: u64, out: &mut Effects<P, R>) -> bool {
+        if self.distrusted {
+            return false;
+        }
         let busy = self.written.is_some() || self.freezing;
-        if self.distrusted || (busy && !self.is_stopped()) {
-            return;
+        if busy && !self.is_stopped() {
+            return true;
         }
         let store = self.raw.store();
         let long = store.bytes_above_snapshot() > bytes_max && self.applied > store.mark().index;
         if long && !self.is_stopped() {
             self.freeze_wanted = true;
-            return;
+            return true;
         }
         out.records.push(Record::Group(self.group, store.group_state(store.mark(), false)));
         let entries = store.live_entries();
         if !entries.is_empty() {
-            out.records.push(Record::Entries(self.group, entries));
+            out.records.push(Record::Carry(self.group, entries, true));
         }
+        true
     }
 
     /// The record that creates this group. Nothing leaves before it is durable: not even a heartbeat may be answered by a

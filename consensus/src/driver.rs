@@ -127,18 +127,33 @@ impl<S: StateMachine> Driver<S> {
         for item in items {
             inputs.extend(self.input(item, &mut controls));
         }
+        let mut recalled = Vec::new();
         let instant = Instant::now();
         if instant >= *next_tick {
             // Missed ticks are not made up for: an election timeout must never pass faster than real time.
             *next_tick = instant + self.tick;
             inputs.push(Input::Tick);
-            self.core.carry_forward(&self.log.holders());
+            recalled = self.carry_forward();
         }
         let effects = self.core.step(now, inputs);
-        let records = self.perform(effects, &controls.created);
+        let mut records = self.perform(effects, &controls.created);
+        records.append(&mut recalled);
         self.make_durable(records, &controls.created).map_err(|error| error.to_string())?;
         self.conclude(controls);
         Ok(())
+    }
+
+    /// Lets groups that hold an old segment write their state again. Returns the records of those whose memory cannot be
+    /// trusted, as the log has them.
+    fn carry_forward(&mut self) -> Vec<Record> {
+        let mut records = Vec::new();
+        for group in self.core.carry_forward(&self.log.holders()) {
+            match self.log.recall(group) {
+                Ok(recalled) => records.extend(recalled),
+                Err(error) => tracing::error!(group, %error, "a stopped group holds the log, which cannot read it"),
+            }
+        }
+        records
     }
 
     fn input(&mut self, item: Item, controls: &mut Controls<S>) -> Option<Input<ProposeTicket, ReadTicket>> {

@@ -207,6 +207,63 @@ fn groups_that_hold_old_segments_are_named_until_they_are_carried_forward() {
     assert!(log.holders().is_empty());
 }
 
+/// Written as plain entries, each part would cut off what follows it, until the last one is there.
+#[test]
+fn a_carry_of_several_batches_counts_whole_or_not_at_all_wherever_the_power_fails() {
+    let full = SimulatedDisk::default();
+    let (mut log, _) = open(&full).unwrap();
+    write(&mut log, vec![state(0)]);
+    (1..=100).for_each(|index| write(&mut log, vec![entries(index, 1)]));
+    drop(log);
+    let expected = replayed(&[state(0), entries(1, 100)]);
+    let Record::Entries(_, all) = entries(1, 100) else { unreachable!() };
+    let carry = vec![state(0), Record::Carry(7, all, true)];
+    let mut whole = 0;
+    for operations in 0..200 {
+        let disk = full.fork();
+        let (mut log, _) = open(&disk).unwrap();
+        let start = log.current.header.segment;
+        disk.die_after(operations);
+        let done = log.append(carry.clone()).is_ok() && log.sync().is_ok();
+        assert!(!done || log.pins.oldest().unwrap() >= start, "the old segments are needed no more");
+        drop(log);
+        disk.lose_power(&mut Random::new(operations));
+        assert_eq!(open(&disk).unwrap().1, expected, "dead after {operations} operations");
+        // The next carry follows on the remains of this one.
+        let (mut log, _) = open(&disk).unwrap();
+        write(&mut log, carry.clone());
+        assert_eq!(open(&disk.fork()).unwrap().1, expected, "dead after {operations} operations, then carried");
+        whole += u64::from(done);
+    }
+    assert!((1..200).contains(&whole));
+}
+
+#[test]
+fn what_a_group_has_is_recalled_from_the_segments() {
+    let disk = SimulatedDisk::default();
+    let (mut log, _) = open(&disk).unwrap();
+    let idle = |record: Record| match record {
+        Record::Group(_, state) => Record::Group(1, state),
+        Record::Entries(_, entries) => Record::Entries(1, entries),
+        other => other,
+    };
+    write(&mut log, vec![idle(state(0)), idle(entries(1, 50)), state(0)]);
+    let mut index = 0;
+    while log.holders().is_empty() {
+        write(&mut log, vec![entries(index + 1, 10)]);
+        index += 10;
+        write(&mut log, vec![state(index)]);
+    }
+    assert_eq!(log.holders(), [1]);
+    let recalled = log.recall(1).unwrap();
+    let history: Vec<Record> = [idle(state(0)), idle(entries(1, 50))].into();
+    assert_eq!(replayed(&recalled), replayed(&history));
+    let (held_from, current) = (log.start, log.current.header.segment);
+    write(&mut log, recalled);
+    assert!(held_from < current && log.start >= current, "it holds from {}, before from {held_from}", log.start);
+    assert_eq!(open(&disk.fork()).unwrap().1[&1], replayed(&history)[&1]);
+}
+
 /// Random records, deaths and starts against the plain replay of everything that was acknowledged.
 #[test]
 fn no_acknowledged_record_is_lost_and_none_comes_back() {

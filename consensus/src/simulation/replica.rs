@@ -201,7 +201,8 @@ impl Replica {
         }
         let inputs = std::mem::take(&mut living.inbox);
         if inputs.iter().any(|input| matches!(input, Input::Tick)) {
-            living.core.carry_forward(&living.log.holders());
+            let to_recall = living.core.carry_forward(&living.log.holders());
+            assert!(to_recall.is_empty(), "no group panics here");
         }
         let effects = living.core.step(clock, inputs);
         self.perform(effects, world)

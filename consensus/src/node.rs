@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::core::CoreOptions;
 use crate::driver::queue::{ControlTicket, Item, Queue};
-use crate::driver::worker::{Job, Make, Restored, Worker};
+use crate::driver::worker::{Job, Make, Restored, WORKERS, Worker};
 use crate::driver::{self, Driver, Groups, Seat, control_refused};
 use crate::log::batch::LOG_VERSION;
 use crate::log::replay::Replayed;
@@ -101,11 +101,16 @@ impl<S: StateMachine> Node<S> {
         };
         let seat: Seat<S> = Arc::new(Mutex::new(Some(driver)));
         let (visited, driven) = (Arc::clone(&seat), Arc::clone(&queue));
-        let threads = start(vec![
+        let mut tasks: Vec<(&str, Task)> = vec![
             ("consensus-fill", Box::new(fill)),
-            ("consensus-snap", Box::new(move || worker.run(&work))),
             ("consensus-drive", Box::new(move || driver::run(&seat, &driven))),
-        ]);
+        ];
+        let (worker, work) = (Arc::new(worker), Arc::new(Mutex::new(work)));
+        for _ in 0..WORKERS {
+            let (worker, work) = (Arc::clone(&worker), Arc::clone(&work));
+            tasks.push(("consensus-snap", Box::new(move || worker.run(&work))));
+        }
+        let threads = start(tasks);
         let threads = Mutex::new(threads.map_err(io_error(&config.directory))?);
         // Only now: what visits holds the driver until its thread ends.
         queue.let_visitors(Box::new(move |items| driver::visit(&visited, items)));

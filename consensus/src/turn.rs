@@ -72,9 +72,11 @@ pub(crate) struct NodeCore<P, R> {
 impl<P, R> NodeCore<P, R> {
     /// The groups as the log has them. `next_file` is above all snapshot files there are.
     pub(crate) fn new(options: CoreOptions, groups: BTreeMap<u64, Replayed>, next_file: u64) -> Self {
-        let groups =
+        let groups: BTreeMap<u64, GroupCore<P, R>> =
             groups.into_iter().map(|(id, replayed)| (id, GroupCore::new(id, options, replayed, true))).collect();
-        let (recorded, out) = (BTreeSet::new(), Effects::default());
+        let (recorded, mut out) = (BTreeSet::new(), Effects::default());
+        let stopped = groups.iter().filter_map(|(id, core)| Some((*id, core.stopped()?.to_owned())));
+        out.broken = stopped.collect();
         Self { options, groups, next_file, now: 0, recorded, out }
     }
 

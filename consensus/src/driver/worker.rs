@@ -1,4 +1,4 @@
-//! The thread for what takes long: writing frozen states, verifying and restoring delivered ones, removing files.
+//! The threads for what takes long: writing frozen states, verifying and restoring delivered ones, removing files.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,7 +28,10 @@ pub(crate) enum Job {
     RemoveGroup { group: u64 },
 }
 
-/// The thread's own.
+/// Threads that take jobs in turns: the snapshot of one large table does not hold up those of the others.
+pub(crate) const WORKERS: usize = 3;
+
+/// What the threads share.
 pub(crate) struct Worker<S> {
     pub(crate) disk: Arc<dyn Directory>,
     pub(crate) queue: Arc<Queue>,
@@ -37,9 +40,12 @@ pub(crate) struct Worker<S> {
 }
 
 impl<S: StateMachine> Worker<S> {
-    /// Works until nobody can send jobs any more.
-    pub(crate) fn run(&self, jobs: &mpsc::Receiver<Job>) {
-        while let Ok(job) = jobs.recv() {
+    /// Works until nobody can send jobs any more. No two jobs under way are about one file: a file is removed only after the
+    /// driver heard of it.
+    pub(crate) fn run(&self, jobs: &Mutex<mpsc::Receiver<Job>>) {
+        loop {
+            let job = jobs.lock().recv();
+            let Ok(job) = job else { return };
             match job {
                 Job::Write { header, mark, state } => self.write(&header, mark, &*state),
                 Job::Receive { from, message, path, file } => self.receive(from, message, &path, file),

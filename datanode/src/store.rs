@@ -26,6 +26,8 @@ pub mod types;
 pub mod volumes;
 
 #[cfg(test)]
+mod checkpoint_tests;
+#[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
 mod fault_tests;
@@ -154,6 +156,11 @@ pub struct Store {
     pub(crate) spare_planned: bool,
     pub(crate) dropping: VecDeque<VolumeKey>,
     pub(crate) records_since_checkpoint: u64,
+    /// Whether upkeep writes checkpoints itself, rather than leave them to another thread.
+    pub(crate) checkpoints_here: bool,
+    pub(crate) checkpoint_wanted: bool,
+    /// One is being written by another thread.
+    pub(crate) checkpoint_runs: bool,
     pub(crate) bulk_buffer: AlignedBuffer,
     pub(crate) compaction: Option<maintain::Compaction>,
 }
@@ -402,6 +409,11 @@ impl Reader {
     #[must_use]
     pub fn is_failed(&self) -> bool {
         self.shared.is_failed()
+    }
+
+    /// Takes the disk out of service until it is opened again.
+    pub(crate) fn retire(&self, why: &str) {
+        self.shared.retire(why);
     }
 
     /// Sets a session's reservation and says what was granted, and what is available to it beyond.

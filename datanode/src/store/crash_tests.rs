@@ -94,15 +94,31 @@ fn commit_some(store: &mut Store, random: &mut Random, promises: &mut Promises) 
 }
 
 fn work(store: &mut Store, disk: &SimulatedDisk, random: &mut Random, promises: &mut Promises, steps: u64) {
+    // Half of the time as another thread would write it: from an index that the store has left behind meanwhile.
+    let elsewhere = random.chance(50);
+    let mut frozen = None;
+    if elsewhere {
+        store.write_checkpoints_elsewhere();
+    }
     for _ in 0..steps {
         match random.below(20) {
             0..=10 => commit_some(store, random, promises),
             11..=15 => {
                 store.maintain(random.chance(50));
             }
-            16 => {
+            16 if !elsewhere => {
                 let _ = store.checkpoint();
             }
+            16 => match frozen.take() {
+                None => {
+                    store.checkpoint_wanted = true;
+                    frozen = store.plan_checkpoint();
+                }
+                Some(earlier) => {
+                    let written = earlier.write();
+                    let _ = store.end_checkpoint(&earlier, written);
+                }
+            },
             17 if random.chance(10) => raise_floor(store, promises),
             _ => {
                 if let Some(header) = store.plan_spare() {
@@ -180,7 +196,7 @@ fn accounts(store: &Store, context: &str) {
     let state = store.shared.state.read();
     let index = &state.index;
     let mut live: BTreeMap<u32, u64> = BTreeMap::new();
-    for entry in index.volumes.values().flat_map(BTreeMap::values) {
+    for entry in index.volumes.values().flat_map(|shards| shards.values()) {
         *live.entry(entry.at.segment).or_default() += entry.at.bytes;
     }
     let shards_bytes: u64 = live.values().sum();

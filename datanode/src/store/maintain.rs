@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Store;
-use super::checkpoint::{self, CHECKPOINT_FILE};
+use super::checkpoint::Frozen;
 use super::commit::Copied;
 use super::index::{Location, Phase, Punch};
 use super::record::{Body, tombstone_bytes};
@@ -60,13 +60,11 @@ impl Store {
         let due = self.checkpoint_due(idle)
             || drained.len() >= DRAINED_SEGMENTS_MAX
             || (idle && !copied && !drained.is_empty());
-        if due {
+        if due && self.checkpoints_here {
             self.checkpoint()?;
-            for number in drained {
-                self.recycle(number)?;
-            }
             return Ok(true);
         }
+        self.checkpoint_wanted |= due;
         Ok(copied)
     }
 
@@ -223,28 +221,67 @@ impl Store {
         Ok(())
     }
 
-    /// Writes the checkpoint; the next start scans only from here on.
+    /// Has checkpoints written by another thread from now on: [`Store::plan_checkpoint`] says when.
+    pub fn write_checkpoints_elsewhere(&mut self) {
+        self.checkpoints_here = false;
+    }
+
+    /// A checkpoint that is due, to be written by [`Frozen::write`] on any thread, and then handed to
+    /// [`Store::end_checkpoint`]. `None` while there is none to write or one is being written.
+    pub fn plan_checkpoint(&mut self) -> Option<Frozen> {
+        if self.is_failed() || self.checkpoint_runs || !std::mem::take(&mut self.checkpoint_wanted) {
+            return None;
+        }
+        self.checkpoint_runs = true;
+        Some(self.freeze())
+    }
+
+    /// The checkpoint that was planned will not be written now.
+    pub(crate) fn give_up_checkpoint(&mut self) {
+        self.checkpoint_runs = false;
+    }
+
+    /// A copy of the index as it is now. Readers wait for it as long as for any look-up, the writer some milliseconds.
+    pub(crate) fn freeze(&self) -> Frozen {
+        Frozen {
+            index: self.shared.state.read().index.clone(),
+            directory: self.shared.directory.clone(),
+            disk: self.shared.disk,
+            durable_sequence: self.durable_sequence,
+            next_sequence: self.next_sequence,
+            next_segment: self.next_segment,
+            drained: self.drained(),
+            records_count: self.records_since_checkpoint,
+        }
+    }
+
+    /// The checkpoint is written, or is not: the next start scans only from there on, and what it knows to be drained is used
+    /// again.
     ///
     /// # Errors
-    /// [`ShardError::NoSpace`] leaves the old one; anything else fails the disk.
+    /// [`ShardError::NoSpace`] and [`ShardError::Busy`] leave the old one; anything else fails the disk.
+    pub fn end_checkpoint(&mut self, frozen: &Frozen, written: std::io::Result<()>) -> Result<(), ShardError> {
+        self.checkpoint_runs = false;
+        match written {
+            Ok(()) => self.records_since_checkpoint -= frozen.records_count,
+            Err(error) if is_no_space(&error) => return Err(ShardError::NoSpace),
+            Err(error) => return Err(self.shared.trouble("writing the checkpoint", &error)),
+        }
+        self.shared.state.write().index.forget_unused_stripes();
+        frozen.drained.iter().try_for_each(|number| self.recycle(*number))
+    }
+
+    /// Writes the checkpoint here and now.
+    ///
+    /// # Errors
+    /// See [`Store::end_checkpoint`].
     pub fn checkpoint(&mut self) -> Result<(), ShardError> {
         if self.is_failed() {
             return Err(ShardError::DiskFailed);
         }
-        let bytes = {
-            let mut state = self.shared.state.write();
-            state.index.forget_unused_stripes();
-            let index = &state.index;
-            checkpoint::encode(index, self.shared.disk, self.durable_sequence, self.next_sequence, self.next_segment)
-        };
-        match self.shared.directory.replace(CHECKPOINT_FILE, &bytes) {
-            Ok(()) => {
-                self.records_since_checkpoint = 0;
-                Ok(())
-            }
-            Err(error) if is_no_space(&error) => Err(ShardError::NoSpace),
-            Err(error) => Err(self.shared.trouble("writing the checkpoint", &error)),
-        }
+        let frozen = self.freeze();
+        let written = frozen.write();
+        self.end_checkpoint(&frozen, written)
     }
 }
 

@@ -151,6 +151,9 @@ impl Store {
             spare_planned: false,
             dropping,
             records_since_checkpoint: report.records_count,
+            checkpoints_here: true,
+            checkpoint_wanted: false,
+            checkpoint_runs: false,
             bulk_buffer: AlignedBuffer::new(LANE_BYTES),
             compaction: None,
         };

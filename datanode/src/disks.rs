@@ -12,7 +12,7 @@ use holdfast_storage::descriptors::{self, Descriptors};
 use holdfast_storage::durable::DirectoryLock;
 use holdfast_storage::{Directory, RealDirectory};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Home};
 use crate::memory::Memory;
 use crate::node::{StartError, lock_disk};
 use crate::store::recover::OpenError;
@@ -157,8 +157,8 @@ pub(crate) async fn open(
         match state {
             State::Claimed(lock) => {
                 let directory = Arc::new(RealDirectory::with_descriptors(&path, descriptors.clone()));
-                let (memory, options) = (memory.clone(), options.clone());
-                let open = move || open_one(directory, id, lock, &memory, options);
+                let (at, memory, options) = (path.clone(), memory.clone(), options.clone());
+                let open = move || open_one(&at, directory, id, lock, &memory, options);
                 opening.push((path, id, tokio::task::spawn_blocking(open)));
             }
             State::Away(why) => {
@@ -189,16 +189,18 @@ pub(crate) async fn open(
 }
 
 fn open_one(
+    path: &Path,
     directory: Arc<dyn Directory>,
     id: DiskId,
     lock: DirectoryLock,
     memory: &Memory,
     options: StoreOptions,
 ) -> Result<Arc<Disk>, OpenError> {
+    let home = Home::of(path, directory.clone()).map_err(std::io::Error::other)?;
     let (mut store, report) = Store::open_witnessed(directory, Some(memory.directory()), id, options)?;
     tracing::info!(disk = id.0, ?report, "disk read");
     // What was set or dropped while it was away, before it takes the first put.
     let caught_up = store.learn(&memory.all());
     caught_up.map_err(|error| OpenError::Volumes(VolumesError::Io(std::io::Error::other(error))))?;
-    Ok(Disk::start(id, store, Some(lock))?)
+    Ok(Disk::start(id, store, Some(home), Some(lock))?)
 }

@@ -229,11 +229,12 @@ pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result
     let server = Server::bind(address, identity, service.clone(), ServerLimits::default()).await;
     let server = Arc::new(Mutex::new(Some(server.map_err(|source| ListenError { address, source })?)));
     let (stop, stopped) = watch::channel(None);
-    let heart = Heart { service: service.clone(), volmgr, superblock, address };
+    let directory = config.directory.clone();
+    let heart = Heart { service: service.clone(), volmgr, superblock, directory, address };
     let serving = server.clone();
     let beating = tokio::spawn(async move {
         let why = heartbeat::run(heart, registered).await;
-        tracing::error!(reason = why, "the volume manager refuses this node; it stops serving");
+        tracing::error!(reason = why, "this node stops serving");
         let running = serving.lock().take();
         if let Some(running) = running {
             running.shutdown().await;

@@ -83,3 +83,48 @@ async fn a_node_of_which_every_disk_is_away_says_why_and_does_not_start() {
     let error = start(rig.config()).await.err().unwrap().to_string();
     assert!(error.contains("is not formatted as a datanode's disk"), "{error}");
 }
+
+async fn healthy(rig: &Rig, expected: &[(u64, bool)]) {
+    until("the disks' health is reported", || {
+        let script = rig.volmgr.0.lock();
+        let last = script.heartbeats.last();
+        last.is_some_and(|beat| beat.disks.iter().map(|disk| (disk.disk, disk.healthy)).eq(expected.iter().copied()))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_whose_directory_was_removed_or_swapped_stops_serving_and_says_so() {
+    for swapped in [false, true] {
+        let rig = Rig::new().await;
+        let node = rig.start().await;
+        rig.put(&node, 11, 1, 8 * KIB).await;
+        rig.put(&node, 12, 2, 8 * KIB).await;
+        healthy(&rig, &[(11, true), (12, true)]).await;
+        std::fs::rename(rig.path("disk1"), rig.path("elsewhere")).unwrap();
+        if swapped {
+            std::fs::create_dir(rig.path("disk1")).unwrap();
+        }
+        healthy(&rig, &[(11, true), (12, false)]).await;
+        let (response, _) = rig.read(&node, vec![range(11, 1, 0, 4096), range(12, 2, 0, 4096)]).await;
+        let statuses: Vec<Status> = response.results.iter().map(|result| status(result.status)).collect();
+        assert_eq!(statuses, [Status::Ok, Status::DiskFailed]);
+        node.shutdown().await;
+        // It is as good as before once it is back in its place.
+        let _ = std::fs::remove_dir_all(rig.path("disk1"));
+        std::fs::rename(rig.path("elsewhere"), rig.path("disk1")).unwrap();
+        let node = rig.start().await;
+        let (response, _) = rig.read(&node, vec![range(12, 2, 0, 4096)]).await;
+        assert_eq!(status(response.results[0].status), Status::Ok);
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_own_directory_was_removed_stops_serving_and_says_why() {
+    let rig = Rig::new().await;
+    let node = rig.start().await;
+    std::fs::remove_dir_all(rig.path("node")).unwrap();
+    let why = tokio::time::timeout(TIMEOUT, node.refused()).await.unwrap();
+    assert!(why.contains("is not formatted"), "{why}");
+}

@@ -23,7 +23,7 @@ use tokio::task::{AbortHandle, JoinError};
 /// Where log and snapshots live, below the directory.
 const CONSENSUS_DIRECTORY: &str = "consensus";
 /// What a metanode's directory is.
-const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory").with_second_copy();
+pub(crate) const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory").with_second_copy();
 
 /// Where a metanode lives and listens, and whom it belongs to.
 #[derive(Clone, Debug)]
@@ -152,7 +152,8 @@ pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
         context.host(VolumeId(group));
     }
     let interval = Duration::from_millis(context.identity.heartbeat_interval_ms.max(1).into());
-    let heartbeat = tokio::spawn(heartbeat::run(Arc::clone(&context), address, registered, interval)).abort_handle();
+    let heartbeat =
+        tokio::spawn(heartbeat::run(Arc::clone(&context), directory, address, registered, interval)).abort_handle();
     tracing::info!(node = %context.identity.node, %address, "metanode serves");
     Ok(Metanode { context, address, server: Some(server), heartbeat, _lock: lock })
 }

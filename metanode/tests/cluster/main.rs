@@ -191,3 +191,21 @@ async fn directories_and_ports_that_do_not_fit_are_refused_and_left_alone() {
     let refused = start(taken).await.err().unwrap();
     assert!(refused.to_string().contains("the port is in use"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_metanode_whose_directory_was_removed_stops_and_the_others_go_on() {
+    let cluster = Cluster::with_volume(3).await;
+    let mut client = MetaClient::open_session(&cluster, b"a").await;
+    assert_eq!(client.mutate(&cluster, create(b"file", false)).await.code(), Code::Ok);
+    let former = cluster.leader(&client);
+    std::fs::remove_dir_all(cluster.path(former)).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while cluster.leader(&client) == former {
+        assert!(std::time::Instant::now() < deadline, "it serves on without a directory");
+        assert_eq!(client.read(&cluster, lookup(b"file")).await.code(), Code::Ok);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let left = client.mutate_at(cluster.addresses()[former], create(b"other", false)).await;
+    assert_ne!(left.code(), Code::Ok);
+    assert_eq!(client.mutate(&cluster, create(b"another", false)).await.code(), Code::Ok);
+}

@@ -34,6 +34,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(args::words_by_name(std::env::args_os().collect()));
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Every role holds files and connections by the thousand.
+    if let Err(error) = holdfast_storage::descriptors::raise_limit() {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -14,9 +14,9 @@ use crate::config::{ELECTION_TICKS, HEARTBEAT_TICKS};
 use crate::log::record::{HardState, Record, SnapshotMark};
 use crate::log::replay::Replayed;
 use crate::outbox::GroupMessage;
-use crate::random::Random;
 use crate::status::{GroupStatus, ProposeError, ReadError, Role};
 use effects::{Apply, Command, Effects, Freeze, Install, SnapshotOut};
+use holdfast_common::Random;
 use reads::Reads;
 use store::EntryStore;
 
@@ -34,6 +34,9 @@ const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 
 /// Ticks a follower has to restore a snapshot it got; then it is sent another.
 const RESTORE_TICKS: usize = 5 * ELECTION_TICKS;
+/// And one tick more for each of these: 5 MiB a second at the default tick, which a slow disk checks and a table decodes even
+/// while others do the same.
+const RESTORE_TICK_BYTES: u64 = 512 << 10;
 
 /// What a core is told about its node.
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +125,10 @@ impl<P, R> GroupCore<P, R> {
             ..Config::default()
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let raw = RawNode::new(&config, EntryStore::new(replayed), &logger).expect("the configuration is constant");
+        let (store, unknown) = EntryStore::new(replayed);
+        let raw = RawNode::new(&config, store, &logger).expect("the configuration is constant");
+        let stopped =
+            unknown.map(|index| format!("entry {index} is of a kind that this program does not know: use a newer one"));
         let mut core = Self {
             group,
             options,
@@ -144,14 +150,20 @@ impl<P, R> GroupCore<P, R> {
             freezing: false,
             freeze_wanted: false,
             freeze_at_bytes: 0,
-            stopped: None,
-            distrusted: false,
+            // What was left out must not be lost by being carried forward.
+            distrusted: stopped.is_some(),
+            stopped,
         };
         core.draw_patience();
-        if alone {
+        if alone && !core.is_stopped() {
             core.campaign();
         }
         core
+    }
+
+    /// Why it is stopped, if it is.
+    pub(crate) fn stopped(&self) -> Option<&str> {
+        self.stopped.as_deref()
     }
 
     fn draw_patience(&mut self) {
@@ -279,7 +291,7 @@ impl<P, R> GroupCore<P, R> {
     /// and raft would send it again as long as it does not. Only if it never does is it tried again.
     pub(crate) fn snapshot_reported(&mut self, to: u64, ok: bool) {
         if ok {
-            self.restoring.insert(to, RESTORE_TICKS);
+            self.restoring.insert(to, restore_ticks(self.raw.store().mark().bytes));
         } else {
             self.restoring.remove(&to);
             self.raw.report_snapshot(to, SnapshotStatus::Failure);
@@ -311,22 +323,27 @@ impl<P, R> GroupCore<P, R> {
     }
 
     /// Writes this group's needs again, so that the log can let go of an old segment; a long log is snapshot instead.
-    pub(crate) fn carry_forward(&mut self, bytes_max: u64, out: &mut Effects<P, R>) {
+    /// False if what it has in memory must not be written: then the log has to help itself.
+    pub(crate) fn carry_forward(&mut self, bytes_max: u64, out: &mut Effects<P, R>) -> bool {
+        if self.distrusted {
+            return false;
+        }
         let busy = self.written.is_some() || self.freezing;
-        if self.distrusted || (busy && !self.is_stopped()) {
-            return;
+        if busy && !self.is_stopped() {
+            return true;
         }
         let store = self.raw.store();
         let long = store.bytes_above_snapshot() > bytes_max && self.applied > store.mark().index;
         if long && !self.is_stopped() {
             self.freeze_wanted = true;
-            return;
+            return true;
         }
         out.records.push(Record::Group(self.group, store.group_state(store.mark(), false)));
         let entries = store.live_entries();
         if !entries.is_empty() {
-            out.records.push(Record::Entries(self.group, entries));
+            out.records.push(Record::Carry(self.group, entries, true));
         }
+        true
     }
 
     /// The record that creates this group. Nothing leaves before it is durable: not even a heartbeat may be answered by a
@@ -550,8 +567,26 @@ impl<P, R> GroupCore<P, R> {
     }
 }
 
+/// Ticks that a follower has to restore a snapshot of this length before it is sent again.
+fn restore_ticks(bytes: u64) -> usize {
+    RESTORE_TICKS + usize::try_from(bytes / RESTORE_TICK_BYTES).unwrap_or(usize::MAX / 2)
+}
+
 /// How long after a round's beginning nobody else can lead. Whoever answered the round gives no vote for
 /// [`ELECTION_TICKS`] ticks, the first of which may come at once; a tenth is left to clocks that differ.
 fn lease_ns(tick_ns: u64) -> u64 {
     (ELECTION_TICKS as u64 - 1) * tick_ns / 10 * 9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_snapshot_is_not_sent_again_while_it_is_restored() {
+        assert_eq!(restore_ticks(1000), RESTORE_TICKS);
+        // 2 GiB: seven minutes at the default tick of 100 ms.
+        assert!(restore_ticks(2 << 30) > 4000);
+        assert!(restore_ticks(u64::MAX) > 1 << 40);
+    }
 }

@@ -14,7 +14,6 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::clock;
 use crate::core::effects::{Apply, Effects};
-use crate::disk::Disk;
 use crate::group::{Group, Shared};
 use crate::log::record::Record;
 use crate::log::{Log, LogFailed};
@@ -23,6 +22,7 @@ use crate::outbox::Outbox;
 use crate::snapshot::{self, SnapshotHeader};
 use crate::status::{GroupError, GroupStatus, ReadError, Role};
 use crate::turn::{Input, NodeCore, panic_text};
+use holdfast_storage::Directory;
 use queue::{ControlTicket, Item, ProposeTicket, Queue, ReadTicket};
 use worker::{Job, Make, Restored};
 
@@ -40,7 +40,7 @@ pub(crate) struct Driver<S> {
     pub(crate) queue: Arc<Queue>,
     pub(crate) outbox: Arc<dyn Outbox>,
     pub(crate) groups: Groups<S>,
-    pub(crate) snapshots: Arc<dyn Disk>,
+    pub(crate) snapshots: Arc<dyn Directory>,
     pub(crate) jobs: mpsc::Sender<Job>,
     pub(crate) make: Make<S>,
     pub(crate) restored: Restored<S>,
@@ -127,18 +127,33 @@ impl<S: StateMachine> Driver<S> {
         for item in items {
             inputs.extend(self.input(item, &mut controls));
         }
+        let mut recalled = Vec::new();
         let instant = Instant::now();
         if instant >= *next_tick {
             // Missed ticks are not made up for: an election timeout must never pass faster than real time.
             *next_tick = instant + self.tick;
             inputs.push(Input::Tick);
-            self.core.carry_forward(&self.log.holders());
+            recalled = self.carry_forward();
         }
         let effects = self.core.step(now, inputs);
-        let records = self.perform(effects, &controls.created);
+        let mut records = self.perform(effects, &controls.created);
+        records.append(&mut recalled);
         self.make_durable(records, &controls.created).map_err(|error| error.to_string())?;
         self.conclude(controls);
         Ok(())
+    }
+
+    /// Lets groups that hold an old segment write their state again. Returns the records of those whose memory cannot be
+    /// trusted, as the log has them.
+    fn carry_forward(&mut self) -> Vec<Record> {
+        let mut records = Vec::new();
+        for group in self.core.carry_forward(&self.log.holders()) {
+            match self.log.recall(group) {
+                Ok(recalled) => records.extend(recalled),
+                Err(error) => tracing::error!(group, %error, "a stopped group holds the log, which cannot read it"),
+            }
+        }
+        records
     }
 
     fn input(&mut self, item: Item, controls: &mut Controls<S>) -> Option<Input<ProposeTicket, ReadTicket>> {

@@ -3,14 +3,12 @@
 mod clock;
 mod config;
 mod core;
-mod disk;
 mod driver;
 mod group;
 mod log;
 mod machine;
 mod node;
 mod outbox;
-mod random;
 #[cfg(test)]
 mod simulation;
 mod snapshot;

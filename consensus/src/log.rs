@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, mpsc};
 
-use crate::disk::{Disk, DiskFile};
 use batch::{FIRST_BATCH, Position, SEGMENT_HEADER_BYTES, SegmentHeader, batch_bytes, split};
+use holdfast_storage::{Directory, DiskFile};
 use pins::AllPins;
 use record::Record;
 use segment::Preparation;
@@ -50,17 +50,17 @@ pub(crate) struct LogFailed(#[from] io::Error);
 /// The segment being written.
 struct Current {
     header: SegmentHeader,
-    file: Box<dyn DiskFile>,
+    file: Arc<dyn DiskFile>,
     bytes: u32,
     offset: u32,
 }
 
 /// Where segments are prepared ahead of their use.
-pub(crate) type Filler = mpsc::Sender<(Preparation, mpsc::Sender<io::Result<Box<dyn DiskFile>>>)>;
+pub(crate) type Filler = mpsc::Sender<(Preparation, mpsc::Sender<io::Result<Arc<dyn DiskFile>>>)>;
 
 /// The log.
 pub(crate) struct Log {
-    disk: Arc<dyn Disk>,
+    disk: Arc<dyn Directory>,
     options: LogOptions,
     current: Current,
     /// Everything before this is durable.
@@ -73,7 +73,7 @@ pub(crate) struct Log {
     /// Segments that have a name, with their size; the current one is not among them, the one in preparation neither.
     segments: BTreeMap<u64, u32>,
     /// The next segment, in the filler's hands.
-    next: Option<mpsc::Receiver<io::Result<Box<dyn DiskFile>>>>,
+    next: Option<mpsc::Receiver<io::Result<Arc<dyn DiskFile>>>>,
     filler: Option<Filler>,
     unsynced: bool,
     poisoned: bool,
@@ -146,7 +146,7 @@ impl Log {
         if !self.unsynced {
             return Ok(());
         }
-        self.current.file.sync()?;
+        self.current.file.sync_data()?;
         self.unsynced = false;
         self.durable = Position { segment: self.current.header.segment, offset: self.current.offset };
         self.durable_start = self.start;

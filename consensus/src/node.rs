@@ -10,9 +10,8 @@ use holdfast_common::{NodeId, random_bytes};
 use parking_lot::{Mutex, RwLock};
 
 use crate::core::CoreOptions;
-use crate::disk::{Directory, Disk};
 use crate::driver::queue::{ControlTicket, Item, Queue};
-use crate::driver::worker::{Job, Make, Restored, Worker};
+use crate::driver::worker::{Job, Make, Restored, WORKERS, Worker};
 use crate::driver::{self, Driver, Groups, Seat, control_refused};
 use crate::log::batch::LOG_VERSION;
 use crate::log::replay::Replayed;
@@ -21,6 +20,7 @@ use crate::log::{Log, LogOptions, RecoveryError};
 use crate::snapshot::{self, SNAPSHOT_VERSION, SnapshotError};
 use crate::turn::NodeCore;
 use crate::{Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, StateMachine};
+use holdfast_storage::{Directory, RealDirectory, create_directories};
 
 /// All groups of this process, their shared log and their driver. Dropping it shuts it down.
 pub struct Node<S> {
@@ -47,15 +47,17 @@ impl<S: StateMachine> Node<S> {
             let path = path.to_owned();
             move |source| OpenError::Io { path, source }
         };
-        let log_disk: Arc<dyn Disk> = Arc::new(Directory::open(&log_directory).map_err(io_error(&log_directory))?);
-        let snapshots: Arc<dyn Disk> =
-            Arc::new(Directory::open(&snapshot_directory).map_err(io_error(&snapshot_directory))?);
+        let open = |path: &Path| -> Result<Arc<dyn Directory>, OpenError> {
+            create_directories(path).map_err(io_error(path))?;
+            Ok(Arc::new(RealDirectory::new(path)))
+        };
+        let (log_disk, snapshots) = (open(&log_directory)?, open(&snapshot_directory)?);
         let options = LogOptions {
             segment_bytes: config.segment_bytes,
             bytes_max: config.log_bytes_max,
             tail_entries: config.tail_entries,
             // Recycled bytes of another log never pass for this one's.
-            identity: random_bytes().map_err(io_error(Path::new("/dev/urandom")))?,
+            identity: random_bytes().map_err(io_error(&config.directory))?,
         };
         let (mut log, replayed) =
             Log::open(Arc::clone(&log_disk), options).map_err(|error| log_error(&log_directory, error))?;
@@ -99,11 +101,16 @@ impl<S: StateMachine> Node<S> {
         };
         let seat: Seat<S> = Arc::new(Mutex::new(Some(driver)));
         let (visited, driven) = (Arc::clone(&seat), Arc::clone(&queue));
-        let threads = start(vec![
+        let mut tasks: Vec<(&str, Task)> = vec![
             ("consensus-fill", Box::new(fill)),
-            ("consensus-snap", Box::new(move || worker.run(&work))),
             ("consensus-drive", Box::new(move || driver::run(&seat, &driven))),
-        ]);
+        ];
+        let (worker, work) = (Arc::new(worker), Arc::new(Mutex::new(work)));
+        for _ in 0..WORKERS {
+            let (worker, work) = (Arc::clone(&worker), Arc::clone(&work));
+            tasks.push(("consensus-snap", Box::new(move || worker.run(&work))));
+        }
+        let threads = start(tasks);
         let threads = Mutex::new(threads.map_err(io_error(&config.directory))?);
         // Only now: what visits holds the driver until its thread ends.
         queue.let_visitors(Box::new(move |items| driver::visit(&visited, items)));
@@ -208,7 +215,7 @@ fn core_options(config: &NodeConfig) -> CoreOptions {
 }
 
 fn restore_groups<S: StateMachine>(
-    disk: &dyn Disk,
+    disk: &dyn Directory,
     directory: &Path,
     replayed: &BTreeMap<u64, Replayed>,
     make: &Make<S>,
@@ -228,7 +235,7 @@ fn restore_groups<S: StateMachine>(
 }
 
 /// Removes every file that is nobody's current snapshot; returns a number above all of theirs.
-fn clear_files(disk: &dyn Disk, replayed: &BTreeMap<u64, Replayed>) -> io::Result<u64> {
+fn clear_files(disk: &dyn Directory, replayed: &BTreeMap<u64, Replayed>) -> io::Result<u64> {
     let mut next = 1;
     for name in disk.list()? {
         let parsed = snapshot::parse_name(&name);

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_common::NodeId;
 
 use crate::outbox::GroupMessage;
-use crate::random::Random;
 use crate::status::{GroupStatus, ProposeError, Role};
+use holdfast_common::Random;
 use ledger::Ledger;
 use replica::Replica;
 

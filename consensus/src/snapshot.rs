@@ -5,9 +5,9 @@ use std::io::{self, BufWriter, Read, Write};
 use bytes::{Buf, BufMut};
 use holdfast_common::checksum::{crc32c, crc32c_append};
 
-use crate::disk::{Cursor, Disk, DiskFile};
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
+use holdfast_storage::{Cursor, Directory, DiskFile};
 
 /// Version written; newer ones are refused.
 pub(crate) const SNAPSHOT_VERSION: u32 = 1;
@@ -132,9 +132,9 @@ impl<W: Write> Write for Summing<W> {
 }
 
 /// Writes a snapshot file; durable, name and all, when it returns its length.
-pub(crate) fn write(disk: &dyn Disk, file: u64, header: &SnapshotHeader, state: &dyn Snapshot) -> io::Result<u64> {
+pub(crate) fn write(disk: &dyn Directory, file: u64, header: &SnapshotHeader, state: &dyn Snapshot) -> io::Result<u64> {
     let name = name(header.group, file);
-    let handle = disk.create(&name)?;
+    let handle = disk.create_empty(&name)?;
     let offset = header.encode(0, 0).len() as u64;
     let buffered = BufWriter::with_capacity(BUFFER_BYTES, Cursor::new(&*handle, offset));
     let mut summing = Summing { inner: buffered, crc: 0, bytes: 0 };
@@ -143,7 +143,7 @@ pub(crate) fn write(disk: &dyn Disk, file: u64, header: &SnapshotHeader, state: 
     let (bytes, crc) = (summing.bytes, summing.crc);
     drop(summing);
     handle.write_at(0, &header.encode(bytes, crc))?;
-    handle.sync()?;
+    handle.sync_data()?;
     disk.sync_names()?;
     Ok(offset + bytes)
 }
@@ -152,7 +152,7 @@ pub(crate) fn write(disk: &dyn Disk, file: u64, header: &SnapshotHeader, state: 
 pub(crate) fn verify(file: &dyn DiskFile) -> Result<(SnapshotHeader, u64), SnapshotError> {
     let (header, payload) = read_header(file)?;
     let total = payload.offset.checked_add(payload.bytes).ok_or(SnapshotError::Damaged("length"))?;
-    if file.length()? != total {
+    if file.length_bytes()? != total {
         return Err(SnapshotError::Damaged("length"));
     }
     let mut from = Cursor::new(file, payload.offset).take(payload.bytes);
@@ -183,7 +183,7 @@ pub(crate) fn restore<S: StateMachine>(
 
 /// Makes `machine`, which is fresh, the current snapshot of a group.
 pub(crate) fn restore_current<S: StateMachine>(
-    disk: &dyn Disk,
+    disk: &dyn Directory,
     group: u64,
     mark: SnapshotMark,
     machine: &mut S,

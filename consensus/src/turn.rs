@@ -72,9 +72,11 @@ pub(crate) struct NodeCore<P, R> {
 impl<P, R> NodeCore<P, R> {
     /// The groups as the log has them. `next_file` is above all snapshot files there are.
     pub(crate) fn new(options: CoreOptions, groups: BTreeMap<u64, Replayed>, next_file: u64) -> Self {
-        let groups =
+        let groups: BTreeMap<u64, GroupCore<P, R>> =
             groups.into_iter().map(|(id, replayed)| (id, GroupCore::new(id, options, replayed, true))).collect();
-        let (recorded, out) = (BTreeSet::new(), Effects::default());
+        let (recorded, mut out) = (BTreeSet::new(), Effects::default());
+        let stopped = groups.iter().filter_map(|(id, core)| Some((*id, core.stopped()?.to_owned())));
+        out.broken = stopped.collect();
         Self { options, groups, next_file, now: 0, recorded, out }
     }
 
@@ -182,14 +184,17 @@ impl<P, R> NodeCore<P, R> {
         }
     }
 
-    /// Lets groups write their state again, because they hold an old segment of the log.
-    pub(crate) fn carry_forward(&mut self, groups: &[u64]) {
+    /// Lets groups write their state again, because they hold an old segment of the log. Returns those that cannot, whose
+    /// records the log has to recall from its segments.
+    pub(crate) fn carry_forward(&mut self, groups: &[u64]) -> Vec<u64> {
+        let mut to_recall = Vec::new();
         for group in groups.iter().take(CARRY_GROUPS_MAX) {
             // A stopped group too: it must not hold the log for ever.
-            if let Some(core) = self.groups.get_mut(group) {
-                core.carry_forward(CARRY_BYTES_MAX, &mut self.out);
-            }
+            let carried =
+                self.groups.get_mut(group).is_some_and(|core| core.carry_forward(CARRY_BYTES_MAX, &mut self.out));
+            to_recall.extend((!carried).then_some(*group));
         }
+        to_recall
     }
 
     /// All records handed out are durable: what may follow from it. There may be new records in it.

@@ -2,18 +2,24 @@
 //! runs on a tokio worker; callers wait for a oneshot.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use holdfast_common::DiskId;
-use holdfast_common::durable::DirectoryLock;
+use holdfast_node::superblock::SuperblockError;
+use holdfast_storage::Directory;
+use holdfast_storage::durable::DirectoryLock;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
+use crate::store::checkpoint::Frozen;
 use crate::store::segment::Segment;
 use crate::store::types::{Outcome, Request, ShardError};
 use crate::store::{Reader, Store, make_segment};
+use crate::superblock::DiskSuperblock;
 
 /// Requests waiting for the writer; more are answered `Busy`.
 pub const WRITE_QUEUE_MAX: usize = 4096;
@@ -33,6 +39,9 @@ const BATCHES_PER_UPKEEP: u32 = 16;
 const IDLE_AFTER: Duration = Duration::from_millis(200);
 /// How long an idle writer sleeps between looks at upkeep.
 const IDLE_SLEEP: Duration = Duration::from_secs(1);
+
+/// Why a disk is out of service whose writer met a broken invariant.
+const WRITER_PANICKED: &str = "its writer panicked; the next start of the node opens it again";
 
 struct Job {
     request: Request,
@@ -64,9 +73,53 @@ struct ReadSide {
     wake: Condvar,
 }
 
+/// Where a disk is, and what was there when it was opened.
+pub(crate) struct Home {
+    path: PathBuf,
+    directory: Arc<dyn Directory>,
+    identity: (u64, u64),
+    superblock: DiskSuperblock,
+}
+
+impl Home {
+    /// What is there now. Blocks.
+    ///
+    /// # Errors
+    /// The directory or its superblock cannot be read.
+    pub(crate) fn of(path: &Path, directory: Arc<dyn Directory>) -> Result<Self, SuperblockError> {
+        let io_error = |source| SuperblockError::Io { path: path.to_owned(), source };
+        let identity = directory.identity().map_err(io_error)?;
+        let superblock = DiskSuperblock::read(path)?;
+        Ok(Self { path: path.to_owned(), directory, identity, superblock })
+    }
+
+    /// Looks whether it is still there: the store would serve on through open files for ever. Blocks.
+    ///
+    /// # Errors
+    /// What is there instead, in words. What cannot be read says nothing.
+    fn check(&self) -> Result<(), String> {
+        let path = self.path.display();
+        match self.directory.identity() {
+            Ok(identity) if identity == self.identity => {}
+            Ok(_) => return Err(format!("another directory is at {path}")),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(format!("{path} is gone")),
+            Err(_) => return Ok(()),
+        }
+        match DiskSuperblock::read(&self.path) {
+            Ok(found) if found == self.superblock => Ok(()),
+            Ok(found) => Err(format!("{path} is disk {} of node {} now", found.disk, found.node)),
+            Err(error @ (SuperblockError::NotFormatted { .. } | SuperblockError::OtherKind { .. })) => {
+                Err(error.to_string())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+}
+
 /// A disk in service.
 pub(crate) struct Disk {
     pub(crate) id: DiskId,
+    home: Option<Home>,
     reader: Reader,
     writes: Arc<WriteSide>,
     reads: Arc<ReadSide>,
@@ -79,18 +132,48 @@ impl Disk {
     ///
     /// # Errors
     /// The system has no more threads.
-    pub(crate) fn start(id: DiskId, store: Store, lock: Option<DirectoryLock>) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn start(
+        id: DiskId,
+        store: Store,
+        home: Option<Home>,
+        lock: Option<DirectoryLock>,
+    ) -> std::io::Result<Arc<Self>> {
         let reader = store.reader();
         let (writes, reads) = (Arc::new(WriteSide::default()), Arc::new(ReadSide::default()));
         let mut threads = Vec::new();
-        let writer = Writer { store, side: writes.clone(), prepared: mpsc::channel(), preparing: None, _lock: lock };
+        let mut writer = Writer {
+            store,
+            side: writes.clone(),
+            prepared: mpsc::channel(),
+            preparing: None,
+            written: mpsc::channel(),
+            checkpointing: None,
+            _lock: lock,
+        };
+        writer.store.write_checkpoints_elsewhere();
         let named = |name: String| std::thread::Builder::new().name(name);
-        threads.push(named(format!("disk{id}-write")).spawn(move || writer.run())?);
+        let (watched, side) = (reader.clone(), writes.clone());
+        let write = move || {
+            if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {
+                watched.retire(WRITER_PANICKED);
+                side.close();
+            }
+        };
+        threads.push(named(format!("disk{id}-write")).spawn(write)?);
         for _ in 0..READ_THREADS {
             let side = reads.clone();
             threads.push(named(format!("disk{id}-read")).spawn(move || side.run())?);
         }
-        Ok(Arc::new(Self { id, reader, writes, reads, threads: Mutex::new(threads) }))
+        Ok(Arc::new(Self { id, home, reader, writes, reads, threads: Mutex::new(threads) }))
+    }
+
+    /// Takes the disk out of service if its directory is gone or another. Blocks.
+    pub(crate) fn look_at_home(&self) {
+        if !self.reader.is_failed()
+            && let Some(Err(why)) = self.home.as_ref().map(Home::check)
+        {
+            self.reader.retire(&why);
+        }
     }
 
     pub(crate) fn reader(&self) -> &Reader {
@@ -104,9 +187,13 @@ impl Disk {
             Request::Put(put) => put.payload.len(),
             Request::Delete { .. } | Request::SetFloor { .. } | Request::DropVolume { .. } => 0,
         };
-        self.writes.push(Job { request, bytes, deadline, reply })?;
-        // The writer is gone only when the node stops.
-        answer.await.unwrap_or(Err(ShardError::Busy))
+        let pushed = self.writes.push(Job { request, bytes, deadline, reply });
+        let outcome = match pushed {
+            Ok(()) => answer.await.unwrap_or(Err(ShardError::Busy)),
+            Err(error) => Err(error),
+        };
+        // A writer that is gone answers nobody: the node stops, or the disk is out of service.
+        if outcome == Err(ShardError::Busy) && self.reader.is_failed() { Err(ShardError::DiskFailed) } else { outcome }
     }
 
     /// Runs `work` on a thread that may block on the disk.
@@ -191,6 +278,14 @@ impl WriteSide {
         queue.jobs.is_empty() && !queue.stopping
     }
 
+    /// Refuses everything from now on, and lets go of what waits, which tells those who wait.
+    fn close(&self) {
+        let mut queue = self.queue.lock();
+        queue.stopping = true;
+        queue.bytes = 0;
+        queue.jobs.clear();
+    }
+
     fn nudge(&self) {
         self.queue.lock().nudged = true;
         self.wake.notify_one();
@@ -227,12 +322,16 @@ impl ReadSide {
 }
 
 type Prepared = std::io::Result<Arc<Segment>>;
+/// A checkpoint, and whether it could be written.
+type Written = (Frozen, std::io::Result<()>);
 
 struct Writer {
     store: Store,
     side: Arc<WriteSide>,
     prepared: (mpsc::Sender<Prepared>, mpsc::Receiver<Prepared>),
     preparing: Option<JoinHandle<()>>,
+    written: (mpsc::Sender<Written>, mpsc::Receiver<Written>),
+    checkpointing: Option<JoinHandle<()>>,
     _lock: Option<DirectoryLock>,
 }
 
@@ -258,11 +357,16 @@ impl Writer {
             while self.side.is_empty() && self.store.maintain(idle) {
                 idle = last_request.elapsed() >= IDLE_AFTER;
             }
+            self.checkpoint_ahead();
             sleep = if idle { IDLE_SLEEP } else { IDLE_AFTER };
         }
         if let Some(preparing) = self.preparing.take() {
             let _ = preparing.join();
             self.adopt_prepared();
+        }
+        if let Some(checkpointing) = self.checkpointing.take() {
+            let _ = checkpointing.join();
+            self.adopt_written();
         }
         if !self.store.is_failed() && self.store.checkpoint().is_err() {
             tracing::warn!("no checkpoint could be written; the next start scans");
@@ -281,7 +385,16 @@ impl Writer {
             requests.push(job.request);
             replies.push(job.reply);
         }
-        for (outcome, reply) in self.store.commit(&requests).into_iter().zip(replies) {
+        let committed = catch_unwind(AssertUnwindSafe(|| self.store.commit(&requests)));
+        let outcomes = committed.unwrap_or_else(|panic| {
+            // Before anybody is let go: who then asks why must find the disk out of service.
+            self.store.reader().retire(WRITER_PANICKED);
+            replies.drain(..).for_each(|reply| {
+                let _ = reply.send(Err(ShardError::DiskFailed));
+            });
+            resume_unwind(panic)
+        });
+        for (outcome, reply) in outcomes.into_iter().zip(replies) {
             let _ = reply.send(outcome);
         }
     }
@@ -303,10 +416,68 @@ impl Writer {
         }
     }
 
+    /// Has a checkpoint written that is due, from a copy of the index: encoding millions of shards takes seconds.
+    fn checkpoint_ahead(&mut self) {
+        self.adopt_written();
+        let Some(frozen) = self.store.plan_checkpoint() else { return };
+        let (sender, side) = (self.written.0.clone(), self.side.clone());
+        let write = move || {
+            let written = frozen.write();
+            let _ = sender.send((frozen, written));
+            side.nudge();
+        };
+        match std::thread::Builder::new().name("disk-checkpoint".to_owned()).spawn(write) {
+            Ok(thread) => self.checkpointing = Some(thread),
+            Err(error) => {
+                self.store.give_up_checkpoint();
+                tracing::warn!(%error, "no checkpoint is written for now");
+            }
+        }
+    }
+
+    fn adopt_written(&mut self) {
+        while let Ok((frozen, written)) = self.written.1.try_recv() {
+            self.checkpointing = None;
+            if let Err(error) = self.store.end_checkpoint(&frozen, written) {
+                tracing::warn!(%error, "no checkpoint could be written");
+            }
+        }
+    }
+
     fn adopt_prepared(&mut self) {
         while let Ok(made) = self.prepared.1.try_recv() {
             self.preparing = None;
             self.store.add_spare(made);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::recover::create;
+    use crate::store::tests::{DISK, SMALL, options, put, read};
+    use holdfast_storage::SimulatedDisk;
+
+    #[tokio::test]
+    async fn a_panic_of_the_writer_takes_the_disk_out_and_answers_everybody() {
+        let simulated = SimulatedDisk::default();
+        create(&*simulated.root()).unwrap();
+        let (store, _) = Store::open(simulated.root(), DISK, options()).unwrap();
+        let disk = Disk::start(DISK, store, None, None).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        disk.write(Request::Put(put(1, 1, SMALL)), deadline).await.unwrap();
+        // No caller can make such a header; the writer relies on it.
+        let mut impossible = put(2, 1, SMALL);
+        impossible.meta.stripe.slots = vec![0; 300].into();
+        let late = disk.write(Request::Put(put(3, 1, SMALL)), deadline);
+        let failing = disk.write(Request::Put(impossible), deadline);
+        assert_eq!(tokio::join!(failing, late), (Err(ShardError::DiskFailed), Err(ShardError::DiskFailed)));
+        assert_eq!(read(disk.reader(), 1, 1, SMALL), Err(ShardError::DiskFailed));
+        assert!(disk.reader().status().failed);
+        disk.stop();
+        // What was answered is there after a restart, and no note keeps the disk from serving again.
+        let (store, _) = Store::open(simulated.root(), DISK, options()).unwrap();
+        assert!(read(&store.reader(), 1, 1, SMALL).is_ok());
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,12 @@ use tonic::Status;
 use crate::service::DataService;
 use crate::store::DiskStatus;
 use crate::store::types::VolumeKey;
+use crate::superblock::NODE_KIND;
 
 /// Longest time to make a drop durable on all disks.
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for a look at the superblocks.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Drops executed for one heartbeat; the rest comes with the next.
 const DROPS_PER_HEARTBEAT_MAX: usize = 64;
 
@@ -27,6 +31,8 @@ pub(crate) struct Heart {
     pub(crate) service: Arc<DataService>,
     pub(crate) volmgr: VolumeManager,
     pub(crate) superblock: NodeSuperblock,
+    /// The node's directory.
+    pub(crate) directory: PathBuf,
     pub(crate) address: SocketAddr,
 }
 
@@ -51,8 +57,8 @@ fn report((disk, status): &(DiskId, DiskStatus)) -> Disk {
     }
 }
 
-/// Registers unless that was done, then sends heartbeats. Returns only when the volume manager refuses the node for good,
-/// with its reason.
+/// Registers unless that was done, then sends heartbeats. Returns only when the node must serve no more, with the reason:
+/// the volume manager refuses it for good, or its directory is gone or another.
 pub(crate) async fn run(heart: Heart, registered: bool) -> String {
     let interval = Duration::from_millis(heart.superblock.heartbeat_interval_ms.max(10).into());
     let mut silent = Silence::default();
@@ -70,6 +76,9 @@ pub(crate) async fn run(heart: Heart, registered: bool) -> String {
     }
     let (mut dropped, mut reported) = (BTreeSet::new(), BTreeSet::new());
     loop {
+        if let Err(why) = heart.look_at_home().await {
+            return why;
+        }
         match heart.volmgr.heartbeat(heart.request(&dropped).await).await {
             Ok(response) => {
                 silent = Silence::default();
@@ -86,6 +95,23 @@ pub(crate) async fn run(heart: Heart, registered: bool) -> String {
 }
 
 impl Heart {
+    /// Takes disks out of service whose directory is gone or another.
+    ///
+    /// # Errors
+    /// The node's own directory is.
+    async fn look_at_home(&self) -> Result<(), String> {
+        let (service, superblock, directory) = (self.service.clone(), self.superblock.clone(), self.directory.clone());
+        let look = move || {
+            service.disks().for_each(|disk| disk.look_at_home());
+            superblock.check_home(&directory, NODE_KIND)
+        };
+        // A disk that hangs must not make the whole node look dead.
+        match tokio::time::timeout(LOOK_TIMEOUT, tokio::task::spawn_blocking(look)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(_)) | Err(_) => Ok(()),
+        }
+    }
+
     async fn request(&self, dropped: &BTreeSet<VolumeKey>) -> HeartbeatRequest {
         let disks = self.service.statuses().await;
         let drop = |key: &VolumeKey| DroppedVolume { volume: key.volume.0, incarnation: key.incarnation.0 };

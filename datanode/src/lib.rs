@@ -3,7 +3,9 @@
 //! [`store`] is one disk's shard store; [`format`], [`start`] and [`Datanode`] are the node's life around it.
 
 mod disk;
+mod disks;
 mod heartbeat;
+mod memory;
 mod node;
 mod service;
 pub mod store;

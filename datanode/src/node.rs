@@ -8,22 +8,24 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use holdfast_common::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_common::{DiskId, NodeId};
 use holdfast_node::superblock::{self, SuperblockError};
 use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::RegisterResponse;
+use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
+use holdfast_storage::{RealDirectory, create_directories};
 use holdfast_transport::{Identity, Server, ServerLimits};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError};
 
-use crate::disk::Disk;
+use crate::disks::{self, Found};
 use crate::heartbeat::{self, Heart};
+use crate::memory::Memory;
 use crate::service::DataService;
-use crate::store::real::RealDirectory;
+use crate::store::StoreOptions;
 use crate::store::recover::{self, OpenError};
-use crate::store::{DiskStatus, Store, StoreOptions};
+use crate::store::volumes::{VOLUMES_FILE, VolumesError};
 use crate::superblock::{DiskSuperblock, NODE_KIND};
 
 /// Where a datanode lives and listens, and whom it belongs to.
@@ -66,6 +68,14 @@ pub enum StartError {
         path: PathBuf,
         /// Why.
         source: OpenError,
+    },
+    /// What the node remembers for disks that are away cannot be used.
+    #[error("{}: {source}; remove it only if no disk of this node was ever away", path.display())]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: VolumesError,
     },
     /// A node stores shards on disks.
     #[error("a datanode needs a disk at least")]
@@ -120,12 +130,12 @@ fn format_blocking(directory: &Path, disks: &[PathBuf]) -> Result<(), StartError
     if disks.is_empty() {
         return Err(StartError::NoDisks);
     }
-    std::fs::create_dir_all(directory).map_err(io_error(directory))?;
+    create_directories(directory).map_err(io_error(directory))?;
     let _lock = DirectoryLock::acquire(directory)?;
     superblock::must_not_exist(directory)?;
     let mut locks = Vec::new();
     for disk in disks {
-        std::fs::create_dir_all(disk).map_err(io_error(disk))?;
+        create_directories(disk).map_err(io_error(disk))?;
         locks.push(lock_disk(disk, directory)?);
         check_empty(disk)?;
     }
@@ -140,7 +150,7 @@ fn format_blocking(directory: &Path, disks: &[PathBuf]) -> Result<(), StartError
     sync_parent(directory).map_err(io_error(directory))
 }
 
-fn lock_disk(disk: &Path, directory: &Path) -> Result<DirectoryLock, StartError> {
+pub(crate) fn lock_disk(disk: &Path, directory: &Path) -> Result<DirectoryLock, StartError> {
     let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
         (Ok(a), Ok(b)) => a == b,
         _ => a == b,
@@ -159,7 +169,7 @@ fn check_empty(disk: &Path) -> Result<(), StartError> {
         Err(SuperblockError::NotFormatted { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let ours = ["lock", "lost+found", "volumes", "volumes.tmp", "superblock.tmp"];
+    let ours = ["lock", "lost+found", "volumes", "volumes.tmp", "superblock.tmp", "superblock-copy.tmp"];
     for entry in std::fs::read_dir(disk).map_err(io_error(disk))? {
         let name = entry.map_err(io_error(disk))?.file_name();
         if !ours.iter().any(|known| name == *known) {
@@ -194,7 +204,7 @@ pub async fn start(config: DatanodeConfig) -> Result<Datanode, StartError> {
 /// # Errors
 /// [`StartError`]; nothing serves then.
 pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result<Datanode, StartError> {
-    let (lock, disk_locks) = {
+    let (lock, found) = {
         let config = config.clone();
         tokio::task::spawn_blocking(move || claim(&config)).await??
     };
@@ -205,20 +215,26 @@ pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result
         let directory = config.directory.clone();
         tokio::task::spawn_blocking(move || NodeSuperblock::raise_generation(&directory, NODE_KIND)).await??
     };
-    let (superblock, ids, registered) = identify(&config, superblock, &volmgr, address).await?;
-    let (disks, lost) = open_disks(&config.disks, &ids, disk_locks, &options).await?;
+    let (superblock, found, registered) = identify(&config, superblock, &volmgr, address, found).await?;
+    let memory = {
+        let (directory, ids) = (config.directory.clone(), found.iter().filter(|disk| disk.id.0 != 0));
+        let ids: Vec<_> = ids.map(|disk| (disk.path.clone(), disk.id)).collect();
+        Arc::new(tokio::task::spawn_blocking(move || remember(&directory, &ids)).await??)
+    };
+    let (disks, lost) = disks::open(found, &memory, &options).await?;
     let (node, secret) = (superblock.node, superblock.secret.clone());
-    let service = Arc::new(DataService::new(node, secret, disks, lost));
+    let service = Arc::new(DataService::new(node, secret, disks, lost, memory));
     drop(reserved);
     let identity = Identity { cluster: superblock.cluster };
     let server = Server::bind(address, identity, service.clone(), ServerLimits::default()).await;
     let server = Arc::new(Mutex::new(Some(server.map_err(|source| ListenError { address, source })?)));
     let (stop, stopped) = watch::channel(None);
-    let heart = Heart { service: service.clone(), volmgr, superblock, address };
+    let directory = config.directory.clone();
+    let heart = Heart { service: service.clone(), volmgr, superblock, directory, address };
     let serving = server.clone();
     let beating = tokio::spawn(async move {
         let why = heartbeat::run(heart, registered).await;
-        tracing::error!(reason = why, "the volume manager refuses this node; it stops serving");
+        tracing::error!(reason = why, "this node stops serving");
         let running = serving.lock().take();
         if let Some(running) = running {
             running.shutdown().await;
@@ -229,25 +245,26 @@ pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result
     Ok(Datanode { node, local_addr: address, service, server, heartbeat, stopped, _lock: lock })
 }
 
+/// Remembers the disks that are there, and what the node remembers for those that are not. Blocks.
+fn remember(directory: &Path, ids: &[(PathBuf, DiskId)]) -> Result<Memory, StartError> {
+    disks::remember(directory, ids)?;
+    Memory::load(Arc::new(RealDirectory::new(directory))).map_err(|source| {
+        let path = directory.join(VOLUMES_FILE);
+        StartError::Memory { path, source }
+    })
+}
+
 /// Locks and checks everything the node needs; changes nothing.
-fn claim(config: &DatanodeConfig) -> Result<(DirectoryLock, Vec<DirectoryLock>), StartError> {
+fn claim(config: &DatanodeConfig) -> Result<(DirectoryLock, Vec<Found>), StartError> {
     if config.disks.is_empty() {
         return Err(StartError::NoDisks);
     }
     // Before the lock: a directory that is none of ours gets no lock file.
     NodeSuperblock::read(&config.directory, NODE_KIND)?;
     let lock = DirectoryLock::acquire(&config.directory)?;
-    let mut disk_locks = Vec::new();
     let superblock = NodeSuperblock::read(&config.directory, NODE_KIND)?;
-    for disk in &config.disks {
-        let theirs = DiskSuperblock::read(disk)?;
-        let node_fits = theirs.node.0 == 0 || superblock.node.0 == 0 || theirs.node == superblock.node;
-        if theirs.format_nonce != superblock.format_nonce || !node_fits {
-            return Err(StartError::ForeignDisk { path: disk.clone() });
-        }
-        disk_locks.push(lock_disk(disk, &config.directory)?);
-    }
-    Ok((lock, disk_locks))
+    let found = disks::claim(&config.directory, &superblock, &config.disks)?;
+    Ok((lock, found))
 }
 
 /// Makes sure that node and disks have ids. The last part says whether the volume manager knows this start already.
@@ -256,21 +273,20 @@ async fn identify(
     superblock: NodeSuperblock,
     volmgr: &VolumeManager,
     address: SocketAddr,
-) -> Result<(NodeSuperblock, Vec<DiskId>, bool), StartError> {
-    let ids: Result<Vec<DiskId>, _> =
-        config.disks.iter().map(|disk| DiskSuperblock::read(disk).map(|theirs| theirs.disk)).collect();
-    let ids = ids?;
-    let newcomer = !superblock.is_registered() || ids.contains(&DiskId(0));
-    let disks: Vec<_> = config.disks.iter().zip(&ids).map(|(path, id)| (*id, first_look(path))).collect();
+    found: Vec<Found>,
+) -> Result<(NodeSuperblock, Vec<Found>, bool), StartError> {
+    let newcomer = !superblock.is_registered() || found.iter().any(|disk| disk.is_told_of() && disk.id.0 == 0);
+    let told = found.iter().filter(|disk| disk.is_told_of());
+    let disks: Vec<_> = told.map(|disk| (disk.id, disk.first_look())).collect();
     let mut complained = false;
     loop {
         let request = heartbeat::registration(&superblock, address, &disks);
         match volmgr.register(request).await {
             Ok(response) => {
                 let (config, superblock) = (config.clone(), superblock.clone());
-                let persisted =
-                    tokio::task::spawn_blocking(move || persist_ids(&config, &superblock, &response)).await??;
-                return Ok((persisted.0, persisted.1, true));
+                let persist = move || persist_ids(&config, &superblock, &response, found);
+                let (superblock, found) = tokio::task::spawn_blocking(persist).await??;
+                return Ok((superblock, found, true));
             }
             Err(status) if is_final(&status) => return Err(StartError::Refused(status.message().to_owned())),
             Err(status) if newcomer => {
@@ -279,21 +295,8 @@ async fn identify(
                 }
                 tokio::time::sleep(REGISTER_RETRY).await;
             }
-            Err(_) => return Ok((superblock, ids, false)),
+            Err(_) => return Ok((superblock, found, false)),
         }
-    }
-}
-
-/// Space of a disk that is not open yet, for the registration.
-fn first_look(path: &Path) -> DiskStatus {
-    use crate::store::io::Directory;
-    let Ok(space) = RealDirectory::new(path).space() else { return DiskStatus::lost() };
-    DiskStatus {
-        failed: false,
-        total_bytes: space.total_bytes,
-        unreserved_bytes: space.available_bytes,
-        file_system: space.file_system,
-        ..DiskStatus::lost()
     }
 }
 
@@ -303,67 +306,33 @@ fn persist_ids(
     config: &DatanodeConfig,
     superblock: &NodeSuperblock,
     response: &RegisterResponse,
-) -> Result<(NodeSuperblock, Vec<DiskId>), StartError> {
+    mut found: Vec<Found>,
+) -> Result<(NodeSuperblock, Vec<Found>), StartError> {
     let new = superblock.registered(response).ok_or(StartError::BadRegistration)?;
     let ids: Vec<DiskId> = response.disks.iter().copied().map(DiskId).collect();
-    if ids.len() != config.disks.len() || ids.contains(&DiskId(0)) {
+    if ids.len() != found.iter().filter(|disk| disk.is_told_of()).count() || ids.contains(&DiskId(0)) {
         return Err(StartError::BadRegistration);
     }
-    for (path, disk) in config.disks.iter().zip(&ids) {
-        let old = DiskSuperblock::read(path)?;
-        let theirs = DiskSuperblock { cluster: new.cluster, node: new.node, disk: *disk, ..old };
-        if old.disk.0 != 0 && old != theirs {
-            return Err(StartError::ForeignDisk { path: path.clone() });
+    for (disk, id) in found.iter_mut().filter(|disk| disk.is_told_of()).zip(&ids) {
+        if disk.id.0 != 0 && disk.id != *id {
+            return Err(StartError::ForeignDisk { path: disk.path.clone() });
         }
-        if old != theirs {
-            theirs.write(path)?;
+        disk.id = *id;
+        if matches!(disk.state, disks::State::Claimed(_)) {
+            let old = DiskSuperblock::read(&disk.path)?;
+            let theirs = DiskSuperblock { cluster: new.cluster, node: new.node, disk: *id, ..old };
+            if old.disk.0 != 0 && old != theirs {
+                return Err(StartError::ForeignDisk { path: disk.path.clone() });
+            }
+            if old != theirs {
+                theirs.write(&disk.path)?;
+            }
         }
     }
     if new != *superblock {
         new.write(&config.directory, NODE_KIND)?;
     }
-    Ok((new, ids))
-}
-
-/// Opens every disk, each on a thread of its own. A disk that does not open is out of service; one that a newer version
-/// made stops the start, and so does having no disk left.
-async fn open_disks(
-    paths: &[PathBuf],
-    ids: &[DiskId],
-    locks: Vec<DirectoryLock>,
-    options: &StoreOptions,
-) -> Result<(Vec<Arc<Disk>>, Vec<DiskId>), StartError> {
-    let opening: Vec<_> = paths
-        .iter()
-        .zip(ids)
-        .zip(locks)
-        .map(|((path, id), lock)| {
-            let (path, id, options) = (path.clone(), *id, options.clone());
-            (path.clone(), id, tokio::task::spawn_blocking(move || open_disk(&path, id, lock, options)))
-        })
-        .collect();
-    let (mut disks, mut lost, mut last) = (Vec::new(), Vec::new(), None);
-    for (path, id, opened) in opening {
-        match opened.await? {
-            Ok(disk) => disks.push(disk),
-            Err(source @ OpenError::Unsupported { .. }) => return Err(StartError::Disk { path, source }),
-            Err(source) => {
-                tracing::error!(disk = id.0, path = %path.display(), error = %source, "disk out of service");
-                lost.push(id);
-                last = Some(StartError::Disk { path, source });
-            }
-        }
-    }
-    match last {
-        Some(error) if disks.is_empty() => Err(error),
-        _ => Ok((disks, lost)),
-    }
-}
-
-fn open_disk(path: &Path, id: DiskId, lock: DirectoryLock, options: StoreOptions) -> Result<Arc<Disk>, OpenError> {
-    let (store, report) = Store::open(Arc::new(RealDirectory::new(path)), id, options)?;
-    tracing::info!(disk = id.0, path = %path.display(), ?report, "disk open");
-    Ok(Disk::start(id, store, Some(lock))?)
+    Ok((new, found))
 }
 
 impl Datanode {

@@ -1,5 +1,7 @@
 //! Claims about a whole node: its life with and without a volume manager, and the protocol over a real connection.
 
+mod disks;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -17,6 +17,7 @@ use holdfast_proto::method;
 use holdfast_transport::{BODY_BYTES_MAX, Call, Refusal, Reply, Service};
 
 use crate::disk::Disk;
+use crate::memory::Memory;
 use crate::store::types::{ChunkKey, Put, ReadData, ReadRange, Request, ShardError, ShardKey, ShardMeta, VolumeKey};
 use crate::store::{DiskStatus, Granted};
 use crate::units::{saturating_u32, to_usize};
@@ -41,6 +42,7 @@ pub(crate) struct DataService {
     disks: BTreeMap<DiskId, Arc<Disk>>,
     /// Disks of this node that could not be opened.
     lost: Vec<DiskId>,
+    memory: Arc<Memory>,
 }
 
 /// A refusal of one request, as it travels.
@@ -79,8 +81,14 @@ fn said<T>(result: &Result<T, Denied>) -> (i32, String) {
 type ReadResult = Result<ReadData, Denied>;
 
 impl DataService {
-    pub(crate) fn new(node: NodeId, secret: ClusterSecret, disks: Vec<Arc<Disk>>, lost: Vec<DiskId>) -> Self {
-        Self { node, secret, disks: disks.into_iter().map(|disk| (disk.id, disk)).collect(), lost }
+    pub(crate) fn new(
+        node: NodeId,
+        secret: ClusterSecret,
+        disks: Vec<Arc<Disk>>,
+        lost: Vec<DiskId>,
+        memory: Arc<Memory>,
+    ) -> Self {
+        Self { node, secret, disks: disks.into_iter().map(|disk| (disk.id, disk)).collect(), lost, memory }
     }
 
     pub(crate) fn disks(&self) -> impl Iterator<Item = &Arc<Disk>> {
@@ -144,13 +152,23 @@ impl DataService {
         self.everywhere(&Request::DropVolume { volume }, deadline).await.is_ok()
     }
 
-    /// Does a thing on every disk. A disk that is out of service has nothing to remember any more.
+    /// Does a thing on every disk. For a disk that is away the node remembers it: it learns it when it returns.
     async fn everywhere(&self, request: &Request, deadline: Instant) -> Result<(), Denied> {
         let mut result = Ok(());
+        let mut away = !self.lost.is_empty();
         for disk in self.disks.values() {
             match disk.write(request.clone(), deadline).await {
-                Ok(_) | Err(ShardError::DiskFailed) => {}
+                Ok(_) => {}
+                Err(ShardError::DiskFailed) => away = true,
                 Err(error) => result = Err(error.into()),
+            }
+        }
+        if away {
+            let (memory, request) = (self.memory.clone(), request.clone());
+            let remembered = tokio::task::spawn_blocking(move || memory.remember(&request)).await;
+            if let Err(error) = remembered.map_err(std::io::Error::other).and_then(|done| done) {
+                tracing::error!(%error, "what a disk that is away has to learn cannot be written down");
+                return Err(ShardError::Busy.into());
             }
         }
         result

@@ -6,52 +6,53 @@
 //! 2. a delete is a tombstone first; space goes when it is durable and running readers have left (R5);
 //! 3. a segment is recycled after its live records were copied, synced, and a checkpoint no longer needs it.
 //!
-//! A failed sync or an I/O error takes the disk out of service for good (D6); being full does not.
+//! A failed sync or write takes the disk out of service for good (D6), over restarts too; being full does not, nor does a
+//! missing descriptor. A place that cannot be read is the damage of what stands there.
 
 pub mod checkpoint;
 pub mod commit;
+pub mod failure;
 mod fields;
 pub mod index;
-pub mod io;
 mod maintain;
 mod read;
-pub mod real;
 pub mod record;
 pub mod recover;
 mod scan;
 pub mod segment;
+mod shared;
 pub mod space;
 pub mod types;
 pub mod volumes;
 
 #[cfg(test)]
+mod checkpoint_tests;
+#[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
-mod format_tests;
+mod fault_tests;
 #[cfg(test)]
-pub(crate) mod sim;
+mod format_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use holdfast_common::{DiskId, SessionId};
-use parking_lot::{Mutex, RwLock};
+use holdfast_common::SessionId;
 
 use self::commit::AlignedBuffer;
 use self::index::{Index, Phase, SegmentState};
-use self::io::{BLOCK_BYTES, Directory, FileSystemSpace};
 use self::segment::{DATA_START, Segment, SegmentHeader, SegmentKind, file_name, write_header};
-use self::space::{Budget, SpaceBook};
+pub(crate) use self::shared::Shared;
+use self::space::Budget;
 use self::types::{ShardError, VolumeKey};
 use self::volumes::Volumes;
 use crate::units::to_usize;
+use holdfast_storage::{BLOCK_BYTES, Directory, is_no_space, is_out_of_descriptors};
 
-/// How long a look at the file system's free space is believed.
-const SPACE_BELIEVED: Duration = Duration::from_millis(100);
 /// Zeros are written ahead in pieces of this size.
 const ZERO_PIECE_BYTES: u64 = 1 << 20;
 
@@ -89,63 +90,6 @@ pub(crate) struct State {
     pub(crate) volumes: Volumes,
 }
 
-pub(crate) struct Shared {
-    pub(crate) directory: Arc<dyn Directory>,
-    pub(crate) disk: DiskId,
-    pub(crate) state: RwLock<State>,
-    pub(crate) book: SpaceBook,
-    pub(crate) limit_bytes: Option<u64>,
-    failed: AtomicBool,
-    /// Bytes of puts that were admitted and are not in the index yet.
-    pub(crate) unapplied_bytes: AtomicU64,
-    space: Mutex<(Instant, FileSystemSpace)>,
-    pub(crate) corrupt_reads: AtomicU64,
-}
-
-impl Shared {
-    pub(crate) fn is_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
-    }
-
-    /// Takes the disk out of service (D6). Nothing is retried: what the kernel holds of it is unknown from now on.
-    pub(crate) fn poison(&self, what: &str, error: &std::io::Error) -> ShardError {
-        if !self.failed.swap(true, Ordering::AcqRel) {
-            tracing::error!(disk = self.disk.0, %error, "disk out of service: {what} failed");
-        }
-        ShardError::DiskFailed
-    }
-
-    /// Free space now, without what is reserved.
-    pub(crate) fn budget(&self) -> Result<Budget, ShardError> {
-        let used_bytes = self.state.read().index.used_bytes() + self.unapplied_bytes.load(Ordering::Relaxed);
-        let mut space = self.space.lock();
-        if space.0.elapsed() > SPACE_BELIEVED {
-            let fresh = self.directory.space().map_err(|e| self.poison("statvfs", &e))?;
-            *space = (Instant::now(), fresh);
-        }
-        Ok(Budget::new(&space.1, used_bytes, self.limit_bytes))
-    }
-
-    /// The file system whose free bytes this disk may share with others; 0 if it has a limit of its own.
-    fn shared_file_system(&self) -> u64 {
-        if self.limit_bytes.is_some() { 0 } else { self.space.lock().1.file_system }
-    }
-
-    /// Takes written bytes off the believed free space until the next look.
-    pub(crate) fn spend(&self, bytes: u64) {
-        let mut space = self.space.lock();
-        space.1.available_bytes = space.1.available_bytes.saturating_sub(bytes);
-    }
-
-    /// Makes the next [`Shared::budget`] look again.
-    pub(crate) fn doubt_space(&self) {
-        let mut space = self.space.lock();
-        if let Some(before) = space.0.checked_sub(SPACE_BELIEVED * 2) {
-            space.0 = before;
-        }
-    }
-}
-
 /// Where the next record of a kind goes.
 #[derive(Clone)]
 pub(crate) struct Cursor {
@@ -162,17 +106,20 @@ impl Cursor {
 
     /// How far into its page `append` is.
     pub(crate) fn tail_bytes(&self) -> usize {
-        to_usize(self.append % io::BLOCK_BYTES)
+        to_usize(self.append % BLOCK_BYTES)
     }
 
-    /// What the page of `append` holds before it.
-    fn take_tail(&mut self) -> std::io::Result<Vec<u8>> {
-        if let Some(tail) = self.tail.take() {
-            return Ok(tail);
+    /// Makes sure that what the page of `append` holds before it is known.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    pub(crate) fn read_tail(&mut self) -> std::io::Result<()> {
+        if self.tail.is_none() {
+            let mut tail = vec![0; self.tail_bytes()];
+            self.segment.file.read_exact_at(self.append - tail.len() as u64, &mut tail)?;
+            self.tail = Some(tail);
         }
-        let mut tail = vec![0; self.tail_bytes()];
-        self.segment.file.read_at(self.append - tail.len() as u64, &mut tail)?;
-        Ok(tail)
+        Ok(())
     }
 
     /// Writes records, which stand in `buffer` behind room for what their first page holds already, and advances.
@@ -182,9 +129,9 @@ impl Cursor {
     /// # Errors
     /// Any I/O error; the cursor then stays where it was.
     pub(crate) fn write_pages(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<()> {
-        let (start, page) = (self.tail_bytes(), to_usize(io::BLOCK_BYTES));
-        let tail = self.take_tail()?;
-        buffer[..start].copy_from_slice(&tail);
+        let (start, page) = (self.tail_bytes(), to_usize(BLOCK_BYTES));
+        self.read_tail()?;
+        buffer[..start].copy_from_slice(&self.tail.take().unwrap_or_default());
         let end = buffer.len();
         buffer.resize(end.next_multiple_of(page), 0);
         self.segment.file.write_at(self.append - start as u64, buffer)?;
@@ -209,6 +156,11 @@ pub struct Store {
     pub(crate) spare_planned: bool,
     pub(crate) dropping: VecDeque<VolumeKey>,
     pub(crate) records_since_checkpoint: u64,
+    /// Whether upkeep writes checkpoints itself, rather than leave them to another thread.
+    pub(crate) checkpoints_here: bool,
+    pub(crate) checkpoint_wanted: bool,
+    /// One is being written by another thread.
+    pub(crate) checkpoint_runs: bool,
     pub(crate) bulk_buffer: AlignedBuffer,
     pub(crate) compaction: Option<maintain::Compaction>,
 }
@@ -309,8 +261,8 @@ impl Store {
                 self.adopt(&segment, Phase::Spare);
                 self.spares.push_back(segment);
             }
-            Err(error) if io::is_no_space(&error) => {
-                tracing::warn!(disk = self.shared.disk.0, "no space to prepare a segment");
+            Err(error) if is_no_space(&error) || is_out_of_descriptors(&error) => {
+                tracing::warn!(disk = self.shared.disk.0, %error, "no segment is prepared");
             }
             Err(error) => {
                 self.shared.poison("preparing a segment", &error);
@@ -355,11 +307,11 @@ impl Store {
                 self.adopt(&segment, Phase::Spare);
                 Ok(segment)
             }
-            Err(error) if io::is_no_space(&error) => {
+            Err(error) if is_no_space(&error) => {
                 self.shared.doubt_space();
                 Err(ShardError::NoSpace)
             }
-            Err(error) => Err(self.shared.poison("making a segment", &error)),
+            Err(error) => Err(self.shared.trouble("making a segment", &error)),
         }
     }
 }
@@ -397,7 +349,7 @@ fn try_make_segment(
     }
     file.sync_data()?;
     write_header(&*file, &header)?;
-    directory.sync()?;
+    directory.sync_names()?;
     debug_assert!(header.size_bytes.is_multiple_of(BLOCK_BYTES));
     Ok(Segment::new(header, file))
 }
@@ -457,6 +409,11 @@ impl Reader {
     #[must_use]
     pub fn is_failed(&self) -> bool {
         self.shared.is_failed()
+    }
+
+    /// Takes the disk out of service until it is opened again.
+    pub(crate) fn retire(&self, why: &str) {
+        self.shared.retire(why);
     }
 
     /// Sets a session's reservation and says what was granted, and what is available to it beyond.

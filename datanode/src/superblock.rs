@@ -8,9 +8,9 @@ use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::node::DiskSuperblock as Record;
 
 /// What a datanode's directory is.
-pub const NODE_KIND: Kind = Kind::superblock(*b"HFDATA\0\n", "a datanode's directory");
+pub const NODE_KIND: Kind = Kind::superblock(*b"HFDATA\0\n", "a datanode's directory").with_second_copy();
 /// What a disk's directory is.
-pub const DISK_KIND: Kind = Kind::superblock(*b"HFDISK\0\n", "a datanode's disk");
+pub const DISK_KIND: Kind = Kind::superblock(*b"HFDISK\0\n", "a datanode's disk").with_second_copy();
 
 /// Whose a disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl DiskSuperblock {
     /// # Errors
     /// See [`SuperblockError`].
     pub fn read(directory: &Path) -> Result<Self, SuperblockError> {
-        let record: Record = superblock::read(directory, DISK_KIND)?;
+        let record: Record = superblock::read_newest(directory, DISK_KIND, |record: &Record| record.disk)?;
         let cluster = match record.node {
             0 => [0; 16],
             _ => record.cluster[..].try_into().map_err(|_| SuperblockError::damaged(directory))?,

@@ -2,6 +2,7 @@
 //! or drop. Everything else on the node goes on while the volume manager is dead.
 
 use crate::hosted::{Context, Hosted};
+use crate::server::KIND;
 use crate::table::FEATURE_LEVEL;
 use holdfast_common::proof::Claim;
 use holdfast_common::{Incarnation, NodeId, VolumeId};
@@ -12,13 +13,20 @@ use holdfast_proto::control::{
 };
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 use tonic::Status;
 
-/// Registers unless that was done, then sends heartbeats for ever.
-pub(crate) async fn run(context: Arc<Context>, address: SocketAddr, registered: bool, interval: Duration) {
+/// Registers unless that was done, then sends heartbeats for as long as `home`, the node's directory, is there.
+pub(crate) async fn run(
+    context: Arc<Context>,
+    home: PathBuf,
+    address: SocketAddr,
+    registered: bool,
+    interval: Duration,
+) {
     let mut complaint = Complaint::default();
     if !registered {
         let registration = context.identity.registration(Role::Metanode, address, Vec::new());
@@ -29,6 +37,9 @@ pub(crate) async fn run(context: Arc<Context>, address: SocketAddr, registered: 
     }
     let mut dropped = BTreeSet::new();
     loop {
+        if let Err(why) = check_home(&context, &home).await {
+            return stop(&context, &why).await;
+        }
         match context.volmgr.heartbeat(report(&context, &dropped)).await {
             Ok(response) => {
                 complaint = Complaint::default();
@@ -44,6 +55,23 @@ pub(crate) async fn run(context: Arc<Context>, address: SocketAddr, registered: 
                 () = context.report.notified() => {}
             }
         }
+    }
+}
+
+/// Whether the node's directory is still there, and its own: log and snapshots would be written on through open files.
+async fn check_home(context: &Arc<Context>, home: &Path) -> Result<(), String> {
+    let (context, home) = (Arc::clone(context), home.to_owned());
+    let looked = tokio::task::spawn_blocking(move || context.identity.check_home(&home, KIND)).await;
+    looked.unwrap_or(Ok(()))
+}
+
+/// Takes the node out: it neither votes nor answers for a table any more.
+async fn stop(context: &Arc<Context>, why: &str) {
+    tracing::error!(reason = why, "this metanode stops serving");
+    context.unhost_all();
+    let node = Arc::clone(&context.node);
+    if let Err(error) = tokio::task::spawn_blocking(move || node.shutdown()).await {
+        tracing::error!(%error, "the log did not stop");
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 /// The file.
 const NEIGHBOURS: Kind = Kind {
     file: "neighbours",
+    second: None,
     magic: *b"HFNEIGH\n",
     version: 1,
     // Ten thousand nodes take half of it.

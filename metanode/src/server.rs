@@ -6,12 +6,12 @@ use crate::machine::TableMachine;
 use crate::neighbours::Neighbours;
 use crate::outbox::RaftOutbox;
 use crate::service::MetaService;
-use holdfast_common::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_common::{ClusterId, NodeId, VolumeId};
 use holdfast_consensus::{Node, NodeConfig, OpenError};
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::Role;
+use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_transport::{Client, ClientLimits, Server, ServerLimits};
 use std::io;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ use tokio::task::{AbortHandle, JoinError};
 /// Where log and snapshots live, below the directory.
 const CONSENSUS_DIRECTORY: &str = "consensus";
 /// What a metanode's directory is.
-const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory");
+pub(crate) const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory").with_second_copy();
 
 /// Where a metanode lives and listens, and whom it belongs to.
 #[derive(Clone, Debug)]
@@ -84,7 +84,7 @@ pub async fn format(directory: &Path) -> Result<(), StartError> {
 
 fn format_blocking(directory: &Path) -> Result<(), StartError> {
     let io_error = |source| StartError::Io { path: directory.to_owned(), source };
-    std::fs::create_dir_all(directory).map_err(io_error)?;
+    holdfast_storage::create_directories(directory).map_err(io_error)?;
     let _lock = DirectoryLock::acquire(directory)?;
     superblock::must_not_exist(directory)?;
     NodeSuperblock::fresh().map_err(io_error)?.write(directory, KIND)?;
@@ -152,7 +152,8 @@ pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
         context.host(VolumeId(group));
     }
     let interval = Duration::from_millis(context.identity.heartbeat_interval_ms.max(1).into());
-    let heartbeat = tokio::spawn(heartbeat::run(Arc::clone(&context), address, registered, interval)).abort_handle();
+    let heartbeat =
+        tokio::spawn(heartbeat::run(Arc::clone(&context), directory, address, registered, interval)).abort_handle();
     tracing::info!(node = %context.identity.node, %address, "metanode serves");
     Ok(Metanode { context, address, server: Some(server), heartbeat, _lock: lock })
 }

@@ -65,7 +65,8 @@ impl NodeSuperblock {
     /// # Errors
     /// [`SuperblockError`]: no directory of the kind, one of a newer format, or a damaged one.
     pub fn read(directory: &Path, kind: Kind) -> Result<Self, SuperblockError> {
-        let record: Record = superblock::read(directory, kind)?;
+        let record: Record =
+            superblock::read_newest(directory, kind, |record: &Record| (record.generation, record.node))?;
         let mut read = Self {
             cluster: ClusterId([0; 16]),
             node: NodeId(record.node),
@@ -110,6 +111,30 @@ impl NodeSuperblock {
         raised.generation += 1;
         raised.write(directory, kind)?;
         Ok(raised)
+    }
+
+    /// Looks whether a directory is still the one of this node, as of this start: another one may have come in its place, or
+    /// none, while the process serves on through open files. Blocks.
+    ///
+    /// # Errors
+    /// What is there instead, in words. A copy that cannot be read says nothing while the other one can.
+    pub fn check_home(&self, directory: &Path, kind: Kind) -> Result<(), String> {
+        match Self::read(directory, kind) {
+            Ok(found) if (found.node, found.generation, found.format_nonce) == self.start() => Ok(()),
+            Ok(found) => Err(format!(
+                "{} holds start {} of node {} now, this is start {} of node {}",
+                directory.display(),
+                found.generation,
+                found.node,
+                self.generation,
+                self.node
+            )),
+            Err(error) => Err(format!("the directory of this node is not what it was: {error}")),
+        }
+    }
+
+    fn start(&self) -> (NodeId, u64, u64) {
+        (self.node, self.generation, self.format_nonce)
     }
 
     /// The request by which it says who and where it is.
@@ -202,5 +227,21 @@ mod tests {
         ] {
             assert_eq!(node.registered(&wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_directory_that_was_removed_replaced_or_started_again_is_noticed() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("home");
+        std::fs::create_dir(&path).unwrap();
+        let mine = NodeSuperblock { generation: 3, ..NodeSuperblock::fresh().unwrap() };
+        mine.write(&path, KIND).unwrap();
+        assert_eq!(mine.check_home(&path, KIND), Ok(()));
+        NodeSuperblock { generation: 4, ..mine.clone() }.write(&path, KIND).unwrap();
+        assert!(mine.check_home(&path, KIND).unwrap_err().contains("holds start 4"));
+        NodeSuperblock::fresh().unwrap().write(&path, KIND).unwrap();
+        assert!(mine.check_home(&path, KIND).is_err());
+        std::fs::remove_dir_all(&path).unwrap();
+        assert!(mine.check_home(&path, KIND).unwrap_err().contains("is not formatted"));
     }
 }

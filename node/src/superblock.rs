@@ -13,10 +13,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use holdfast_common::checksum::crc32c;
-use holdfast_common::durable::replace_file;
+use holdfast_storage::durable::replace_file;
 
 /// A superblock's name in its directory.
 pub const FILE_NAME: &str = "superblock";
+/// Name of its second copy, where a kind has one.
+pub const SECOND_NAME: &str = "superblock-copy";
 /// Longest record of a superblock.
 const SUPERBLOCK_RECORD_BYTES_MAX: usize = 64 << 10;
 const HEADER_BYTES: usize = 16;
@@ -27,6 +29,8 @@ const CHECKSUM_BYTES: usize = 4;
 pub struct Kind {
     /// The file's name.
     pub file: &'static str,
+    /// The name of its second copy, if it has one: written first, read when the file itself is unreadable or older.
+    pub second: Option<&'static str>,
     /// First bytes of the file.
     pub magic: [u8; 8],
     /// Newest known format version.
@@ -41,7 +45,14 @@ impl Kind {
     /// A superblock of version 1.
     #[must_use]
     pub const fn superblock(magic: [u8; 8], name: &'static str) -> Self {
-        Self { file: FILE_NAME, magic, version: 1, record_bytes_max: SUPERBLOCK_RECORD_BYTES_MAX, name }
+        let record_bytes_max = SUPERBLOCK_RECORD_BYTES_MAX;
+        Self { file: FILE_NAME, second: None, magic, version: 1, record_bytes_max, name }
+    }
+
+    /// The same with a second copy, so that one bad sector does not take the directory.
+    #[must_use]
+    pub const fn with_second_copy(self) -> Self {
+        Self { second: Some(SECOND_NAME), ..self }
     }
 }
 
@@ -111,7 +122,7 @@ impl SuperblockError {
 /// Whether the directory has a superblock, of whatever kind.
 #[must_use]
 pub fn exists(directory: &Path) -> bool {
-    directory.join(FILE_NAME).exists()
+    [FILE_NAME, SECOND_NAME].iter().any(|name| directory.join(name).exists())
 }
 
 /// Refuses to format what is formatted.
@@ -127,8 +138,57 @@ pub fn must_not_exist(directory: &Path) -> Result<(), SuperblockError> {
 /// # Errors
 /// [`SuperblockError`].
 pub fn read<M: prost::Message + Default>(directory: &Path, kind: Kind) -> Result<M, SuperblockError> {
+    read_newest(directory, kind, |_| ())
+}
+
+/// Reads a directory's record: of its valid copies the one that `age` puts last.
+///
+/// # Errors
+/// [`SuperblockError`]: no copy is valid, or one is of a newer program.
+pub fn read_newest<M: prost::Message + Default, K: Ord>(
+    directory: &Path,
+    kind: Kind,
+    age: impl Fn(&M) -> K,
+) -> Result<M, SuperblockError> {
+    // Of equals the last one counts: the file itself.
+    let files = kind.second.into_iter().chain([kind.file]);
+    let (mut valid, mut problem) = (Vec::new(), None);
+    for file in files {
+        match read_one(directory, file, kind) {
+            Ok(record) => valid.push(record),
+            // Rot in the version says so too; then the other copy knows better.
+            Err(newer @ SuperblockError::Newer { .. }) if ends_in_its_checksum(directory, file) => return Err(newer),
+            // That a copy is missing says less than that one is damaged.
+            Err(SuperblockError::NotFormatted { .. }) if problem.is_some() => {}
+            Err(error) => problem = Some(error),
+        }
+    }
+    let found = valid.into_iter().max_by_key(|record| age(record));
+    match (found, problem) {
+        (Some(record), Some(SuperblockError::NotFormatted { .. }) | None) => Ok(record),
+        (Some(record), Some(error)) => {
+            tracing::error!(%error, "the other copy of this superblock is used; look after the disk");
+            Ok(record)
+        }
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(SuperblockError::NotFormatted { path: directory.to_owned(), name: kind.name }),
+    }
+}
+
+/// Whether a file of whatever version is whole, as far as one can tell that does not know the version.
+fn ends_in_its_checksum(directory: &Path, file: &str) -> bool {
+    let bytes = std::fs::read(directory.join(file)).unwrap_or_default();
+    let parts = bytes.split_at_checked(bytes.len().saturating_sub(CHECKSUM_BYTES));
+    parts.is_some_and(|(covered, checksum)| crc32c(covered).to_le_bytes() == checksum)
+}
+
+fn read_one<M: prost::Message + Default>(
+    directory: &Path,
+    file: &'static str,
+    kind: Kind,
+) -> Result<M, SuperblockError> {
     let path = directory.to_owned();
-    let bytes = match std::fs::read(directory.join(kind.file)) {
+    let bytes = match std::fs::read(directory.join(file)) {
         Ok(bytes) => bytes,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Err(SuperblockError::NotFormatted { path, name: kind.name });
@@ -136,19 +196,23 @@ pub fn read<M: prost::Message + Default>(directory: &Path, kind: Kind) -> Result
         Err(source) => return Err(SuperblockError::Io { path, source }),
     };
     decode(&bytes, kind).map_err(|problem| match problem {
-        Problem::OtherKind => SuperblockError::OtherKind { path, name: kind.name, file: kind.file },
+        Problem::OtherKind => SuperblockError::OtherKind { path, name: kind.name, file },
         Problem::Newer(found) => SuperblockError::Newer { path, found, known: kind.version },
-        Problem::Damaged => SuperblockError::Damaged { path, file: kind.file },
+        Problem::Damaged => SuperblockError::Damaged { path, file },
     })
 }
 
-/// Writes a directory's record; durable when it returns.
+/// Writes a directory's record, the second copy first; durable when it returns.
 ///
 /// # Errors
-/// [`SuperblockError::Io`]; the old record then stands.
+/// [`SuperblockError::Io`]; the old record then stands, or both do.
 pub fn write<M: prost::Message>(directory: &Path, kind: Kind, record: &M) -> Result<(), SuperblockError> {
-    replace_file(&directory.join(kind.file), &encode(kind, record))
-        .map_err(|source| SuperblockError::Io { path: directory.to_owned(), source })
+    let bytes = encode(kind, record);
+    for file in kind.second.into_iter().chain([kind.file]) {
+        replace_file(&directory.join(file), &bytes)
+            .map_err(|source| SuperblockError::Io { path: directory.to_owned(), source })?;
+    }
+    Ok(())
 }
 
 enum Problem {
@@ -251,5 +315,36 @@ mod tests {
             std::fs::write(path.join(FILE_NAME), &good[..length]).unwrap();
             assert!(matches!(read(KIND), SuperblockError::Damaged { .. }), "length {length}");
         }
+    }
+
+    #[test]
+    fn either_copy_stands_in_for_the_other_and_the_newer_one_counts() {
+        const KIND: Kind = Kind::superblock(*b"HFTESTS1", "a test directory").with_second_copy();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        let read = || read_newest::<VolmgrSuperblock, _>(path, KIND, |record| record.generation);
+        write(path, KIND, &record()).unwrap();
+        let good = std::fs::read(path.join(FILE_NAME)).unwrap();
+        assert_eq!(std::fs::read(path.join(SECOND_NAME)).unwrap(), good);
+        for (bad, other) in [(FILE_NAME, SECOND_NAME), (SECOND_NAME, FILE_NAME)] {
+            std::fs::write(path.join(bad), b"HFTESTS1 is damaged").unwrap();
+            assert_eq!(read().unwrap(), record());
+            std::fs::remove_file(path.join(bad)).unwrap();
+            assert_eq!(read().unwrap(), record());
+            assert!(exists(path));
+            // A crash between the two writes.
+            let newer = VolmgrSuperblock { generation: 4, ..record() };
+            std::fs::write(path.join(bad), encode(KIND, &newer)).unwrap();
+            assert_eq!(read().unwrap(), newer);
+            std::fs::write(path.join(other), &good[..20]).unwrap();
+            std::fs::write(path.join(bad), &good[..20]).unwrap();
+            assert!(matches!(read(), Err(SuperblockError::Damaged { .. })));
+            write(path, KIND, &record()).unwrap();
+        }
+        // As f335d94 left it.
+        std::fs::remove_file(path.join(SECOND_NAME)).unwrap();
+        assert_eq!(read().unwrap(), record());
+        std::fs::write(path.join(SECOND_NAME), encode(Kind { version: 2, ..KIND }, &record())).unwrap();
+        assert!(matches!(read(), Err(SuperblockError::Newer { .. })));
     }
 }

@@ -6,8 +6,8 @@
 //! in a [`journal`] what was there; a sync that has returned is written down too. After everything was killed,
 //! [`power::fail`] takes back what no sync covered: all of it, or for every sector any state it went through since.
 //!
-//! Making and removing directories counts as durable at once; everything else needs its sync, a name that of its
-//! directory.
+//! Removing a directory counts as durable at once; everything else needs its sync, a name that of its directory, a new
+//! directory that of the one it is in.
 
 pub mod journal;
 pub mod power;

@@ -4,7 +4,7 @@
 
 use holdfast_tests::block::{Seen, Stamp, run_of_blocks};
 use holdfast_tests::posix::data_extents;
-use holdfast_tests::random::Random;
+use holdfast_tests::random;
 use holdfast_tests::workload::blocks_of;
 use holdfast_tests::{Claim, Cluster, Room, claims};
 use std::fs::{self, File, OpenOptions};
@@ -159,7 +159,7 @@ fn a_datanode_with_bits_flipped_all_over_its_segments_harms_nothing(room: &mut R
     let cluster = room.cluster();
     write_files(&cluster.mount().join("all"), 400);
     cluster.stop();
-    let mut random = Random::fresh("places of flipped bits");
+    let mut random = random::fresh("places of flipped bits");
     let mut flipped = 0;
     for path in disk_files(cluster, 4) {
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();

@@ -2,7 +2,7 @@
 //! afterwards, nothing else is, and nothing hangs.
 
 use holdfast_tests::forgetful::power::{Loss, Taken};
-use holdfast_tests::random::Random;
+use holdfast_tests::random::{self, Random};
 use holdfast_tests::wait::{self, seconds};
 use holdfast_tests::workload::{Crew, wait_for_progress};
 use holdfast_tests::{Claim, Cluster, Room, claims, processes};
@@ -58,7 +58,7 @@ fn end_while_writing<T>(
 }
 
 fn ten_crashes_while_writing_lose_nothing_that_was_promised(room: &mut Room) {
-    let mut random = Random::fresh("moments of the crashes");
+    let mut random = random::fresh("moments of the crashes");
     let mut crew = Crew::of_all_kinds(random.bits() >> 8);
     let cluster = room.cluster();
     for round in 1..=10 {
@@ -72,7 +72,7 @@ fn ten_crashes_while_writing_lose_nothing_that_was_promised(room: &mut Room) {
 }
 
 fn power_failures_while_writing_lose_nothing_that_was_promised(room: &mut Room) {
-    let mut random = Random::fresh("moments of the power failures, and what they take");
+    let mut random = random::fresh("moments of the power failures, and what they take");
     let mut crew = Crew::of_all_kinds(random.bits() >> 8);
     room.drop_cluster();
     let mut cluster = Cluster::prepare(&[]);
@@ -94,7 +94,7 @@ fn power_failures_while_writing_lose_nothing_that_was_promised(room: &mut Room) 
 }
 
 fn crashes_while_coming_up_lose_nothing(room: &mut Room) {
-    let mut random = Random::fresh("moments of the crashes while coming up");
+    let mut random = random::fresh("moments of the crashes while coming up");
     let mut crew = Crew::of_all_kinds(random.bits() >> 8);
     room.drop_cluster();
     let cluster = room.cluster();

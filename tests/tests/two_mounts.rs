@@ -3,7 +3,7 @@
 
 use holdfast_tests::manifest::Manifest;
 use holdfast_tests::posix::errno;
-use holdfast_tests::random::Random;
+use holdfast_tests::random;
 use holdfast_tests::{Claim, Mounted, Room, attribute, claims, tree};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -42,7 +42,7 @@ fn both(room: &mut Room) -> (PathBuf, PathBuf, Mounted) {
 
 fn what_one_closed_the_other_opens_at_once(room: &mut Room) {
     let (one, two, second) = both(room);
-    let mut random = Random::fresh("closed here, opened there");
+    let mut random = random::fresh("closed here, opened there");
     for round in 0..150 {
         // By turns, and the same file again and again: what the reader cached last time is always out of date.
         let (writer, reader) = if round % 2 == 0 { (&one, &two) } else { (&two, &one) };

@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_common::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_common::{ClusterId, NodeId, random_bytes};
 use holdfast_consensus::{GroupError, GroupMessage, Node, NodeConfig, OpenError, Outbox};
 use holdfast_node::ListenError;
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::cluster::VolmgrSuperblock;
+use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
@@ -89,7 +89,7 @@ pub enum StartError {
 /// [`StartError`], among others [`SuperblockError::Exists`]: a formatted directory is left as it is.
 pub fn format(directory: &Path) -> Result<ClusterId, StartError> {
     let io_error = |source| StartError::Io { path: directory.to_owned(), source };
-    std::fs::create_dir_all(directory).map_err(io_error)?;
+    holdfast_storage::create_directories(directory).map_err(io_error)?;
     // The log will hold the cluster's secret.
     std::fs::set_permissions(directory, Permissions::from_mode(0o700)).map_err(io_error)?;
     let _lock = DirectoryLock::acquire(directory)?;

@@ -7,8 +7,8 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use holdfast_client_fuse::MountPoint;
-use holdfast_common::durable::DirectoryLock;
 use holdfast_erasure::CodeMode;
+use holdfast_storage::durable::DirectoryLock;
 use holdfast_volmgr::state::check_volume_name;
 
 use super::layout::{Layout, Record};
@@ -94,7 +94,7 @@ fn claim_all(
         Some(lock) => lock,
         None => {
             let missing = topmost_missing(layout.dir());
-            std::fs::create_dir_all(layout.dir())
+            holdfast_storage::create_directories(layout.dir())
                 .with_context(|| format!("cannot create {}", layout.dir().display()))?;
             undo.made.extend(missing);
             // The roles' directories hold the cluster's secret and everybody's data.

@@ -149,8 +149,7 @@ impl FileSystem {
         loop {
             let (length_bytes, mode) = (end - at, mode.into());
             let op = Fallocate { inode: inode.0, offset: at, length_bytes, mode, keep_size, available_bytes: None };
-            let covered_bytes =
-                self.change_after_writes(inode, mutation::Op::Fallocate(op)).await?.covered_bytes;
+            let covered_bytes = self.change_after_writes(inode, mutation::Op::Fallocate(op)).await?.covered_bytes;
             if covered_bytes == 0 || covered_bytes >= length_bytes {
                 return Ok(());
             }

@@ -30,20 +30,24 @@ fn cost(entry: &Entry) -> u64 {
 }
 
 impl EntryStore {
-    pub(crate) fn new(group: Replayed) -> Self {
+    /// Also says which entry is of a kind that this program does not know, if one is; that one and what follows are left out.
+    pub(crate) fn new(group: Replayed) -> (Self, Option<u64>) {
         let state = group.state;
+        let unknown = group.entries.iter().find(|entry| entry_from_log((*entry).clone()).is_none()).map(|e| e.index);
+        let entries: VecDeque<Entry> = group.entries.into_iter().map_while(entry_from_log).collect();
         let mut hard = HardState::default();
         (hard.term, hard.vote, hard.commit) = (state.hard.term, state.hard.vote, state.hard.commit);
+        hard.commit = hard.commit.min(unknown.map_or(u64::MAX, |index| index - 1));
         let mut store = Self {
             hard,
             conf: conf_state(&state.voters, &state.learners),
             before: group.before,
-            entries: group.entries.into_iter().map(entry_from_log).collect(),
+            entries,
             snapshot: state.snapshot,
             bytes_above_snapshot: 0,
         };
         store.bytes_above_snapshot = store.above_snapshot().map(cost).sum();
-        store
+        (store, unknown)
     }
 
     fn above_snapshot(&self) -> impl Iterator<Item = &Entry> {

@@ -9,15 +9,18 @@ use crate::log::record::{HardState as LoggedHardState, LogEntry};
 /// Entry type of commands, as logged.
 pub(crate) const COMMAND: u8 = 0;
 
-pub(crate) fn entry_from_log(entry: LogEntry) -> Entry {
+/// `None` for a kind that this program does not know. Read as a command it would change the state to something else than it
+/// did where it is known.
+pub(crate) fn entry_from_log(entry: LogEntry) -> Option<Entry> {
     let mut out = Entry::default();
     out.set_entry_type(match entry.kind {
+        COMMAND => EntryType::EntryNormal,
         1 => EntryType::EntryConfChange,
         2 => EntryType::EntryConfChangeV2,
-        _ => EntryType::EntryNormal,
+        _ => return None,
     });
     (out.index, out.term, out.data) = (entry.index, entry.term, entry.data);
-    out
+    Some(out)
 }
 
 pub(crate) fn log_from_entry(entry: &Entry) -> LogEntry {

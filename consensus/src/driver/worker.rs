@@ -1,4 +1,4 @@
-//! The thread for what takes long: writing frozen states, verifying and restoring delivered ones, removing files.
+//! The threads for what takes long: writing frozen states, verifying and restoring delivered ones, removing files.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,11 +9,11 @@ use holdfast_common::NodeId;
 use parking_lot::Mutex;
 
 use super::queue::{Item, Queue};
-use crate::disk::Disk;
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::outbox::GroupMessage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
+use holdfast_storage::Directory;
 
 /// Makes the empty state machine of a group.
 pub(crate) type Make<S> = Arc<Mutex<dyn Fn(u64) -> S + Send>>;
@@ -28,18 +28,24 @@ pub(crate) enum Job {
     RemoveGroup { group: u64 },
 }
 
-/// The thread's own.
+/// Threads that take jobs in turns: the snapshot of one large table does not hold up those of the others.
+pub(crate) const WORKERS: usize = 3;
+
+/// What the threads share.
 pub(crate) struct Worker<S> {
-    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) disk: Arc<dyn Directory>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) make: Make<S>,
     pub(crate) restored: Restored<S>,
 }
 
 impl<S: StateMachine> Worker<S> {
-    /// Works until nobody can send jobs any more.
-    pub(crate) fn run(&self, jobs: &mpsc::Receiver<Job>) {
-        while let Ok(job) = jobs.recv() {
+    /// Works until nobody can send jobs any more. No two jobs under way are about one file: a file is removed only after the
+    /// driver heard of it.
+    pub(crate) fn run(&self, jobs: &Mutex<mpsc::Receiver<Job>>) {
+        loop {
+            let job = jobs.lock().recv();
+            let Ok(job) = job else { return };
             match job {
                 Job::Write { header, mark, state } => self.write(&header, mark, &*state),
                 Job::Receive { from, message, path, file } => self.receive(from, message, &path, file),
@@ -94,7 +100,7 @@ impl<S: StateMachine> Worker<S> {
             return Err(SnapshotError::Damaged("it is another group's"));
         }
         // Durable before the log may name it (R25).
-        handle.sync()?;
+        handle.sync_data()?;
         self.disk.sync_names()?;
         self.restored.lock().insert((group, file), machine);
         Ok(SnapshotMark { index: header.index, term: header.term, file, bytes })

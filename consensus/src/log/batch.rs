@@ -7,8 +7,8 @@ use holdfast_common::checksum::{crc32c, crc32c_append};
 
 use super::record::{Malformed, Record};
 
-/// Version written; newer ones are refused.
-pub(crate) const LOG_VERSION: u32 = 1;
+/// Version written; newer ones are refused. Version 1 knows no carries.
+pub(crate) const LOG_VERSION: u32 = 2;
 /// Batches start at multiples of this, the smallest unit a disk writes whole: a torn write of one batch leaves the
 /// sectors of those before it alone.
 pub(crate) const ALIGN_BYTES: usize = 512;

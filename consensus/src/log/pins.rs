@@ -15,6 +15,8 @@ struct Pins {
     /// (index of the first entry, segment it is in), ascending in both; the next run ends it.
     runs: VecDeque<(u64, u64)>,
     last: u64,
+    /// Parts of a carry whose last one has not come: (index of the first entry, count, segment).
+    carry: Vec<(u64, u64, u64)>,
 }
 
 impl Pins {
@@ -32,6 +34,17 @@ impl Pins {
             self.runs.push_back((first, segment));
         }
         self.last = first + count - 1;
+    }
+
+    fn carry(&mut self, first: u64, count: u64, segment: u64, is_last: bool) {
+        if self.carry.last().is_some_and(|(start, count, _)| start + count != first) {
+            self.carry.clear();
+        }
+        self.carry.push((first, count, segment));
+        if is_last {
+            let parts = std::mem::take(&mut self.carry);
+            parts.into_iter().for_each(|(first, count, segment)| self.append(first, count, segment));
+        }
     }
 
     fn set_snapshot(&mut self, index: u64, installed: bool) {
@@ -59,6 +72,7 @@ impl AllPins {
             Record::Group(group, state) => {
                 let pins = self.groups.entry(*group).or_default();
                 pins.state = Some(segment);
+                pins.carry.clear();
                 pins.set_snapshot(state.snapshot.index, state.installed);
             }
             Record::Drop(group) => {
@@ -69,6 +83,12 @@ impl AllPins {
                 let pins = self.groups.entry(*group).or_default();
                 if let Some(first) = entries.first() {
                     pins.append(first.index, entries.len() as u64, segment);
+                }
+            }
+            Record::Carry(group, entries, is_last) => {
+                let pins = self.groups.entry(*group).or_default();
+                if let Some(first) = entries.first() {
+                    pins.carry(first.index, entries.len() as u64, segment, *is_last);
                 }
             }
         }

@@ -50,12 +50,20 @@ pub(crate) enum Record {
     Hard(u64, HardState),
     /// Consecutive entries, not none; they replace whatever the group has from the first one's index on.
     Entries(u64, Vec<LogEntry>),
+    /// All entries of a group once more, so that older segments may go. They may take several records, in order and with nothing
+    /// of their group between them; they count only when the last one is there, because each by itself would cut off what
+    /// follows it.
+    Carry(u64, Vec<LogEntry>, IsLast),
 }
+
+/// Whether a part of a carry is its last one.
+pub(crate) type IsLast = bool;
 
 const GROUP: u8 = 1;
 const DROP: u8 = 2;
 const HARD: u8 = 3;
 const ENTRIES: u8 = 4;
+const CARRY: u8 = 5;
 
 /// Bytes an entry takes beside its data.
 pub(crate) const ENTRY_OVERHEAD_BYTES: usize = 13;
@@ -66,14 +74,25 @@ pub(crate) const ENTRY_OVERHEAD_BYTES: usize = 13;
 pub(crate) struct Malformed(pub(crate) &'static str);
 
 impl Record {
+    /// Whose it is.
+    pub(crate) fn group(&self) -> u64 {
+        match self {
+            Self::Group(group, _)
+            | Self::Drop(group)
+            | Self::Hard(group, _)
+            | Self::Entries(group, _)
+            | Self::Carry(group, ..) => *group,
+        }
+    }
+
     /// An upper bound of what [`Self::encode`] adds.
     pub(crate) fn encoded_bytes(&self) -> usize {
         9 + match self {
             Self::Group(_, state) => 61 + 8 * (state.voters.len() + state.learners.len()),
             Self::Drop(_) => 0,
             Self::Hard(..) => 24,
-            Self::Entries(_, entries) => {
-                12 + entries.iter().map(|e| ENTRY_OVERHEAD_BYTES + e.data.len()).sum::<usize>()
+            Self::Entries(_, entries) | Self::Carry(_, entries, _) => {
+                13 + entries.iter().map(|e| ENTRY_OVERHEAD_BYTES + e.data.len()).sum::<usize>()
             }
         }
     }
@@ -81,22 +100,29 @@ impl Record {
     /// Divides entries into records of at most `bytes_max`, or of one entry.
     pub(crate) fn split(self, bytes_max: usize) -> Vec<Self> {
         let whole = self.encoded_bytes() <= bytes_max;
-        let (group, entries) = match self {
-            Self::Entries(group, entries) if !whole => (group, entries),
+        let (group, entries, carry) = match self {
+            Self::Entries(group, entries) if !whole => (group, entries, None),
+            Self::Carry(group, entries, is_last) if !whole => (group, entries, Some(is_last)),
             other => return vec![other],
         };
         let mut parts: Vec<Vec<LogEntry>> = vec![Vec::new()];
         let mut used = 0;
         for entry in entries {
             let bytes = ENTRY_OVERHEAD_BYTES + entry.data.len();
-            if used > 0 && 21 + used + bytes > bytes_max {
+            if used > 0 && 22 + used + bytes > bytes_max {
                 parts.push(Vec::new());
                 used = 0;
             }
             used += bytes;
             parts.last_mut().expect("never empty").push(entry);
         }
-        parts.into_iter().map(|part| Self::Entries(group, part)).collect()
+        let last = parts.len() - 1;
+        let numbered = parts.into_iter().enumerate();
+        let part = |(number, part)| match carry {
+            Some(is_last) => Self::Carry(group, part, is_last && number == last),
+            None => Self::Entries(group, part),
+        };
+        numbered.map(part).collect()
     }
 
     pub(crate) fn encode(&self, to: &mut Vec<u8>) {
@@ -121,14 +147,12 @@ impl Record {
             }
             Self::Entries(group, entries) => {
                 head(to, ENTRIES, *group);
-                to.put_u64_le(entries.first().map_or(0, |e| e.index));
-                to.put_u32_le(u32::try_from(entries.len()).expect("a batch is bounded"));
-                for entry in entries {
-                    to.put_u64_le(entry.term);
-                    to.put_u8(entry.kind);
-                    to.put_u32_le(u32::try_from(entry.data.len()).expect("a batch is bounded"));
-                    to.put_slice(&entry.data);
-                }
+                put_entries(to, entries);
+            }
+            Self::Carry(group, entries, is_last) => {
+                head(to, CARRY, *group);
+                to.put_u8(u8::from(*is_last));
+                put_entries(to, entries);
             }
         }
     }
@@ -145,7 +169,12 @@ impl Record {
                 need(from, 24)?;
                 Ok(Self::Hard(group, decode_hard(from)))
             }
-            ENTRIES => decode_entries(group, from),
+            ENTRIES => Ok(Self::Entries(group, decode_entries(from)?)),
+            CARRY => {
+                need(from, 1)?;
+                let is_last = decode_flag(from)?;
+                Ok(Self::Carry(group, decode_entries(from)?, is_last))
+            }
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -160,6 +189,25 @@ fn hard(to: &mut Vec<u8>, state: &HardState) {
     to.put_u64_le(state.term);
     to.put_u64_le(state.vote);
     to.put_u64_le(state.commit);
+}
+
+fn put_entries(to: &mut Vec<u8>, entries: &[LogEntry]) {
+    to.put_u64_le(entries.first().map_or(0, |e| e.index));
+    to.put_u32_le(u32::try_from(entries.len()).expect("a batch is bounded"));
+    for entry in entries {
+        to.put_u64_le(entry.term);
+        to.put_u8(entry.kind);
+        to.put_u32_le(u32::try_from(entry.data.len()).expect("a batch is bounded"));
+        to.put_slice(&entry.data);
+    }
+}
+
+fn decode_flag(from: &mut Bytes) -> Result<bool, Malformed> {
+    match from.get_u8() {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Malformed("flag")),
+    }
 }
 
 fn need(from: &Bytes, bytes: usize) -> Result<(), Malformed> {
@@ -179,11 +227,7 @@ fn decode_group(group: u64, from: &mut Bytes) -> Result<Record, Malformed> {
         file: from.get_u64_le(),
         bytes: from.get_u64_le(),
     };
-    let installed = match from.get_u8() {
-        0 => false,
-        1 => true,
-        _ => return Err(Malformed("flag")),
-    };
+    let installed = decode_flag(from)?;
     let voters = decode_members(from)?;
     let learners = decode_members(from)?;
     Ok(Record::Group(group, GroupState { hard, snapshot, installed, voters, learners }))
@@ -196,7 +240,7 @@ fn decode_members(from: &mut Bytes) -> Result<Vec<u64>, Malformed> {
     Ok((0..count).map(|_| from.get_u64_le()).collect())
 }
 
-fn decode_entries(group: u64, from: &mut Bytes) -> Result<Record, Malformed> {
+fn decode_entries(from: &mut Bytes) -> Result<Vec<LogEntry>, Malformed> {
     need(from, 12)?;
     let first = from.get_u64_le();
     let count = from.get_u32_le();
@@ -213,7 +257,7 @@ fn decode_entries(group: u64, from: &mut Bytes) -> Result<Record, Malformed> {
         // A copy, so that one entry kept in memory does not keep its whole segment there.
         entries.push(LogEntry { index, term, kind, data: Bytes::copy_from_slice(&from.split_to(length)) });
     }
-    Ok(Record::Entries(group, entries))
+    Ok(entries)
 }
 
 #[cfg(test)]
@@ -245,7 +289,8 @@ mod tests {
             (any::<u64>(), state).prop_map(|(g, s)| Record::Group(g, s)),
             any::<u64>().prop_map(Record::Drop),
             (any::<u64>(), hard()).prop_map(|(g, h)| Record::Hard(g, h)),
-            (any::<u64>(), entries).prop_map(|(g, e)| Record::Entries(g, e)),
+            (any::<u64>(), entries.clone()).prop_map(|(g, e)| Record::Entries(g, e)),
+            (any::<u64>(), entries, any::<bool>()).prop_map(|(g, e, last)| Record::Carry(g, e, last)),
         ]
     }
 

@@ -15,11 +15,11 @@ use bytes::Bytes;
 
 use super::batch::{Batch, FIRST_BATCH, HeaderError, Position, Scan, SegmentHeader, records, scan};
 use super::pins::AllPins;
-use super::record::Record;
+use super::record::{GroupState, Record};
 use super::replay::{Replay, Replayed};
 use super::segment::{Preparation, name, parse_name};
 use super::{Current, Log, LogOptions};
-use crate::disk::Disk;
+use holdfast_storage::Directory;
 
 /// Why a log could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -45,10 +45,10 @@ struct Extent {
 impl Log {
     /// Opens or makes the log of a disk. What it returns is durable.
     pub(crate) fn open(
-        disk: Arc<dyn Disk>,
+        disk: Arc<dyn Directory>,
         options: LogOptions,
     ) -> Result<(Self, BTreeMap<u64, Replayed>), RecoveryError> {
-        let scans = scan_all(&*disk)?;
+        let scans = scan_all(&*disk, |stray| disk.remove(stray))?;
         let extent = extent(&scans)?;
         let identity = scans.values().next().map_or(options.identity, |(scan, _)| scan.header.log);
         let mut replay = Replay::new(options.tail_entries);
@@ -97,6 +97,27 @@ impl Log {
         Ok((log, groups))
     }
 
+    /// The state and entries of a group as the segments have them, to be written again: for a group whose memory cannot be
+    /// trusted, so that it does not hold the log for ever. Reads the whole log.
+    pub(crate) fn recall(&self, group: u64) -> Result<Vec<Record>, RecoveryError> {
+        let scans = scan_all(&*self.disk, |_| Ok(()))?;
+        let mut replay = Replay::new(0);
+        for (segment, end) in &extent(&scans)?.parts {
+            let bytes = read(&*self.disk, *segment)?;
+            for batch in scans[segment].0.batches.iter().filter(|batch| batch.end <= *end) {
+                let records = batch_records(*segment, &bytes, batch)?;
+                records.into_iter().filter(|record| record.group() == group).for_each(|record| replay.take(record));
+            }
+        }
+        let mut found = replay.finish().map_err(RecoveryError::Contradiction)?;
+        let Some(Replayed { state, mut entries, .. }) = found.remove(&group) else { return Ok(Vec::new()) };
+        entries.retain(|entry| entry.index > state.snapshot.index);
+        // An installed snapshot voids what is before its record, which is not before this one.
+        let mut records = vec![Record::Group(group, GroupState { installed: false, ..state })];
+        records.extend((!entries.is_empty()).then(|| Record::Carry(group, entries, true)));
+        Ok(records)
+    }
+
     /// Removes segments in which nothing ever became durable, so that a machine that crashes again and again does not
     /// fill its disk with them.
     fn remove_void(&mut self, extent: &Extent) -> io::Result<()> {
@@ -110,9 +131,9 @@ impl Log {
     }
 }
 
-fn read(disk: &dyn Disk, segment: u64) -> io::Result<Bytes> {
+fn read(disk: &dyn Directory, segment: u64) -> io::Result<Bytes> {
     let file = disk.open(&name(segment))?;
-    let length = usize::try_from(file.length()?).map_err(io::Error::other)?;
+    let length = usize::try_from(file.length_bytes()?).map_err(io::Error::other)?;
     let mut bytes = vec![0; length];
     let n = file.read_at(0, &mut bytes)?;
     bytes.truncate(n);
@@ -123,12 +144,15 @@ fn batch_records(segment: u64, bytes: &Bytes, batch: &Batch) -> Result<Vec<Recor
     records(bytes, batch).map_err(|_| RecoveryError::Damaged { segment, what: "a batch that holds no records" })
 }
 
-/// All segments with their sizes; removes what is none.
-fn scan_all(disk: &dyn Disk) -> Result<BTreeMap<u64, (Scan, u32)>, RecoveryError> {
+/// All segments with their sizes; `stray` is told of files that are none.
+fn scan_all(
+    disk: &dyn Directory,
+    stray: impl Fn(&str) -> io::Result<()>,
+) -> Result<BTreeMap<u64, (Scan, u32)>, RecoveryError> {
     let mut scans: BTreeMap<u64, (Scan, u32)> = BTreeMap::new();
     for file in disk.list()? {
         let Some(segment) = parse_name(&file) else {
-            disk.remove(&file)?;
+            stray(&file)?;
             continue;
         };
         let damaged = |what| RecoveryError::Damaged { segment, what };

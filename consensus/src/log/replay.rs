@@ -23,6 +23,18 @@ struct Partial {
     state: Option<GroupState>,
     hard: HardState,
     entries: BTreeMap<u64, LogEntry>,
+    /// Parts of a carry whose last one has not come.
+    carry: Vec<LogEntry>,
+}
+
+impl Partial {
+    /// Entries take the place of everything from the first one's index on.
+    fn replace(&mut self, entries: Vec<LogEntry>) {
+        if let Some(first) = entries.first() {
+            drop(self.entries.split_off(&first.index));
+        }
+        self.entries.extend(entries.into_iter().map(|e| (e.index, e)));
+    }
 }
 
 /// Takes records one by one.
@@ -42,6 +54,7 @@ impl Replay {
         match record {
             Record::Group(group, state) => {
                 let partial = self.groups.entry(group).or_default();
+                partial.carry.clear();
                 if state.installed {
                     partial.entries.clear();
                 }
@@ -54,12 +67,19 @@ impl Replay {
                 self.groups.remove(&group);
             }
             Record::Hard(group, hard) => self.groups.entry(group).or_default().hard = hard,
-            Record::Entries(group, entries) => {
+            Record::Entries(group, entries) => self.groups.entry(group).or_default().replace(entries),
+            Record::Carry(group, entries, is_last) => {
                 let partial = self.groups.entry(group).or_default();
-                if let Some(first) = entries.first() {
-                    drop(partial.entries.split_off(&first.index));
+                let follows = partial.carry.last().zip(entries.first()).is_none_or(|(a, b)| a.index + 1 == b.index);
+                if !follows {
+                    // A carry that a crash cut off; this is the next one.
+                    partial.carry.clear();
                 }
-                partial.entries.extend(entries.into_iter().map(|e| (e.index, e)));
+                partial.carry.extend(entries);
+                if is_last {
+                    let carried = std::mem::take(&mut partial.carry);
+                    partial.replace(carried);
+                }
             }
         }
     }

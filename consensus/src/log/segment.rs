@@ -3,9 +3,10 @@
 //! A file named as a segment therefore always has a valid header; one without is damage, never a crash.
 
 use std::io;
+use std::sync::Arc;
 
 use super::batch::SegmentHeader;
-use crate::disk::{Disk, DiskFile};
+use holdfast_storage::{Directory, DiskFile};
 
 /// Name of a file that is no segment yet.
 const PREPARING: &str = "preparing.tmp";
@@ -34,7 +35,7 @@ pub(crate) struct Preparation {
 
 impl Preparation {
     /// Makes it; it is there after a crash once this has returned.
-    pub(crate) fn run(&self, disk: &dyn Disk) -> io::Result<Box<dyn DiskFile>> {
+    pub(crate) fn run(&self, disk: &dyn Directory) -> io::Result<Arc<dyn DiskFile>> {
         let file = match self.recycled {
             Some(recycled) => {
                 // Its name goes durably before its header changes: recovery calls a segment with a wrong header damaged.
@@ -45,14 +46,14 @@ impl Preparation {
             None => self.filled(disk)?,
         };
         file.write_at(0, &self.header.encode())?;
-        file.sync()?;
+        file.sync_data()?;
         disk.rename(PREPARING, &name(self.header.segment))?;
         disk.sync_names()?;
         Ok(file)
     }
 
-    fn filled(&self, disk: &dyn Disk) -> io::Result<Box<dyn DiskFile>> {
-        let file = disk.create(PREPARING)?;
+    fn filled(&self, disk: &dyn Directory) -> io::Result<Arc<dyn DiskFile>> {
+        let file = disk.create_empty(PREPARING)?;
         let zeros = vec![0; ZEROS_BYTES.min(self.bytes as usize)];
         let mut offset = 0;
         while offset < self.bytes as usize {

@@ -9,8 +9,8 @@ use super::batch::SEGMENT_HEADER_BYTES;
 use super::record::{GroupState, HardState, LogEntry, SnapshotMark};
 use super::replay::{Replay, Replayed};
 use super::*;
-use crate::disk::simulated::SimulatedDisk;
-use crate::random::Random;
+use holdfast_common::Random;
+use holdfast_storage::SimulatedDisk;
 
 const OPTIONS: LogOptions = LogOptions { segment_bytes: 4096, bytes_max: 8 * 4096, tail_entries: 0, identity: [9; 16] };
 
@@ -83,7 +83,7 @@ fn a_tail_torn_at_any_byte_is_there_whole_or_not_at_all() {
     let (old, new) = (replayed(&[state(0), entries(1, 1)]), replayed(&[state(0), entries(1, 3)]));
     for cut in start..=end {
         let torn = disk.fork();
-        torn.damage(&name, [&after[..cut], &before[cut..]].concat());
+        torn.damage(&name, &[&after[..cut], &before[cut..]].concat());
         let (mut log, groups) = open(&torn).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
         assert_eq!(groups, if cut == end { new.clone() } else { old.clone() }, "cut at {cut}");
         // It goes on from there, and the torn bytes never come back.
@@ -110,7 +110,7 @@ fn damage_before_the_watermark_is_refused() {
         for at in [0, 4, 30, SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES + 20, SEGMENT_HEADER_BYTES + 60, 3000] {
             let (damaged, mut bytes) = (disk.fork(), disk.bytes(name));
             bytes[at] ^= 1;
-            damaged.damage(name, bytes);
+            damaged.damage(name, &bytes);
             // Padding between batches and behind the header is not covered, and not needed.
             let padding = at == 3000 && disk.bytes(name)[2990..3010].iter().all(|b| *b == 0);
             assert!(refused(&damaged) || padding, "{name} at {at}");
@@ -123,7 +123,7 @@ fn damage_before_the_watermark_is_refused() {
     let (damaged, mut bytes) = (disk.fork(), disk.bytes(&head));
     assert!(super::batch::scan(&bytes).unwrap().batches.len() > 2);
     bytes[SEGMENT_HEADER_BYTES + 50] ^= 1;
-    damaged.damage(&head, bytes);
+    damaged.damage(&head, &bytes);
     assert!(refused(&damaged));
 }
 
@@ -150,7 +150,7 @@ fn a_failed_sync_is_never_retried() {
     let (mut log, _) = open(&disk).unwrap();
     write(&mut log, vec![state(0)]);
     log.append(vec![entries(1, 1)]).unwrap();
-    disk.fail_syncs();
+    disk.fail_next(holdfast_storage::simulated::faults::Fault::Sync);
     log.sync().unwrap_err();
     disk.lose_process();
     let operations = disk.operations();
@@ -205,6 +205,63 @@ fn groups_that_hold_old_segments_are_named_until_they_are_carried_forward() {
     assert_eq!(log.holders(), vec![1]);
     write(&mut log, vec![idle(state(0))]);
     assert!(log.holders().is_empty());
+}
+
+/// Written as plain entries, each part would cut off what follows it, until the last one is there.
+#[test]
+fn a_carry_of_several_batches_counts_whole_or_not_at_all_wherever_the_power_fails() {
+    let full = SimulatedDisk::default();
+    let (mut log, _) = open(&full).unwrap();
+    write(&mut log, vec![state(0)]);
+    (1..=100).for_each(|index| write(&mut log, vec![entries(index, 1)]));
+    drop(log);
+    let expected = replayed(&[state(0), entries(1, 100)]);
+    let Record::Entries(_, all) = entries(1, 100) else { unreachable!() };
+    let carry = vec![state(0), Record::Carry(7, all, true)];
+    let mut whole = 0;
+    for operations in 0..200 {
+        let disk = full.fork();
+        let (mut log, _) = open(&disk).unwrap();
+        let start = log.current.header.segment;
+        disk.die_after(operations);
+        let done = log.append(carry.clone()).is_ok() && log.sync().is_ok();
+        assert!(!done || log.pins.oldest().unwrap() >= start, "the old segments are needed no more");
+        drop(log);
+        disk.lose_power(&mut Random::new(operations));
+        assert_eq!(open(&disk).unwrap().1, expected, "dead after {operations} operations");
+        // The next carry follows on the remains of this one.
+        let (mut log, _) = open(&disk).unwrap();
+        write(&mut log, carry.clone());
+        assert_eq!(open(&disk.fork()).unwrap().1, expected, "dead after {operations} operations, then carried");
+        whole += u64::from(done);
+    }
+    assert!((1..200).contains(&whole));
+}
+
+#[test]
+fn what_a_group_has_is_recalled_from_the_segments() {
+    let disk = SimulatedDisk::default();
+    let (mut log, _) = open(&disk).unwrap();
+    let idle = |record: Record| match record {
+        Record::Group(_, state) => Record::Group(1, state),
+        Record::Entries(_, entries) => Record::Entries(1, entries),
+        other => other,
+    };
+    write(&mut log, vec![idle(state(0)), idle(entries(1, 50)), state(0)]);
+    let mut index = 0;
+    while log.holders().is_empty() {
+        write(&mut log, vec![entries(index + 1, 10)]);
+        index += 10;
+        write(&mut log, vec![state(index)]);
+    }
+    assert_eq!(log.holders(), [1]);
+    let recalled = log.recall(1).unwrap();
+    let history: Vec<Record> = [idle(state(0)), idle(entries(1, 50))].into();
+    assert_eq!(replayed(&recalled), replayed(&history));
+    let (held_from, current) = (log.start, log.current.header.segment);
+    write(&mut log, recalled);
+    assert!(held_from < current && log.start >= current, "it holds from {}, before from {held_from}", log.start);
+    assert_eq!(open(&disk.fork()).unwrap().1[&1], replayed(&history)[&1]);
 }
 
 /// Random records, deaths and starts against the plain replay of everything that was acknowledged.
@@ -280,8 +337,8 @@ fn turn(random: &mut Random, last: &mut BTreeMap<u64, u64>, groups: &Groups) -> 
                 let first = if random.below(6) == 0 { low + random.below(end - low + 1) + 1 } else { end + 1 };
                 let first = first.min(end + 1);
                 let count = 1 + random.below(4);
-                let data = Bytes::from(vec![random.next().to_le_bytes()[0]; random.index(200)]);
-                let term = random.next();
+                let data = Bytes::from(vec![random.bits().to_le_bytes()[0]; random.index(200)]);
+                let term = random.bits();
                 let entry = |index| LogEntry { index, term, kind: 0, data: data.clone() };
                 records.push(Record::Entries(group, (first..first + count).map(entry).collect()));
                 last.insert(group, first + count - 1);

@@ -11,16 +11,16 @@ use super::ledger::Ledger;
 use super::{Event, FAULTS_NS, GROUP, IDLE_GROUP, MS, REPLICAS, TICK_NS, World};
 use crate::core::CoreOptions;
 use crate::core::effects::{Effects, Freeze};
-use crate::disk::Disk;
-use crate::disk::simulated::SimulatedDisk;
 use crate::log::record::SnapshotMark;
 use crate::log::{Log, LogOptions, RecoveryError};
 use crate::machine::StateMachine;
 use crate::outbox::GroupMessage;
-use crate::random::Random;
 use crate::snapshot::{self, SnapshotHeader};
 use crate::status::Role;
 use crate::turn::{Input, NodeCore};
+use holdfast_common::Random;
+use holdfast_storage::Directory;
+use holdfast_storage::SimulatedDisk;
 
 /// What dies with the process.
 struct Living {
@@ -118,7 +118,7 @@ impl Replica {
         let next_file = numbers.max().unwrap_or(1);
         let options = CoreOptions {
             node: self.node,
-            seed: world.random.next(),
+            seed: world.random.bits(),
             tick_ns: TICK_NS,
             snapshot_log_bytes: 6 << 10,
             tail_bytes: 1 << 10,
@@ -201,7 +201,8 @@ impl Replica {
         }
         let inputs = std::mem::take(&mut living.inbox);
         if inputs.iter().any(|input| matches!(input, Input::Tick)) {
-            living.core.carry_forward(&living.log.holders());
+            let to_recall = living.core.carry_forward(&living.log.holders());
+            assert!(to_recall.is_empty(), "no group panics here");
         }
         let effects = living.core.step(clock, inputs);
         self.perform(effects, world)
@@ -320,9 +321,9 @@ impl Replica {
         let living = self.living.as_mut().expect("lives");
         let group = message.group;
         let file = living.core.reserve_file();
-        let handle = self.snapshot_disk.create(&snapshot::name(group, file))?;
+        let handle = self.snapshot_disk.create_empty(&snapshot::name(group, file))?;
         handle.write_at(0, &bytes)?;
-        handle.sync()?;
+        handle.sync_data()?;
         self.snapshot_disk.sync_names()?;
         let mut state = Ledger::default();
         let (header, bytes) = snapshot::restore(&*handle, &mut state).expect("networks do not change files here");

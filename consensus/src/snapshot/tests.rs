@@ -1,8 +1,8 @@
 //! Snapshot files: their bytes, and that only whole and right ones are taken.
 
 use super::*;
-use crate::disk::simulated::SimulatedDisk;
 use crate::machine::Broken;
+use holdfast_storage::SimulatedDisk;
 
 #[derive(Default)]
 struct Text(Vec<u8>);
@@ -49,7 +49,7 @@ fn the_bytes_of_a_snapshot_file_are_pinned() {
 #[test]
 fn a_snapshot_survives_a_loss_of_power_right_after_it_was_written() {
     let disk = written();
-    disk.lose_power(&mut crate::random::Random::new(3));
+    disk.lose_power(&mut holdfast_common::Random::new(3));
     let mut machine = Text::default();
     let mark = SnapshotMark { index: 5, term: 2, file: 1, bytes: 0 };
     restore_current(&disk, 7, mark, &mut machine).unwrap();
@@ -64,7 +64,7 @@ fn any_flipped_bit_and_any_other_length_is_refused() {
     let bytes = disk.bytes(&name(7, 1));
     let refused = |bytes: Vec<u8>| {
         let damaged = disk.fork();
-        damaged.damage(&name(7, 1), bytes);
+        damaged.damage(&name(7, 1), &bytes);
         verify(&*damaged.open(&name(7, 1)).unwrap()).is_err()
     };
     for bit in 0..bytes.len() * 8 {

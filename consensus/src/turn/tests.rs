@@ -2,22 +2,26 @@
 
 use super::*;
 use crate::config::ELECTION_TICKS;
+use crate::log::record::LogEntry;
 use crate::status::Role;
 
 const TICK_NS: u64 = 1_000;
 type Core = NodeCore<u64, u64>;
 type Messages = BTreeMap<NodeId, Vec<crate::outbox::GroupMessage>>;
 
-fn core(node: u64) -> Core {
-    let options = CoreOptions {
+fn options(node: u64) -> CoreOptions {
+    CoreOptions {
         node,
         seed: node,
         tick_ns: TICK_NS,
         snapshot_log_bytes: 1 << 20,
         tail_bytes: 1 << 20,
         tail_entries: 100,
-    };
-    NodeCore::new(options, BTreeMap::new(), 1)
+    }
+}
+
+fn core(node: u64) -> Core {
+    NodeCore::new(options(node), BTreeMap::new(), 1)
 }
 
 fn voters(count: u64) -> Vec<NodeId> {
@@ -180,9 +184,9 @@ fn a_peer_that_lost_what_it_acknowledged_stops_one_group_only() {
 fn arbitrary_bytes_from_the_network_change_nothing() {
     let (mut one, _, now) = pair();
     let before = one.status(7).unwrap().0;
-    let mut random = crate::random::Random::new(5);
+    let mut random = holdfast_common::Random::new(5);
     for length in 0..500 {
-        let bytes: Vec<u8> = (0..length % 60).map(|_| random.next().to_le_bytes()[0]).collect();
+        let bytes: Vec<u8> = (0..length % 60).map(|_| random.bits().to_le_bytes()[0]).collect();
         turn(&mut one, now, vec![Input::Message { from: NodeId(2), group: 7, bytes: bytes.into() }]);
     }
     assert_eq!(one.status(7).unwrap().0, before);
@@ -198,7 +202,6 @@ fn pure_modules_name_no_clock_file_thread_or_unordered_map() {
         "core/store.rs",
         "core/wire.rs",
         "turn.rs",
-        "random.rs",
         "log/record.rs",
         "log/batch.rs",
         "log/pins.rs",
@@ -215,17 +218,33 @@ fn pure_modules_name_no_clock_file_thread_or_unordered_map() {
 }
 
 #[test]
-fn a_stopped_group_does_not_hold_the_log_unless_a_panic_left_it_half_changed() {
+fn a_stopped_group_does_not_hold_the_log_and_one_that_a_panic_left_half_changed_is_recalled() {
     let carried = |core: &mut Core| {
-        core.carry_forward(&[7]);
+        let to_recall = core.carry_forward(&[7]);
         let records = core.step(0, vec![]).records;
-        records.iter().any(|record| matches!(record, Record::Group(7, _)))
+        (records.iter().any(|record| matches!(record, Record::Group(7, _))), to_recall)
     };
     let (mut one, _, _) = pair();
     one.stop(7, "broken");
-    assert!(carried(&mut one));
+    assert_eq!(carried(&mut one), (true, vec![]));
     let (mut one, _, _) = pair();
     one.with(7, |_, _, _| panic!("half way"));
     assert_eq!(role(&one), Role::Stopped);
-    assert!(!carried(&mut one));
+    assert_eq!(carried(&mut one), (false, vec![7]));
+}
+
+#[test]
+fn an_entry_of_an_unknown_kind_stops_its_group_and_is_never_read_as_a_command() {
+    let entry = |index, kind| LogEntry { index, term: 1, kind, data: Bytes::from_static(b"command") };
+    let hard = HardState { term: 1, vote: 1, commit: 3 };
+    let state =
+        GroupState { hard, snapshot: SnapshotMark::default(), installed: false, voters: vec![1], learners: vec![] };
+    let entries = vec![entry(1, 0), entry(2, 9), entry(3, 0)];
+    let replayed = Replayed { state, before: (0, 0), entries };
+    let mut core: Core = NodeCore::new(options(1), BTreeMap::from([(7, replayed)]), 1);
+    let effects = core.step(0, vec![Input::Tick]);
+    assert!(effects.applies.is_empty() && effects.records.is_empty());
+    assert!(effects.broken.iter().any(|(group, why)| *group == 7 && why.contains("entry 2 is of a kind")));
+    assert_eq!(role(&core), Role::Stopped);
+    assert_eq!(core.carry_forward(&[7]), [7], "its entries must be recalled, not written from memory");
 }

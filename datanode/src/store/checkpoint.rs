@@ -1,10 +1,12 @@
 //! The checkpoint: the index as a file, so that a start scans only what was appended since. It is never trusted beyond
 //! its checksum and its fit with the segments; a wrong one is dropped and everything scanned.
 
+use std::io;
 use std::sync::Arc;
 
 use holdfast_common::checksum::crc32c;
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, VolumeId};
+use holdfast_storage::Directory;
 
 use super::fields::{FieldReader, FieldWriter};
 use super::index::{Entry, Index, Location, Phase, SegmentState};
@@ -26,6 +28,32 @@ pub(super) struct Checkpoint {
     pub(super) durable_sequence: u64,
     pub(super) next_sequence: u64,
     pub(super) next_segment: u32,
+}
+
+/// A copy of the index as it was at a moment between two batches, to be written by any thread.
+pub struct Frozen {
+    pub(super) index: Index,
+    pub(super) directory: Arc<dyn Directory>,
+    pub(super) disk: DiskId,
+    pub(super) durable_sequence: u64,
+    pub(super) next_sequence: u64,
+    pub(super) next_segment: u32,
+    /// Segments that this checkpoint knows to be drained: they may be used again when it is durable.
+    pub(super) drained: Vec<u32>,
+    /// Records since the checkpoint before, which this one covers.
+    pub(super) records_count: u64,
+}
+
+impl Frozen {
+    /// Writes it in the place of the checkpoint before; durable when it returns. Takes seconds for millions of shards.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    pub fn write(&self) -> io::Result<()> {
+        let Self { index, disk, durable_sequence, next_sequence, next_segment, .. } = self;
+        let bytes = encode(index, *disk, *durable_sequence, *next_sequence, *next_segment);
+        self.directory.replace(CHECKPOINT_FILE, &bytes)
+    }
 }
 
 /// Encodes a checkpoint of `index`.
@@ -207,7 +235,7 @@ fn decode_segments(fields: &mut FieldReader<'_>, index: &mut Index) -> Option<Ve
             phase,
             damaged_bytes,
             punches_count: 0,
-            pinned: Vec::new(),
+            pinned: Arc::default(),
         };
         index.segments.insert(number, state);
     }

@@ -13,7 +13,6 @@ use holdfast_common::ChunkId;
 use holdfast_common::limits::PAGE_BYTES;
 
 use super::index::{Entry, Location};
-use super::io::is_no_space;
 use super::record::{self, Body, TOMBSTONE_CHUNKS_MAX, encode, shard_header_area_bytes, tombstone_bytes};
 use super::scan::read_header;
 use super::segment::{Segment, SegmentKind};
@@ -21,6 +20,7 @@ use super::types::{ChunkKey, Done, Outcome, Put, Request, ShardError, ShardKey, 
 use super::volumes::VolumeState;
 use super::{Cursor, Store};
 use crate::units::to_usize;
+use holdfast_storage::{is_no_space, is_out_of_descriptors};
 
 /// Most bytes written to a segment by one write.
 pub const LANE_BYTES: usize = 8 << 20;
@@ -65,7 +65,8 @@ struct Planned {
     change: Change,
     /// Which request it answers, if any.
     request: Option<usize>,
-    failed: bool,
+    /// Why its record was not written.
+    failed: Option<ShardError>,
 }
 
 /// Records on their way to one segment.
@@ -122,7 +123,7 @@ impl Batch {
     fn plan(&mut self, kind: SegmentKind, change: Change, request: Option<usize>) {
         let number = self.planned.len();
         self.lane_mut(kind).pending.push(number);
-        self.planned.push(Planned { change, request, failed: false });
+        self.planned.push(Planned { change, request, failed: None });
     }
 
     fn touch(&mut self, segment: &Arc<Segment>) {
@@ -226,7 +227,7 @@ impl Store {
         };
         match read_header(&segment, entry.at.offset) {
             Ok(Some(record::Header { body: Body::Shard(stored), .. })) if stored == *meta => Ok(true),
-            Err(super::scan::ScanError::Io(error)) => Err(self.shared.poison("reading a header", &error)),
+            Err(super::scan::ScanError::Io(error)) => Err(self.shared.unread(&meta.key, &error)),
             _ => Err(ShardError::Conflict),
         }
     }
@@ -302,6 +303,9 @@ impl Store {
                 self.roll(kind)?;
             }
         }
+        if kind == SegmentKind::Small && batch.small.used == 0 {
+            self.read_tail()?;
+        }
         let cursor = self.cursor(kind).expect("rolled");
         let used = batch.lane(kind).used;
         let place = cursor.segment.place(cursor.append + used as u64);
@@ -319,6 +323,21 @@ impl Store {
         self.next_sequence += 1;
         batch.lane_mut(kind).used += to_usize(bytes);
         Ok((Location { segment: place.segment, offset: place.offset, bytes }, version))
+    }
+
+    /// Reads what the page holds in which the next small record begins. If it cannot be read, the next segment is begun: writing
+    /// over it would lose for good what stands there.
+    fn read_tail(&mut self) -> Result<(), ShardError> {
+        match self.small.as_mut().map_or(Ok(()), Cursor::read_tail) {
+            Ok(()) => Ok(()),
+            Err(error) if is_out_of_descriptors(&error) => {
+                Err(self.shared.trouble("reading a page to write on", &error))
+            }
+            Err(error) => {
+                tracing::error!(disk = self.shared.disk.0, %error, "the end of a segment cannot be read; the next is begun");
+                self.roll(SegmentKind::Small)
+            }
+        }
     }
 
     fn cursor(&self, kind: SegmentKind) -> Option<&Cursor> {
@@ -358,15 +377,20 @@ impl Store {
             Err(error) if is_no_space(&error) => {
                 // What was written of these records must not be taken for them once their numbers count as durable:
                 // the hole is synced with this batch, before a later record can say so.
-                segment.file.punch(append, used as u64).map_err(|e| self.shared.poison("punching", &e))?;
+                segment.file.punch(append, used as u64).map_err(|e| self.shared.trouble("punching", &e))?;
                 self.shared.doubt_space();
                 for planned in pending {
-                    batch.planned[planned].failed = true;
+                    batch.planned[planned].failed = Some(ShardError::NoSpace);
                 }
                 // A bulk segment goes on behind the hole.
                 if kind == SegmentKind::Bulk {
                     self.bulk.as_mut().expect("just used").append = append + used as u64;
                 }
+            }
+            // Nothing was written. The numbers of these records are never seen again, like those of refused ones.
+            Err(error) if is_out_of_descriptors(&error) => {
+                let busy = self.shared.trouble("writing", &error);
+                pending.into_iter().for_each(|planned| batch.planned[planned].failed = Some(busy));
             }
             Err(error) => return Err(self.shared.poison("writing", &error)),
         }
@@ -395,7 +419,7 @@ impl Store {
         self.flush(batch, SegmentKind::Bulk)?;
         self.flush(batch, SegmentKind::Small)?;
         for segment in &batch.touched {
-            segment.file.sync_data().map_err(|e| self.shared.poison("fdatasync", &e))?;
+            segment.file.sync_data().map_err(|e| self.shared.trouble("fdatasync", &e))?;
         }
         if self.is_failed() {
             return Err(ShardError::DiskFailed);
@@ -409,8 +433,8 @@ impl Store {
         self.shared.unapplied_bytes.store(0, Ordering::Relaxed);
         let index = &mut state.index;
         for (planned, result) in batch.planned.iter().zip(results) {
-            if planned.failed {
-                *result = Err(ShardError::NoSpace);
+            if let Some(error) = planned.failed {
+                *result = Err(error);
                 continue;
             }
             self.records_since_checkpoint += 1;
@@ -461,23 +485,28 @@ impl Store {
     }
 
     fn set_floor(&mut self, volume: &VolumeKey, floor: ChunkId) -> Outcome {
-        let mut volumes = self.shared.state.read().volumes.clone();
-        let known = volumes.get(volume);
-        if known.dropped || known.floor >= floor {
-            return Ok(Done::default());
-        }
-        volumes.0.insert(*volume, VolumeState { floor, ..known });
-        self.store_volumes(volumes)
+        self.learn(&[(*volume, VolumeState { floor, dropped: false })])
     }
 
     fn drop_volume(&mut self, volume: &VolumeKey) -> Outcome {
+        self.learn(&[(*volume, VolumeState { dropped: true, ..VolumeState::default() })])
+    }
+
+    /// Records floors and drops, durably, as far as they say more than is known.
+    pub fn learn(&mut self, states: &[(VolumeKey, VolumeState)]) -> Outcome {
         let mut volumes = self.shared.state.read().volumes.clone();
-        if volumes.get(volume).dropped {
-            return Ok(Done::default());
+        let mut dropped = Vec::new();
+        let mut learnt = false;
+        for (volume, state) in states {
+            if volumes.learn(*volume, *state) {
+                learnt = true;
+                dropped.extend(state.dropped.then_some(*volume));
+            }
         }
-        volumes.0.insert(*volume, VolumeState { dropped: true, ..VolumeState::default() });
-        self.store_volumes(volumes)?;
-        self.dropping.push_back(*volume);
+        if learnt {
+            self.store_volumes(volumes)?;
+            self.dropping.extend(dropped);
+        }
         Ok(Done::default())
     }
 
@@ -489,7 +518,7 @@ impl Store {
             }
             // The old file stands, and nothing was promised.
             Err(error) if is_no_space(&error) => Err(ShardError::NoSpace),
-            Err(error) => Err(self.shared.poison("replacing the volumes file", &error)),
+            Err(error) => Err(self.shared.trouble("replacing the volumes file", &error)),
         }
     }
 }

@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 
 use holdfast_common::ChunkId;
 
-use super::sim::{Random, SimDisk, Survival};
+use super::tests::Survival;
 use super::tests::{DISK, VOLUME, delete, key, options, payload, put, read};
 use super::types::{Request, ShardError};
 use super::{Store, make_segment};
+use holdfast_common::Random;
+use holdfast_storage::SimulatedDisk;
 
 /// Chunks the workload uses: few, so that puts and deletes meet.
 const CHUNKS: u64 = 24;
@@ -91,24 +93,40 @@ fn commit_some(store: &mut Store, random: &mut Random, promises: &mut Promises) 
     promises.possible.clear();
 }
 
-fn work(store: &mut Store, disk: &SimDisk, random: &mut Random, promises: &mut Promises, steps: u64) {
+fn work(store: &mut Store, disk: &SimulatedDisk, random: &mut Random, promises: &mut Promises, steps: u64) {
+    // Half of the time as another thread would write it: from an index that the store has left behind meanwhile.
+    let elsewhere = random.chance(50);
+    let mut frozen = None;
+    if elsewhere {
+        store.write_checkpoints_elsewhere();
+    }
     for _ in 0..steps {
         match random.below(20) {
             0..=10 => commit_some(store, random, promises),
             11..=15 => {
                 store.maintain(random.chance(50));
             }
-            16 => {
+            16 if !elsewhere => {
                 let _ = store.checkpoint();
             }
+            16 => match frozen.take() {
+                None => {
+                    store.checkpoint_wanted = true;
+                    frozen = store.plan_checkpoint();
+                }
+                Some(earlier) => {
+                    let written = earlier.write();
+                    let _ = store.end_checkpoint(&earlier, written);
+                }
+            },
             17 if random.chance(10) => raise_floor(store, promises),
             _ => {
                 if let Some(header) = store.plan_spare() {
-                    store.add_spare(make_segment(&*disk.directory(), header, random.chance(50)));
+                    store.add_spare(make_segment(&*disk.root(), header, random.chance(50)));
                 }
             }
         }
-        if disk.is_cut() {
+        if disk.is_dead() {
             return;
         }
     }
@@ -141,11 +159,11 @@ fn contents(store: &Store, context: &str) -> BTreeMap<u64, Content> {
 }
 
 /// Opens what a crash left and checks every promise. Returns the disk, the store and what is true now.
-fn check(crashed: SimDisk, mut promises: Promises, context: &str) -> (SimDisk, Store, Promises) {
+fn check(crashed: SimulatedDisk, mut promises: Promises, context: &str) -> (SimulatedDisk, Store, Promises) {
     // A second crash right after opening must change nothing, and neither must the loss of the checkpoint.
-    let bare = crashed.after_crash(Survival::All, &mut Random(0));
-    bare.lose("checkpoint");
-    let (store, report) = Store::open(crashed.directory(), DISK, options()).expect(context);
+    let bare = Survival::All.of(&crashed, &mut Random::new(0));
+    bare.lose_file("checkpoint");
+    let (store, report) = Store::open(crashed.root(), DISK, options()).expect(context);
     assert_eq!((report.damaged_bytes, report.damaged_segments), (0, 0), "{context}");
     let found = contents(&store, context);
     for chunk in 1..=promises.floor_possible + CHUNKS {
@@ -160,7 +178,7 @@ fn check(crashed: SimDisk, mut promises: Promises, context: &str) -> (SimDisk, S
     assert_eq!(found.range(promises.floor_possible + CHUNKS + 1..).count(), 0, "{context}");
     let floor = store.shared.state.read().volumes.get(&VOLUME).floor.0;
     assert!(floor == promises.floor || floor == promises.floor_possible, "{context}");
-    let (scanned, report) = Store::open(bare.directory(), DISK, options()).expect(context);
+    let (scanned, report) = Store::open(bare.root(), DISK, options()).expect(context);
     assert!(!report.checkpoint_used);
     assert_eq!((report.damaged_bytes, report.damaged_segments), (0, 0), "by scan {context}");
     assert_eq!(contents(&scanned, context), found, "by scan {context}");
@@ -178,7 +196,7 @@ fn accounts(store: &Store, context: &str) {
     let state = store.shared.state.read();
     let index = &state.index;
     let mut live: BTreeMap<u32, u64> = BTreeMap::new();
-    for entry in index.volumes.values().flat_map(BTreeMap::values) {
+    for entry in index.volumes.values().flat_map(|shards| shards.values()) {
         *live.entry(entry.at.segment).or_default() += entry.at.bytes;
     }
     let shards_bytes: u64 = live.values().sum();
@@ -201,9 +219,9 @@ fn accounts(store: &Store, context: &str) {
     }
 }
 
-fn formatted() -> SimDisk {
-    let disk = SimDisk::new();
-    super::recover::create(&*disk.directory()).unwrap();
+fn formatted() -> SimulatedDisk {
+    let disk = SimulatedDisk::default();
+    super::recover::create(&*disk.root()).unwrap();
     disk
 }
 
@@ -216,11 +234,11 @@ fn a_crash_at_any_operation_breaks_no_promise() {
     let run = |cut: Option<u64>| {
         let disk = formatted();
         if let Some(cut) = cut {
-            disk.cut_after(cut);
+            disk.die_after(cut - 1);
         }
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let mut promises = Promises::default();
-        if let Ok((mut store, _)) = Store::open(disk.directory(), DISK, options()) {
+        if let Ok((mut store, _)) = Store::open(disk.root(), DISK, options()) {
             work(&mut store, &disk, &mut random, &mut promises, 90);
         }
         (disk, promises)
@@ -229,13 +247,13 @@ fn a_crash_at_any_operation_breaks_no_promise() {
     assert!(operations > 300, "the workload is too small to mean anything: {operations}");
     for cut in 1..=operations {
         let (disk, promises) = run(Some(cut));
-        let log = disk.log();
         // Chance everywhere; all or nothing at every other operation.
         let extreme = if cut.is_multiple_of(2) { Survival::All } else { Survival::Nothing };
         for survival in [Survival::Some, extreme] {
-            let context = format!("seed {seed:#x} cut at {cut} ({}), surviving {survival:?}", log[log.len() - 1]);
-            let mut random = Random(seed ^ cut);
-            check(disk.after_crash(survival, &mut random), promises.clone(), &context);
+            let what = disk.last_operation();
+            let context = format!("seed {seed:#x} cut at {cut} ({what}), surviving {survival:?}");
+            let mut random = Random::new(seed ^ cut);
+            check(survival.of(&disk, &mut random), promises.clone(), &context);
         }
     }
 }
@@ -245,28 +263,28 @@ fn a_crash_at_any_operation_breaks_no_promise() {
 fn many_crashes_in_a_row_break_no_promise() {
     let seed = seed(0x5eed_0002);
     for number in 0..8 {
-        let mut random = Random(seed + number);
+        let mut random = Random::new(seed + number);
         let mut disk = formatted();
         let mut promises = Promises::default();
         for life in 0..10 {
             let context = format!("seed {seed:#x} disk {number} life {life}");
             let survival = SURVIVALS[usize::try_from(random.below(3)).unwrap()];
-            disk.cut_after(1 + random.below(250));
-            if let Ok((mut store, _)) = Store::open(disk.directory(), DISK, options()) {
+            disk.die_after(random.below(250));
+            if let Ok((mut store, _)) = Store::open(disk.root(), DISK, options()) {
                 work(&mut store, &disk, &mut random, &mut promises, 120);
             }
-            let crashed = disk.after_crash(survival, &mut random);
+            let crashed = survival.of(&disk, &mut random);
             if random.chance(30) {
                 // Cut off while it recovers; the next start has to cope with that too.
-                crashed.cut_after(1 + random.below(4));
-                let _ = Store::open(crashed.directory(), DISK, options());
-                disk = crashed.after_crash(survival, &mut random);
+                crashed.die_after(random.below(4));
+                let _ = Store::open(crashed.root(), DISK, options());
+                disk = survival.of(&crashed, &mut random);
             } else {
                 disk = crashed;
             }
             let (checked, store, now) = check(disk, promises, &context);
             drop(store);
-            disk = checked.after_crash(Survival::Nothing, &mut random);
+            disk = Survival::Nothing.of(&checked, &mut random);
             promises = now;
         }
     }
@@ -299,7 +317,7 @@ fn listed(store: &Store) -> Vec<u64> {
 fn a_tombstone_outlives_every_checkpoint_that_calls_its_shard_live() {
     let scenario = |cut: u64| {
         let disk = formatted();
-        let (mut store, _) = Store::open(disk.directory(), DISK, options()).unwrap();
+        let (mut store, _) = Store::open(disk.root(), DISK, options()).unwrap();
         assert!(store.commit(&[Request::Put(put(1, 1, 128 << 10))])[0].is_ok());
         store.checkpoint().unwrap();
         deleted(&mut store, &[1]);
@@ -307,7 +325,7 @@ fn a_tombstone_outlives_every_checkpoint_that_calls_its_shard_live() {
         small(&mut store, 101..=160);
         deleted(&mut store, &(101..=130).collect::<Vec<_>>());
         let before = store.shared.state.read().segments[&2].header.generation;
-        disk.cut_after(cut);
+        disk.die_after(cut - 1);
         while store.maintain(true) {}
         let recycled = store.shared.state.read().segments.get(&2).is_none_or(|s| s.header.generation != before);
         (disk, recycled)
@@ -317,12 +335,12 @@ fn a_tombstone_outlives_every_checkpoint_that_calls_its_shard_live() {
     let operations = disk.operations();
     for cut in 1..=operations {
         let disk = scenario(cut).0;
-        if !disk.is_cut() {
+        if !disk.is_dead() {
             break;
         }
         for survival in SURVIVALS {
-            let crashed = disk.after_crash(survival, &mut Random(cut));
-            let (store, _) = Store::open(crashed.directory(), DISK, options()).unwrap();
+            let crashed = survival.of(&disk, &mut Random::new(cut));
+            let (store, _) = Store::open(crashed.root(), DISK, options()).unwrap();
             assert_eq!(listed(&store), (131..=160).collect::<Vec<_>>(), "cut at {cut}, surviving {survival:?}");
         }
     }
@@ -333,7 +351,7 @@ fn a_tombstone_outlives_every_checkpoint_that_calls_its_shard_live() {
 #[test]
 fn a_tombstone_outlives_every_copy_that_a_compaction_made() {
     let disk = formatted();
-    let (mut store, _) = Store::open(disk.directory(), DISK, options()).unwrap();
+    let (mut store, _) = Store::open(disk.root(), DISK, options()).unwrap();
     small(&mut store, 1..=30);
     let first = store.shared.state.read().index.get(&key(1)).unwrap().at.segment;
     // Shard 1 is the only one left of the first segment; its copy goes to the second.
@@ -341,8 +359,8 @@ fn a_tombstone_outlives_every_copy_that_a_compaction_made() {
     assert!(store.maintain(false));
     let second = store.shared.state.read().index.get(&key(1)).unwrap().at.segment;
     assert_ne!(first, second, "compaction was to copy shard 1");
-    let crashed = disk.after_crash(Survival::All, &mut Random(1));
-    let (mut store, _) = Store::open(crashed.directory(), DISK, options()).unwrap();
+    let crashed = Survival::All.of(&disk, &mut Random::new(1));
+    let (mut store, _) = Store::open(crashed.root(), DISK, options()).unwrap();
     assert_eq!(store.shared.state.read().index.get(&key(1)).unwrap().at.segment, first);
     // The second segment fills up and lives on; the tombstone comes to stand in a third one that dies.
     small(&mut store, 201..=225);
@@ -359,8 +377,8 @@ fn a_tombstone_outlives_every_copy_that_a_compaction_made() {
     drop(state);
     let expected = listed(&store);
     assert!(!expected.contains(&1));
-    crashed.lose("checkpoint");
-    let (store, _) = Store::open(crashed.directory(), DISK, options()).unwrap();
+    crashed.lose_file("checkpoint");
+    let (store, _) = Store::open(crashed.root(), DISK, options()).unwrap();
     assert_eq!(listed(&store), expected);
 }
 
@@ -369,7 +387,7 @@ fn a_tombstone_outlives_every_copy_that_a_compaction_made() {
 #[test]
 fn a_tombstone_outlives_originals_in_a_segment_kept_for_its_damage() {
     let disk = formatted();
-    let (mut store, _) = Store::open(disk.directory(), DISK, options()).unwrap();
+    let (mut store, _) = Store::open(disk.root(), DISK, options()).unwrap();
     small(&mut store, 1..=30);
     let damaged = store.shared.state.read().index.get(&key(2)).unwrap().at;
     disk.flip(&super::segment::file_name(super::segment::SegmentKind::Small, damaged.segment), damaged.offset + 30);
@@ -393,9 +411,9 @@ fn a_tombstone_outlives_originals_in_a_segment_kept_for_its_damage() {
     drop(state);
     assert!(!generations.contains(&copied_to), "the copy's segment was to be recycled");
     assert!(!generations.contains(&tombstone_at), "the tombstone's first segment was to be recycled");
-    let crashed = disk.after_crash(Survival::Nothing, &mut Random(1));
-    crashed.lose("checkpoint");
-    let (store, _) = Store::open(crashed.directory(), DISK, options()).unwrap();
+    let crashed = Survival::Nothing.of(&disk, &mut Random::new(1));
+    crashed.lose_file("checkpoint");
+    let (store, _) = Store::open(crashed.root(), DISK, options()).unwrap();
     assert_eq!(listed(&store), (501..=560).collect::<Vec<_>>());
 }
 

@@ -10,10 +10,10 @@ use proptest::prelude::*;
 use super::checkpoint;
 use super::record::{Body, DecodeError, Place, decode, encode};
 use super::segment::{SegmentHeader, SegmentKind};
-use super::sim::Random;
 use super::tests::{DISK, VOLUME, delete, fresh, put};
 use super::types::Request;
 use super::volumes::{VolumeState, Volumes};
+use holdfast_common::Random;
 
 const PLACE: Place = Place { disk: DISK, segment: 9, generation: 77, offset: 0x2000 };
 
@@ -170,7 +170,7 @@ fn a_checkpoint_reads_back_to_the_same_index_and_no_byte_of_it_can_change() {
     assert_eq!(read.index.punches, state.index.punches);
     assert_eq!(checkpoint::encode(&read.index, DISK, 50, 60, 7), bytes);
     assert!(checkpoint::decode(&bytes, DiskId(8)).is_none());
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     for _ in 0..500 {
         let mut damaged = bytes.clone();
         let at = usize::try_from(random.below(bytes.len() as u64)).unwrap();

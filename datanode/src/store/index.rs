@@ -6,10 +6,11 @@
 //! - a shard that compaction copied stands in two segments under one version. The older copy is *stale*: a later
 //!   tombstone must outlive it too.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_common::ChunkId;
+use imbl::{OrdMap, Vector};
 
 use super::segment::{DATA_START, SegmentHeader, SegmentKind};
 use super::types::{ChunkKey, ShardKey, Stripe, VolumeKey};
@@ -75,7 +76,7 @@ pub struct SegmentState {
     /// Punches waiting.
     pub punches_count: u32,
     /// Tombstones pinned by dead records in here, one item a record.
-    pub pinned: Vec<ChunkKey>,
+    pub pinned: Arc<Vec<ChunkKey>>,
 }
 
 impl SegmentState {
@@ -91,7 +92,7 @@ impl SegmentState {
             phase: Phase::Spare,
             damaged_bytes: 0,
             punches_count: 0,
-            pinned: Vec::new(),
+            pinned: Arc::default(),
         }
     }
 
@@ -125,17 +126,18 @@ pub(super) struct TombstoneRecord {
 }
 
 /// Shards of one volume.
-pub(super) type Shards = BTreeMap<(ChunkId, u8), Entry>;
+pub(super) type Shards = OrdMap<(ChunkId, u8), Entry>;
 
-/// The index of one disk.
-#[derive(Debug, Default)]
+/// The index of one disk. A copy costs next to nothing, whatever the count of shards: a checkpoint is written from one, by
+/// another thread, while this one goes on.
+#[derive(Clone, Debug, Default)]
 pub struct Index {
     pub(super) volumes: BTreeMap<VolumeKey, Shards>,
     pub(super) segments: BTreeMap<u32, SegmentState>,
-    pub(super) tombstones: BTreeMap<ChunkKey, Tombstone>,
-    pub(super) tombstone_records: BTreeMap<u64, TombstoneRecord>,
-    pub(super) stale: BTreeMap<ShardKey, Vec<Location>>,
-    pub(super) punches: VecDeque<Punch>,
+    pub(super) tombstones: OrdMap<ChunkKey, Tombstone>,
+    pub(super) tombstone_records: OrdMap<u64, TombstoneRecord>,
+    pub(super) stale: OrdMap<ShardKey, Vec<Location>>,
+    pub(super) punches: Vector<Punch>,
     stripes: BTreeSet<Arc<Stripe>>,
     live_bytes: u64,
     punch_bytes: u64,
@@ -292,7 +294,7 @@ impl Index {
     pub(super) fn bury(&mut self, at: Location, chunk: Option<ChunkKey>) {
         let segment = self.segments.get_mut(&at.segment).expect("records stand in known segments");
         match segment.kind {
-            SegmentKind::Small => segment.pinned.extend(chunk),
+            SegmentKind::Small => Arc::make_mut(&mut segment.pinned).extend(chunk),
             SegmentKind::Bulk => {
                 segment.punches_count += 1;
                 self.punch_bytes += at.bytes;
@@ -307,7 +309,12 @@ impl Index {
     /// Up to `max_count` punches to make, oldest first. They count until [`Index::punched`].
     pub(super) fn take_punches(&mut self, max_count: usize) -> Vec<Punch> {
         let count = max_count.min(self.punches.len());
-        self.punches.drain(..count).collect()
+        self.punches.slice(..count).into_iter().collect()
+    }
+
+    /// Punches that were taken and could not be made.
+    pub(super) fn give_back_punches(&mut self, punches: Vec<Punch>) {
+        punches.into_iter().rev().for_each(|punch| self.punches.push_front(punch));
     }
 
     /// A punch is synced, or its file gone for good.
@@ -387,13 +394,18 @@ impl Index {
         for punch in &punches {
             self.punched(punch);
         }
-        for chunk in &segment.pinned {
+        for chunk in segment.pinned.iter() {
             self.unpin(chunk);
         }
-        self.stale.retain(|_, copies| {
+        let here = |copies: &Vec<Location>| copies.iter().any(|copy| copy.segment == number);
+        let stale: Vec<ShardKey> = self.stale.iter().filter(|(_, copies)| here(copies)).map(|(key, _)| *key).collect();
+        for key in stale {
+            let mut copies = self.stale.remove(&key).unwrap_or_default();
             copies.retain(|copy| copy.segment != number);
-            !copies.is_empty()
-        });
+            if !copies.is_empty() {
+                self.stale.insert(key, copies);
+            }
+        }
     }
 
     /// A segment is gone that a checkpoint still knew: with it whatever the checkpoint saw in it.

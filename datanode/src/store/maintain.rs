@@ -4,15 +4,15 @@
 use std::collections::BTreeMap;
 
 use super::Store;
-use super::checkpoint::{self, CHECKPOINT_FILE};
+use super::checkpoint::Frozen;
 use super::commit::Copied;
 use super::index::{Location, Phase, Punch};
-use super::io::{BLOCK_BYTES, is_no_space};
 use super::record::{Body, tombstone_bytes};
 use super::scan::{ScanError, read_header, scan};
 use super::segment::{Segment, SegmentHeader, SegmentKind, file_name, write_header};
 use super::types::ShardError;
 use crate::units::to_usize;
+use holdfast_storage::{BLOCK_BYTES, is_no_space};
 use std::sync::Arc;
 
 /// Punches of one step; they share a sync a segment.
@@ -60,13 +60,11 @@ impl Store {
         let due = self.checkpoint_due(idle)
             || drained.len() >= DRAINED_SEGMENTS_MAX
             || (idle && !copied && !drained.is_empty());
-        if due {
+        if due && self.checkpoints_here {
             self.checkpoint()?;
-            for number in drained {
-                self.recycle(number)?;
-            }
             return Ok(true);
         }
+        self.checkpoint_wanted |= due;
         Ok(copied)
     }
 
@@ -97,22 +95,10 @@ impl Store {
         if punches.is_empty() {
             return Ok(false);
         }
-        for segment in segments.values() {
-            segment.drain_readers();
-        }
-        // The first block goes last: a record's header explains its bytes to a scan for as long as any of them is left.
-        for first_block in [false, true] {
-            for Punch { at, .. } in &punches {
-                let (offset, bytes) = match first_block {
-                    true => (at.offset, BLOCK_BYTES),
-                    false => (at.offset + BLOCK_BYTES, at.bytes - BLOCK_BYTES),
-                };
-                let punched = segments[&at.segment].file.punch(offset, bytes);
-                punched.map_err(|e| self.shared.poison("punching", &e))?;
-            }
-            for segment in segments.values() {
-                segment.file.sync_data().map_err(|e| self.shared.poison("fdatasync", &e))?;
-            }
+        if let Err(error) = self.shared.punch(&punches, &segments) {
+            // A hole may be made twice, but none may be forgotten.
+            self.shared.state.write().index.give_back_punches(punches);
+            return Err(error);
         }
         let mut state = self.shared.state.write();
         punches.iter().for_each(|punch| state.index.punched(punch));
@@ -134,8 +120,8 @@ impl Store {
         let Some(segment) = self.shared.state.write().segments.remove(&number) else { return Ok(()) };
         segment.drain_readers();
         let directory = &self.shared.directory;
-        let removed = directory.remove(&file_name(segment.header.kind, number)).and_then(|()| directory.sync());
-        removed.map_err(|e| self.shared.poison("removing a segment", &e))?;
+        let removed = directory.remove(&file_name(segment.header.kind, number)).and_then(|()| directory.sync_names());
+        removed.map_err(|e| self.shared.trouble("removing a segment", &e))?;
         self.shared.state.write().index.forget_segment(number);
         self.shared.doubt_space();
         Ok(())
@@ -161,7 +147,14 @@ impl Store {
         while bytes < COPY_BYTES_PER_STEP
             && let Some((at, version)) = compaction.records.pop()
         {
-            let copied = self.shared.copy_if_live(&segment, at, version)?;
+            let copied = match self.shared.copy_if_live(&segment, at, version) {
+                Ok(copied) => copied,
+                Err(error) => {
+                    // What was taken off the list was not copied: the segment's turn starts over.
+                    self.compaction = None;
+                    return Err(error);
+                }
+            };
             bytes += copied.as_ref().map_or(0, |copy| copy.record_bytes);
             copies.extend(copied);
         }
@@ -169,7 +162,6 @@ impl Store {
         if !copies.is_empty()
             && let Err(error) = self.commit_copies(&copies)
         {
-            // What was taken off the list was not copied: the segment's turn starts over.
             self.compaction = None;
             return Err(error);
         }
@@ -221,7 +213,7 @@ impl Store {
         let old = self.shared.state.read().segments[&number].clone();
         old.drain_readers();
         let header = SegmentHeader { generation: self.take_sequence(), ..old.header };
-        write_header(&*old.file, &header).map_err(|e| self.shared.poison("recycling a segment", &e))?;
+        write_header(&*old.file, &header).map_err(|e| self.shared.trouble("recycling a segment", &e))?;
         let segment = Segment::new(header, old.file.clone());
         self.shared.state.write().index.forget_segment(number);
         self.adopt(&segment, Phase::Spare);
@@ -229,37 +221,105 @@ impl Store {
         Ok(())
     }
 
-    /// Writes the checkpoint; the next start scans only from here on.
+    /// Has checkpoints written by another thread from now on: [`Store::plan_checkpoint`] says when.
+    pub fn write_checkpoints_elsewhere(&mut self) {
+        self.checkpoints_here = false;
+    }
+
+    /// A checkpoint that is due, to be written by [`Frozen::write`] on any thread, and then handed to
+    /// [`Store::end_checkpoint`]. `None` while there is none to write or one is being written.
+    pub fn plan_checkpoint(&mut self) -> Option<Frozen> {
+        if self.is_failed() || self.checkpoint_runs || !std::mem::take(&mut self.checkpoint_wanted) {
+            return None;
+        }
+        self.checkpoint_runs = true;
+        Some(self.freeze())
+    }
+
+    /// The checkpoint that was planned will not be written now.
+    pub(crate) fn give_up_checkpoint(&mut self) {
+        self.checkpoint_runs = false;
+    }
+
+    /// A copy of the index as it is now. Readers wait for it as long as for any look-up, the writer some milliseconds.
+    pub(crate) fn freeze(&self) -> Frozen {
+        Frozen {
+            index: self.shared.state.read().index.clone(),
+            directory: self.shared.directory.clone(),
+            disk: self.shared.disk,
+            durable_sequence: self.durable_sequence,
+            next_sequence: self.next_sequence,
+            next_segment: self.next_segment,
+            drained: self.drained(),
+            records_count: self.records_since_checkpoint,
+        }
+    }
+
+    /// The checkpoint is written, or is not: the next start scans only from there on, and what it knows to be drained is used
+    /// again.
     ///
     /// # Errors
-    /// [`ShardError::NoSpace`] leaves the old one; anything else fails the disk.
+    /// [`ShardError::NoSpace`] and [`ShardError::Busy`] leave the old one; anything else fails the disk.
+    pub fn end_checkpoint(&mut self, frozen: &Frozen, written: std::io::Result<()>) -> Result<(), ShardError> {
+        self.checkpoint_runs = false;
+        match written {
+            Ok(()) => self.records_since_checkpoint -= frozen.records_count,
+            Err(error) if is_no_space(&error) => return Err(ShardError::NoSpace),
+            Err(error) => return Err(self.shared.trouble("writing the checkpoint", &error)),
+        }
+        self.shared.state.write().index.forget_unused_stripes();
+        frozen.drained.iter().try_for_each(|number| self.recycle(*number))
+    }
+
+    /// Writes the checkpoint here and now.
+    ///
+    /// # Errors
+    /// See [`Store::end_checkpoint`].
     pub fn checkpoint(&mut self) -> Result<(), ShardError> {
         if self.is_failed() {
             return Err(ShardError::DiskFailed);
         }
-        let bytes = {
-            let mut state = self.shared.state.write();
-            state.index.forget_unused_stripes();
-            let index = &state.index;
-            checkpoint::encode(index, self.shared.disk, self.durable_sequence, self.next_sequence, self.next_segment)
-        };
-        match self.shared.directory.replace(CHECKPOINT_FILE, &bytes) {
-            Ok(()) => {
-                self.records_since_checkpoint = 0;
-                Ok(())
-            }
-            Err(error) if is_no_space(&error) => Err(ShardError::NoSpace),
-            Err(error) => Err(self.shared.poison("writing the checkpoint", &error)),
-        }
+        let frozen = self.freeze();
+        let written = frozen.write();
+        self.end_checkpoint(&frozen, written)
     }
 }
 
 impl super::Shared {
+    fn punch(&self, punches: &[Punch], segments: &BTreeMap<u32, Arc<Segment>>) -> Result<(), ShardError> {
+        for segment in segments.values() {
+            segment.drain_readers();
+        }
+        // The first block goes last: a record's header explains its bytes to a scan for as long as any of them is left.
+        for first_block in [false, true] {
+            for Punch { at, .. } in punches {
+                let (offset, bytes) = match first_block {
+                    true => (at.offset, BLOCK_BYTES),
+                    false => (at.offset + BLOCK_BYTES, at.bytes - BLOCK_BYTES),
+                };
+                let punched = segments[&at.segment].file.punch(offset, bytes);
+                punched.map_err(|e| self.trouble("punching", &e))?;
+            }
+            for segment in segments.values() {
+                segment.file.sync_data().map_err(|e| self.trouble("fdatasync", &e))?;
+            }
+        }
+        Ok(())
+    }
+
     fn rescan(&self, segment: &Segment) -> Result<Vec<(Location, u64)>, ShardError> {
         match scan(segment, super::segment::DATA_START) {
             Ok(found) => Ok(found.records.into_iter().map(|f| (f.at, f.header.version)).collect()),
-            Err(ScanError::Io(error)) => Err(self.poison("reading a segment", &error)),
+            Err(ScanError::Io(error)) => self.skip(segment, &error).map(|()| Vec::new()),
             Err(ScanError::Unsupported) => Ok(Vec::new()),
+        }
+    }
+
+    /// What cannot be read is not copied, and keeps its segment as it is.
+    fn skip(&self, segment: &Segment, error: &std::io::Error) -> Result<(), ShardError> {
+        match self.unread(&segment.header.number, error) {
+            ShardError::Corrupt => Ok(()),
+            other => Err(other),
         }
     }
 
@@ -268,7 +328,7 @@ impl super::Shared {
         let header = match read_header(segment, at.offset) {
             Ok(Some(header)) => header,
             Ok(None) | Err(ScanError::Unsupported) => return Ok(None),
-            Err(ScanError::Io(error)) => return Err(self.poison("reading a record", &error)),
+            Err(ScanError::Io(error)) => return self.skip(segment, &error).map(|()| None),
         };
         match header.body {
             Body::Shard(meta) => {
@@ -277,8 +337,10 @@ impl super::Shared {
                     return Ok(None);
                 }
                 let mut payload = vec![0; to_usize(meta.shard_length_bytes.into())];
-                let read = segment.file.read_at(at.offset + header.header_area_bytes, &mut payload);
-                read.map_err(|e| self.poison("reading a record", &e))?;
+                let read = segment.file.read_exact_at(at.offset + header.header_area_bytes, &mut payload);
+                if let Err(error) = read {
+                    return self.skip(segment, &error).map(|()| None);
+                }
                 let (from, record_bytes) = (at, at.bytes);
                 Ok(Some(Copied { from, version, record_bytes, body: Body::Shard(meta), payload }))
             }

@@ -47,7 +47,7 @@ impl Reader {
         }
         let read = read_verified(&segment, &entry, range);
         match read {
-            Err(ReadError::Io(error)) => Err(shared.poison("reading", &error)),
+            Err(ReadError::Io(error)) => Err(shared.unread(&range.key, &error)),
             Err(ReadError::Corrupt) => {
                 shared.corrupt_reads.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(disk = shared.disk.0, key = ?range.key, at = ?entry.at, "damaged shard found by a read");
@@ -105,14 +105,14 @@ fn read_verified(segment: &Segment, entry: &Entry, range: &ReadRange) -> Result<
     let (header_bytes, bytes): (Bytes, Bytes) = if range.offset <= ONE_READ_BYTES {
         let skipped = to_usize(area + u64::from(range.offset));
         let mut all = vec![0; skipped + length];
-        segment.file.read_at(entry.at.offset, &mut all)?;
+        segment.file.read_exact_at(entry.at.offset, &mut all)?;
         let all = Bytes::from(all);
         (all.slice(..to_usize(area)), all.slice(skipped..))
     } else {
         let mut header = vec![0; to_usize(area)];
-        segment.file.read_at(entry.at.offset, &mut header)?;
+        segment.file.read_exact_at(entry.at.offset, &mut header)?;
         let mut bytes = vec![0; length];
-        segment.file.read_at(entry.at.offset + area + u64::from(range.offset), &mut bytes)?;
+        segment.file.read_exact_at(entry.at.offset + area + u64::from(range.offset), &mut bytes)?;
         (header.into(), bytes.into())
     };
     let place = segment.place(entry.at.offset);

@@ -10,9 +10,9 @@ use holdfast_common::limits::{CHUNK_BYTES_MAX, PAGE_BYTES, SHARDS_MAX};
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, VolumeId};
 
 use super::fields::{FieldReader, FieldWriter};
-use super::io::{BLOCK_BYTES, SECTOR_BYTES};
 use super::types::{ChunkKey, ShardKey, ShardMeta, Stripe, VolumeKey};
 use crate::units::to_usize;
+use holdfast_storage::{BLOCK_BYTES, SECTOR_BYTES};
 
 /// First four bytes of every record.
 pub const RECORD_MAGIC: [u8; 4] = *b"HFrc";

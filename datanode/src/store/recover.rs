@@ -18,14 +18,14 @@ use parking_lot::{Mutex, RwLock};
 use super::checkpoint::{self, CHECKPOINT_FILE, Checkpoint};
 use super::commit::{AlignedBuffer, LANE_BYTES};
 use super::index::{Entry, Index, Phase, SegmentState};
-use super::io::Directory;
 use super::record::{Body, RECORD_BYTES_MAX, encode};
-use super::scan::{Found, Gap, ScanError, SegmentScan, read_header, scan};
+use super::scan::{Found, Gap, ScanError, SegmentScan, is_unreadable, read_header, scan};
 use super::segment::{DATA_START, HeaderError, Segment, SegmentKind, parse_file_name};
 use super::space::SpaceBook;
 use super::volumes::{Volumes, VolumesError};
-use super::{Cursor, Shared, State, Store, StoreOptions};
+use super::{Cursor, Shared, State, Store, StoreOptions, failure};
 use crate::units::to_usize;
+use holdfast_storage::Directory;
 
 /// Why a disk cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,9 @@ pub enum OpenError {
     /// Floors and drops are lost, so that nothing protects deleted data from coming back.
     #[error("the file `volumes` of the disk cannot be used: {0}; take the disk out and let it be rebuilt")]
     Volumes(VolumesError),
+    /// It failed in an earlier life of its node, in a way that leaves open what is on it.
+    #[error("it failed before ({0}); what it holds is unknown for good: take the disk out and let it be rebuilt")]
+    FailedBefore(String),
 }
 
 /// What opening found.
@@ -87,6 +90,22 @@ impl Store {
         disk: DiskId,
         options: StoreOptions,
     ) -> Result<(Self, OpenReport), OpenError> {
+        Self::open_witnessed(directory, None, disk, options)
+    }
+
+    /// The same; a failure is written down in `witness` too, a directory elsewhere, in case the disk does not take the note.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. What a crash leaves behind is never one.
+    pub fn open_witnessed(
+        directory: Arc<dyn Directory>,
+        witness: Option<Arc<dyn Directory>>,
+        disk: DiskId,
+        options: StoreOptions,
+    ) -> Result<(Self, OpenReport), OpenError> {
+        if let Some(note) = failure::find(&*directory, witness.as_deref(), disk)? {
+            return Err(OpenError::FailedBefore(note));
+        }
         assert!(
             options.bulk_segment_bytes >= DATA_START + RECORD_BYTES_MAX
                 && options.small_segment_bytes_min >= DATA_START + (128 << 10),
@@ -110,6 +129,7 @@ impl Store {
         let shared = Shared {
             book: SpaceBook::join(space.file_system),
             directory,
+            witness,
             disk,
             state: RwLock::new(State { index: recovery.index, segments: recovery.segments, volumes }),
             limit_bytes: options.limit_bytes,
@@ -117,6 +137,7 @@ impl Store {
             unapplied_bytes: AtomicU64::new(0),
             space: Mutex::new((Instant::now(), space)),
             corrupt_reads: AtomicU64::new(0),
+            short_of_descriptors: AtomicBool::new(false),
         };
         let store = Self {
             shared: Arc::new(shared),
@@ -130,6 +151,9 @@ impl Store {
             spare_planned: false,
             dropping,
             records_since_checkpoint: report.records_count,
+            checkpoints_here: true,
+            checkpoint_wanted: false,
+            checkpoint_runs: false,
             bulk_buffer: AlignedBuffer::new(LANE_BYTES),
             compaction: None,
         };
@@ -173,7 +197,7 @@ impl Recovery {
             }
         }
         if removed {
-            directory.sync()?;
+            directory.sync_names()?;
         }
         Ok(found)
     }
@@ -182,7 +206,10 @@ impl Recovery {
         let bytes = match directory.read(CHECKPOINT_FILE) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(disk = disk.0, %error, "checkpoint cannot be read; scanning everything");
+                return Ok(());
+            }
         };
         let fitting = checkpoint::decode(&bytes, disk).and_then(|checkpoint| self.fit(checkpoint));
         let Some(checkpoint) = fitting else {
@@ -248,7 +275,7 @@ impl Recovery {
             let mut torn: Vec<Gap> = Vec::new();
             for gap in std::mem::take(&mut found.gaps) {
                 let durable_after = |r: &Found| r.at.offset >= gap.end() && r.header.sequence <= watermark;
-                if found.records.iter().any(durable_after) {
+                if gap.unreadable || found.records.iter().any(durable_after) {
                     self.index.segment_mut(*number).damaged_bytes += gap.bytes;
                     tracing::error!(
                         segment = number,
@@ -262,7 +289,7 @@ impl Recovery {
             }
             for record in &found.records {
                 if record.header.sequence > watermark && !is_whole(segment, record)? {
-                    torn.push(Gap { offset: record.at.offset, bytes: record.at.bytes });
+                    torn.push(Gap { offset: record.at.offset, bytes: record.at.bytes, unreadable: false });
                 }
             }
             found.records.retain(|r| !torn.iter().any(|t| t.offset == r.at.offset));
@@ -356,12 +383,17 @@ fn is_whole(segment: &Segment, record: &Found) -> Result<bool, OpenError> {
     let Body::Shard(found) = &record.header.body else { return Ok(true) };
     let header = match read_header(segment, record.at.offset) {
         Ok(header) => header,
+        // No crash makes a sector unreadable: it may have been answered, and its readers are told of the damage.
+        Err(ScanError::Io(error)) if is_unreadable(&error) => return Ok(true),
         Err(ScanError::Io(error)) => return Err(error.into()),
         Err(ScanError::Unsupported) => None,
     };
     let Some(Body::Shard(meta)) = header.map(|header| header.body) else { return Ok(false) };
     let mut payload = vec![0; to_usize(found.shard_length_bytes.into())];
-    segment.file.read_at(record.at.offset + record.header.header_area_bytes, &mut payload)?;
+    match segment.file.read_exact_at(record.at.offset + record.header.header_area_bytes, &mut payload) {
+        Err(error) if is_unreadable(&error) => return Ok(true),
+        other => other?,
+    }
     Ok(meta.key.place().verify(0, &payload, &meta.page_checksums).is_ok())
 }
 
@@ -385,6 +417,6 @@ fn cover(segment: &Segment, gap: Gap, next_sequence: &mut u64, watermark: u64) -
     }
     let mut sector = encode(&segment.place(gap.offset), *next_sequence, watermark, 0, gap.bytes, &Body::Filler);
     *next_sequence += 1;
-    sector.resize(to_usize(super::io::SECTOR_BYTES), 0);
+    sector.resize(to_usize(holdfast_storage::SECTOR_BYTES), 0);
     segment.file.write_at(gap.offset, &sector)
 }

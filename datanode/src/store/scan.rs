@@ -2,9 +2,12 @@
 //!
 //! Small segments are a log: whatever stands between two valid records and is no record is a gap, and what follows the
 //! last one is the preallocated tail, whatever bytes a former life left there. Bulk segments are sparse: zeros are
-//! holes anywhere. Which gaps are torn writes and which are damage is decided in `recover`, by the durable watermark.
+//! holes anywhere. A page that the disk cannot read is a gap of its own kind, and the rest of the segment goes on. Which gaps are torn writes and which are damage is decided in `recover`, by the durable watermark.
 
+use std::collections::BTreeSet;
 use std::io;
+
+use holdfast_storage::BLOCK_BYTES;
 
 use super::index::Location;
 use super::record::{Body, DecodeError, FIXED_BYTES, HEADER_BYTES_MAX, Header, decode};
@@ -26,6 +29,8 @@ pub(super) struct Found {
 pub(super) struct Gap {
     pub(super) offset: u64,
     pub(super) bytes: u64,
+    /// The disk could not read a part of it. A crash tears writes, it makes no sector unreadable.
+    pub(super) unreadable: bool,
 }
 
 impl Gap {
@@ -58,9 +63,15 @@ struct Window<'a> {
     start: u64,
     bytes: Vec<u8>,
     ahead_bytes: u64,
+    /// First bytes of pages that could not be read. They count as zeros.
+    unreadable: BTreeSet<u64>,
 }
 
 impl Window<'_> {
+    fn new(segment: &Segment, ahead_bytes: u64) -> Window<'_> {
+        Window { segment, start: 0, bytes: Vec::new(), ahead_bytes, unreadable: BTreeSet::new() }
+    }
+
     /// The bytes from `offset` on: `wanted` of them, fewer at the end of the file.
     fn get(&mut self, offset: u64, wanted: u64) -> io::Result<&[u8]> {
         let end = (offset + wanted).min(self.segment.header.size_bytes);
@@ -70,10 +81,41 @@ impl Window<'_> {
             self.bytes.clear();
             self.bytes.resize(to_usize(read_end - offset), 0);
             self.start = offset;
-            self.segment.file.read_at(offset, &mut self.bytes)?;
+            match self.segment.file.read_exact_at(offset, &mut self.bytes) {
+                Err(error) if is_unreadable(&error) => self.read_by_pages()?,
+                other => other?,
+            }
         }
         Ok(&self.bytes[to_usize(offset - self.start)..to_usize(end - self.start)])
     }
+
+    fn read_by_pages(&mut self) -> io::Result<()> {
+        let mut at = 0;
+        while at < self.bytes.len() {
+            let offset = self.start + at as u64;
+            let page_end = (offset / BLOCK_BYTES + 1) * BLOCK_BYTES;
+            let end = self.bytes.len().min(at + to_usize(page_end - offset));
+            match self.segment.file.read_exact_at(offset, &mut self.bytes[at..end]) {
+                Err(error) if is_unreadable(&error) => {
+                    self.bytes[at..end].fill(0);
+                    self.unreadable.insert(offset / BLOCK_BYTES * BLOCK_BYTES);
+                }
+                other => other?,
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Whether a part of the unit at `offset` could not be read.
+    fn is_unreadable(&self, offset: u64) -> bool {
+        self.unreadable.contains(&(offset / BLOCK_BYTES * BLOCK_BYTES))
+    }
+}
+
+/// Whether the disk cannot read a place, rather than the machine any.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADMSG | libc::EILSEQ))
 }
 
 /// Reads the header of the record at `offset`, however long it is.
@@ -96,17 +138,23 @@ fn header_at(window: &mut Window<'_>, offset: u64) -> Result<Option<Header>, Sca
 
 /// Reads and verifies the header of one record.
 pub(super) fn read_header(segment: &Segment, offset: u64) -> Result<Option<Header>, ScanError> {
-    header_at(&mut Window { segment, start: 0, bytes: Vec::new(), ahead_bytes: 0 }, offset)
+    let mut window = Window::new(segment, 0);
+    let header = header_at(&mut window, offset)?;
+    // What could not be read may be a record all the same.
+    if header.is_none() && !window.unreadable.is_empty() {
+        return Err(io::Error::from_raw_os_error(libc::EIO).into());
+    }
+    Ok(header)
 }
 
 /// Walks a segment from `from` on, which is where a record may start.
 pub(super) fn scan(segment: &Segment, from: u64) -> Result<SegmentScan, ScanError> {
     let bulk = segment.header.kind == SegmentKind::Bulk;
     let ahead_bytes = if bulk { 0 } else { LOG_WINDOW_BYTES };
-    let mut window = Window { segment, start: 0, bytes: Vec::new(), ahead_bytes };
+    let mut window = Window::new(segment, ahead_bytes);
     let mut found = SegmentScan { end: from, ..SegmentScan::default() };
     let alignment = segment.header.kind.alignment_bytes();
-    let mut gap_start = None;
+    let mut gap: Option<Gap> = None;
     let mut offset = from;
     let mut skip_hole = bulk;
     while offset + alignment <= segment.header.size_bytes {
@@ -117,7 +165,7 @@ pub(super) fn scan(segment: &Segment, from: u64) -> Result<SegmentScan, ScanErro
             continue;
         }
         if let Some(mut header) = header_at(&mut window, offset)? {
-            close_gap(&mut found, &mut gap_start, offset);
+            close_gap(&mut found, &mut gap, offset);
             let at = Location { segment: segment.header.number, offset, bytes: header.record_bytes };
             offset += header.record_bytes;
             found.end = offset;
@@ -127,23 +175,34 @@ pub(super) fn scan(segment: &Segment, from: u64) -> Result<SegmentScan, ScanErro
             found.records.push(Found { at, header });
             continue;
         }
-        if bulk && window.get(offset, alignment)?.iter().all(|b| *b == 0) {
-            close_gap(&mut found, &mut gap_start, offset);
+        let unreadable = window.is_unreadable(offset);
+        if bulk && !unreadable && window.get(offset, alignment)?.iter().all(|b| *b == 0) {
+            close_gap(&mut found, &mut gap, offset);
             skip_hole = true;
         } else {
-            gap_start.get_or_insert(offset);
+            let gap = gap.get_or_insert(Gap { offset, bytes: 0, unreadable: false });
+            if unreadable {
+                gap.unreadable = true;
+                gap.bytes = offset + alignment - gap.offset;
+            }
         }
         offset += alignment;
     }
-    if bulk {
-        close_gap(&mut found, &mut gap_start, offset);
+    // In a log the tail is no gap, but for the part of it that hides something.
+    match gap {
+        Some(Gap { unreadable: true, .. }) if !bulk => {
+            let end = gap.map_or(offset, |gap| gap.end());
+            close_gap(&mut found, &mut gap, end);
+        }
+        _ if bulk => close_gap(&mut found, &mut gap, offset),
+        _ => {}
     }
     Ok(found)
 }
 
-fn close_gap(found: &mut SegmentScan, gap_start: &mut Option<u64>, end: u64) {
-    if let Some(offset) = gap_start.take() {
-        found.gaps.push(Gap { offset, bytes: end - offset });
+fn close_gap(found: &mut SegmentScan, gap: &mut Option<Gap>, end: u64) {
+    if let Some(gap) = gap.take() {
+        found.gaps.push(Gap { bytes: end - gap.offset, ..gap });
         found.end = found.end.max(end);
     }
 }

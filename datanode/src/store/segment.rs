@@ -11,8 +11,9 @@ use holdfast_common::checksum::crc32c;
 use parking_lot::RwLock;
 
 use super::fields::{FieldReader, FieldWriter};
-use super::io::{BLOCK_BYTES, DiskFile};
 use super::record::{Place, alignment_bytes};
+use super::scan::is_unreadable;
+use holdfast_storage::{BLOCK_BYTES, DiskFile};
 
 /// First four bytes of every segment.
 pub const SEGMENT_MAGIC: [u8; 4] = *b"HFsg";
@@ -194,10 +195,14 @@ pub fn read_header(file: &dyn DiskFile) -> io::Result<Result<SegmentHeader, Head
     let mut best: Result<SegmentHeader, HeaderError> = Err(HeaderError::Blank);
     for at in COPIES_AT {
         let mut sector = [0; SEGMENT_HEADER_BYTES];
+        let mut copy = Err(HeaderError::Blank);
         if at + SEGMENT_HEADER_BYTES as u64 <= length {
-            file.read_at(at, &mut sector)?;
+            copy = match file.read_exact_at(at, &mut sector) {
+                Err(error) if is_unreadable(&error) => Err(HeaderError::Damaged),
+                other => other.map(|()| SegmentHeader::decode(&sector))?,
+            };
         }
-        best = match (best, SegmentHeader::decode(&sector)) {
+        best = match (best, copy) {
             (Ok(a), Ok(b)) => Ok(if b.generation > a.generation { b } else { a }),
             (Ok(a), Err(HeaderError::Unsupported)) | (Err(HeaderError::Unsupported), Ok(a)) => {
                 let _ = a;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use holdfast_common::SessionId;
 use parking_lot::Mutex;
 
-use super::io::FileSystemSpace;
+use holdfast_storage::FileSystemSpace;
 
 /// Soft threshold as a part of the space: one byte in this many is kept from client writes.
 const SOFT_PART: u64 = 25;

@@ -7,8 +7,8 @@ use holdfast_common::checksum::crc32c;
 use holdfast_common::{ChunkId, Incarnation, VolumeId};
 
 use super::fields::{FieldReader, FieldWriter};
-use super::io::Directory;
 use super::types::VolumeKey;
+use holdfast_storage::Directory;
 
 /// Name of the file.
 pub const VOLUMES_FILE: &str = "volumes";
@@ -49,6 +49,17 @@ impl Volumes {
     #[must_use]
     pub fn get(&self, volume: &VolumeKey) -> VolumeState {
         self.0.get(volume).copied().unwrap_or_default()
+    }
+
+    /// Raises a floor or drops a volume; true if that says more than was known.
+    pub fn learn(&mut self, key: VolumeKey, state: VolumeState) -> bool {
+        let known = self.get(&key);
+        let more = !known.dropped && (state.dropped || state.floor > known.floor);
+        if more {
+            let state = if state.dropped { VolumeState { dropped: true, ..VolumeState::default() } } else { state };
+            self.0.insert(key, state);
+        }
+        more
     }
 
     /// The file's bytes.

@@ -4,7 +4,6 @@
 
 mod support;
 
-use holdfast_common::durable::LockError;
 use holdfast_metanode::{StartError, format, start};
 use holdfast_node::superblock::SuperblockError;
 use holdfast_proto::meta::mutation::Op;
@@ -12,6 +11,7 @@ use holdfast_proto::meta::{
     Code, CreateNode, ExpireSessions, GetAttr, GetGroups, GetNodes, KeepAlive, Kind, Lookup, Open, ReadDirectory,
     StatFs, Unlink, read_request,
 };
+use holdfast_storage::durable::LockError;
 use support::{Cluster, MetaClient, until};
 
 fn create(name: &'static [u8], open: bool) -> Op {
@@ -204,4 +204,22 @@ async fn a_new_table_has_the_highest_feature_level_at_once() {
     let cluster = Cluster::with_volume(3).await;
     let raised = || cluster.known().reports.values().flatten().any(|report| report.leader && report.feature_level > 0);
     until("the leader raised the level", raised).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_metanode_whose_directory_was_removed_stops_and_the_others_go_on() {
+    let cluster = Cluster::with_volume(3).await;
+    let mut client = MetaClient::open_session(&cluster, b"a").await;
+    assert_eq!(client.mutate(&cluster, create(b"file", false)).await.code(), Code::Ok);
+    let former = cluster.leader(&client);
+    std::fs::remove_dir_all(cluster.path(former)).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while cluster.leader(&client) == former {
+        assert!(std::time::Instant::now() < deadline, "it serves on without a directory");
+        assert_eq!(client.read(&cluster, lookup(b"file")).await.code(), Code::Ok);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let left = client.mutate_at(cluster.addresses()[former], create(b"other", false)).await;
+    assert_ne!(left.code(), Code::Ok);
+    assert_eq!(client.mutate(&cluster, create(b"another", false)).await.code(), Code::Ok);
 }

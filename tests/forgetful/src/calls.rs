@@ -266,6 +266,28 @@ unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
     unsafe { unlinkat(HERE, path, 0) }
 }
 
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mkdirat(directory: c_int, path: *const c_char, mode: mode_t) -> c_int {
+    // SAFETY: the caller's promise.
+    let target = unsafe { covered(directory, path) };
+    let naming = watch().map(|watch| watch.naming.lock());
+    if let Some((watch, path)) = target
+        && status_at(path).is_none()
+    {
+        watch.creates(path);
+    }
+    let arguments = [c_long::from(directory), word(path.cast()), c_long::from(mode)];
+    let result = descriptor(raw(libc::SYS_mkdirat, &arguments));
+    drop(naming);
+    result
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mkdir(path: *const c_char, mode: mode_t) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { mkdirat(HERE, path, mode) }
+}
+
 /// A call that changes a watched file in a way that is not modelled.
 fn refuse(file: Option<&File>) {
     if file.is_some() {

@@ -164,9 +164,9 @@ impl Watch {
         guard
     }
 
-    /// Writes down that a name appears.
+    /// Writes down that a name appears. Where its directory is missing, none will.
     pub(crate) fn creates(&self, path: &CStr) {
-        let (directory, name) = self.place(path);
+        let Some((directory, name)) = self.find_place(path) else { return };
         self.record(&Record::Creates { directory, name });
     }
 
@@ -199,14 +199,15 @@ impl Watch {
 
     /// The directory of a path, and its last name.
     fn place(&self, path: &CStr) -> (Inode, OsString) {
+        self.find_place(path).unwrap_or_else(|| give_up(c"a name has no directory"))
+    }
+
+    /// The same, if there is such a directory.
+    fn find_place(&self, path: &CStr) -> Option<(Inode, OsString)> {
         let path = OsStr::from_bytes(path.to_bytes());
         let path = std::path::Path::new(path);
-        let directory = path.parent().and_then(|parent| CString::new(parent.as_os_str().as_bytes()).ok());
-        let status = directory.and_then(|directory| status_at(&directory));
-        match (status, path.file_name()) {
-            (Some(status), Some(name)) => (status.st_ino, name.to_owned()),
-            _ => give_up(c"a name has no directory"),
-        }
+        let directory = CString::new(path.parent()?.as_os_str().as_bytes()).ok()?;
+        Some((status_at(&directory)?.st_ino, path.file_name()?.to_owned()))
     }
 }
 

@@ -73,6 +73,10 @@ pub fn fail(root: &Path, journal: &Path, mut loss: Loss) -> Taken {
     for (inode, changes) in names {
         let directory = places.get(&inode).expect("a directory with a journal is there");
         let kept = loss.kept(changes.len());
+        // A directory that was never durable itself is gone with everything in it.
+        if !directory.exists() {
+            continue;
+        }
         for change in changes[kept..].iter().rev() {
             take_back_name(directory, journal, change).expect("a name can be put back");
             taken.names += 1;
@@ -185,7 +189,7 @@ fn differs(file: &File, offset: u64, state: &[u8]) -> io::Result<bool> {
 
 fn take_back_name(directory: &Path, journal: &Path, change: &Record) -> io::Result<()> {
     match change {
-        Record::Creates { name, .. } => match std::fs::remove_file(directory.join(name)) {
+        Record::Creates { name, .. } => match remove(&directory.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()), // it was written down, then killed
             other => other,
         },
@@ -199,6 +203,11 @@ fn take_back_name(directory: &Path, journal: &Path, change: &Record) -> io::Resu
         }
         Record::Changes { .. } | Record::Synced { .. } => Ok(()),
     }
+}
+
+/// Removes a file, or a directory with everything in it.
+fn remove(path: &Path) -> io::Result<()> {
+    if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
 }
 
 fn put_back(held: &Path, path: &Path) -> io::Result<()> {
@@ -292,6 +301,31 @@ mod tests {
             mixed |= states.contains(&1) && states.contains(&2) && states.contains(&3);
         }
         assert!(mixed);
+    }
+
+    #[test]
+    fn a_new_directory_whose_parent_was_not_synced_goes_with_everything_in_it() {
+        for synced in [false, true] {
+            let mut disk = Disk::new();
+            std::fs::write(disk.path(), "other").unwrap();
+            let root = disk.directory.path().join("root");
+            let (new, at) = (root.join("new"), root.metadata().unwrap().ino());
+            std::fs::create_dir(&new).unwrap();
+            std::fs::write(new.join("file"), "content").unwrap();
+            let inside = new.metadata().unwrap().ino();
+            disk.records.push(Record::Creates { directory: at, name: "new".into() });
+            disk.records.push(Record::Creates { directory: inside, name: "file".into() });
+            disk.records.push(Record::Synced { file: inside, up_to: 2 });
+            if synced {
+                disk.records.push(Record::Synced { file: at, up_to: 3 });
+            }
+            let kept = disk.directory.path().to_owned();
+            let journal = kept.join("journal");
+            let bytes: Vec<u8> = disk.records.iter().flat_map(Record::encode).collect();
+            std::fs::write(journal.join("1.journal"), bytes).unwrap();
+            fail(&root, &journal, Loss::Everything);
+            assert_eq!(new.join("file").exists(), synced);
+        }
     }
 
     #[test]

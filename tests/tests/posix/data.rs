@@ -2,7 +2,7 @@
 
 use holdfast_tests::block::{BLOCK_BYTES, BLOCK_BYTES_U64, Seen, Stamp, identify};
 use holdfast_tests::posix::{Aligned, Mapping, data_extents, errno, fallocate, seek};
-use holdfast_tests::random::Random;
+use holdfast_tests::random::{self, Random};
 use holdfast_tests::{Claim, Room, Run, claims};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -137,7 +137,7 @@ impl Modelled {
 
 fn random_operations_read_back_as_on_a_plain_array(room: &mut Room) {
     let path = room.directory().join("file");
-    let mut random = Random::fresh("random operations");
+    let mut random = random::fresh("random operations");
     for _ in 0..3 {
         let mut modelled = Modelled::new(read_write(&path));
         for _ in 0..150 {
@@ -152,7 +152,7 @@ fn random_operations_read_back_as_on_a_plain_array(room: &mut Room) {
 
 fn random_operations_of_many_handles_read_back_after_reopening(room: &mut Room) {
     let d = room.directory();
-    let mut random = Random::fresh("random operations on many files");
+    let mut random = random::fresh("random operations on many files");
     let name = |number: usize| d.join(format!("{number}"));
     let mut files: Vec<Modelled> = (0..6).map(|number| Modelled::new(read_write(&name(number)))).collect();
     for _ in 0..150 {
@@ -248,7 +248,7 @@ fn direct_and_buffered_access_agree(room: &mut Room) {
     let path = room.directory().join("file");
     let buffered = read_write(&path);
     let direct = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
-    let mut random = Random::fresh("direct and buffered");
+    let mut random = random::fresh("direct and buffered");
     let mut model = vec![0; 1 << 20];
     buffered.set_len(1 << 20).unwrap();
     for _ in 0..60 {

@@ -43,7 +43,7 @@ fn the_bytes_of_a_segment_header_are_pinned() {
     let bytes = HEADER.encode();
     assert_eq!(
         hex(&bytes[..40]),
-        "48464c530100000000000000303132333435363738396162636465660300000000000000".to_owned() + "c0db408b"
+        "48464c530200000000000000303132333435363738396162636465660300000000000000".to_owned() + "9daaabcd"
     );
     assert!(bytes[40..].iter().all(|b| *b == 0));
 }
@@ -77,6 +77,20 @@ fn the_bytes_of_a_batch_are_pinned() {
 }
 
 #[test]
+fn the_bytes_of_a_carry_are_pinned_and_a_segment_of_version_1_is_read() {
+    let mut bytes = Vec::new();
+    Record::Carry(7, vec![entry(5, b"ab")], true).encode(&mut bytes);
+    let expected =
+        "050700000000000000".to_owned() + "01" + "050000000000000001000000" + "020000000000000000020000006162";
+    assert_eq!(hex(&bytes), expected);
+    let mut bytes = segment(&[(Position::default(), sample())]);
+    bytes[4] = 1;
+    let crc = crc32c(&bytes[..36]).to_le_bytes();
+    bytes[36..40].copy_from_slice(&crc);
+    assert_eq!(scan(&bytes).unwrap().batches.len(), 1);
+}
+
+#[test]
 fn batches_are_found_with_their_records() {
     let watermark = Position { segment: 2, offset: 512 };
     let bytes = Bytes::from(segment(&[(watermark, sample()), (watermark, vec![Record::Drop(1)])]));
@@ -106,11 +120,11 @@ fn bytes_of_another_log_segment_or_offset_never_pass() {
 #[test]
 fn a_newer_version_is_told_from_damage() {
     let mut bytes = HEADER.encode().to_vec();
-    bytes[4] = 2;
+    bytes[4] = 3;
     assert_eq!(scan(&bytes), Err(HeaderError::Damaged));
     let crc = crc32c(&bytes[..36]).to_le_bytes();
     bytes[36..40].copy_from_slice(&crc);
-    assert_eq!(scan(&bytes), Err(HeaderError::NewerVersion(2)));
+    assert_eq!(scan(&bytes), Err(HeaderError::NewerVersion(3)));
 }
 
 proptest! {

@@ -1,0 +1,84 @@
+//! The note that a disk failed in a way that leaves open what is on it: a failed sync, a failed write. A disk with such a note
+//! never serves under its id again, whatever it says of itself after a restart. It is written on the disk, and in its node's
+//! directory, because a disk that just failed may not take it.
+
+use std::io;
+
+use holdfast_common::DiskId;
+use holdfast_common::checksum::crc32c;
+use holdfast_storage::Directory;
+
+use super::fields::{FieldReader, FieldWriter};
+
+/// Name of the note on the disk; in the node's directory the disk's id stands behind.
+pub const FAILED_FILE: &str = "failed";
+/// First four bytes.
+pub const FAILED_MAGIC: [u8; 4] = *b"HFfl";
+/// Version of the format. Of one that is not known, that it is there says enough.
+pub const FAILED_VERSION: u16 = 1;
+/// Longest reason that is written down.
+const REASON_BYTES_MAX: usize = 1024;
+
+/// The bytes of a note.
+#[must_use]
+pub fn encode(disk: DiskId, reason: &str) -> Vec<u8> {
+    let reason = &reason[..reason.floor_char_boundary(REASON_BYTES_MAX)];
+    let mut out = Vec::with_capacity(24 + reason.len());
+    out.extend_from_slice(&FAILED_MAGIC);
+    out.put_u16(FAILED_VERSION);
+    out.put_u16(0);
+    out.put_u64(disk.0);
+    out.extend_from_slice(reason.as_bytes());
+    let crc = crc32c(&out);
+    out.put_u32(crc);
+    out
+}
+
+/// The reason of a note; in general terms if the note itself is damaged.
+fn reason(bytes: &[u8]) -> String {
+    let body =
+        bytes.split_at_checked(bytes.len().saturating_sub(4)).filter(|(body, crc)| crc32c(body).to_le_bytes() == **crc);
+    let text = body.and_then(|(body, _)| {
+        let mut fields = FieldReader::new(body);
+        let known = fields.take(4)? == FAILED_MAGIC && fields.u16()? == FAILED_VERSION;
+        let _ = (fields.u16()?, fields.u64()?);
+        known.then(|| String::from_utf8_lossy(&body[16..]).into_owned())
+    });
+    text.unwrap_or_else(|| "the note of it is damaged".to_owned())
+}
+
+fn witness_file(disk: DiskId) -> String {
+    format!("{FAILED_FILE}-{}", disk.0)
+}
+
+/// Writes the note wherever it can be written.
+pub(super) fn note(directory: &dyn Directory, witness: Option<&dyn Directory>, disk: DiskId, reason: &str) {
+    let bytes = encode(disk, reason);
+    let places = [(Some(directory), FAILED_FILE.to_owned()), (witness, witness_file(disk))];
+    for (place, name) in places.iter().filter_map(|(place, name)| place.map(|place| (place, name))) {
+        if let Err(error) = place.replace(name, &bytes) {
+            let path = place.path(name);
+            tracing::error!(disk = disk.0, %error, path = %path.display(), "the failure cannot be written down here");
+        }
+    }
+}
+
+/// What a note says, if there is one.
+///
+/// # Errors
+/// A directory cannot be read.
+pub(super) fn find(
+    directory: &dyn Directory,
+    witness: Option<&dyn Directory>,
+    disk: DiskId,
+) -> io::Result<Option<String>> {
+    let places = [(Some(directory), FAILED_FILE.to_owned()), (witness, witness_file(disk))];
+    for (place, name) in places.iter().filter_map(|(place, name)| place.map(|place| (place, name))) {
+        match place.read(name) {
+            Ok(bytes) => return Ok(Some(reason(&bytes))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,117 @@
+//! What the writer of a disk and its readers share: the index, the space, and whether the disk is in service.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use holdfast_common::DiskId;
+use holdfast_storage::{Directory, FileSystemSpace, is_out_of_descriptors};
+use parking_lot::{Mutex, RwLock};
+
+use super::space::{Budget, SpaceBook};
+use super::types::ShardError;
+use super::{State, failure};
+
+/// How long a look at the file system's free space is believed.
+const SPACE_BELIEVED: Duration = Duration::from_millis(100);
+
+pub(crate) struct Shared {
+    pub(crate) directory: Arc<dyn Directory>,
+    /// A directory elsewhere that is told of a failure too.
+    pub(super) witness: Option<Arc<dyn Directory>>,
+    pub(crate) disk: DiskId,
+    pub(crate) state: RwLock<State>,
+    pub(crate) book: SpaceBook,
+    pub(crate) limit_bytes: Option<u64>,
+    pub(super) failed: AtomicBool,
+    /// Bytes of puts that were admitted and are not in the index yet.
+    pub(crate) unapplied_bytes: AtomicU64,
+    pub(super) space: Mutex<(Instant, FileSystemSpace)>,
+    /// A missing descriptor was said once since the last success.
+    pub(super) short_of_descriptors: AtomicBool,
+    pub(crate) corrupt_reads: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Takes the disk out of service for good (D6): what the kernel holds of it is unknown from now on, so nothing is retried,
+    /// and it is written down so that no later start retries either.
+    pub(crate) fn poison(&self, what: &str, error: &std::io::Error) -> ShardError {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(disk = self.disk.0, %error, "disk out of service: {what} failed");
+            let reason = format!("{what}: {error}");
+            failure::note(&*self.directory, self.witness.as_deref(), self.disk, &reason);
+        }
+        ShardError::DiskFailed
+    }
+
+    /// Takes the disk out of service until it is opened again: what is on it is as good as it was.
+    pub(crate) fn retire(&self, why: &str) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(disk = self.disk.0, "disk out of service: {why}");
+        }
+    }
+
+    /// What a failed change means for its request. Without a descriptor nothing was done, and the request is tried again; a
+    /// file that is gone was taken away while the node ran. Anything else leaves open what is on the disk.
+    pub(crate) fn trouble(&self, what: &str, error: &std::io::Error) -> ShardError {
+        if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ESTALE)) {
+            self.retire(&format!("{what} failed, {error}: its directory was removed or another is in its place"));
+            return ShardError::DiskFailed;
+        }
+        if !is_out_of_descriptors(error) {
+            return self.poison(what, error);
+        }
+        if !self.short_of_descriptors.swap(true, Ordering::Relaxed) {
+            tracing::warn!(disk = self.disk.0, %error, "requests wait: {what} needs a file descriptor");
+        }
+        ShardError::Busy
+    }
+
+    /// What a failed read means: damage of that shard, unless there was no descriptor for it.
+    pub(crate) fn unread(&self, key: &dyn std::fmt::Debug, error: &std::io::Error) -> ShardError {
+        if is_out_of_descriptors(error) {
+            return self.trouble("reading", error);
+        }
+        self.corrupt_reads.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(disk = self.disk.0, ?key, %error, "a shard cannot be read");
+        ShardError::Corrupt
+    }
+
+    /// Free space now, without what is reserved.
+    pub(crate) fn budget(&self) -> Result<Budget, ShardError> {
+        let used_bytes = self.state.read().index.used_bytes() + self.unapplied_bytes.load(Ordering::Relaxed);
+        let mut space = self.space.lock();
+        if space.0.elapsed() > SPACE_BELIEVED {
+            match self.directory.space() {
+                Ok(fresh) => *space = (Instant::now(), fresh),
+                Err(error) if is_out_of_descriptors(&error) => return Err(self.trouble("statvfs", &error)),
+                // What was free a moment ago is the best guess; a write that does not fit says so itself.
+                Err(error) => tracing::warn!(disk = self.disk.0, %error, "the free space cannot be asked for"),
+            }
+        }
+        Ok(Budget::new(&space.1, used_bytes, self.limit_bytes))
+    }
+
+    /// The file system whose free bytes this disk may share with others; 0 if it has a limit of its own.
+    pub(super) fn shared_file_system(&self) -> u64 {
+        if self.limit_bytes.is_some() { 0 } else { self.space.lock().1.file_system }
+    }
+
+    /// Takes written bytes off the believed free space until the next look.
+    pub(crate) fn spend(&self, bytes: u64) {
+        let mut space = self.space.lock();
+        space.1.available_bytes = space.1.available_bytes.saturating_sub(bytes);
+    }
+
+    /// Makes the next [`Shared::budget`] look again.
+    pub(crate) fn doubt_space(&self) {
+        let mut space = self.space.lock();
+        if let Some(before) = space.0.checked_sub(SPACE_BELIEVED * 2) {
+            space.0 = before;
+        }
+    }
+}

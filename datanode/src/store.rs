@@ -265,7 +265,7 @@ impl Store {
                 tracing::warn!(disk = self.shared.disk.0, %error, "no segment is prepared");
             }
             Err(error) => {
-                self.shared.poison("preparing a segment", &error);
+                self.shared.trouble("preparing a segment", &error);
             }
         }
     }

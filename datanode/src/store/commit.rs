@@ -392,7 +392,7 @@ impl Store {
                 let busy = self.shared.trouble("writing", &error);
                 pending.into_iter().for_each(|planned| batch.planned[planned].failed = Some(busy));
             }
-            Err(error) => return Err(self.shared.poison("writing", &error)),
+            Err(error) => return Err(self.shared.trouble("writing", &error)),
         }
         Ok(())
     }

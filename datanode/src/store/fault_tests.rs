@@ -207,3 +207,15 @@ fn three_thousand_segments_are_written_read_and_opened_again_with_256_descriptor
     check(&store);
     put_one(&mut store, SEGMENTS + 1, BULK);
 }
+
+#[test]
+fn a_directory_that_was_taken_away_leaves_no_note_that_outlives_the_process() {
+    let (disk, mut store) = fresh();
+    put_one(&mut store, 1, SMALL);
+    assert!(store.plan_spare().is_some());
+    store.add_spare(Err(std::io::Error::from_raw_os_error(libc::ENOENT)));
+    assert_eq!(read(&store.reader(), 1, 1, SMALL), Err(ShardError::DiskFailed));
+    drop(store);
+    let (store, _) = Store::open(disk.root(), DISK, options()).unwrap();
+    assert_eq!(read(&store.reader(), 1, 1, SMALL).unwrap(), payload(1, 1, SMALL));
+}

@@ -2,4 +2,5 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests, too, end the test when something is not as it must be.
 mod cluster;
+mod random;
 mod scenarios;

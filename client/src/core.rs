@@ -118,7 +118,8 @@ pub(crate) struct Core {
     requests: Requests<Asked>,
     session: Session,
     files: Files,
-    operations: BTreeMap<OpId, Operation>,
+    /// Boxed, as requests are.
+    operations: BTreeMap<OpId, Box<Operation>>,
     deadlines: BTreeSet<(Moment, OpId)>,
     /// Writes that wait to be admitted, in their order.
     writers: VecDeque<OpId>,

@@ -83,7 +83,7 @@ impl Core {
     pub(super) fn begin(&mut self, op: OpId, call: Call) {
         let deadline = self.now + DEADLINE;
         self.deadlines.insert((deadline, op));
-        self.operations.insert(op, Operation { deadline, state: State::Starting });
+        self.operations.insert(op, Box::new(Operation { deadline, state: State::Starting }));
         let begun = match call {
             Call::Start => Ok(()),
             Call::Ask(question) => {

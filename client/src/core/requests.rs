@@ -75,7 +75,8 @@ pub(crate) struct Requests<A> {
     outstanding: BTreeSet<u64>,
     next_id: u64,
     next_attempt: u64,
-    requests: BTreeMap<RequestId, Request<A>>,
+    /// Boxed: a map that is often empty allocates room for eleven whenever one comes.
+    requests: BTreeMap<RequestId, Box<Request<A>>>,
     attempts: BTreeMap<AttemptId, RequestId>,
     retries: BTreeSet<(Moment, RequestId)>,
     /// Without a number or a session yet, in their order.
@@ -219,7 +220,7 @@ impl<A> Requests<A> {
             retry_at: None,
             attempt: None,
         };
-        self.requests.insert(id, request);
+        self.requests.insert(id, Box::new(request));
         if !self.dispatch(id, now, members, out) {
             self.waiting.push_back(id);
         }
@@ -232,7 +233,7 @@ impl<A> Requests<A> {
         is_question.then(|| self.remove(id)).flatten().map(|request| request.asker)
     }
 
-    fn remove(&mut self, id: RequestId) -> Option<Request<A>> {
+    fn remove(&mut self, id: RequestId) -> Option<Box<Request<A>>> {
         let request = self.requests.remove(&id)?;
         if let Some((attempt, _)) = request.attempt {
             self.attempts.remove(&attempt);

@@ -94,7 +94,10 @@ enum Asker {
         attach: bool,
     },
     Chunks(u32),
+    /// A page of groups.
     Groups,
+    /// A page of addresses, and the version that the first page was of.
+    Nodes(Option<u64>),
     Commit(JobId),
     /// The attributes of an inode whose commit was refused.
     Refused(JobId),
@@ -282,6 +285,7 @@ impl Core {
             Asker::KeepAlive { sent, attach } => self.kept_alive(sent, attach, answer.and_then(read)),
             Asker::Chunks(count) => self.chunks_reserved(count, answer.and_then(mutated)),
             Asker::Groups => self.groups_answered(answer.and_then(read)),
+            Asker::Nodes(version) => self.nodes_answered(version, answer.and_then(read)),
             Asker::Commit(job) => self.commit_answered(job, answer.and_then(mutated)),
             Asker::Refused(job) => self.refused_answered(job, answer.and_then(read)),
         }

@@ -117,6 +117,8 @@ fn a_forgetful_disk_keeps_what_was_synced_and_forgets_the_rest(room: &mut Room) 
     }
     let script = format!(
         "r=${ROOT_VARIABLE}
+        mkdir $r/below
+        sync $r
         dd if=/dev/zero of=$r/changed bs=100 count=3 seek=7 conv=notrunc
         dd if=/dev/zero of=$r/synced bs=100 count=3 seek=7 conv=notrunc,fdatasync
         truncate --size 10 $r/shortened
@@ -124,9 +126,11 @@ fn a_forgetful_disk_keeps_what_was_synced_and_forgets_the_rest(room: &mut Room) 
         rm $r/removed
         touch $r/made
         dd if=/dev/zero of=$r/forgotten bs=4096 count=1 conv=fsync
-        mkdir $r/below
         touch $r/below/made
-        sync $r/below $r/below/made"
+        sync $r/below $r/below/made
+        mkdir $r/unsynced
+        touch $r/unsynced/made
+        sync $r/unsynced $r/unsynced/made"
     );
     let mut run = Run::new("sh").arg("-ec").arg(&script);
     run = run.env("LD_PRELOAD", forgetful::library()).env(ROOT_VARIABLE, &root).env(JOURNAL_VARIABLE, &journal);
@@ -139,6 +143,7 @@ fn a_forgetful_disk_keeps_what_was_synced_and_forgets_the_rest(room: &mut Room) 
     }
     assert_eq!(&fs::read(root.join("synced")).unwrap()[700..1000], [0; 300], "{taken:?}");
     assert!(root.join("below/made").exists(), "a synced name is gone; {taken:?}");
+    assert!(!root.join("unsynced").exists(), "the directory's own name was not synced; {taken:?}");
     // Their content was synced, their names were not.
     assert!(!root.join("made").exists() && !root.join("forgotten").exists(), "{taken:?}");
 }

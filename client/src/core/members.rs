@@ -51,7 +51,12 @@ pub(crate) struct Members {
     /// Groups that take chunks, in a stable order.
     open: Vec<GroupId>,
     nodes: BTreeMap<NodeId, NodePlace>,
-    version: u64,
+    /// Where the next page of groups begins: (last change, group) of what was seen.
+    pub(crate) cursor: (u64, u64),
+    /// Every change of groups up to this number is known.
+    changes: u64,
+    /// Of the addresses and of who is alive.
+    nodes_version: u64,
     health: BTreeMap<DiskId, Health>,
 }
 
@@ -64,21 +69,41 @@ impl Members {
         }
     }
 
-    /// Learns the leader's answer to GetGroups.
-    pub(crate) fn learn(&mut self, groups: Vec<BlockGroup>, nodes: &[NodeAddress], version: u64) {
-        self.open = groups.iter().filter(|g| g.state() == GroupState::GroupOpen).map(|g| GroupId(g.group)).collect();
-        self.open.sort_unstable();
-        self.groups = groups.into_iter().map(|g| (GroupId(g.group), Arc::new(g))).collect();
+    /// Learns a page of groups that changed.
+    pub(crate) fn learn_groups(&mut self, groups: Vec<BlockGroup>) {
+        for group in groups {
+            let (id, open) = (GroupId(group.group), group.state() == GroupState::GroupOpen);
+            match self.open.binary_search(&id) {
+                Ok(at) if !open => drop(self.open.remove(at)),
+                Err(at) if open => self.open.insert(at, id),
+                Ok(_) | Err(_) => {}
+            }
+            self.groups.insert(id, Arc::new(group));
+        }
+    }
+
+    /// Learns a page of addresses.
+    pub(crate) fn learn_nodes(&mut self, nodes: &[NodeAddress]) {
         for node in nodes {
             if let Ok(address) = node.address.parse() {
                 self.nodes.insert(NodeId(node.node), NodePlace { address, alive: node.alive });
             }
         }
-        self.version = version;
     }
 
-    pub(crate) fn version(&self) -> u64 {
-        self.version
+    /// All pages of groups up to this change are known.
+    pub(crate) fn knows_groups(&mut self, changes: u64) {
+        self.changes = self.changes.max(changes);
+    }
+
+    /// All pages of addresses are known, as of this version.
+    pub(crate) fn knows_nodes(&mut self, version: u64) {
+        self.nodes_version = version;
+    }
+
+    /// Whether an answer speaks of groups or addresses that are not known.
+    pub(crate) fn is_behind(&self, changes: u64, nodes_version: u64) -> bool {
+        changes > self.changes || nodes_version != self.nodes_version
     }
 
     pub(crate) fn address(&self, node: NodeId) -> Option<SocketAddr> {
@@ -162,7 +187,8 @@ mod tests {
         let nodes: Vec<_> = (11..=13)
             .map(|node| NodeAddress { node, address: format!("127.0.0.1:{node}"), alive: node != 13 })
             .collect();
-        members.learn(vec![group.clone()], &nodes, 5);
+        members.learn_groups(vec![group.clone()]);
+        members.learn_nodes(&nodes);
         (members, group)
     }
 
@@ -185,6 +211,21 @@ mod tests {
         let (members, group) = members();
         let count = |wanted| members.usable(&group, wanted, Moment(0)).len();
         assert_eq!((count(2), count(3)), (2, 3));
+    }
+
+    #[test]
+    fn groups_that_changed_take_the_place_of_what_was_known_of_them() {
+        let (mut members, group) = members();
+        assert_eq!(members.open_groups(), [GroupId(1)]);
+        let full = BlockGroup { state: GroupState::GroupFull.into(), ..group.clone() };
+        members.learn_groups(vec![full, BlockGroup { group: 2, ..group.clone() }]);
+        assert_eq!(members.open_groups(), [GroupId(2)]);
+        members.learn_groups(vec![group]);
+        assert_eq!(members.open_groups(), [GroupId(1), GroupId(2)]);
+        members.knows_groups(5);
+        members.knows_nodes(9);
+        assert!(!members.is_behind(4, 9) && !members.is_behind(5, 9));
+        assert!(members.is_behind(6, 9) && members.is_behind(5, 8));
     }
 
     #[test]

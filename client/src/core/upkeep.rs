@@ -8,7 +8,7 @@ use crate::core::time::Moment;
 use holdfast_common::SessionId;
 use holdfast_common::limits::SESSION_KEEPALIVE_MS;
 use holdfast_proto::meta::{
-    GetGroups, KeepAlive, MutateResponse, OpenSession, ReadResponse, ReserveChunks, ReserveQuota, mutation,
+    GetGroups, GetNodes, KeepAlive, MutateResponse, OpenSession, ReadResponse, ReserveChunks, ReserveQuota, mutation,
     read_request,
 };
 use std::time::Duration;
@@ -101,7 +101,7 @@ impl Core {
         self.session.told(answer.is_ok());
         let Ok(response) = answer else { return };
         self.session.renewed(sent);
-        if response.groups_version != self.members.version() {
+        if self.members.is_behind(response.groups_changes, response.nodes_version) {
             self.ask_groups();
         }
         if response.attach_needed && !attach {
@@ -109,20 +109,58 @@ impl Core {
         }
     }
 
-    /// Asks the leader for groups and addresses, unless they are being asked for.
+    /// Asks the leader for the groups that changed and for all addresses, page by page, unless they are being asked for.
     pub(super) fn ask_groups(&mut self) {
         if !std::mem::replace(&mut self.groups_asked, true) {
-            self.ask(read_request::Op::GetGroups(GetGroups::default()), Asker::Groups);
+            self.ask_groups_page();
         }
     }
 
+    fn ask_groups_page(&mut self) {
+        let (since, after_group) = self.members.cursor;
+        let op = GetGroups { since: Some(since), after_group };
+        self.ask(read_request::Op::GetGroups(op), Asker::Groups);
+    }
+
+    fn ask_nodes_page(&mut self, after_node: u64, version: Option<u64>) {
+        self.ask(read_request::Op::GetNodes(GetNodes { after_node }), Asker::Nodes(version));
+    }
+
     pub(super) fn groups_answered(&mut self, answer: Result<ReadResponse, Error>) {
+        let response = match answer {
+            Ok(response) => response,
+            Err(error) => return self.groups_known(&Err(error)),
+        };
+        self.members.learn_groups(response.groups);
+        self.members.cursor = (response.next_since, response.next_after_group);
+        if response.more_groups {
+            return self.ask_groups_page();
+        }
+        self.members.knows_groups(response.groups_changes);
+        self.ask_nodes_page(0, None);
+    }
+
+    /// A page of addresses; `version` is what the first page was of.
+    pub(super) fn nodes_answered(&mut self, version: Option<u64>, answer: Result<ReadResponse, Error>) {
+        let response = match answer {
+            Ok(response) => response,
+            Err(error) => return self.groups_known(&Err(error)),
+        };
+        self.members.learn_nodes(&response.nodes);
+        let version = version.unwrap_or(response.nodes_version);
+        match response.nodes.last().filter(|_| response.more_nodes) {
+            Some(last) => self.ask_nodes_page(last.node, Some(version)),
+            // Had it changed between two pages, the next keep-alive tells another version than that of the first.
+            None => {
+                self.members.knows_nodes(version);
+                self.groups_known(&Ok(()));
+            }
+        }
+    }
+
+    fn groups_known(&mut self, outcome: &Result<(), Error>) {
         self.groups_asked = false;
-        let learnt = answer.map(|response| {
-            self.members.learn(response.groups, &response.nodes, response.groups_version);
-            Answer::Done
-        });
-        self.end_starting(&learnt.map(|_| ()));
+        self.end_starting(outcome);
         self.writeback.groups_learnt();
     }
 

@@ -5,7 +5,7 @@
 use bytes::{Bytes, BytesMut};
 use holdfast_client::network::{Call, Network};
 use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
-use holdfast_metanode::table::{COMMAND_VERSION, Table, is_leader_only, refusal};
+use holdfast_metanode::table::{COMMAND_VERSION, FEATURE_LEVEL, Table, is_leader_only, refusal};
 use holdfast_proto::control::{Endpoint, Volume, VolumeState};
 use holdfast_proto::data::{
     DiskGrant, PutShardRequest, PutShardResponse, ReadShardsRequest, ReadShardsResponse, ReserveSpaceRequest,
@@ -14,7 +14,7 @@ use holdfast_proto::data::{
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     AddGroups, BlockGroup, Code, Configure, ExpireSessions, GroupSlot, MutateRequest, MutateResponse, Mutation,
-    NodeAddress, RaiseFloor, ReadRequest, ReadResponse, VacateSlot, read_request,
+    NodeAddress, RaiseFeatureLevel, RaiseFloor, ReadRequest, ReadResponse, VacateSlot, read_request,
 };
 use holdfast_proto::record::TableCommand;
 use std::collections::BTreeMap;
@@ -121,6 +121,7 @@ impl Cluster {
             quota_bytes,
             name: "model".into(),
         }));
+        cluster.command(Op::RaiseFeatureLevel(RaiseFeatureLevel { level: FEATURE_LEVEL }));
         let slots = |first: u64| {
             (0..3).map(move |i| (first + i) % DATANODES + 1).map(|disk| GroupSlot { disk, node: 10 + disk })
         };
@@ -273,21 +274,29 @@ impl State {
             Question::GetXattr(op) => response.value = table.get_xattr(InodeId(op.inode), &op.name)?,
             Question::ListXattr(op) => response.names = table.list_xattr(InodeId(op.inode))?,
             Question::StatFs(_) => response.stat = Some(table.stat_fs()),
-            Question::GetGroups(_) => {
-                response.groups = table.groups();
-                response.nodes = (1..=DATANODES)
-                    .map(|disk| NodeAddress {
-                        node: 10 + disk,
-                        address: datanode(disk).to_string(),
-                        alive: !self.thought_dead.contains(&disk),
-                    })
-                    .collect();
-                response.groups_version = self.groups_version();
+            Question::GetGroups(op) => {
+                let page = table.groups_since((op.since.expect("a cursor"), GroupId(op.after_group)));
+                (response.groups, response.more_groups) = (page.groups, page.more);
+                (response.next_since, response.next_after_group) = (page.cursor.0, page.cursor.1.0);
+                self.say_versions(&mut response);
             }
-            Question::GetNodes(_) => return Err(Code::Invalid),
+            Question::GetNodes(op) => {
+                let place = |disk: u64| NodeAddress {
+                    node: 10 + disk,
+                    address: datanode(disk).to_string(),
+                    alive: !self.thought_dead.contains(&disk),
+                };
+                // Two on a page.
+                let mut nodes: Vec<NodeAddress> =
+                    (1..=DATANODES).map(place).filter(|node| node.node > op.after_node).collect();
+                response.more_nodes = nodes.len() > 2;
+                nodes.truncate(2);
+                response.nodes = nodes;
+                self.say_versions(&mut response);
+            }
             Question::KeepAlive(_) => {
                 self.check_session(request.session)?;
-                response.groups_version = self.groups_version();
+                self.say_versions(&mut response);
             }
             Question::Walk(op) => {
                 response.attr = Some(table.get_attr(InodeId(op.inode))?);
@@ -297,8 +306,9 @@ impl State {
         Ok(response)
     }
 
-    fn groups_version(&self) -> u64 {
-        self.thought_dead.iter().fold(self.table.groups_version() + 1, |hash, disk| hash * 31 + disk)
+    fn say_versions(&self, response: &mut ReadResponse) {
+        response.groups_changes = self.table.groups_version();
+        response.nodes_version = self.thought_dead.iter().fold(1, |hash, disk| hash * 31 + disk);
     }
 
     fn check_session(&self, session: u64) -> Result<(), Code> {

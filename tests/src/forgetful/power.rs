@@ -71,7 +71,8 @@ pub fn fail(root: &Path, journal: &Path, mut loss: Loss) -> Taken {
         }
     }
     for (inode, changes) in names {
-        let directory = places.get(&inode).expect("a directory with a journal is there");
+        // The root's own name stands in a directory of another disk, which loses nothing.
+        let Some(directory) = places.get(&inode) else { continue };
         let kept = loss.kept(changes.len());
         // A directory that was never durable itself is gone with everything in it.
         if !directory.exists() {

@@ -274,7 +274,8 @@ impl Shell {
     async fn reserve(self: Arc<Self>, reserve: Reserve) {
         let lease_ms = u32::try_from(reserve.lease.as_millis()).unwrap_or(u32::MAX);
         let calls = reserve.disks.into_iter().map(|(address, disks)| {
-            let request = ReserveSpaceRequest { session: reserve.session.0, disks, lease_ms };
+            let (volume, session) = (self.volume.0, reserve.session.0);
+            let request = ReserveSpaceRequest { session, disks, lease_ms, volume };
             let call = self.network.reserve(address, request, reserve.timeout);
             async move { (address.ip(), call.await) }
         });

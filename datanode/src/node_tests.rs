@@ -387,6 +387,7 @@ async fn every_method_answers_with_its_status() {
 
     let reserve = ReserveSpaceRequest {
         session: 1,
+        volume: 1,
         disks: [11, 99].map(|disk| DiskReservation { disk, wanted_bytes: 1 << 20 }).to_vec(),
         lease_ms: 1000,
     };

@@ -18,7 +18,9 @@ use holdfast_transport::{BODY_BYTES_MAX, Call, Refusal, Reply, Service};
 
 use crate::disk::Disk;
 use crate::memory::Memory;
-use crate::store::types::{ChunkKey, Put, ReadData, ReadRange, Request, ShardError, ShardKey, ShardMeta, VolumeKey};
+use crate::store::types::{
+    ChunkKey, Put, ReadData, ReadRange, Request, SessionKey, ShardError, ShardKey, ShardMeta, VolumeKey,
+};
 use crate::store::{DiskStatus, Granted};
 use crate::units::{saturating_u32, to_usize};
 
@@ -117,7 +119,8 @@ impl DataService {
         let disk = self.disk(request.disk)?;
         let header = request.header.ok_or_else(|| invalid("the shard's header is missing"))?;
         let meta = ShardMeta::try_from(header).map_err(invalid)?;
-        let put = Put { meta, payload, session: SessionId(request.session) };
+        let session = SessionKey { volume: meta.key.chunk.volume.volume, session: SessionId(request.session) };
+        let put = Put { meta, payload, session };
         disk.write(Request::Put(put), deadline).await?;
         Ok(disk.reader().available_bytes())
     }
@@ -254,7 +257,7 @@ impl DataService {
             return Err(Refusal::Malformed("too many disks in one reservation"));
         }
         let lease = Duration::from_millis(request.lease_ms.into());
-        let session = SessionId(request.session);
+        let session = SessionKey { volume: VolumeId(request.volume), session: SessionId(request.session) };
         let mut grants = Vec::with_capacity(request.disks.len());
         for wanted in request.disks {
             let granted: Result<Granted, Denied> = async {

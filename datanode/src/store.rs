@@ -41,14 +41,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use holdfast_common::SessionId;
-
 use self::commit::AlignedBuffer;
 use self::index::{Index, Phase, SegmentState};
 use self::segment::{DATA_START, Segment, SegmentHeader, SegmentKind, file_name, write_header};
 pub(crate) use self::shared::Shared;
 use self::space::Budget;
-use self::types::{ShardError, VolumeKey};
+use self::types::{SessionKey, ShardError, VolumeKey};
 use self::volumes::Volumes;
 use crate::units::to_usize;
 use holdfast_storage::{BLOCK_BYTES, Directory, is_no_space, is_out_of_descriptors};
@@ -379,7 +377,7 @@ impl Reader {
         let used_bytes = self.shared.state.read().index.used_bytes();
         let space = self.shared.space.lock().1;
         let mut budget = Budget::new(&space, used_bytes, self.shared.limit_bytes);
-        self.shared.book.fill(&mut budget, SessionId(0), Instant::now());
+        self.shared.book.fill(&mut budget, SessionKey::NOBODY, Instant::now());
         budget.share()
     }
 
@@ -387,7 +385,7 @@ impl Reader {
     #[must_use]
     pub fn status(&self) -> DiskStatus {
         let budget = self.shared.budget().ok().map(|mut budget| {
-            self.shared.book.fill(&mut budget, SessionId(0), Instant::now());
+            self.shared.book.fill(&mut budget, SessionKey::NOBODY, Instant::now());
             budget
         });
         let failed = self.shared.is_failed();
@@ -420,7 +418,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`ShardError::DiskFailed`].
-    pub fn reserve(&self, session: SessionId, wanted_bytes: u64, lease: Duration) -> Result<Granted, ShardError> {
+    pub fn reserve(&self, session: SessionKey, wanted_bytes: u64, lease: Duration) -> Result<Granted, ShardError> {
         if self.is_failed() {
             return Err(ShardError::DiskFailed);
         }

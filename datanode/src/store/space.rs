@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use holdfast_common::SessionId;
+use super::types::SessionKey;
 use parking_lot::Mutex;
 
 use holdfast_storage::FileSystemSpace;
@@ -119,7 +119,7 @@ struct Reservation {
     until: Instant,
 }
 
-type Sessions = BTreeMap<SessionId, Reservation>;
+type Sessions = BTreeMap<SessionKey, Reservation>;
 
 /// Reservations on the disks of one file system.
 #[derive(Debug, Default)]
@@ -129,7 +129,7 @@ struct Shelf {
 
 impl Shelf {
     /// Completes a budget with what all sharers hold, and says what `session` holds on disk `member`.
-    fn fill(&mut self, budget: &mut Budget, member: u64, session: SessionId, now: Instant) -> u64 {
+    fn fill(&mut self, budget: &mut Budget, member: u64, session: SessionKey, now: Instant) -> u64 {
         for sessions in self.disks.values_mut() {
             sessions.retain(|_, reservation| reservation.until > now && reservation.bytes > 0);
         }
@@ -167,12 +167,12 @@ impl SpaceBook {
     }
 
     /// Completes a budget with what sharers hold, and says what `session` holds here.
-    pub fn fill(&self, budget: &mut Budget, session: SessionId, now: Instant) -> u64 {
+    pub fn fill(&self, budget: &mut Budget, session: SessionKey, now: Instant) -> u64 {
         self.shelf.lock().fill(budget, self.member, session, now)
     }
 
     /// A put of a session was admitted: its reservation shrinks by what it took.
-    pub fn draw(&self, session: SessionId, bytes: u64) {
+    pub fn draw(&self, session: SessionKey, bytes: u64) {
         let mut shelf = self.shelf.lock();
         let own = shelf.disks.get_mut(&self.member).and_then(|sessions| sessions.get_mut(&session));
         if let Some(reservation) = own {
@@ -184,7 +184,7 @@ impl SpaceBook {
     pub fn reserve(
         &self,
         mut budget: Budget,
-        session: SessionId,
+        session: SessionKey,
         wanted_bytes: u64,
         lease: Duration,
         now: Instant,
@@ -214,10 +214,28 @@ impl Drop for SpaceBook {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_common::{SessionId, VolumeId};
 
     const SPACE: FileSystemSpace =
         FileSystemSpace { total_bytes: 100 << 20, available_bytes: 50 << 20, file_system: 1 };
     const LEASE: Duration = Duration::from_secs(10);
+
+    fn session(number: u64) -> SessionKey {
+        SessionKey { volume: VolumeId(1), session: SessionId(number) }
+    }
+
+    #[test]
+    fn sessions_of_two_volumes_with_one_number_have_reservations_of_their_own() {
+        let (book, now) = (SpaceBook::join(u64::MAX - 4), Instant::now());
+        let space = FileSystemSpace { total_bytes: 1 << 30, available_bytes: 1 << 30, file_system: 1 };
+        let budget = Budget::new(&space, 0, None);
+        let other = SessionKey { volume: VolumeId(2), ..session(1) };
+        book.reserve(budget, session(1), 40 << 20, LEASE, now);
+        book.reserve(budget, other, 10 << 20, LEASE, now);
+        let mut seen = budget;
+        assert_eq!(book.fill(&mut seen, session(1), now), 40 << 20);
+        assert_eq!(book.fill(&mut seen, other, now), 10 << 20);
+    }
 
     #[test]
     fn a_reservation_is_kept_from_others_and_drawn_on_by_its_session() {
@@ -225,14 +243,14 @@ mod tests {
         let now = Instant::now();
         let budget = Budget::new(&SPACE, 0, None);
         let soft = 4 << 20;
-        assert_eq!(book.reserve(budget, SessionId(1), 40 << 20, LEASE, now), 40 << 20);
-        assert_eq!(book.reserve(budget, SessionId(2), 40 << 20, LEASE, now), (10 << 20) - soft);
+        assert_eq!(book.reserve(budget, session(1), 40 << 20, LEASE, now), 40 << 20);
+        assert_eq!(book.reserve(budget, session(2), 40 << 20, LEASE, now), (10 << 20) - soft);
         let mut seen = budget;
-        let own = book.fill(&mut seen, SessionId(1), now);
+        let own = book.fill(&mut seen, session(1), now);
         assert_eq!(seen.for_session(own), 40 << 20);
         assert_eq!(seen.for_session(0), 0);
-        book.draw(SessionId(1), 30 << 20);
-        assert_eq!(book.fill(&mut seen, SessionId(1), now), 10 << 20);
+        book.draw(session(1), 30 << 20);
+        assert_eq!(book.fill(&mut seen, session(1), now), 10 << 20);
     }
 
     #[test]
@@ -240,9 +258,9 @@ mod tests {
         let book = SpaceBook::join(u64::MAX - 2);
         let now = Instant::now();
         let budget = Budget::new(&SPACE, 0, None);
-        book.reserve(budget, SessionId(1), 40 << 20, LEASE, now);
+        book.reserve(budget, session(1), 40 << 20, LEASE, now);
         let mut seen = budget;
-        assert_eq!(book.fill(&mut seen, SessionId(1), now + LEASE), 0);
+        assert_eq!(book.fill(&mut seen, session(1), now + LEASE), 0);
         assert_eq!(seen.for_session(0), 46 << 20);
     }
 
@@ -253,13 +271,13 @@ mod tests {
         let mut sum = 0;
         for book in &books {
             let mut budget = Budget::new(&SPACE, 0, None);
-            book.fill(&mut budget, SessionId(0), now);
+            book.fill(&mut budget, SessionKey::NOBODY, now);
             sum += budget.share();
         }
         assert_eq!(sum, (46 << 20) / 5 * 5);
         let budget = Budget::new(&SPACE, 0, None);
-        let first = books[0].reserve(budget, SessionId(1), 40 << 20, LEASE, now);
-        let second = books[1].reserve(budget, SessionId(1), 40 << 20, LEASE, now);
+        let first = books[0].reserve(budget, session(1), 40 << 20, LEASE, now);
+        let second = books[1].reserve(budget, session(1), 40 << 20, LEASE, now);
         assert_eq!(first + second, 46 << 20);
     }
 

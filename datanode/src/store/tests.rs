@@ -7,7 +7,9 @@ use bytes::Bytes;
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, SessionId, VolumeId};
 
 use super::recover::create;
-use super::types::{ChunkKey, Done, Put, ReadRange, Request, ShardError, ShardKey, ShardMeta, Stripe, VolumeKey};
+use super::types::{
+    ChunkKey, Done, Put, ReadRange, Request, SessionKey, ShardError, ShardKey, ShardMeta, Stripe, VolumeKey,
+};
 use super::{Reader, Store, StoreOptions, make_segment};
 use holdfast_common::Random;
 use holdfast_storage::RealDirectory;
@@ -90,7 +92,7 @@ pub(crate) fn put(chunk: u64, nonce: u64, bytes: usize) -> Put {
         page_checksums: key.place().page_checksums(0, &payload).into(),
     };
     meta.check().unwrap();
-    Put { meta, payload, session: SessionId(0) }
+    Put { meta, payload, session: SessionKey::NOBODY }
 }
 
 pub(crate) fn delete(chunks: &[u64]) -> Request {
@@ -373,13 +375,21 @@ fn a_reservation_keeps_space_for_its_session() {
     let limited = StoreOptions { limit_bytes: Some(2 << 20), ..options() };
     let (mut store, _) = Store::open(disk.root(), DISK, limited).unwrap();
     let reader = store.reader();
-    let granted = reader.reserve(SessionId(1), 8 << 20, Duration::from_secs(30)).unwrap();
+    let granted = reader
+        .reserve(SessionKey { session: SessionId(1), ..SessionKey::NOBODY }, 8 << 20, Duration::from_secs(30))
+        .unwrap();
     assert!(granted.granted_bytes < 2 << 20 && granted.granted_bytes > 1 << 20);
     assert_eq!(granted.available_bytes, 0);
     assert_eq!(commit_one(&mut store, Request::Put(put(1, 1, BULK))), Err(ShardError::NoSpace));
-    let own = Put { session: SessionId(1), ..put(1, 1, BULK) };
+    let own = Put { session: SessionKey { session: SessionId(1), ..SessionKey::NOBODY }, ..put(1, 1, BULK) };
     assert_eq!(commit_one(&mut store, Request::Put(own)), Ok(Done::default()));
-    assert_eq!(reader.reserve(SessionId(1), 0, Duration::from_secs(30)).unwrap().granted_bytes, 0);
+    assert_eq!(
+        reader
+            .reserve(SessionKey { session: SessionId(1), ..SessionKey::NOBODY }, 0, Duration::from_secs(30))
+            .unwrap()
+            .granted_bytes,
+        0
+    );
     put_one(&mut store, 2, BULK);
 }
 

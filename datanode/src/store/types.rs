@@ -15,6 +15,20 @@ pub struct VolumeKey {
     pub incarnation: Incarnation,
 }
 
+/// A session of a volume: numbers of sessions are given by each volume's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SessionKey {
+    /// Whose it is.
+    pub volume: VolumeId,
+    /// The session.
+    pub session: SessionId,
+}
+
+impl SessionKey {
+    /// Nobody's: it has reserved nothing.
+    pub const NOBODY: Self = Self { volume: VolumeId(0), session: SessionId(0) };
+}
+
 /// A chunk of a volume's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkKey {
@@ -173,7 +187,7 @@ pub struct Put {
     /// Its bytes: `meta.shard_length_bytes` of them.
     pub payload: Bytes,
     /// The client session whose reservation it draws on.
-    pub session: SessionId,
+    pub session: SessionKey,
 }
 
 /// What the writer of a disk can be asked for. Proofs were checked before (R30).

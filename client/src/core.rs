@@ -128,6 +128,8 @@ pub(crate) struct Core {
     writers: VecDeque<OpId>,
     memory: Memory,
     quota: Quota,
+    /// A change of the reservation is under way. One at a time: each names the whole, and two could pass each other.
+    quota_asked: bool,
     cover: Cover,
     reserving_space: bool,
     /// Inodes with dirty data, the oldest first.
@@ -135,6 +137,10 @@ pub(crate) struct Core {
     writeback: WriteBack,
     writes: ChunkWrites,
     put_latency: Percentile99,
+    /// A session was open once.
+    mounted: bool,
+    /// When another session is opened, after one was lost.
+    reopen_at: Option<Moment>,
     keep_alive: Option<RequestId>,
     keep_alive_at: Moment,
     groups_asked: bool,
@@ -158,12 +164,15 @@ impl Core {
             writers: VecDeque::new(),
             memory: Memory::new(settings.dirty_bytes),
             quota: Quota::new(settings.limited),
+            quota_asked: false,
             cover: Cover::default(),
             reserving_space: false,
             dirty: BTreeSet::new(),
             writeback: WriteBack::default(),
             writes: ChunkWrites::default(),
             put_latency: Percentile99::starting_at(writing::SHARD_DEADLINE_MAX / 8),
+            mounted: false,
+            reopen_at: None,
             keep_alive: None,
             keep_alive_at: now,
             groups_asked: false,
@@ -184,7 +193,11 @@ impl Core {
         self.now = self.now.max(now);
         match input {
             Input::Tick => {}
-            Input::Begin { op, call } => self.begin(op, call),
+            Input::Begin { op, call } => {
+                self.begin(op, call);
+                self.out.own_sends = self.out.sends.len();
+            }
+            Input::Undelivered { outcome } => self.undelivered(outcome),
             Input::Abandon { op } => self.abandon(op),
             Input::Answered { attempt, answer } => {
                 match self.requests.answered(attempt, answer, self.now, &self.members, &mut self.out) {
@@ -192,6 +205,7 @@ impl Core {
                     Outcome::Expired(session) => self.session_lost(session),
                     Outcome::Pending => {}
                 }
+                self.out.own_sends = self.out.sends.len();
             }
             Input::Put { write, chunk, shard, elapsed, answer } => {
                 self.put_answered(write, chunk, shard, elapsed, &answer)
@@ -213,6 +227,7 @@ impl Core {
     fn tick(&mut self) {
         self.requests.tick(self.now, &self.members, &mut self.out);
         self.end_overdue();
+        self.reopen();
         self.renew();
         self.return_quota();
         self.freeze_old();
@@ -240,7 +255,8 @@ impl Core {
         let moments = [
             self.requests.wake(),
             self.deadlines.first().map(|(at, _)| *at),
-            (self.keep_alive.is_none() && self.requests.session().is_some()).then_some(self.keep_alive_at),
+            self.keeps_alive().then_some(self.keep_alive_at),
+            self.reopen_at,
             self.session.unsure_at(),
             (self.quota.limited).then_some(self.quota_return_at),
             self.dirty.first().map(|(since, _)| *since + flush::DIRTY_AGE_MAX),
@@ -280,7 +296,7 @@ impl Core {
             Asker::Map(inode) => self.map_answered(inode, answer.and_then(read)),
             Asker::MapFor(op) => self.map_for_answered(op, answer.and_then(read)),
             Asker::Quota { op, flushed_before } => self.quota_answered(op, flushed_before, answer.and_then(mutated)),
-            Asker::QuotaReturn => {}
+            Asker::QuotaReturn => self.quota_asked = false,
             Asker::OpenSession { sent } => self.session_opened(sent, answer.and_then(mutated)),
             Asker::KeepAlive { sent, attach } => self.kept_alive(sent, attach, answer.and_then(read)),
             Asker::Chunks(count) => self.chunks_reserved(count, answer.and_then(mutated)),
@@ -312,6 +328,11 @@ impl Core {
     /// The session's number now; 0 while one is being opened.
     pub(crate) fn session_id(&self) -> SessionId {
         self.requests.session().unwrap_or_default()
+    }
+
+    /// Inodes with a lost write that nobody was told of.
+    pub(crate) fn untold(&mut self) -> Vec<InodeId> {
+        self.files.untold()
     }
 
     /// Inodes with data that is not committed.

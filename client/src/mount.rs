@@ -109,7 +109,9 @@ impl Mounted {
     /// Flushes, ends the session.
     pub(crate) async fn shutdown(&self) -> Result<(), Error> {
         let flushed = timeout(SHUTDOWN_FLUSH_MAX, self.shell.run(Call::Sync)).await;
-        let unflushed = self.shell.with(|core, _| core.unflushed());
+        let mut unflushed = self.shell.with(|core, _| [core.unflushed(), core.untold()].concat());
+        unflushed.sort_unstable();
+        unflushed.dedup();
         if timeout(SHUTDOWN_CLOSE_MAX, self.shell.run(Call::Close)).await.is_err() {
             tracing::debug!("the table was not told that the session ends");
         }

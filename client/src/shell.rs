@@ -145,15 +145,14 @@ impl Shell {
                 self.spawn_all(stepped);
                 outcome
             }
-            (Begun::Waits(mut receiver), stepped) => {
-                let mut abandon = Abandon { shell: self, op: Some(op) };
+            (Begun::Waits(receiver), stepped) => {
+                let mut waits = Waits { shell: self, op, receiver: Some(receiver) };
                 let mut carried = Carried { works: self.perform(stepped), runtime: self.runtime.clone() };
                 let outcome = std::future::poll_fn(|context| {
                     let _ = carried.poll(context);
-                    Pin::new(&mut receiver).poll(context)
+                    waits.poll(context)
                 })
                 .await;
-                abandon.op = None;
                 outcome.unwrap_or_else(|_| Err(Error::TimedOut("the mount has ended".to_owned())))
             }
         }
@@ -181,19 +180,26 @@ impl Shell {
             self.timer.notify_one();
         }
         for (waiting, outcome) in told {
-            // Whoever does not wait any more need not be told.
-            let _ = waiting.send(outcome);
+            if let Err(outcome) = waiting.send(outcome) {
+                self.put_in(Input::Undelivered { outcome });
+            }
         }
         let mut works: Vec<Work> = Vec::new();
-        for send in effects.sends {
-            works.push(Box::pin(Arc::clone(self).send(send)));
+        for (at, send) in effects.sends.into_iter().enumerate() {
+            let work = Arc::clone(self).send(send);
+            if at < effects.own_sends {
+                works.push(Box::pin(work));
+            } else {
+                // Not the caller's: a caller that is not polled must not hold up a keep-alive.
+                self.runtime.spawn(work);
+            }
         }
         for put in effects.puts {
             // Encoding takes a core for a while: never in the thread that serves a caller.
             self.runtime.spawn(Arc::clone(self).put(put));
         }
         if let Some(reserve) = effects.reserve {
-            works.push(Box::pin(Arc::clone(self).reserve(reserve)));
+            self.runtime.spawn(Arc::clone(self).reserve(reserve));
         }
         if effects.ask_volmgr {
             let shell = Arc::clone(self);
@@ -221,7 +227,7 @@ impl Shell {
                 }
             };
             let mut stepped = self.step(Input::Answered { attempt, answer });
-            if stepped.effects.sends.len() == 1 {
+            if stepped.effects.sends.len() == 1 && stepped.effects.own_sends == 1 {
                 next = stepped.effects.sends.pop();
             }
             self.spawn_all(stepped);
@@ -241,10 +247,7 @@ impl Shell {
                 let started = Instant::now();
                 let answer = shell.network.put(to, request, payload, timeout).await;
                 let elapsed = started.elapsed();
-                let stepped = shell.step(Input::Put { write, chunk, shard, elapsed, answer });
-                for work in shell.perform(stepped) {
-                    work.await;
-                }
+                shell.put_in(Input::Put { write, chunk, shard, elapsed, answer });
             }));
         }
         let mut carried = Carried { works, runtime: self.runtime.clone() };
@@ -322,17 +325,43 @@ fn say(note: &Note) {
     }
 }
 
-/// An operation that is abandoned unless it ended.
-struct Abandon<'a> {
+/// A caller that waits. Dropped, its operation is abandoned; an outcome that is on its way to it is given back.
+struct Waits<'a> {
     shell: &'a Arc<Shell>,
-    op: Option<OpId>,
+    op: OpId,
+    /// Gone when it was told.
+    receiver: Option<oneshot::Receiver<Outcome>>,
 }
 
-impl Drop for Abandon<'_> {
+impl Waits<'_> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Outcome, oneshot::error::RecvError>> {
+        let Some(receiver) = &mut self.receiver else { return Poll::Pending };
+        let told = Pin::new(receiver).poll(context);
+        if told.is_ready() {
+            self.receiver = None;
+        }
+        told
+    }
+}
+
+impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        if let Some(op) = self.op {
-            self.shell.inner.lock().waiting.remove(&op);
-            self.shell.put_in(Input::Abandon { op });
+        let Some(mut receiver) = self.receiver.take() else { return };
+        let stepped = {
+            let mut inner = self.shell.inner.lock();
+            let now = self.shell.now();
+            // One that is not there any more was taken by a step that has the outcome: it is sent, or will fail to be.
+            inner.waiting.remove(&self.op).map(|_| {
+                let effects = inner.core.step(now, Input::Abandon { op: self.op });
+                inner.take(effects)
+            })
+        };
+        if let Some(stepped) = stepped {
+            return self.shell.spawn_all(stepped);
+        }
+        receiver.close();
+        if let Ok(outcome) = receiver.try_recv() {
+            self.shell.put_in(Input::Undelivered { outcome });
         }
     }
 }

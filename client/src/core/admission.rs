@@ -145,7 +145,12 @@ pub(crate) struct Cover {
 
 impl Cover {
     pub(crate) fn covers(&self, dirty_bytes: u64, now: Moment) -> bool {
-        self.bytes >= dirty_bytes && self.since.is_some_and(|since| now.since(since) < SPACE_RENEW_AFTER)
+        self.bytes >= dirty_bytes && self.is_fresh(now)
+    }
+
+    /// Whether the disks were asked a short while ago.
+    pub(crate) fn is_fresh(&self, now: Moment) -> bool {
+        self.since.is_some_and(|since| now.since(since) < SPACE_RENEW_AFTER)
     }
 
     /// Flushed data has drawn on the reservations.

@@ -83,6 +83,8 @@ pub(crate) enum Answer {
     Opened(Attr, FileHandle),
     Plan(Vec<PlanPiece>, Advice),
     Offset(u64),
+    /// A lost write, told by this handle for the last time.
+    Told(FileHandle, Error),
 }
 
 /// A part of a range that is to be read. Parts follow each other without gaps.
@@ -112,6 +114,8 @@ pub(crate) enum Input {
     Begin { op: OpId, call: Call },
     /// A caller does not wait any more. What was sent goes on.
     Abandon { op: OpId },
+    /// An operation ended, and its caller was gone before it could be told.
+    Undelivered { outcome: Result<Answer, Error> },
     /// A request was answered, or not within its time.
     Answered { attempt: AttemptId, answer: Result<Response, String> },
     /// A shard was put, or not within its time.
@@ -168,6 +172,8 @@ pub(crate) struct Reserve {
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) sends: Vec<Send>,
+    /// So many of them, the first, follow from what this step took in; the rest from the time that has come.
+    pub(crate) own_sends: usize,
     pub(crate) puts: Vec<PutChunk>,
     pub(crate) reserve: Option<Reserve>,
     /// Ask the volume manager for addresses.

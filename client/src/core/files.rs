@@ -1,13 +1,14 @@
 //! Open files: handles to inodes, and the inodes that somebody has open or that hold unflushed data; and which questions
 //! are under way, so that no answer goes back behind what was known here. Pure.
 
+use super::effects::OpId;
 use super::inode::Inode;
 use super::questions::{Question, Questions};
 use super::readahead::Readahead;
 use crate::{Error, FileHandle, OpenMode};
 use holdfast_common::InodeId;
 use holdfast_proto::meta::{Attr, MutateResponse, ReadResponse};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// One open file.
 #[derive(Debug)]
@@ -26,6 +27,15 @@ pub(crate) struct Files {
     next_handle: u64,
     inodes: BTreeMap<InodeId, Inode>,
     questions: Questions,
+    /// Of inodes that are open or not: a change that is sent again must not pass what was written since.
+    changes: BTreeMap<InodeId, Changes>,
+}
+
+/// Changes of an inode that no commit may overtake, nor be overtaken by (R8, R9).
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) under_way: Option<OpId>,
+    pub(crate) waiting: VecDeque<OpId>,
 }
 
 impl Files {
@@ -110,6 +120,39 @@ impl Files {
                 file.error.get_or_insert_with(|| error.clone());
             }
         }
+    }
+
+    /// The changes of an inode. To be followed by [`Files::forget_unchanged`] once one has ended.
+    pub(crate) fn changes(&mut self, id: InodeId) -> &mut Changes {
+        self.changes.entry(id).or_default()
+    }
+
+    pub(crate) fn is_changing(&self, id: InodeId) -> bool {
+        self.changes.get(&id).is_some_and(|changes| changes.under_way.is_some())
+    }
+
+    /// Drops the record of changes if there are none.
+    pub(crate) fn forget_unchanged(&mut self, id: InodeId) {
+        if self.changes.get(&id).is_some_and(|changes| changes.under_way.is_none() && changes.waiting.is_empty()) {
+            self.changes.remove(&id);
+        }
+    }
+
+    /// A lost write was to be told by a handle, and was not: the handle tells it again, or else the next one.
+    pub(crate) fn tell_again(&mut self, handle: FileHandle, error: Error) {
+        if let Some(file) = self.handles.get_mut(&handle.0) {
+            file.error.get_or_insert(error);
+        }
+    }
+
+    /// Inodes with a lost write that nobody was told of.
+    pub(crate) fn untold(&self) -> Vec<InodeId> {
+        let kept = self.inodes.values().filter(|inode| inode.error.is_some()).map(|inode| inode.id);
+        let mut untold: Vec<InodeId> =
+            kept.chain(self.handles.values().filter(|file| file.error.is_some()).map(|file| file.inode)).collect();
+        untold.sort_unstable();
+        untold.dedup();
+        untold
     }
 
     /// Takes attributes from the table as this mount must show them.

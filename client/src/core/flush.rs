@@ -91,9 +91,10 @@ impl Core {
         for id in self.writeback.ready() {
             let Some(job) = self.writeback.job(id) else { continue };
             let works = job.works.clone();
-            let may = works
-                .iter()
-                .all(|work| self.files.inode(work.inode).is_none_or(|inode| inode.may_commit(work.generation)));
+            let may = works.iter().all(|work| {
+                let is_next = self.files.inode(work.inode).is_none_or(|inode| inode.is_next(work.generation));
+                is_next && !self.files.is_changing(work.inode)
+            });
             if may {
                 self.commit(id, &works);
             }
@@ -139,7 +140,10 @@ impl Core {
         let mut again = Vec::new();
         match answer {
             Ok(response) => {
-                for ((work, result), extents) in works.iter().zip(response.commits).zip(&extents) {
+                // What an answer does not speak of is written anew.
+                let unsaid = CommitResult { code: Code::RewriteChunk.into(), attr: None };
+                let results = response.commits.into_iter().chain(std::iter::repeat(unsaid));
+                for ((work, result), extents) in works.iter().zip(results).zip(&extents) {
                     if !self.committed(work, &result, &chunks, extents) {
                         again.push((*work, result));
                     }
@@ -274,6 +278,7 @@ impl Core {
             self.plan(op);
         }
         self.next_barrier(id);
+        self.files.forget_unchanged(id);
         self.files.forget_unused(id);
     }
 }

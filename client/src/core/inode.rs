@@ -106,9 +106,6 @@ pub(crate) struct Inode {
     pub(crate) error: Option<Error>,
     /// Who waits for all generations below a number to end.
     waiters: Vec<(u64, Waiter)>,
-    /// A change under way that no commit may overtake, nor be overtaken by (R8, R9); and those that wait for their turn.
-    pub(crate) barrier: Option<OpId>,
-    pub(crate) barriers: VecDeque<OpId>,
     /// Its first generation is being committed.
     pub(crate) committing: bool,
     /// Who waits for the map, from any offset.
@@ -133,8 +130,6 @@ impl Inode {
             pristine_until: None,
             error: None,
             waiters: Vec::new(),
-            barrier: None,
-            barriers: VecDeque::new(),
             committing: false,
             map_waiters: Vec::new(),
         }
@@ -276,9 +271,9 @@ impl Inode {
         self.flushing.iter().find(|f| f.generation == generation)
     }
 
-    /// Whether the generation is the next to be committed, and nothing stands in its way.
-    pub(crate) fn may_commit(&self, generation: u64) -> bool {
-        self.barrier.is_none() && self.flushing.front().is_some_and(|f| f.generation == generation)
+    /// Whether the generation is the next to be committed.
+    pub(crate) fn is_next(&self, generation: u64) -> bool {
+        self.flushing.front().is_some_and(|f| f.generation == generation)
     }
 
     /// One past the newest generation: what a flush that begins now waits for.
@@ -315,12 +310,7 @@ impl Inode {
 
     /// Whether its state may be forgotten.
     pub(crate) fn is_unused(&self) -> bool {
-        self.handles.is_empty()
-            && self.is_clean()
-            && self.barrier.is_none()
-            && self.barriers.is_empty()
-            && self.map_waiters.is_empty()
-            && self.error.is_none()
+        self.handles.is_empty() && self.is_clean() && self.map_waiters.is_empty() && self.error.is_none()
     }
 
     /// Ends a generation that the table has mapped; what it held.

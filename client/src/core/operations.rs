@@ -4,7 +4,7 @@ use super::effects::{Answer, Call, OpId, Reading, Response};
 use super::inode::{Found, Freeze, Waiter};
 use super::readahead::Advice;
 use super::requests::RequestId;
-use super::session::OpeningId;
+use super::session::{OpeningId, Phase};
 use super::time::Moment;
 use super::writing::PendingWrite;
 use super::{Asker, Core, missing};
@@ -84,6 +84,9 @@ impl Core {
         let deadline = self.now + DEADLINE;
         self.deadlines.insert((deadline, op));
         self.operations.insert(op, Box::new(Operation { deadline, state: State::Starting }));
+        if self.session.phase == Phase::Closed {
+            return self.finish(op, Err(Error::SessionLost));
+        }
         let begun = match call {
             Call::Start => Ok(()),
             Call::Ask(question) => {
@@ -125,6 +128,7 @@ impl Core {
                 Ok(())
             }
             Call::Close => {
+                self.session.close_for_good();
                 self.begin_mutation(op, mutation::Op::CloseSession(CloseSession {}));
                 Ok(())
             }
@@ -154,14 +158,12 @@ impl Core {
         self.deadlines.remove(&(operation.deadline, op));
         match operation.state {
             State::Asked(request) => {
-                if let Some(asked) = self.requests.forget_question(request) {
+                if let Some(asked) = self.requests.forget_unsent(request) {
                     self.files.end_question(asked.question);
                 }
             }
             State::Changing(inode, Some(_)) => {
-                if let Some(inode) = self.files.inode(inode) {
-                    inode.barriers.retain(|waiting| *waiting != op);
-                }
+                self.files.changes(inode).waiting.retain(|waiting| *waiting != op);
             }
             State::Writing(_) => self.writers.retain(|waiting| *waiting != op),
             State::Starting
@@ -170,6 +172,20 @@ impl Core {
             | State::Changing(_, None)
             | State::Planning { .. }
             | State::Seeking { .. } => {}
+        }
+    }
+
+    /// What the outcome gave away comes back: a handle that nobody knows is closed, a lost write is told to somebody else.
+    pub(super) fn undelivered(&mut self, outcome: Result<Answer, Error>) {
+        match outcome {
+            Ok(Answer::Opened(_, handle)) => {
+                if let Ok(inode) = self.release_handle(handle) {
+                    self.progressed(inode);
+                }
+            }
+            Ok(Answer::Told(handle, error)) => self.files.tell_again(handle, error),
+            Ok(Answer::Done | Answer::Read(_) | Answer::Mutated(_) | Answer::Plan(..) | Answer::Offset(_)) | Err(_) => {
+            }
         }
     }
 
@@ -279,15 +295,21 @@ impl Core {
     }
 
     fn begin_release(&mut self, op: OpId, handle: FileHandle) -> Result<(), Error> {
+        let inode = self.release_handle(handle)?;
+        self.flush(op, inode, Then::Nothing);
+        self.progressed(inode);
+        Ok(())
+    }
+
+    /// Closes a handle. The table is told when nothing needs the inode any more.
+    fn release_handle(&mut self, handle: FileHandle) -> Result<InodeId, Error> {
         let inode = self.files.close(handle)?;
         self.freeze(inode, Freeze::All);
         if let Some(state) = self.files.inode(inode) {
             let through = state.frozen_through();
             state.wait(through, Waiter::Release);
         }
-        self.flush(op, inode, Then::Nothing);
-        self.progressed(inode);
-        Ok(())
+        Ok(inode)
     }
 
     /// Waits until everything written to the inode before has ended.
@@ -337,7 +359,7 @@ impl Core {
             Then::Nothing => self.finish(op, Ok(Answer::Done)),
             Then::Report { handle, closing } => {
                 let outcome = self.report(handle, closing);
-                self.finish(op, outcome.map(|()| Answer::Done));
+                self.finish(op, outcome);
             }
             Then::Change(inode, change) => self.begin_change(op, inode, change),
             Then::Seek { handle, offset, whence } => self.seek_from(op, handle, offset, whence, offset),
@@ -345,22 +367,23 @@ impl Core {
     }
 
     /// The lost write that a handle has to tell of. A handle that was closed meanwhile tells nothing.
-    fn report(&mut self, handle: FileHandle, closing: bool) -> Result<(), Error> {
-        let Ok(file) = self.files.file(handle) else { return Ok(()) };
-        let error = if closing { file.error.clone() } else { file.error.take() };
-        error.map_or(Ok(()), Err)
+    fn report(&mut self, handle: FileHandle, closing: bool) -> Result<Answer, Error> {
+        let Ok(file) = self.files.file(handle) else { return Ok(Answer::Done) };
+        match file.error.clone() {
+            None => Ok(Answer::Done),
+            Some(error) if closing => Err(error),
+            Some(error) => {
+                file.error = None;
+                Ok(Answer::Told(handle, error))
+            }
+        }
     }
 
     /// Changes the inode when no other change or commit of it is under way (R8, R9).
     fn begin_change(&mut self, op: OpId, inode: InodeId, change: Box<mutation::Op>) {
         self.set(op, State::Changing(inode, Some(change)));
-        match self.files.inode(inode) {
-            Some(state) => {
-                state.barriers.push_back(op);
-                self.next_barrier(inode);
-            }
-            None => self.send_change(op, inode),
-        }
+        self.files.changes(inode).waiting.push_back(op);
+        self.next_barrier(inode);
     }
 
     fn send_change(&mut self, op: OpId, inode: InodeId) {
@@ -376,20 +399,26 @@ impl Core {
 
     /// Lets the next change of an inode go, if nothing is in its way.
     pub(super) fn next_barrier(&mut self, id: InodeId) {
-        let Some(inode) = self.files.inode(id).filter(|inode| inode.barrier.is_none() && !inode.committing) else {
+        if self.files.inode(id).is_some_and(|inode| inode.committing) {
             return;
-        };
-        if let Some(op) = inode.barriers.pop_front() {
-            inode.barrier = Some(op);
+        }
+        let changes = self.files.changes(id);
+        if changes.under_way.is_none()
+            && let Some(op) = changes.waiting.pop_front()
+        {
+            changes.under_way = Some(op);
             self.send_change(op, id);
         }
     }
 
     fn end_barrier(&mut self, op: OpId, inode: InodeId) {
-        if let Some(state) = self.files.inode(inode).filter(|state| state.barrier == Some(op)) {
-            state.barrier = None;
+        let changes = self.files.changes(inode);
+        if changes.under_way == Some(op) {
+            changes.under_way = None;
+            self.next_barrier(inode);
             self.progressed(inode);
         }
+        self.files.forget_unchanged(inode);
     }
 
     pub(super) fn barrier_answered(&mut self, op: OpId, inode: InodeId, answer: Result<Response, Error>) {

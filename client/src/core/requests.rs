@@ -227,6 +227,13 @@ impl<A> Requests<A> {
         id
     }
 
+    /// Forgets a question, or a mutation that was never sent, and gives back who asked it.
+    pub(crate) fn forget_unsent(&mut self, id: RequestId) -> Option<A> {
+        let request = self.requests.get(&id)?;
+        let unsent = matches!(request.body, Body::Question(_)) || request.sequence.is_none();
+        unsent.then(|| self.remove(id)).flatten().map(|request| request.asker)
+    }
+
     /// Forgets a question, and gives back who asked it. A mutation goes on until it is answered.
     pub(crate) fn forget_question(&mut self, id: RequestId) -> Option<A> {
         let is_question = matches!(self.requests.get(&id)?.body, Body::Question(_));

@@ -20,6 +20,8 @@ pub(crate) const LEASE: Duration = Duration::from_millis(SESSION_LEASE_MS as u64
 pub(crate) enum Phase {
     /// It is being opened; requests wait.
     Opening,
+    /// It was ended by this mount, and no other is opened.
+    Closed,
     Live,
     /// Its lease has run out without an answer.
     Unsure,
@@ -29,6 +31,8 @@ pub(crate) enum Phase {
 #[derive(Debug, Default)]
 struct Opening {
     told: BTreeSet<InodeId>,
+    /// A list of everything open was told meanwhile, or to another session, and this was not on it.
+    listed_without: bool,
 }
 
 /// Numbers an open or a create under way.
@@ -70,7 +74,9 @@ impl Session {
     /// A keep-alive sent at that time was answered.
     pub(crate) fn renewed(&mut self, sent: Moment) {
         self.lease_until = self.lease_until.max(sent + LEASE);
-        self.phase = Phase::Live;
+        if self.phase != Phase::Closed {
+            self.phase = Phase::Live;
+        }
     }
 
     /// Whether the session becomes unsure now.
@@ -94,24 +100,30 @@ impl Session {
         self.reserving_chunks = false;
         self.released.clear();
         self.telling.clear();
+        self.openings.values_mut().for_each(|opening| opening.listed_without = true);
+    }
+
+    /// This mount ends it.
+    pub(crate) fn close_for_good(&mut self) {
+        self.phase = Phase::Closed;
     }
 
     /// An open or a create is about to be sent.
     pub(crate) fn begin_opening(&mut self) -> OpeningId {
         self.next_opening += 1;
         let id = OpeningId(self.next_opening);
-        self.openings.insert(id, Opening { told: self.telling.clone() });
+        self.openings.insert(id, Opening { told: self.telling.clone(), listed_without: false });
         id
     }
 
-    /// It opened this inode, or nothing. Answers whether the leader must be told again, because a release of the same inode
-    /// was told while it was under way.
+    /// It opened this inode, or nothing. Answers whether the leader must be told again, because a release of the same inode,
+    /// or a list without it, was told while it was under way.
     pub(crate) fn end_opening(&mut self, id: OpeningId, inode: Option<InodeId>) -> bool {
         let opening = self.openings.remove(&id).unwrap_or_default();
         let Some(inode) = inode else { return false };
         *self.counts.entry(inode).or_default() += 1;
         self.released.remove(&inode);
-        opening.told.contains(&inode)
+        opening.listed_without || opening.told.contains(&inode)
     }
 
     /// One open less; the leader is told with the next keep-alive.
@@ -146,8 +158,9 @@ impl Session {
         }
     }
 
-    /// Everything that is open.
-    pub(crate) fn open_inodes(&self) -> Vec<u64> {
+    /// Everything that is open, to be told. What is being opened is not on the list.
+    pub(crate) fn list_open(&mut self) -> Vec<u64> {
+        self.openings.values_mut().for_each(|opening| opening.listed_without = true);
         self.counts.keys().map(|inode| inode.0).collect()
     }
 
@@ -215,6 +228,19 @@ mod tests {
         assert!(session.end_opening(before, Some(FILE)));
         assert!(session.end_opening(after, Some(FILE)));
         assert!(!session.end_opening(later, Some(FILE)));
+    }
+
+    /// Interleaving: the former leader answers an open, and the list for its successor is made before that is heard.
+    #[test]
+    fn an_open_that_crosses_a_list_of_all_that_is_open_is_told_again() {
+        let mut session = Session::new();
+        let opening = session.begin_opening();
+        assert!(session.list_open().is_empty());
+        assert!(session.end_opening(opening, Some(FILE)));
+        assert_eq!(session.list_open(), [FILE.0]);
+        let opening = session.begin_opening();
+        session.lost();
+        assert!(session.end_opening(opening, Some(FILE)));
     }
 
     #[test]

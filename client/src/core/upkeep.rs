@@ -2,6 +2,7 @@
 
 use super::effects::Note;
 use super::operations::State;
+use super::session::Phase;
 use super::{Answer, Asker, Core, missing};
 use crate::Error;
 use crate::core::time::Moment;
@@ -18,6 +19,10 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(SESSION_KEEPALIVE_MS
 pub(super) const VOLMGR_INTERVAL: Duration = Duration::from_secs(1);
 /// Reserved quota that nothing dirty needs is given back this often.
 const QUOTA_RETURN_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause before another session is asked for, after one was refused.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+/// What is kept of the mount's key in the key of a later session; with eight bytes more it is within the table's limit.
+const KEY_BYTES_MAX: usize = 512;
 /// Chunk ids reserved at once. A range costs one Raft entry; unused ids cost nothing.
 const CHUNK_RANGE_COUNT: u32 = 4096;
 
@@ -32,6 +37,7 @@ impl Core {
         match answer {
             Ok(response) => {
                 self.session.renewed(sent);
+                self.mounted = true;
                 let session = SessionId(response.session);
                 self.requests.set_session(session, self.now, &self.members, &mut self.out);
                 self.send_keep_alive(true);
@@ -40,12 +46,13 @@ impl Core {
                     self.reserve_chunks();
                 }
             }
-            // Refused, as when there are too many sessions: whoever mounts is told, a mount tries again.
-            Err(error) => {
-                self.end_starting(&Err(error));
-                let key = self.settings.client_key.clone();
-                self.open_session(key);
+            // Refused, as when there are too many sessions. Whoever mounts is told, and nothing is tried for them any more; a
+            // mount that stood tries again.
+            Err(error) if self.mounted => {
+                self.note(Note::Again(error.to_string()));
+                self.reopen_at = Some(self.now + REOPEN_PAUSE);
             }
+            Err(error) => self.end_starting(&Err(error)),
         }
     }
 
@@ -54,6 +61,9 @@ impl Core {
     pub(super) fn session_lost(&mut self, session: SessionId) {
         if self.requests.session() != Some(session) {
             return;
+        }
+        if self.session.phase == Phase::Closed {
+            return self.end_closed();
         }
         self.note(Note::SessionLost(session));
         self.forget_keep_alive();
@@ -65,7 +75,18 @@ impl Core {
         for asked in askers {
             self.answered(asked, Err(Error::SessionLost));
         }
+        self.reopen_at = Some(self.now);
+    }
+
+    /// Opens the session that takes the place of a lost one, when it is time.
+    pub(super) fn reopen(&mut self) {
+        if self.reopen_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        self.reopen_at = None;
         let mut key = self.settings.client_key.clone();
+        // Keys have a longest length; a long one keeps its beginning.
+        key.truncate(KEY_BYTES_MAX);
         key.extend_from_slice(&self.draw().to_le_bytes());
         self.open_session(key);
     }
@@ -81,15 +102,27 @@ impl Core {
         if self.session.look(self.now) {
             self.note(Note::SessionUnsure(self.session_id()));
         }
-        if self.keep_alive.is_none() && self.now >= self.keep_alive_at && self.requests.session().is_some() {
+        if self.keeps_alive() && self.now >= self.keep_alive_at {
             self.send_keep_alive(false);
+        }
+    }
+
+    /// Whether the next keep-alive is only a matter of time.
+    pub(super) fn keeps_alive(&self) -> bool {
+        self.keep_alive.is_none() && self.requests.session().is_some() && self.session.phase != Phase::Closed
+    }
+
+    /// The mount has ended, and so has everything that waits.
+    fn end_closed(&mut self) {
+        for asked in self.requests.end_session() {
+            self.answered(asked, Err(Error::SessionLost));
         }
     }
 
     fn send_keep_alive(&mut self, attach: bool) {
         self.forget_keep_alive();
         self.session.told(false);
-        let open = if attach { self.session.open_inodes() } else { Vec::new() };
+        let open = if attach { self.session.list_open() } else { Vec::new() };
         let op = KeepAlive { released: self.session.tell_released(), attach, open, suspects: Vec::new() };
         let asker = Asker::KeepAlive { sent: self.now, attach };
         self.keep_alive_at = self.now + KEEP_ALIVE_INTERVAL;
@@ -189,7 +222,13 @@ impl Core {
         match answer {
             Ok(response) => self.session.add_chunks(response.first_chunk, count),
             Err(Error::SessionLost) => return,
-            Err(error) => self.note(Note::Again(error.to_string())),
+            // Not at once again: the refusal may stand.
+            Err(error) => {
+                self.note(Note::Again(error.to_string()));
+                let at = self.now + REOPEN_PAUSE;
+                let waiting = std::mem::take(&mut self.writes.without_id);
+                return self.writes.paused.extend(waiting.into_iter().map(|write| (at, write)));
+            }
         }
         for write in std::mem::take(&mut self.writes.without_id) {
             self.attempt(write);
@@ -202,7 +241,9 @@ impl Core {
             return;
         }
         self.quota_return_at = self.now + QUOTA_RETURN_INTERVAL;
-        if self.writers.is_empty() && self.requests.session().is_some() && self.quota.take_unused() {
+        let idle = self.writers.is_empty() && !self.quota_asked && self.requests.session().is_some();
+        if idle && self.quota.take_unused() {
+            self.quota_asked = true;
             self.mutate(mutation::Op::ReserveQuota(ReserveQuota { bytes: 0 }), Asker::QuotaReturn);
         }
     }

@@ -191,6 +191,11 @@ impl Core {
                 Step::Waits
             }
             Space::Asked | Space::AskedAgain if self.reserving_space => Step::Waits,
+            // It was covered, and waited for something else until that was too old to be relied on.
+            Space::Asked | Space::AskedAgain if !self.cover.is_fresh(self.now) => {
+                self.ask_space(needed);
+                Step::Waits
+            }
             Space::Asked => {
                 self.freeze_everything();
                 write.space = Space::Flushing;
@@ -249,6 +254,8 @@ impl Core {
             return Step::Admitted;
         }
         match write.share {
+            // Another change of the reservation is under way: this one follows its answer.
+            Share::Fresh if self.quota_asked => {}
             Share::Fresh => {
                 write.share = Share::AskedMore;
                 self.ask_quota(op, write.charge_bytes + QUOTA_SLACK_BYTES);
@@ -273,6 +280,7 @@ impl Core {
         let bytes = self.quota.charged_bytes() + more_bytes;
         let flushed_before = self.quota.flushed_bytes();
         let asker = Asker::Quota { op, flushed_before };
+        self.quota_asked = true;
         self.mutate(mutation::Op::ReserveQuota(ReserveQuota { bytes }), asker);
     }
 
@@ -284,6 +292,7 @@ impl Core {
     }
 
     pub(super) fn quota_answered(&mut self, op: OpId, flushed_before: u64, answer: Result<MutateResponse, Error>) {
+        self.quota_asked = false;
         let refused = match answer {
             Ok(response) => {
                 self.quota.raised(response.reserved_bytes, flushed_before);
@@ -323,6 +332,13 @@ impl Core {
         let (id, from) = (inode.id, inode.offset_of(write_at));
         let end = (from + length).next_multiple_of(page);
         let Some(map) = &response.map else { return self.fail_write_or(op, super::missing()) };
+        if end < at {
+            // The file was cut meanwhile, and an append goes elsewhere: it is counted anew.
+            if let Some(write) = self.pending(op) {
+                write.share = Share::Fresh;
+            }
+            return;
+        }
         let covered_to = map.offset.saturating_add(map.covered_bytes).max(at + page);
         for extent in &map.extents {
             let first = (extent.file_offset / page * page).clamp(at, end);
@@ -340,8 +356,13 @@ impl Core {
         if let Some(write) = self.pending(op) {
             (write.share, write.charge_bytes) = (Share::AskedExactly, unmapped);
         }
-        if unmapped > 0 {
+        if unmapped > 0 && !self.quota_asked {
             self.ask_quota(op, unmapped);
+        } else if unmapped > 0
+            && let Some(write) = self.pending(op)
+        {
+            // Counted again behind the change that is under way.
+            write.share = Share::Flushing;
         }
     }
 

@@ -52,7 +52,6 @@ impl FileSystem {
     }
 
     async fn opened(&self, call: Call) -> Result<(Attributes, FileHandle), Error> {
-        // Whoever drops this future between the outcome and its end would leave the handle open.
         match self.run(call).await? {
             Answer::Opened(attr, handle) => Ok((attributes_of(&attr)?, handle)),
             _ => Err(missing()),
@@ -108,7 +107,10 @@ impl FileSystem {
     /// Takes all of `data` or fails.
     pub async fn write(&self, handle: FileHandle, at: WriteAt, data: Bytes, kill_suid_sgid: bool) -> Result<(), Error> {
         let call = Call::Write { handle, at, data, mtime_ns: now_ns(), kill_suid_sgid };
-        self.run(call).await.map(|_| ())
+        match self.run(call).await? {
+            Answer::Told(_, error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// At each close(2): everything written becomes visible to other mounts; tells of a lost write, and leaves it to be told
@@ -119,7 +121,10 @@ impl FileSystem {
 
     /// fsync(2) and fdatasync(2): what was written is durable, and so are its size and name. Tells of a lost write once.
     pub async fn fsync(&self, handle: FileHandle) -> Result<(), Error> {
-        self.run(Call::Flush { handle, closing: false }).await.map(|_| ())
+        match self.run(Call::Flush { handle, closing: false }).await? {
+            Answer::Told(_, error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// The last close. The handle is gone after it.

@@ -286,3 +286,121 @@ fn maps_of_files_stay_within_their_budget() {
         assert!(most < 8192, "{most} bytes for eight extents");
     });
 }
+
+/// Interleaving: the truncation of a file that nobody has open is lost on its way, its caller gives up, and the file is opened and
+/// written before the truncation is sent again.
+#[test]
+fn a_change_of_a_file_that_is_not_open_never_passes_what_is_written_later() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(13, 0);
+        let fs = mount(&cluster, "a").await;
+        let (inode, handle) = create(&fs, "file").await;
+        write(&fs, handle, 0, "former content").await.unwrap();
+        fs.release(handle).await.unwrap();
+        cluster.state().faults = Faults { lost: 100, ..Faults::default() };
+        let cut = SetAttributes { size_bytes: Some(0), ..SetAttributes::default() };
+        assert!(timeout(Duration::from_millis(100), fs.set_attributes(inode, cut)).await.is_err());
+        cluster.state().faults = Faults::default();
+        let handle = fs.open(inode, BOTH).await.unwrap();
+        write(&fs, handle, 0, "later").await.unwrap();
+        fs.fsync(handle).await.unwrap();
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(read(&fs, handle).await, b"later");
+        let other = mount(&cluster, "b").await;
+        let seen = other.open(inode, READ).await.unwrap();
+        assert_eq!(read(&other, seen).await, b"later");
+    });
+}
+
+/// Interleaving: giving back unused quota is lost on its way while a writer raises it; sent again, it must not take the raise back.
+#[test]
+fn quota_that_is_given_back_late_does_not_take_a_later_raise_back() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(14, 2 << 20);
+        let (a, b) = (mount(&cluster, "a").await, mount(&cluster, "b").await);
+        let (_, handle) = create(&a, "file").await;
+        write(&a, handle, 0, "first").await.unwrap();
+        a.fsync(handle).await.unwrap();
+        cluster.state().faults = Faults { lost: 100, ..Faults::default() };
+        sleep(Duration::from_millis(1500)).await;
+        cluster.state().faults = Faults::default();
+        write(&a, handle, 0, &"second".repeat(10_000)).await.unwrap();
+        // The other one takes whatever is left.
+        let (_, other) = create(&b, "other").await;
+        let mut taken = 0;
+        while write(&b, other, taken << 16, &"x".repeat(1 << 16)).await.is_ok() {
+            taken += 1;
+        }
+        assert!((1..32).contains(&taken), "{taken}");
+        a.fsync(handle).await.unwrap();
+        b.fsync(other).await.unwrap();
+    });
+}
+
+/// An outcome whose caller is gone: the handle is closed, and the lost write told to the next who asks.
+#[test]
+fn what_a_caller_that_is_gone_was_to_be_told_is_not_lost() {
+    in_virtual_time(async {
+        for wait_us in (0..4000).step_by(40) {
+            let cluster = Cluster::new(15, 0);
+            let fs = mount(&cluster, "a").await;
+            let (inode, writer) = create(&fs, "file").await;
+            cluster.state().silent = vec![1, 2, 3, 4];
+            write(&fs, writer, 0, "lost").await.unwrap();
+            sleep(Duration::from_secs(2)).await;
+            cluster.expire(cluster.sessions()[0]);
+            sleep(Duration::from_secs(5)).await;
+            let patience = Duration::from_micros(wait_us);
+            let first = timeout(patience, fs.fsync(writer)).await;
+            let told = matches!(first, Ok(Err(Error::SessionLost)));
+            assert_eq!(fs.fsync(writer).await.is_err(), !told, "after {wait_us} us");
+            let _ = timeout(patience, fs.open(inode, READ)).await;
+            fs.release(writer).await.unwrap();
+            sleep(Duration::from_secs(10)).await;
+            assert_eq!(fs.held_bytes(), 0);
+        }
+    });
+}
+
+#[test]
+fn a_session_that_is_refused_is_not_asked_for_without_a_pause() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(16, 0);
+        let long = MountConfig { client_key: vec![1; 2000], ..config("a") };
+        let mounted = FileSystem::mount_over(long, &cluster.volume(), std::sync::Arc::new(cluster.clone()), 1).await;
+        assert!(mounted.is_err());
+        let executed = cluster.state().executed;
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(cluster.state().executed, executed, "nobody waits for it");
+    });
+}
+
+#[test]
+fn after_its_end_a_mount_asks_for_no_session_and_every_call_fails() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(17, 0);
+        let fs = mount(&cluster, "a").await;
+        fs.shutdown().await.unwrap();
+        sleep(Duration::from_secs(60)).await;
+        assert!(cluster.sessions().is_empty());
+        assert_eq!(fs.get_attributes(InodeId::ROOT).await.err(), Some(Error::SessionLost));
+    });
+}
+
+#[test]
+fn a_loss_during_the_last_flush_is_named() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(18, 0);
+        let fs = mount(&cluster, "a").await;
+        let (inode, handle) = create(&fs, "file").await;
+        cluster.state().silent = vec![1, 2, 3, 4];
+        write(&fs, handle, 0, "lost").await.unwrap();
+        let ending = tokio::spawn({
+            let fs = fs.clone();
+            async move { fs.shutdown().await }
+        });
+        sleep(Duration::from_secs(2)).await;
+        cluster.expire(cluster.sessions()[0]);
+        assert_eq!(ending.await.unwrap(), Err(Error::Unflushed(vec![inode])));
+    });
+}

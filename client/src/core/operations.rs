@@ -1,26 +1,20 @@
 //! What callers ask for: from its beginning to its outcome.
 
-use super::effects::{Answer, Call, OpId, Reading, Response};
-use super::inode::{Found, Freeze, Waiter};
+use super::effects::{Answer, Call, OpId, Response};
+use super::inode::{Freeze, Waiter};
 use super::readahead::Advice;
 use super::requests::RequestId;
-use super::session::{OpeningId, Phase};
+use super::session::Phase;
 use super::time::Moment;
 use super::writing::PendingWrite;
-use super::{Asker, Core, missing};
+use super::{Asker, Core};
 use crate::{Error, FileHandle, OpenMode, Whence};
 use holdfast_common::InodeId;
 use holdfast_common::limits::REQUEST_DEADLINE_MS;
-use holdfast_proto::meta::{
-    CloseSession, CreateNode, MutateResponse, Open, ReadMap, ReadResponse, mutation, read_request,
-};
+use holdfast_proto::meta::{CloseSession, mutation};
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_millis(REQUEST_DEADLINE_MS as u64);
-/// Extents asked for at once.
-const MAP_EXTENTS: u32 = 1024;
-/// Bytes of map asked for at once.
-const MAP_BYTES: u64 = 1 << 30;
 
 /// An operation of a caller.
 #[derive(Debug)]
@@ -226,92 +220,6 @@ impl Core {
         self.set(op, State::Asked(id));
     }
 
-    fn begin_create(&mut self, op: OpId, request: CreateNode, mode: OpenMode) {
-        let opening = self.session.begin_opening();
-        self.set(op, State::Opening(mode));
-        self.mutate(mutation::Op::Create(request), Asker::Create(op, opening));
-    }
-
-    pub(super) fn create_answered(&mut self, op: OpId, opening: OpeningId, answer: Result<MutateResponse, Error>) {
-        let attributes = match answer.and_then(|response| Self::attributes_in(&response)) {
-            Ok(attributes) => attributes,
-            Err(error) => {
-                self.session.end_opening(opening, None);
-                return self.finish(op, Err(error));
-            }
-        };
-        let inode = InodeId(attributes.inode);
-        let tell_again = self.session.end_opening(opening, Some(inode));
-        let Some(State::Opening(mode)) = self.operations.get(&op).map(|operation| &operation.state) else {
-            return self.session.close(inode);
-        };
-        let mode = *mode;
-        if tell_again {
-            // A release of the same inode crossed the create: the leader is told by an open of its own.
-            self.session.close(inode);
-            return self.begin_open(op, inode, mode);
-        }
-        let now = self.now;
-        let (handle, state) = self.files.open(attributes, mode);
-        state.created(&attributes, now);
-        let shown = state.attributes();
-        self.finish(op, Ok(Answer::Opened(shown, handle)));
-    }
-
-    fn begin_open(&mut self, op: OpId, inode: InodeId, mode: OpenMode) {
-        let opening = self.session.begin_opening();
-        self.set(op, State::Opening(mode));
-        self.ask(read_request::Op::Open(Open { inode: inode.0 }), Asker::Open(op, opening));
-    }
-
-    pub(super) fn open_answered(&mut self, op: OpId, opening: OpeningId, answer: Result<ReadResponse, Error>) {
-        let response = match answer {
-            Ok(response) => response,
-            Err(error) => {
-                self.session.end_opening(opening, None);
-                return self.finish(op, Err(error));
-            }
-        };
-        let Some(attributes) = response.attr else {
-            self.session.end_opening(opening, None);
-            return self.finish(op, Err(missing()));
-        };
-        let inode = InodeId(attributes.inode);
-        let tell_again = self.session.end_opening(opening, Some(inode));
-        let Some(State::Opening(mode)) = self.operations.get(&op).map(|operation| &operation.state) else {
-            return self.session.close(inode);
-        };
-        let mode = *mode;
-        if tell_again {
-            self.session.close(inode);
-            return self.begin_open(op, inode, mode);
-        }
-        let (handle, state) = self.files.open(attributes, mode);
-        if let Some(map) = &response.map {
-            state.learn_map(attributes, map);
-        }
-        let shown = state.attributes();
-        self.finish(op, Ok(Answer::Opened(shown, handle)));
-    }
-
-    fn begin_release(&mut self, op: OpId, handle: FileHandle) -> Result<(), Error> {
-        let inode = self.release_handle(handle)?;
-        self.flush(op, inode, Then::Nothing);
-        self.progressed(inode);
-        Ok(())
-    }
-
-    /// Closes a handle. The table is told when nothing needs the inode any more.
-    fn release_handle(&mut self, handle: FileHandle) -> Result<InodeId, Error> {
-        let inode = self.files.close(handle)?;
-        self.freeze(inode, Freeze::All);
-        if let Some(state) = self.files.inode(inode) {
-            let through = state.frozen_through();
-            state.wait(through, Waiter::Release);
-        }
-        Ok(inode)
-    }
-
     /// Waits until everything written to the inode before has ended.
     pub(super) fn flush(&mut self, op: OpId, inode: InodeId, then: Then) {
         self.freeze(inode, Freeze::All);
@@ -424,163 +332,5 @@ impl Core {
     pub(super) fn barrier_answered(&mut self, op: OpId, inode: InodeId, answer: Result<Response, Error>) {
         self.op_answered(op, answer);
         self.end_barrier(op, inode);
-    }
-
-    fn begin_plan(
-        &mut self,
-        op: OpId,
-        handle: FileHandle,
-        offset: u64,
-        length_bytes: u64,
-        reading: Reading,
-    ) -> Result<(), Error> {
-        let (file, inode) = self.files.opened(handle)?;
-        if !file.mode.read {
-            return Err(Error::BadHandle);
-        }
-        let advice = match reading {
-            Reading::Wanted => file.readahead.read(offset, length_bytes, inode.size_bytes()),
-            Reading::Again | Reading::Ahead => Advice { sequential: false, ahead: None },
-        };
-        if reading == Reading::Again {
-            inode.forget_map();
-        }
-        self.set(op, State::Planning { handle, offset, length_bytes, advice });
-        self.plan(op);
-        Ok(())
-    }
-
-    /// Looks the range up; asks for what is not known of its map.
-    pub(super) fn plan(&mut self, op: OpId) {
-        let Some(State::Planning { handle, offset, length_bytes, advice }) =
-            self.operations.get(&op).map(|operation| &operation.state)
-        else {
-            return;
-        };
-        let (handle, offset, length_bytes, advice) = (*handle, *offset, *length_bytes, *advice);
-        let inode = match self.files.opened(handle) {
-            Ok((_, inode)) => inode,
-            Err(error) => return self.finish(op, Err(error)),
-        };
-        match inode.find(offset, length_bytes) {
-            Found::Pieces(pieces) => self.finish(op, Ok(Answer::Plan(pieces, advice))),
-            Found::MapUnknown { offset } => {
-                let asked = !inode.map_waiters.is_empty();
-                inode.map_waiters.push(op);
-                // A commit of ours is about to tell the newest map.
-                if !asked && !inode.committing {
-                    let op = ReadMap { inode: inode.id.0, offset, length_bytes: MAP_BYTES, max_extents: MAP_EXTENTS };
-                    let id = inode.id;
-                    self.ask(read_request::Op::ReadMap(op), Asker::Map(id));
-                }
-            }
-        }
-    }
-
-    pub(super) fn map_answered(&mut self, id: InodeId, answer: Result<ReadResponse, Error>) {
-        let Some(inode) = self.files.inode(id) else { return };
-        let waiting = std::mem::take(&mut inode.map_waiters);
-        match answer {
-            Ok(ReadResponse { attr: Some(attributes), map: Some(map), .. }) => {
-                inode.learn_map(attributes, &map);
-                waiting.into_iter().for_each(|op| self.plan(op));
-                self.bound_maps(id);
-            }
-            other => {
-                let error = other.err().unwrap_or_else(missing);
-                waiting.into_iter().for_each(|op| self.finish(op, Err(error.clone())));
-            }
-        }
-        self.files.forget_unused(id);
-    }
-
-    /// Keeps the maps within their budget: others go before the one that was just used.
-    fn bound_maps(&mut self, used: InodeId) {
-        let mut held: usize = self.files.inodes().map(|inode| inode.map_bytes()).sum();
-        let budget = self.settings.map_bytes;
-        for inode in self.files.inodes().filter(|inode| inode.id != used) {
-            if held <= budget {
-                return;
-            }
-            held -= inode.map_bytes();
-            inode.forget_map();
-        }
-        if held > budget
-            && let Some(inode) = self.files.inode(used)
-        {
-            inode.forget_map();
-        }
-    }
-
-    fn seek_from(&mut self, op: OpId, handle: FileHandle, offset: u64, whence: Whence, at: u64) {
-        match self.files.file(handle).map(|file| file.inode) {
-            Ok(inode) => {
-                self.set(op, State::Seeking { handle, offset, whence, at });
-                self.ask_map_for(op, inode, at, MAP_BYTES);
-            }
-            Err(error) => self.finish(op, Err(error)),
-        }
-    }
-
-    pub(super) fn ask_map_for(&mut self, op: OpId, inode: InodeId, offset: u64, length_bytes: u64) {
-        let map = ReadMap { inode: inode.0, offset, length_bytes, max_extents: MAP_EXTENTS };
-        self.ask(read_request::Op::ReadMap(map), Asker::MapFor(op));
-    }
-
-    pub(super) fn map_for_answered(&mut self, op: OpId, answer: Result<ReadResponse, Error>) {
-        let response = match answer {
-            Ok(response) => response,
-            Err(error) => return self.fail_write_or(op, error),
-        };
-        match self.operations.get(&op).map(|operation| &operation.state) {
-            Some(State::Seeking { handle, offset, whence, at }) => {
-                let (handle, offset, whence, at) = (*handle, *offset, *whence, *at);
-                match sought(&response, offset, whence, at) {
-                    Sought::Found(found) => self.finish(op, Ok(Answer::Offset(found))),
-                    Sought::Nothing => self.finish(op, Err(Error::NoSuchOffset)),
-                    Sought::On(at) => self.seek_from(op, handle, offset, whence, at),
-                }
-            }
-            Some(State::Writing(_)) => self.exact_charge(op, &response),
-            _ => {}
-        }
-    }
-}
-
-enum Sought {
-    Found(u64),
-    Nothing,
-    /// The map goes on from there.
-    On(u64),
-}
-
-/// Looks for data or a hole in a part of a map that begins at `at`.
-fn sought(response: &ReadResponse, offset: u64, whence: Whence, mut at: u64) -> Sought {
-    let (Some(attributes), Some(map)) = (&response.attr, &response.map) else { return Sought::Nothing };
-    let size_bytes = attributes.size_bytes;
-    if offset >= size_bytes {
-        return Sought::Nothing;
-    }
-    let covered_to = map.offset.saturating_add(map.covered_bytes);
-    for extent in &map.extents {
-        match whence {
-            Whence::Data if extent.file_offset + extent.length_bytes > at => {
-                return Sought::Found(at.max(extent.file_offset));
-            }
-            Whence::Hole if extent.file_offset > at => return Sought::Found(at),
-            Whence::Data | Whence::Hole => at = at.max(extent.file_offset + extent.length_bytes),
-        }
-    }
-    if whence == Whence::Hole && at < covered_to.min(size_bytes) {
-        return Sought::Found(at);
-    }
-    let before = at;
-    at = at.max(covered_to);
-    match whence {
-        Whence::Hole if at >= size_bytes => Sought::Found(size_bytes),
-        Whence::Data if at >= size_bytes => Sought::Nothing,
-        // A table that covers nothing would be asked for ever.
-        Whence::Hole | Whence::Data if at == before && map.covered_bytes == 0 => Sought::Nothing,
-        Whence::Hole | Whence::Data => Sought::On(at),
     }
 }

@@ -3,7 +3,7 @@
 use super::effects::Note;
 use super::operations::State;
 use super::session::Phase;
-use super::{Answer, Asker, Core, missing};
+use super::{Answer, Asker, Core};
 use crate::Error;
 use crate::core::time::Moment;
 use holdfast_common::SessionId;
@@ -246,10 +246,5 @@ impl Core {
             self.quota_asked = true;
             self.mutate(mutation::Op::ReserveQuota(ReserveQuota { bytes: 0 }), Asker::QuotaReturn);
         }
-    }
-
-    /// Checks that an answer brought attributes.
-    pub(super) fn attributes_in(response: &MutateResponse) -> Result<holdfast_proto::meta::Attr, Error> {
-        response.attr.ok_or_else(missing)
     }
 }

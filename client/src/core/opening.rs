@@ -1,0 +1,92 @@
+//! Opening, creating and closing files.
+
+use super::effects::{Answer, OpId};
+use super::inode::{Freeze, Waiter};
+use super::operations::{State, Then};
+use super::session::OpeningId;
+use super::{Asker, Core, missing};
+use crate::{Error, FileHandle, OpenMode};
+use holdfast_common::InodeId;
+use holdfast_proto::meta::{Attr, CreateNode, MutateResponse, Open, ReadResponse, mutation, read_request};
+
+impl Core {
+    pub(super) fn begin_create(&mut self, op: OpId, request: CreateNode, mode: OpenMode) {
+        let opening = self.session.begin_opening();
+        self.set(op, State::Opening(mode));
+        self.mutate(mutation::Op::Create(request), Asker::Create(op, opening));
+    }
+
+    pub(super) fn create_answered(&mut self, op: OpId, opening: OpeningId, answer: Result<MutateResponse, Error>) {
+        let answer = answer.and_then(|response| response.attr.ok_or_else(missing));
+        let Some((attributes, mode)) = self.opened(op, opening, answer) else { return };
+        let now = self.now;
+        let (handle, state) = self.files.open(attributes, mode);
+        state.created(&attributes, now);
+        let shown = state.attributes();
+        self.finish(op, Ok(Answer::Opened(shown, handle)));
+    }
+
+    pub(super) fn begin_open(&mut self, op: OpId, inode: InodeId, mode: OpenMode) {
+        let opening = self.session.begin_opening();
+        self.set(op, State::Opening(mode));
+        self.ask(read_request::Op::Open(Open { inode: inode.0 }), Asker::Open(op, opening));
+    }
+
+    pub(super) fn open_answered(&mut self, op: OpId, opening: OpeningId, answer: Result<ReadResponse, Error>) {
+        let (answer, map) = match answer {
+            Ok(response) => (response.attr.ok_or_else(missing), response.map),
+            Err(error) => (Err(error), None),
+        };
+        let Some((attributes, mode)) = self.opened(op, opening, answer) else { return };
+        let (handle, state) = self.files.open(attributes, mode);
+        if let Some(map) = &map {
+            state.learn_map(attributes, map);
+        }
+        let shown = state.attributes();
+        self.finish(op, Ok(Answer::Opened(shown, handle)));
+    }
+
+    /// The table's side of an opening has ended. Nothing if there is no handle to be made: it was refused, nobody waits for it
+    /// any more, or the leader must be told again by an open of its own.
+    fn opened(&mut self, op: OpId, opening: OpeningId, answer: Result<Attr, Error>) -> Option<(Attr, OpenMode)> {
+        let attributes = match answer {
+            Ok(attributes) => attributes,
+            Err(error) => {
+                self.session.end_opening(opening, None);
+                self.finish(op, Err(error));
+                return None;
+            }
+        };
+        let inode = InodeId(attributes.inode);
+        let tell_again = self.session.end_opening(opening, Some(inode));
+        let mode = match self.operations.get(&op).map(|operation| &operation.state) {
+            Some(State::Opening(mode)) => Some(*mode),
+            _ => None,
+        };
+        if tell_again || mode.is_none() {
+            self.session.close(inode);
+        }
+        if let Some(mode) = mode.filter(|_| tell_again) {
+            self.begin_open(op, inode, mode);
+        }
+        mode.filter(|_| !tell_again).map(|mode| (attributes, mode))
+    }
+
+    pub(super) fn begin_release(&mut self, op: OpId, handle: FileHandle) -> Result<(), Error> {
+        let inode = self.release_handle(handle)?;
+        self.flush(op, inode, Then::Nothing);
+        self.progressed(inode);
+        Ok(())
+    }
+
+    /// Closes a handle. The table is told when nothing needs the inode any more.
+    pub(super) fn release_handle(&mut self, handle: FileHandle) -> Result<InodeId, Error> {
+        let inode = self.files.close(handle)?;
+        self.freeze(inode, Freeze::All);
+        if let Some(state) = self.files.inode(inode) {
+            let through = state.frozen_through();
+            state.wait(through, Waiter::Release);
+        }
+        Ok(inode)
+    }
+}

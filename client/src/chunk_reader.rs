@@ -236,7 +236,7 @@ impl ChunkReader {
             Err(error) => {
                 tracing::debug!(%address, %error, "a datanode did not answer a read");
                 for (_, member) in wanted {
-                    self.shell.put_in(Input::Met { disk: member.disk, works: false });
+                    self.shell.put_in(Input::Unanswered { disk: member.disk });
                 }
                 vec![None; wanted.len()]
             }

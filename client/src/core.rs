@@ -51,7 +51,7 @@ use time::Moment;
 use writeback::{JobId, WriteBack};
 use writes::ChunkWrites;
 
-/// What a mount is told when it begins.
+/// Settings of a mount, fixed when it begins.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) volume: VolumeId,
@@ -70,7 +70,7 @@ pub(crate) struct Settings {
     pub(crate) seed: u64,
 }
 
-/// What a request is for.
+/// The purpose of a request: who takes its answer in.
 #[derive(Debug)]
 enum Asker {
     /// The answer is an operation's outcome.
@@ -217,15 +217,14 @@ impl Core {
                 self.members.learn_endpoints(&endpoints);
             }
             Input::Granted(grants) => self.granted(&grants),
-            Input::Met { disk, works: true } => self.members.works(disk),
-            Input::Met { disk, works: false } => self.members.failed(disk, self.now),
+            Input::Unanswered { disk } => self.members.failed(disk, self.now),
             Input::DoubtGroups => self.ask_groups(),
         }
         self.tick();
         self.take_effects()
     }
 
-    /// What time alone brings; looked at in every step.
+    /// Everything that falls due by time alone; looked at in every step.
     fn tick(&mut self) {
         self.requests.tick(self.now, &self.members, &mut self.out);
         self.end_overdue();

@@ -79,7 +79,7 @@ impl Upkeep<'_> {
         self.free_dead().await;
     }
 
-    /// What truncations and commits of badly split files left to be freed, in steps (DESIGN section 9 i).
+    /// What truncations and commits of badly split files left to be freed, in steps (docs/decisions/0012).
     async fn free_dead(&self) {
         for _ in 0..DEAD_ENTRIES_PER_ROUND_MAX {
             let inodes = self.hosted.group.state().read().table().inodes_with_dead(DEAD_INODES_PER_ENTRY_MAX);

@@ -1,4 +1,4 @@
-//! What a write needs before it is taken in: memory, space on the disks (ENOSPC is said here) and quota (EDQUOT is said
+//! Needs of a write before it is taken in: memory, space on the disks (ENOSPC is said here) and quota (EDQUOT is said
 //! here). Pure accounts; the order of writers is the core's.
 //!
 //! Each dirty range is charged the 4 KiB pages it touches, which is never less than what it will map. The table holds the
@@ -75,9 +75,9 @@ impl Memory {
 pub(crate) struct Quota {
     /// Without a limit nothing is reserved.
     pub(crate) limited: bool,
-    /// What the table holds for the session.
+    /// Bytes that the table holds for the session.
     reserved_bytes: u64,
-    /// What dirty and flushing data was charged.
+    /// Bytes charged for dirty and flushing data.
     charged_bytes: u64,
     /// The table may hold something for the session.
     holds: bool,
@@ -179,7 +179,7 @@ impl Cover {
     }
 }
 
-/// What reservations say of space.
+/// Whether the answers of disks say anything of space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Granted {
     Known,

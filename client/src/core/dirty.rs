@@ -150,7 +150,7 @@ impl DirtyMap {
         FrozenRanges { ranges }
     }
 
-    /// What lies in `from..to`, ascending. A range that is shown grows no more.
+    /// Parts in `from..to`, ascending. A range that is shown grows no more.
     pub(crate) fn parts(&mut self, from: u64, to: u64) -> Vec<(u64, Bytes)> {
         let first = self.pieces.range(..=from).next_back().map_or(from, |(offset, _)| *offset);
         let mut parts = Vec::new();
@@ -196,7 +196,7 @@ impl FrozenRanges {
         self.ranges.last().map_or(0, |(offset, b)| offset + b.len() as u64)
     }
 
-    /// What lies in `from..to`, ascending.
+    /// Parts in `from..to`, ascending.
     pub(crate) fn parts(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, Bytes)> + '_ {
         let first = self.ranges.partition_point(|(offset, bytes)| offset + bytes.len() as u64 <= from);
         self.ranges[first..].iter().filter_map(move |(offset, bytes)| within(*offset, bytes, from, to))

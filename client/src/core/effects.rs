@@ -124,8 +124,8 @@ pub(crate) enum Input {
     Endpoints(Vec<Endpoint>),
     /// What disks promised, by the addresses of their hosts.
     Granted(Vec<(IpAddr, DiskGrant)>),
-    /// A reader met a member.
-    Met { disk: DiskId, works: bool },
+    /// A member did not answer a reader.
+    Unanswered { disk: DiskId },
     /// Groups and addresses are out of date.
     DoubtGroups,
 }

@@ -119,7 +119,7 @@ impl Core {
     pub(super) fn map_for_answered(&mut self, op: OpId, answer: Result<ReadResponse, Error>) {
         let response = match answer {
             Ok(response) => response,
-            Err(error) => return self.fail_write_or(op, error),
+            Err(error) => return self.fail(op, error),
         };
         match self.operations.get(&op).map(|operation| &operation.state) {
             Some(State::Seeking { handle, offset, whence, at }) => {

@@ -43,7 +43,7 @@ struct Request<A> {
     session: SessionId,
     pause: Duration,
     retry_at: Option<Moment>,
-    attempt: Option<(AttemptId, Option<SocketAddr>)>,
+    attempt: Option<(AttemptId, SocketAddr)>,
 }
 
 /// What an answer means to the asker.
@@ -227,17 +227,12 @@ impl<A> Requests<A> {
         id
     }
 
-    /// Forgets a question, or a mutation that was never sent, and gives back who asked it.
+    /// Forgets a question, or a mutation that was never sent, and gives back who asked it. A mutation that was sent goes on until
+    /// it is answered.
     pub(crate) fn forget_unsent(&mut self, id: RequestId) -> Option<A> {
         let request = self.requests.get(&id)?;
         let unsent = matches!(request.body, Body::Question(_)) || request.sequence.is_none();
         unsent.then(|| self.remove(id)).flatten().map(|request| request.asker)
-    }
-
-    /// Forgets a question, and gives back who asked it. A mutation goes on until it is answered.
-    pub(crate) fn forget_question(&mut self, id: RequestId) -> Option<A> {
-        let is_question = matches!(self.requests.get(&id)?.body, Body::Question(_));
-        is_question.then(|| self.remove(id)).flatten().map(|request| request.asker)
     }
 
     fn remove(&mut self, id: RequestId) -> Option<Box<Request<A>>> {
@@ -306,7 +301,7 @@ impl<A> Requests<A> {
             return self.pause(id, now);
         };
         self.next_attempt += 1;
-        request.attempt = Some((attempt, Some(to)));
+        request.attempt = Some((attempt, to));
         self.attempts.insert(attempt, id);
         let (volume, incarnation, session) = (self.volume.0, self.incarnation.0, request.session.0);
         let wire = match &request.body {
@@ -369,7 +364,7 @@ impl<A> Requests<A> {
         out: &mut Effects,
     ) -> Outcome<A> {
         let Some(id) = self.attempts.remove(&attempt) else { return Outcome::Pending };
-        let asked = self.requests.get_mut(&id).and_then(|request| request.attempt.take()).and_then(|(_, to)| to);
+        let asked = self.requests.get_mut(&id).and_then(|request| request.attempt.take()).map(|(_, to)| to);
         let verdict = match &answer {
             Ok(response) => judge(response.code(), response.leader()),
             Err(_) => Verdict::Another,

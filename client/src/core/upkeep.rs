@@ -92,7 +92,7 @@ impl Core {
     }
 
     fn forget_keep_alive(&mut self) {
-        if let Some(asked) = self.keep_alive.take().and_then(|id| self.requests.forget_question(id)) {
+        if let Some(asked) = self.keep_alive.take().and_then(|id| self.requests.forget_unsent(id)) {
             self.files.end_question(asked.question);
         }
     }

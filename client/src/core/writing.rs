@@ -129,29 +129,20 @@ impl Core {
     /// Admits waiting writes in their order.
     pub(super) fn admit_writers(&mut self) {
         while let Some(op) = self.writers.front().copied() {
-            let step = match self.take_write(op) {
-                Some(mut write) => {
-                    let step = self.admit(op, &mut write);
-                    match step {
-                        Step::Admitted => {
-                            self.writers.pop_front();
-                            self.take_in(op, *write);
-                            continue;
-                        }
-                        Step::Waits => self.set(op, State::Writing(write)),
-                        Step::Fails(_) => {}
-                    }
-                    step
-                }
-                None => Step::Fails(Error::BadHandle),
+            let Some(mut write) = self.take_write(op) else {
+                self.writers.pop_front();
+                continue;
             };
-            match step {
-                Step::Waits => return,
+            match self.admit(op, &mut write) {
+                Step::Waits => return self.set(op, State::Writing(write)),
+                Step::Admitted => {
+                    self.writers.pop_front();
+                    self.take_in(op, *write);
+                }
                 Step::Fails(error) => {
                     self.writers.pop_front();
                     self.finish(op, Err(error));
                 }
-                Step::Admitted => {}
             }
         }
     }
@@ -299,7 +290,7 @@ impl Core {
                 false
             }
             Err(Error::Refused { code: Code::Quota, .. }) => true,
-            Err(error) => return self.fail_write_or(op, error),
+            Err(error) => return self.fail(op, error),
         };
         let Some(write) = self.pending(op) else { return };
         let (share, charge_bytes) = (write.share, write.charge_bytes);
@@ -314,7 +305,7 @@ impl Core {
                 write.share = Share::Flushing;
                 self.freeze_everything();
             }
-            Share::AskedExactly => self.fail_write_or(op, Error::Quota),
+            Share::AskedExactly => self.fail(op, Error::Quota),
             Share::Fresh | Share::Flushing | Share::Counting { .. } => {}
         }
     }
@@ -327,11 +318,11 @@ impl Core {
         let Share::Counting { mut at, mut unmapped } = write.share else { return };
         let inode = match self.files.opened(handle) {
             Ok((_, inode)) => inode,
-            Err(error) => return self.fail_write_or(op, error),
+            Err(error) => return self.fail(op, error),
         };
         let (id, from) = (inode.id, inode.offset_of(write_at));
         let end = (from + length).next_multiple_of(page);
-        let Some(map) = &response.map else { return self.fail_write_or(op, super::missing()) };
+        let Some(map) = &response.map else { return self.fail(op, super::missing()) };
         if end < at {
             // The file was cut meanwhile, and an append goes elsewhere: it is counted anew.
             if let Some(write) = self.pending(op) {
@@ -367,7 +358,7 @@ impl Core {
     }
 
     /// Ends an operation that waits for something it will not get.
-    pub(super) fn fail_write_or(&mut self, op: OpId, error: Error) {
+    pub(super) fn fail(&mut self, op: OpId, error: Error) {
         self.writers.retain(|waiting| *waiting != op);
         self.finish(op, Err(error));
     }

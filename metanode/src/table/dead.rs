@@ -1,5 +1,5 @@
 //! Dead intervals: ranges of a file in which the extents of the base tree are there and count no more. An operation that would
-//! take away more pieces than one entry may (DESIGN section 9 i) makes the range dead instead, and the leader frees what is in
+//! take away more pieces than one entry may (docs/decisions/0012) makes the range dead instead, and the leader frees what is in
 //! it in steps. What is committed into a dead interval goes to a tree of its own, the fresh extents, until the leader has
 //! freed that far and moves it over; so no commit has to clear its place first, and old bytes never show.
 //!

@@ -172,7 +172,7 @@ pub(super) fn file_commit(inode: u64, file_offset: u64, length_bytes: u64, chunk
     }
 }
 
-/// DESIGN D11: what decides names no I/O, clock, randomness or unordered map.
+/// D11: what decides names no I/O, clock, randomness or unordered map.
 #[test]
 fn the_table_names_nothing_that_is_not_deterministic() {
     let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -129,8 +129,8 @@ fn a_forgotten_question_is_asked_no_more_and_a_mutation_is() {
     let mut bench = Bench::new();
     let (question, mutation) = (bench.question(1), bench.mutation(2));
     let sent = bench.sent();
-    assert_eq!(bench.requests.forget_question(question), Some(1));
-    assert_eq!(bench.requests.forget_question(mutation), None);
+    assert_eq!(bench.requests.forget_unsent(question), Some(1));
+    assert_eq!(bench.requests.forget_unsent(mutation), None);
     sent.iter().for_each(|send| drop(bench.answer(send.attempt, Err("no answer".into()))));
     bench.later();
     assert_eq!(bench.numbers(), [(1, 1, 1)]);

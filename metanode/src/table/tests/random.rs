@@ -88,7 +88,7 @@ fn random_operations_agree_with_a_plain_model() {
     }
 }
 
-/// DESIGN section 9 i: whatever is left dead, readers see what the model has, and after the leader has freed it everything agrees.
+/// Decision 12: whatever is left dead, readers see what the model has, and after the leader has freed it everything agrees.
 #[test]
 fn random_operations_agree_with_a_plain_model_when_nearly_everything_is_left_dead() {
     let chosen = std::env::var("HOLDFAST_SEED").ok().and_then(|seed| seed.parse().ok());

@@ -4,29 +4,29 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use holdfast_common::NodeId;
 use parking_lot::{Mutex, RwLock};
 
 use crate::clock;
-use crate::core::effects::{Apply, Effects};
-use crate::group::{Group, Shared};
+use crate::core::effects::Effects;
+use crate::group::Group;
 use crate::log::record::Record;
 use crate::log::{Log, LogFailed};
 use crate::machine::StateMachine;
+use crate::order;
 use crate::outbox::Outbox;
-use crate::snapshot::{self, SnapshotHeader};
 use crate::status::{GroupError, GroupStatus, ReadError, Role};
 use crate::turn::{Input, NodeCore, panic_text};
 use holdfast_storage::Directory;
 use queue::{ControlTicket, Item, ProposeTicket, Queue, ReadTicket};
+use site::DriverSite;
 use worker::{Job, Make, Restored};
 
 pub(crate) mod queue;
+mod site;
 pub(crate) mod worker;
 
 /// The groups of a node as its handles see them.
@@ -133,7 +133,7 @@ impl<S: StateMachine> Driver<S> {
             // Missed ticks are not made up for: an election timeout must never pass faster than real time.
             *next_tick = instant + self.tick;
             inputs.push(Input::Tick);
-            recalled = self.carry_forward();
+            recalled = order::carry_forward(&mut self.core, &self.log);
         }
         let effects = self.core.step(now, inputs);
         let mut records = self.perform(effects, &controls.created);
@@ -141,19 +141,6 @@ impl<S: StateMachine> Driver<S> {
         self.make_durable(records, &controls.created).map_err(|error| error.to_string())?;
         self.conclude(controls);
         Ok(())
-    }
-
-    /// Lets groups that hold an old segment write their state again. Returns the records of those whose memory cannot be
-    /// trusted, as the log has them.
-    fn carry_forward(&mut self) -> Vec<Record> {
-        let mut records = Vec::new();
-        for group in self.core.carry_forward(&self.log.holders()) {
-            match self.log.recall(group) {
-                Ok(recalled) => records.extend(recalled),
-                Err(error) => tracing::error!(group, %error, "a stopped group holds the log, which cannot read it"),
-            }
-        }
-        records
     }
 
     fn input(&mut self, item: Item, controls: &mut Controls<S>) -> Option<Input<ProposeTicket, ReadTicket>> {
@@ -229,107 +216,16 @@ impl<S: StateMachine> Driver<S> {
         controls.tickets.into_iter().for_each(|ticket| drop(ticket.send(Ok(()))));
     }
 
-    fn shared(&self, group: u64, created: &BTreeMap<u64, Group<S>>) -> Option<Arc<Shared<S>>> {
-        let found = created.get(&group).map(|group| Arc::clone(group.shared()));
-        found.or_else(|| self.groups.read().get(&group).map(|group| Arc::clone(group.shared())))
-    }
-
-    /// Performs what may happen now. Gives back the records that must be durable before the turn goes on.
     fn perform(&mut self, effects: TurnEffects, created: &BTreeMap<u64, Group<S>>) -> Vec<Record> {
-        for (to, messages) in effects.messages {
-            self.outbox.send(to, messages);
-        }
-        for out in effects.snapshots {
-            let path = self.snapshots.path(&snapshot::name(out.message.group, out.file));
-            self.outbox.send_snapshot(out.to, out.message, path);
-        }
-        for install in effects.installs {
-            let restored = self.restored.lock().remove(&(install.group, install.mark.file));
-            match (restored, self.shared(install.group, created)) {
-                (Some(state), Some(shared)) => *shared.state.write() = state,
-                _ => self.core.stop(install.group, "a delivered snapshot was lost"),
-            }
-        }
-        for apply in effects.applies {
-            self.apply(apply, created);
-        }
-        for (ticket, error) in effects.failed {
-            drop(ticket.send(Err(error)));
-        }
-        for (group, reason) in effects.broken {
-            tracing::error!(group, %reason, "a group is stopped on this node; its other replicas go on");
-        }
-        for group in effects.touched {
-            self.publish(group, created);
-        }
-        for (group, ticket, result) in effects.reads {
-            // Its state may have broken just now.
-            let result = if self.is_stopped(group) { Err(ReadError::Stopped) } else { result };
-            drop(ticket.send(result));
-        }
-        for freeze in effects.freezes {
-            if self.is_stopped(freeze.group) {
-                continue;
-            }
-            let Some(shared) = self.shared(freeze.group, created) else { continue };
-            let state = shared.state.read().snapshot();
-            let (voters, learners) = (freeze.voters, freeze.learners);
-            let (index, term) = (freeze.mark.index, freeze.mark.term);
-            let header = SnapshotHeader { group: freeze.group, index, term, voters, learners };
-            self.job(Job::Write { header, mark: freeze.mark, state });
-        }
-        for (group, file) in effects.removals {
-            self.job(Job::Remove { group, file });
-        }
-        effects.records
-    }
-
-    /// Applies commands under one guard and answers behind it.
-    fn apply(&mut self, apply: Apply<ProposeTicket>, created: &BTreeMap<u64, Group<S>>) {
-        let Some(shared) = self.shared(apply.group, created) else { return };
-        if self.is_stopped(apply.group) {
-            return;
-        }
-        let mut answers = Vec::with_capacity(apply.commands.len());
-        let mut broken = None;
-        let mut state = shared.state.write();
-        for command in apply.commands {
-            let result = if command.data.is_empty() {
-                Ok(Ok(Bytes::new()))
-            } else {
-                catch_unwind(AssertUnwindSafe(|| state.apply(command.index, &command.data)))
-            };
-            match result {
-                Ok(Ok(answer)) => answers.extend(command.ticket.map(|ticket| (ticket, answer))),
-                Ok(Err(reason)) => broken = Some(format!("apply of {}: {reason}", command.index)),
-                Err(panic) => broken = Some(format!("apply of {}: {}", command.index, panic_text(&*panic))),
-            }
-            if broken.is_some() {
-                break;
-            }
-            shared.applied.store(command.index, Ordering::Release);
-        }
-        if let Some(reason) = &broken {
-            // Before anybody can read what a half-done command left.
-            shared.stop(reason);
-            self.core.stop(apply.group, reason);
-        }
-        drop(state);
-        for (ticket, answer) in answers {
-            drop(ticket.send(Ok(answer)));
-        }
-    }
-
-    fn is_stopped(&self, group: u64) -> bool {
-        self.core.status(group).is_none_or(|(status, _)| status.role == Role::Stopped)
-    }
-
-    /// Lets handles see a group's role and lease.
-    fn publish(&self, group: u64, created: &BTreeMap<u64, Group<S>>) {
-        let (Some(shared), Some((status, lease))) = (self.shared(group, created), self.core.status(group)) else {
-            return;
+        let mut site = DriverSite {
+            outbox: &*self.outbox,
+            groups: &self.groups,
+            created,
+            snapshots: &*self.snapshots,
+            jobs: &self.jobs,
+            restored: &self.restored,
         };
-        shared.publish(status, lease);
+        order::perform(&mut self.core, &mut site, effects)
     }
 
     fn job(&self, job: Job) {

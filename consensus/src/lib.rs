@@ -8,6 +8,8 @@ mod group;
 mod log;
 mod machine;
 mod node;
+mod opening;
+mod order;
 mod outbox;
 #[cfg(test)]
 mod simulation;

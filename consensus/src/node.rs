@@ -1,6 +1,5 @@
 //! A node: the log, the snapshots and the driver of all groups of a process.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -13,13 +12,10 @@ use crate::core::CoreOptions;
 use crate::driver::queue::{ControlTicket, Item, Queue};
 use crate::driver::worker::{Job, Make, Restored, WORKERS, Worker};
 use crate::driver::{self, Driver, Groups, Seat, control_refused};
-use crate::log::batch::LOG_VERSION;
-use crate::log::replay::Replayed;
+use crate::log::LogOptions;
 use crate::log::segment::Preparation;
-use crate::log::{Log, LogOptions, RecoveryError};
-use crate::snapshot::{self, SNAPSHOT_VERSION, SnapshotError};
 use crate::turn::NodeCore;
-use crate::{Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, StateMachine};
+use crate::{Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, StateMachine, opening};
 use holdfast_storage::{Directory, RealDirectory, create_directories};
 
 /// All groups of this process, their shared log and their driver. Dropping it shuts it down.
@@ -59,14 +55,13 @@ impl<S: StateMachine> Node<S> {
             // Recycled bytes of another log never pass for this one's.
             identity: random_bytes().map_err(io_error(&config.directory))?,
         };
-        let (mut log, replayed) =
-            Log::open(Arc::clone(&log_disk), options).map_err(|error| log_error(&log_directory, error))?;
+        let opened = opening::open(Arc::clone(&log_disk), &*snapshots, options, &make)?;
+        let mut log = opened.log;
         let queue = Arc::new(Queue::new(config.queue_bytes_max, config.queue_inputs_max));
         let make: Make<S> = Arc::new(Mutex::new(make));
         let command_bytes_max = config.command_bytes_max();
         let new_group = |id, state| Group::new(id, state, Arc::clone(&queue), command_bytes_max);
-        let groups = restore_groups(&*snapshots, &snapshot_directory, &replayed, &make, new_group)?;
-        let next_file = clear_files(&*snapshots, &replayed).map_err(io_error(&snapshot_directory))?;
+        let groups = opened.states.into_iter().map(|(id, state)| (id, new_group(id, state))).collect();
 
         let (filler, fillings) = mpsc::channel::<(Preparation, mpsc::Sender<_>)>();
         log.set_filler(filler);
@@ -86,7 +81,7 @@ impl<S: StateMachine> Node<S> {
         };
         let groups: Groups<S> = Arc::new(RwLock::new(groups));
         let driver = Driver {
-            core: NodeCore::new(core_options(&config), replayed, next_file),
+            core: NodeCore::new(core_options(&config), opened.groups, opened.next_file),
             log,
             queue: Arc::clone(&queue),
             outbox,
@@ -211,61 +206,5 @@ fn core_options(config: &NodeConfig) -> CoreOptions {
         snapshot_log_bytes: config.snapshot_log_bytes,
         tail_bytes: config.tail_bytes,
         tail_entries: config.tail_entries,
-    }
-}
-
-fn restore_groups<S: StateMachine>(
-    disk: &dyn Directory,
-    directory: &Path,
-    replayed: &BTreeMap<u64, Replayed>,
-    make: &Make<S>,
-    new_group: impl Fn(u64, S) -> Group<S>,
-) -> Result<BTreeMap<u64, Group<S>>, OpenError> {
-    let mut groups = BTreeMap::new();
-    for (id, group) in replayed {
-        let mut state = (make.lock())(*id);
-        let mark = group.state.snapshot;
-        if mark.index > 0 {
-            snapshot::restore_current(disk, *id, mark, &mut state)
-                .map_err(|error| snapshot_error(directory, *id, error))?;
-        }
-        groups.insert(*id, new_group(*id, state));
-    }
-    Ok(groups)
-}
-
-/// Removes every file that is nobody's current snapshot; returns a number above all of theirs.
-fn clear_files(disk: &dyn Directory, replayed: &BTreeMap<u64, Replayed>) -> io::Result<u64> {
-    let mut next = 1;
-    for name in disk.list()? {
-        let parsed = snapshot::parse_name(&name);
-        next = next.max(parsed.map_or(0, |(_, file)| file) + 1);
-        let current = |(group, file)| replayed.get(&group).is_some_and(|r| r.state.snapshot.file == file);
-        if !parsed.is_some_and(current) {
-            disk.remove(&name)?;
-        }
-    }
-    let current = replayed.values().map(|group| group.state.snapshot.file + 1).max();
-    Ok(next.max(current.unwrap_or(1)))
-}
-
-fn log_error(path: &Path, error: RecoveryError) -> OpenError {
-    let path = path.to_owned();
-    match error {
-        RecoveryError::Io(source) => OpenError::Io { path, source },
-        RecoveryError::NewerVersion(found) => OpenError::NewerVersion { path, found, known: LOG_VERSION },
-        RecoveryError::Damaged { .. } | RecoveryError::Contradiction(_) => {
-            OpenError::Damaged { path, what: error.to_string() }
-        }
-    }
-}
-
-fn snapshot_error(path: &Path, group: u64, error: SnapshotError) -> OpenError {
-    let path = path.to_owned();
-    match error {
-        SnapshotError::Io(source) => OpenError::Io { path, source },
-        SnapshotError::NewerVersion(found) => OpenError::NewerVersion { path, found, known: SNAPSHOT_VERSION },
-        SnapshotError::Damaged(_) => OpenError::Damaged { path, what: format!("group {group}: {error}") },
-        SnapshotError::Refused(reason) => OpenError::Restore { group, reason },
     }
 }

@@ -200,5 +200,58 @@ pub(crate) fn restore_current<S: StateMachine>(
     }
 }
 
+/// Verifies the file of a snapshot that another node sent, restores it, and makes it durable before the log may name it
+/// (R25).
+pub(crate) fn receive<S: StateMachine>(
+    disk: &dyn Directory,
+    group: u64,
+    file: u64,
+    mut machine: S,
+) -> Result<(SnapshotMark, S), SnapshotError> {
+    let handle = disk.open(&name(group, file))?;
+    let (header, bytes) = restore(&*handle, &mut machine)?;
+    if header.group != group {
+        return Err(SnapshotError::Damaged("it is another group's"));
+    }
+    handle.sync_data()?;
+    disk.sync_names()?;
+    Ok((SnapshotMark { index: header.index, term: header.term, file, bytes }, machine))
+}
+
+/// Writes a frozen state to the file of `mark`. Says whether it is there, with its length.
+pub(crate) fn write_frozen(
+    disk: &dyn Directory,
+    header: &SnapshotHeader,
+    mark: SnapshotMark,
+    state: &dyn Snapshot,
+) -> (SnapshotMark, bool) {
+    let group = header.group;
+    match write(disk, mark.file, header, state) {
+        Ok(bytes) => (SnapshotMark { bytes, ..mark }, true),
+        Err(error) => {
+            tracing::error!(group, index = mark.index, %error, "a snapshot could not be written; trying again later");
+            remove(disk, group, mark.file);
+            (mark, false)
+        }
+    }
+}
+
+/// Removes a snapshot file, if it is there.
+pub(crate) fn remove(disk: &dyn Directory, group: u64, file: u64) {
+    match disk.remove(&name(group, file)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(group, file, %error, "an old snapshot could not be removed; the next start will");
+        }
+        _ => {}
+    }
+}
+
+/// Numbers of the snapshot files of a group.
+pub(crate) fn files_of(disk: &dyn Directory, group: u64) -> Vec<u64> {
+    let names = disk.list().unwrap_or_default();
+    let files = names.iter().filter_map(|name| parse_name(name));
+    files.filter(|(owner, _)| *owner == group).map(|(_, file)| file).collect()
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
-//! What a turn wants done. Its shell does it in this order: send, install, apply and answer, fail, reads, leases, freeze,
-//! remove; and `records` must be durable before it says `persisted`.
+//! What a turn wants done. [`crate::order`] says in which order; `records` must be durable before the core is told
+//! `persisted`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,6 +8,7 @@ use holdfast_common::NodeId;
 
 use crate::log::record::{Record, SnapshotMark};
 use crate::outbox::GroupMessage;
+use crate::snapshot::SnapshotHeader;
 use crate::status::{ProposeError, ReadError};
 
 /// A committed command, with whoever waits for its answer. Without data it is a leader's mark, not to be applied.
@@ -35,6 +36,14 @@ pub(crate) struct Freeze {
     pub(crate) mark: SnapshotMark,
     pub(crate) voters: Vec<u64>,
     pub(crate) learners: Vec<u64>,
+}
+
+impl Freeze {
+    /// What its file says of it.
+    pub(crate) fn into_header(self) -> SnapshotHeader {
+        let Self { group, mark, voters, learners } = self;
+        SnapshotHeader { group, index: mark.index, term: mark.term, voters, learners }
+    }
 }
 
 /// A snapshot file to ship.

@@ -1,7 +1,6 @@
 //! The threads for what takes long: writing frozen states, verifying and restoring delivered ones, removing files.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
@@ -56,19 +55,9 @@ impl<S: StateMachine> Worker<S> {
     }
 
     fn write(&self, header: &SnapshotHeader, mark: SnapshotMark, state: &dyn Snapshot) {
-        let group = header.group;
-        let written = snapshot::write(&*self.disk, mark.file, header, state);
-        let ok = written.is_ok();
-        let mark = match written {
-            Ok(bytes) => SnapshotMark { bytes, ..mark },
-            Err(error) => {
-                tracing::error!(group, index = mark.index, %error, "a snapshot could not be written; trying again later");
-                self.remove(group, mark.file);
-                mark
-            }
-        };
+        let (mark, ok) = snapshot::write_frozen(&*self.disk, header, mark, state);
         // A closed queue means that the node stops; the next open clears the file away.
-        let _ = self.queue.push_always(Item::SnapshotWritten { group, mark, ok });
+        let _ = self.queue.push_always(Item::SnapshotWritten { group: header.group, mark, ok });
     }
 
     fn receive(&self, from: NodeId, message: GroupMessage, path: &Path, file: u64) {
@@ -86,39 +75,24 @@ impl<S: StateMachine> Worker<S> {
     }
 
     fn try_receive(&self, group: u64, path: &Path, file: u64) -> Result<SnapshotMark, SnapshotError> {
-        let name = snapshot::name(group, file);
-        let target = self.disk.path(&name);
+        let target = self.disk.path(&snapshot::name(group, file));
         if std::fs::rename(path, &target).is_err() {
             // Another file system.
             std::fs::copy(path, &target)?;
             std::fs::remove_file(path)?;
         }
-        let handle = self.disk.open(&name)?;
-        let mut machine = (self.make.lock())(group);
-        let (header, bytes) = snapshot::restore(&*handle, &mut machine)?;
-        if header.group != group {
-            return Err(SnapshotError::Damaged("it is another group's"));
-        }
-        // Durable before the log may name it (R25).
-        handle.sync_data()?;
-        self.disk.sync_names()?;
+        let machine = (self.make.lock())(group);
+        let (mark, machine) = snapshot::receive(&*self.disk, group, file, machine)?;
         self.restored.lock().insert((group, file), machine);
-        Ok(SnapshotMark { index: header.index, term: header.term, file, bytes })
+        Ok(mark)
     }
 
     fn remove(&self, group: u64, file: u64) {
         self.restored.lock().remove(&(group, file));
-        match self.disk.remove(&snapshot::name(group, file)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(group, file, %error, "an old snapshot could not be removed; the next start will");
-            }
-            _ => {}
-        }
+        snapshot::remove(&*self.disk, group, file);
     }
 
     fn remove_group(&self, group: u64) {
-        let names = self.disk.list().unwrap_or_default();
-        let files = names.iter().filter_map(|name| snapshot::parse_name(name));
-        files.filter(|(owner, _)| *owner == group).for_each(|(_, file)| self.remove(group, file));
+        snapshot::files_of(&*self.disk, group).into_iter().for_each(|file| self.remove(group, file));
     }
 }

@@ -49,10 +49,14 @@ impl NodeConfig {
         Self { node, directory, seed: node.0, ..Self::default() }
     }
 
-    /// Largest command this node takes: the largest turn still fits a batch of the log.
     pub(crate) fn command_bytes_max(&self) -> usize {
-        COMMAND_BYTES_MAX.min(usize::try_from(self.segment_bytes / 4).unwrap_or(COMMAND_BYTES_MAX))
+        command_bytes_max(self.segment_bytes)
     }
+}
+
+/// Largest command that a node with segments of this size takes: the largest turn still fits a batch of the log.
+pub(crate) fn command_bytes_max(segment_bytes: u32) -> usize {
+    COMMAND_BYTES_MAX.min(usize::try_from(segment_bytes / 4).unwrap_or(COMMAND_BYTES_MAX))
 }
 
 impl Default for NodeConfig {

@@ -11,15 +11,20 @@ mod node;
 mod opening;
 mod order;
 mod outbox;
+mod sabotage;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
 mod status;
+mod stepped;
 mod turn;
 
 pub use config::{COMMAND_BYTES_MAX, ELECTION_TICKS, HEARTBEAT_TICKS, NodeConfig};
 pub use group::Group;
+pub use log::LogFailed;
 pub use machine::{Broken, Snapshot, StateMachine};
 pub use node::Node;
 pub use outbox::{GroupMessage, MESSAGE_BYTES_MAX, Outbox};
+pub use sabotage::Sabotage;
 pub use status::{GroupError, GroupStatus, OpenError, ProposeError, ReadError, Role};
+pub use stepped::{SnapshotOut, SteppedNode, SteppedOptions, Turn};

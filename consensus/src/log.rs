@@ -45,7 +45,7 @@ pub(crate) struct LogOptions {
 /// Why nothing can be written any more.
 #[derive(Debug, thiserror::Error)]
 #[error("the log failed: {0}")]
-pub(crate) struct LogFailed(#[from] io::Error);
+pub struct LogFailed(#[from] io::Error);
 
 /// The segment being written.
 struct Current {
@@ -110,10 +110,13 @@ impl Log {
         self.pins.holders(self.start)
     }
 
+    /// Says whether it may still be written.
+    pub(crate) fn check(&self) -> Result<(), LogFailed> {
+        if self.poisoned { Err(LogFailed(io::Error::other("an earlier write failed"))) } else { Ok(()) }
+    }
+
     fn guard(&mut self, action: impl FnOnce(&mut Self) -> io::Result<()>) -> Result<(), LogFailed> {
-        if self.poisoned {
-            return Err(LogFailed(io::Error::other("an earlier write failed")));
-        }
+        self.check()?;
         action(self).map_err(|error| {
             self.poisoned = true;
             LogFailed(error)

@@ -56,6 +56,16 @@ pub(crate) enum Input<P, R> {
     },
 }
 
+impl<P, R> Input<P, R> {
+    /// Bytes that it carries.
+    pub(crate) fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Propose { command: bytes, .. } | Self::Message { bytes, .. } => bytes.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// The groups of a node.
 pub(crate) struct NodeCore<P, R> {
     options: CoreOptions,
@@ -86,10 +96,12 @@ impl<P, R> NodeCore<P, R> {
         self.next_file - 1
     }
 
-    /// Creates a group, durably with this turn's records. Says whether it was not there.
-    pub(crate) fn create(&mut self, group: u64, voters: &[NodeId]) -> Result<bool, GroupError> {
-        let mut ids: Vec<u64> = voters.iter().map(|voter| voter.0).collect();
-        ids.sort_unstable();
+    /// Says whether a group with these voters is not there.
+    pub(crate) fn may_create(&self, group: u64, voters: &[NodeId]) -> Result<bool, GroupError> {
+        self.check_voters(group, &sorted(voters))
+    }
+
+    fn check_voters(&self, group: u64, ids: &[u64]) -> Result<bool, GroupError> {
         let doubled = ids.windows(2).any(|pair| pair[0] == pair[1]);
         if doubled || ids.first() == Some(&0) || !ids.contains(&self.options.node) {
             return Err(GroupError::BadVoters);
@@ -98,6 +110,15 @@ impl<P, R> NodeCore<P, R> {
             let mut present = core.voters().to_vec();
             present.sort_unstable();
             return if present == ids { Ok(false) } else { Err(GroupError::Exists(group)) };
+        }
+        Ok(true)
+    }
+
+    /// Creates a group, durably with this turn's records. Says whether it was not there.
+    pub(crate) fn create(&mut self, group: u64, voters: &[NodeId]) -> Result<bool, GroupError> {
+        let ids = sorted(voters);
+        if !self.check_voters(group, &ids)? {
+            return Ok(false);
         }
         let (hard, snapshot) = (HardState::default(), SnapshotMark::default());
         let state = GroupState { hard, snapshot, installed: false, voters: ids, learners: Vec::new() };
@@ -251,6 +272,12 @@ impl<P, R> NodeCore<P, R> {
     pub(crate) fn status(&self, group: u64) -> Option<(GroupStatus, u64)> {
         self.groups.get(&group).map(|core| (core.status(), core.lease_until_ns()))
     }
+}
+
+fn sorted(voters: &[NodeId]) -> Vec<u64> {
+    let mut ids: Vec<u64> = voters.iter().map(|voter| voter.0).collect();
+    ids.sort_unstable();
+    ids
 }
 
 /// What a panic said.

@@ -27,7 +27,7 @@ pub(crate) type ReadTicket = oneshot::Sender<Result<(), ReadError>>;
 pub(crate) type ControlTicket = mpsc::Sender<Result<(), GroupError>>;
 
 /// Input of one turn, in bytes; what is more waits for the next. Bounds what raft puts into one message, too.
-const TURN_BYTES_MAX: usize = 2 << 20;
+pub(crate) const TURN_BYTES_MAX: usize = 2 << 20;
 const _: () = assert!(TURN_BYTES_MAX + 2 * COMMAND_BYTES_MAX <= MESSAGE_BYTES_MAX);
 /// What an item costs beside its bytes.
 const ITEM_COST_BYTES: usize = 64;

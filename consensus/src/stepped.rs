@@ -222,13 +222,15 @@ impl<S: StateMachine> SteppedNode<S> {
     }
 
     /// Asks to read everything acknowledged before this call. Under the leader's lease that is allowed at once, and the next
-    /// [`Turn`] says so, even one under a sync.
-    pub fn read(&mut self, now_ns: u64, group: u64, ticket: u64) {
-        if now_ns < self.site.lease_until_ns(group) {
+    /// [`Turn`] says so, even one under a sync; true says it right away.
+    pub fn read(&mut self, now_ns: u64, group: u64, ticket: u64) -> bool {
+        let leased = now_ns < self.site.lease_until_ns(group);
+        if leased {
             self.site.out.reads.push((ticket, Ok(())));
         } else {
             self.site.inbox.push_back(Input::Read { group, ticket });
         }
+        leased
     }
 
     /// Takes a message of another node in.
@@ -273,6 +275,12 @@ impl<S: StateMachine> SteppedNode<S> {
     #[must_use]
     pub fn is_syncing(&self) -> bool {
         self.syncing
+    }
+
+    /// Whether the log failed, also in a call that did not say so: the process would stop.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        self.log.check().is_err()
     }
 
     /// Takes what waits, steps, performs what may happen now, and writes what must be durable first. While a sync is under

@@ -1,4 +1,4 @@
-//! The state machine of the simulation: all commands in their order.
+//! The state machine of the simulation: all commands in their order. It answers with the index of each.
 
 use std::io::{self, Read, Write};
 
@@ -10,9 +10,16 @@ use crate::machine::{Broken, Snapshot, StateMachine};
 pub(super) struct Ledger {
     pub(super) applied: u64,
     pub(super) ids: Vec<u64>,
+    digest: u64,
 }
 
 impl Ledger {
+    fn add(&mut self, id: u64) {
+        self.ids.push(id);
+        // FNV-1a, by words.
+        self.digest = (self.digest ^ id).wrapping_mul(0x100_0000_01B3);
+    }
+
     /// The id in a command, if it is one.
     pub(super) fn id(command: &[u8]) -> Option<u64> {
         command.try_into().ok().map(u64::from_le_bytes)
@@ -25,8 +32,8 @@ impl StateMachine for Ledger {
             return Err(Broken(format!("{index} after {}", self.applied)));
         }
         self.applied = index;
-        self.ids.push(Self::id(command).ok_or(Broken("no id".into()))?);
-        Ok(Bytes::new())
+        self.add(Self::id(command).ok_or(Broken("no id".into()))?);
+        Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
     }
 
     fn snapshot(&self) -> Box<dyn Snapshot> {
@@ -38,8 +45,12 @@ impl StateMachine for Ledger {
         from.read_to_end(&mut bytes).map_err(|e| Broken(e.to_string()))?;
         let mut numbers = bytes.chunks_exact(8).map(|chunk| Self::id(chunk).unwrap());
         self.applied = numbers.next().ok_or(Broken("no index".into()))?;
-        self.ids = numbers.collect();
+        numbers.for_each(|id| self.add(id));
         Ok(())
+    }
+
+    fn digest(&self) -> u64 {
+        self.digest
     }
 }
 

@@ -14,6 +14,7 @@ use crate::config::{ELECTION_TICKS, HEARTBEAT_TICKS};
 use crate::log::record::{HardState, Record, SnapshotMark};
 use crate::log::replay::Replayed;
 use crate::outbox::GroupMessage;
+use crate::sabotage::Sabotage;
 use crate::status::{GroupStatus, ProposeError, ReadError, Role};
 use effects::{Apply, Command, Effects, Freeze, Install, SnapshotOut};
 use holdfast_common::Random;
@@ -47,6 +48,7 @@ pub(crate) struct CoreOptions {
     pub(crate) snapshot_log_bytes: u64,
     pub(crate) tail_bytes: u64,
     pub(crate) tail_entries: u64,
+    pub(crate) sabotage: Sabotage,
 }
 
 /// What a turn's readies left to make durable.
@@ -101,7 +103,8 @@ pub(crate) struct GroupCore<P, R> {
 impl<P, R> GroupCore<P, R> {
     /// A group as the log has it. `resumed` says that it may have voted or heard a leader before.
     pub(crate) fn new(group: u64, options: CoreOptions, replayed: Replayed, resumed: bool) -> Self {
-        let applied = replayed.state.snapshot.index;
+        let again = options.sabotage == Sabotage::AppliedAgain;
+        let applied = if again { replayed.before.0 } else { replayed.state.snapshot.index };
         let logged = replayed.state.hard;
         let place = replayed.state.voters.iter().position(|id| *id == options.node).unwrap_or(0);
         let alone = replayed.state.voters == [options.node];
@@ -136,11 +139,15 @@ impl<P, R> GroupCore<P, R> {
             random: Random::new(options.seed ^ group.rotate_left(32)),
             patience_ticks: 0,
             first_patience_ticks: 1 + 2 * place,
-            quiet_ticks: if resumed && !alone { ELECTION_TICKS } else { 0 },
+            quiet_ticks: if resumed && !alone && options.sabotage != Sabotage::RestartedVotesAtOnce {
+                ELECTION_TICKS
+            } else {
+                0
+            },
             ticks_to_beat: HEARTBEAT_TICKS,
             proposals: BTreeMap::new(),
             proposals_term: 0,
-            reads: Reads::new(lease_ns(options.tick_ns)),
+            reads: Reads::new(lease_ns(&options)),
             applied,
             awaiting: None,
             logged,
@@ -248,7 +255,7 @@ impl<P, R> GroupCore<P, R> {
     pub(crate) fn read(&mut self, now: u64, ticket: R, out: &mut Effects<P, R>) {
         if !self.leads() {
             out.reads.push((self.group, ticket, Err(ReadError::NotLeader { leader: self.leader() })));
-        } else if self.reads.leased(now) {
+        } else if self.reads.leased(now) || self.options.sabotage == Sabotage::ReadsWithoutQuorum {
             out.reads.push((self.group, ticket, Ok(())));
         } else if let Err(ticket) = self.reads.wait(now, ticket) {
             out.reads.push((self.group, ticket, Err(ReadError::Overloaded)));
@@ -390,7 +397,8 @@ impl<P, R> GroupCore<P, R> {
         let number = ready.number();
         self.raw.advance_append_async(ready);
         self.apply(committed, out);
-        if out.records.len() == before {
+        let early = self.options.sabotage == Sabotage::AnswersBeforeSync && install.is_none();
+        if out.records.len() == before || early {
             self.raw.on_persist_ready(number);
             self.send(messages, out);
         } else {
@@ -410,7 +418,7 @@ impl<P, R> GroupCore<P, R> {
             assert_eq!((mark.index, mark.term), (metadata.index, metadata.term), "another snapshot was delivered");
             let old = self.raw.store().mark();
             self.raw.mut_store().install(mark, metadata.get_conf_state().clone());
-            let mut state = self.raw.store().group_state(mark, true);
+            let mut state = self.raw.store().group_state(mark, self.options.sabotage != Sabotage::InstalledEntriesKept);
             // A later commit index may speak of entries that follow in this batch: it goes behind them.
             state.hard.commit = mark.index;
             self.logged = state.hard;
@@ -423,7 +431,7 @@ impl<P, R> GroupCore<P, R> {
             out.records.push(Record::Entries(self.group, entries));
         }
         // A commit index alone is not worth a sync; it goes along with the next batch.
-        if ready.must_sync() {
+        if ready.must_sync() && self.options.sabotage != Sabotage::VotesUnwritten {
             let hard = wire::hard_state(&self.raw.store().initial_state().expect("in memory").hard_state);
             if hard != self.logged {
                 self.logged = hard;
@@ -574,8 +582,9 @@ fn restore_ticks(bytes: u64) -> usize {
 
 /// How long after a round's beginning nobody else can lead. Whoever answered the round gives no vote for
 /// [`ELECTION_TICKS`] ticks, the first of which may come at once; a tenth is left to clocks that differ.
-fn lease_ns(tick_ns: u64) -> u64 {
-    (ELECTION_TICKS as u64 - 1) * tick_ns / 10 * 9
+fn lease_ns(options: &CoreOptions) -> u64 {
+    let lease_ns = (ELECTION_TICKS as u64 - 1) * options.tick_ns / 10 * 9;
+    if options.sabotage == Sabotage::LeaseOutlivesPatience { 3 * lease_ns } else { lease_ns }
 }
 
 #[cfg(test)]

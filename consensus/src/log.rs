@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, mpsc};
 
+use crate::sabotage::Sabotage;
 use batch::{FIRST_BATCH, Position, SEGMENT_HEADER_BYTES, SegmentHeader, batch_bytes, split};
 use holdfast_storage::{Directory, DiskFile};
 use pins::AllPins;
@@ -40,6 +41,7 @@ pub(crate) struct LogOptions {
     pub(crate) tail_entries: u64,
     /// Identity of the log if there is none yet.
     pub(crate) identity: [u8; 16],
+    pub(crate) sabotage: Sabotage,
 }
 
 /// Why nothing can be written any more.
@@ -137,7 +139,8 @@ impl Log {
         }
         let segment = self.current.header.segment;
         records.iter().for_each(|record| self.pins.note(record, segment));
-        self.start = self.pins.oldest().unwrap_or(segment).min(segment);
+        let forgets = self.options.sabotage == Sabotage::NeededSegmentsRecycled;
+        self.start = self.pins.oldest().filter(|_| !forgets).unwrap_or(segment).min(segment);
         let bytes = self.current.header.encode_batch(self.current.offset, self.durable, self.start, records);
         self.current.file.write_at(u64::from(self.current.offset), &bytes)?;
         self.current.offset += u32::try_from(bytes.len()).expect("a batch fits a segment");
@@ -149,7 +152,11 @@ impl Log {
         if !self.unsynced {
             return Ok(());
         }
-        self.current.file.sync_data()?;
+        let mut synced = self.current.file.sync_data();
+        if self.options.sabotage == Sabotage::FailedSyncRetried {
+            synced = synced.or_else(|_| self.current.file.sync_data());
+        }
+        synced?;
         self.unsynced = false;
         self.durable = Position { segment: self.current.header.segment, offset: self.current.offset };
         self.durable_start = self.start;

@@ -15,7 +15,7 @@ use crate::driver::{self, Driver, Groups, Seat, control_refused};
 use crate::log::LogOptions;
 use crate::log::segment::Preparation;
 use crate::turn::NodeCore;
-use crate::{Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, StateMachine, opening};
+use crate::{Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, Sabotage, StateMachine, opening};
 use holdfast_storage::{Directory, RealDirectory, create_directories};
 
 /// All groups of this process, their shared log and their driver. Dropping it shuts it down.
@@ -54,6 +54,7 @@ impl<S: StateMachine> Node<S> {
             tail_entries: config.tail_entries,
             // Recycled bytes of another log never pass for this one's.
             identity: random_bytes().map_err(io_error(&config.directory))?,
+            sabotage: Sabotage::None,
         };
         let opened = opening::open(Arc::clone(&log_disk), &*snapshots, options, &make)?;
         let mut log = opened.log;
@@ -206,5 +207,6 @@ fn core_options(config: &NodeConfig) -> CoreOptions {
         snapshot_log_bytes: config.snapshot_log_bytes,
         tail_bytes: config.tail_bytes,
         tail_entries: config.tail_entries,
+        sabotage: Sabotage::None,
     }
 }

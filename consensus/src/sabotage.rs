@@ -1,9 +1,51 @@
 //! Rules that a simulation may break on purpose, one at a time, to show that its checks would find the mistake.
 
-/// A rule that is broken. Real processes break none.
+/// A rule that is broken. Only simulations set one: real processes keep all rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Sabotage {
     /// All rules are kept.
     #[default]
     None,
+    /// Votes, append responses and answers leave before what they promise is durable (D6).
+    AnswersBeforeSync,
+    /// A failed sync is tried again, and the kernel's word taken for it (D6).
+    FailedSyncRetried,
+    /// Term and vote are not written: a later life may vote again in the same term (D6).
+    VotesUnwritten,
+    /// A replica gives votes at once after a restart, though it may have answered a leader whose lease runs.
+    RestartedVotesAtOnce,
+    /// A lease runs longer than the followers' patience.
+    LeaseOutlivesPatience,
+    /// A leader lets reads go ahead without lease or round.
+    ReadsWithoutQuorum,
+    /// Recovery does not write the tail of the log again that it found in the page cache (R23).
+    TailNotRewritten,
+    /// Recovery takes torn batches, and those of a segment's former life, for whole (R24).
+    ChecksumsIgnored,
+    /// The log recycles segments that groups still need (R25).
+    NeededSegmentsRecycled,
+    /// A snapshot is named by the log before it is durable (R25).
+    SnapshotUnsynced,
+    /// The log does not say that a leader's snapshot took the place of the entries before it.
+    InstalledEntriesKept,
+    /// The entries kept below a snapshot are applied again after a restart.
+    AppliedAgain,
+}
+
+impl Sabotage {
+    /// Every rule that can be broken.
+    pub const ALL: [Self; 12] = [
+        Self::AnswersBeforeSync,
+        Self::FailedSyncRetried,
+        Self::VotesUnwritten,
+        Self::RestartedVotesAtOnce,
+        Self::LeaseOutlivesPatience,
+        Self::ReadsWithoutQuorum,
+        Self::TailNotRewritten,
+        Self::ChecksumsIgnored,
+        Self::NeededSegmentsRecycled,
+        Self::SnapshotUnsynced,
+        Self::InstalledEntriesKept,
+        Self::AppliedAgain,
+    ];
 }

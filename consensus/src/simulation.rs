@@ -19,6 +19,7 @@ use replica::Replica;
 
 mod ledger;
 mod replica;
+mod sabotage;
 
 /// The group that clients use.
 const GROUP: u64 = 7;

@@ -7,6 +7,7 @@ use holdfast_common::checksum::{crc32c, crc32c_append};
 
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
+use crate::sabotage::Sabotage;
 use holdfast_storage::{Cursor, Directory, DiskFile};
 
 /// Version written; newer ones are refused.
@@ -132,7 +133,13 @@ impl<W: Write> Write for Summing<W> {
 }
 
 /// Writes a snapshot file; durable, name and all, when it returns its length.
-pub(crate) fn write(disk: &dyn Directory, file: u64, header: &SnapshotHeader, state: &dyn Snapshot) -> io::Result<u64> {
+pub(crate) fn write(
+    disk: &dyn Directory,
+    file: u64,
+    header: &SnapshotHeader,
+    state: &dyn Snapshot,
+    sabotage: Sabotage,
+) -> io::Result<u64> {
     let name = name(header.group, file);
     let handle = disk.create_empty(&name)?;
     let offset = header.encode(0, 0).len() as u64;
@@ -143,9 +150,16 @@ pub(crate) fn write(disk: &dyn Directory, file: u64, header: &SnapshotHeader, st
     let (bytes, crc) = (summing.bytes, summing.crc);
     drop(summing);
     handle.write_at(0, &header.encode(bytes, crc))?;
-    handle.sync_data()?;
-    disk.sync_names()?;
+    make_durable(disk, &*handle, sabotage)?;
     Ok(offset + bytes)
+}
+
+fn make_durable(disk: &dyn Directory, file: &dyn DiskFile, sabotage: Sabotage) -> io::Result<()> {
+    if sabotage == Sabotage::SnapshotUnsynced {
+        return Ok(());
+    }
+    file.sync_data()?;
+    disk.sync_names()
 }
 
 /// Checks every byte of a snapshot file; says what it is and how long.
@@ -207,14 +221,14 @@ pub(crate) fn receive<S: StateMachine>(
     group: u64,
     file: u64,
     mut machine: S,
+    sabotage: Sabotage,
 ) -> Result<(SnapshotMark, S), SnapshotError> {
     let handle = disk.open(&name(group, file))?;
     let (header, bytes) = restore(&*handle, &mut machine)?;
     if header.group != group {
         return Err(SnapshotError::Damaged("it is another group's"));
     }
-    handle.sync_data()?;
-    disk.sync_names()?;
+    make_durable(disk, &*handle, sabotage)?;
     Ok((SnapshotMark { index: header.index, term: header.term, file, bytes }, machine))
 }
 
@@ -224,9 +238,10 @@ pub(crate) fn write_frozen(
     header: &SnapshotHeader,
     mark: SnapshotMark,
     state: &dyn Snapshot,
+    sabotage: Sabotage,
 ) -> (SnapshotMark, bool) {
     let group = header.group;
-    match write(disk, mark.file, header, state) {
+    match write(disk, mark.file, header, state, sabotage) {
         Ok(bytes) => (SnapshotMark { bytes, ..mark }, true),
         Err(error) => {
             tracing::error!(group, index = mark.index, %error, "a snapshot could not be written; trying again later");

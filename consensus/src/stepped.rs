@@ -81,6 +81,7 @@ impl SteppedOptions {
             snapshot_log_bytes: self.snapshot_log_bytes,
             tail_bytes: self.tail_bytes,
             tail_entries: self.tail_entries,
+            sabotage: self.sabotage,
         }
     }
 
@@ -90,6 +91,7 @@ impl SteppedOptions {
             bytes_max: self.log_bytes_max,
             tail_entries: self.tail_entries,
             identity: self.identity,
+            sabotage: self.sabotage,
         }
     }
 }
@@ -179,7 +181,7 @@ impl<S: StateMachine> SteppedNode<S> {
     ) -> Result<Self, OpenError> {
         let opened = opening::open(log, &*snapshots, options.log_options(), &make)?;
         let held = opened.states.into_iter().map(|(group, state)| (group, Held::new(state, true)));
-        let site = SteppedSite::new(snapshots, held.collect());
+        let site = SteppedSite::new(snapshots, held.collect(), options.sabotage);
         Ok(Self {
             core: NodeCore::new(options.core_options(), opened.groups, opened.next_file),
             log: opened.log,

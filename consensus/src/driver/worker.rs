@@ -11,6 +11,7 @@ use super::queue::{Item, Queue};
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::outbox::GroupMessage;
+use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use holdfast_storage::Directory;
 
@@ -55,7 +56,7 @@ impl<S: StateMachine> Worker<S> {
     }
 
     fn write(&self, header: &SnapshotHeader, mark: SnapshotMark, state: &dyn Snapshot) {
-        let (mark, ok) = snapshot::write_frozen(&*self.disk, header, mark, state);
+        let (mark, ok) = snapshot::write_frozen(&*self.disk, header, mark, state, Sabotage::None);
         // A closed queue means that the node stops; the next open clears the file away.
         let _ = self.queue.push_always(Item::SnapshotWritten { group: header.group, mark, ok });
     }
@@ -82,7 +83,7 @@ impl<S: StateMachine> Worker<S> {
             std::fs::remove_file(path)?;
         }
         let machine = (self.make.lock())(group);
-        let (mark, machine) = snapshot::receive(&*self.disk, group, file, machine)?;
+        let (mark, machine) = snapshot::receive(&*self.disk, group, file, machine, Sabotage::None)?;
         self.restored.lock().insert((group, file), machine);
         Ok(mark)
     }

@@ -19,6 +19,7 @@ use super::record::{GroupState, Record};
 use super::replay::{Replay, Replayed};
 use super::segment::{Preparation, name, parse_name};
 use super::{Current, Log, LogOptions};
+use crate::sabotage::Sabotage;
 use holdfast_storage::Directory;
 
 /// Why a log could not be opened.
@@ -48,7 +49,7 @@ impl Log {
         disk: Arc<dyn Directory>,
         options: LogOptions,
     ) -> Result<(Self, BTreeMap<u64, Replayed>), RecoveryError> {
-        let scans = scan_all(&*disk, |stray| disk.remove(stray))?;
+        let scans = scan_all(&*disk, options.sabotage, |stray| disk.remove(stray))?;
         let extent = extent(&scans)?;
         let identity = scans.values().next().map_or(options.identity, |(scan, _)| scan.header.log);
         let mut replay = Replay::new(options.tail_entries);
@@ -89,10 +90,10 @@ impl Log {
             unsynced: false,
             poisoned: false,
         };
-        for records in tail {
-            log.try_append(records)?;
+        if options.sabotage != Sabotage::TailNotRewritten {
+            tail.into_iter().try_for_each(|records| log.try_append(records))?;
+            log.try_sync()?;
         }
-        log.try_sync()?;
         log.remove_void(&extent)?;
         Ok((log, groups))
     }
@@ -100,7 +101,7 @@ impl Log {
     /// The state and entries of a group as the segments have them, to be written again: for a group whose memory cannot be
     /// trusted, so that it does not hold the log for ever. Reads the whole log.
     pub(crate) fn recall(&self, group: u64) -> Result<Vec<Record>, RecoveryError> {
-        let scans = scan_all(&*self.disk, |_| Ok(()))?;
+        let scans = scan_all(&*self.disk, self.options.sabotage, |_| Ok(()))?;
         let mut replay = Replay::new(0);
         for (segment, end) in &extent(&scans)?.parts {
             let bytes = read(&*self.disk, *segment)?;
@@ -147,6 +148,7 @@ fn batch_records(segment: u64, bytes: &Bytes, batch: &Batch) -> Result<Vec<Recor
 /// All segments with their sizes; `stray` is told of files that are none.
 fn scan_all(
     disk: &dyn Directory,
+    sabotage: Sabotage,
     stray: impl Fn(&str) -> io::Result<()>,
 ) -> Result<BTreeMap<u64, (Scan, u32)>, RecoveryError> {
     let mut scans: BTreeMap<u64, (Scan, u32)> = BTreeMap::new();
@@ -157,7 +159,7 @@ fn scan_all(
         };
         let damaged = |what| RecoveryError::Damaged { segment, what };
         let bytes = read(disk, segment)?;
-        let scan = scan(&bytes).map_err(|error| match error {
+        let scan = scan(&bytes, sabotage).map_err(|error| match error {
             HeaderError::Damaged => damaged("its header"),
             HeaderError::NewerVersion(version) => RecoveryError::NewerVersion(version),
         })?;

@@ -12,7 +12,13 @@ use super::*;
 use holdfast_common::Random;
 use holdfast_storage::SimulatedDisk;
 
-const OPTIONS: LogOptions = LogOptions { segment_bytes: 4096, bytes_max: 8 * 4096, tail_entries: 0, identity: [9; 16] };
+const OPTIONS: LogOptions = LogOptions {
+    segment_bytes: 4096,
+    bytes_max: 8 * 4096,
+    tail_entries: 0,
+    identity: [9; 16],
+    sabotage: Sabotage::None,
+};
 
 type Groups = BTreeMap<u64, (GroupState, Vec<LogEntry>)>;
 
@@ -121,7 +127,7 @@ fn damage_before_the_watermark_is_refused() {
     }
     // In the head, all but the last batch is covered by a watermark.
     let (damaged, mut bytes) = (disk.fork(), disk.bytes(&head));
-    assert!(super::batch::scan(&bytes).unwrap().batches.len() > 2);
+    assert!(super::batch::scan(&bytes, Sabotage::None).unwrap().batches.len() > 2);
     bytes[SEGMENT_HEADER_BYTES + 50] ^= 1;
     damaged.damage(&head, &bytes);
     assert!(refused(&damaged));
@@ -183,7 +189,7 @@ fn segments_are_recycled_and_their_former_bytes_never_pass() {
     let name = segment::name(log.current.header.segment);
     let used = log.current.offset as usize;
     assert!(disk.bytes(&name)[used..].iter().any(|b| *b != 0), "the file is a recycled one");
-    assert_eq!(batch::scan(&disk.bytes(&name)).unwrap().later_watermark, Position::default());
+    assert_eq!(batch::scan(&disk.bytes(&name), Sabotage::None).unwrap().later_watermark, Position::default());
 }
 
 #[test]

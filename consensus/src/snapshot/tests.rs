@@ -33,7 +33,7 @@ fn header() -> SnapshotHeader {
 
 fn written() -> SimulatedDisk {
     let disk = SimulatedDisk::default();
-    let length = write(&disk, 1, &header(), &Text(b"content".to_vec())).unwrap();
+    let length = write(&disk, 1, &header(), &Text(b"content".to_vec()), Sabotage::None).unwrap();
     assert_eq!(disk.bytes(&name(7, 1)).len() as u64, length);
     disk
 }

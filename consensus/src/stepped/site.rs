@@ -13,6 +13,7 @@ use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::order::{Site, apply_all};
 use crate::outbox::GroupMessage;
+use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use crate::status::{GroupStatus, ProposeError, ReadError};
 use crate::turn::Input;
@@ -53,10 +54,11 @@ pub(super) struct SteppedSite<S> {
     pub(super) out: Turn,
     /// States of delivered snapshots, by group and file, until the log names them or they are removed.
     restored: BTreeMap<(u64, u64), S>,
+    sabotage: Sabotage,
 }
 
 impl<S: StateMachine> SteppedSite<S> {
-    pub(super) fn new(snapshots: Arc<dyn Directory>, groups: BTreeMap<u64, Held<S>>) -> Self {
+    pub(super) fn new(snapshots: Arc<dyn Directory>, groups: BTreeMap<u64, Held<S>>, sabotage: Sabotage) -> Self {
         Self {
             snapshots,
             groups,
@@ -64,6 +66,7 @@ impl<S: StateMachine> SteppedSite<S> {
             jobs: VecDeque::new(),
             out: Turn::default(),
             restored: BTreeMap::new(),
+            sabotage,
         }
     }
 
@@ -87,7 +90,7 @@ impl<S: StateMachine> SteppedSite<S> {
         machine: S,
     ) -> Result<SnapshotMark, SnapshotError> {
         self.snapshots.create_empty(&snapshot::name(group, file))?.write_at(0, bytes)?;
-        let (mark, machine) = snapshot::receive(&*self.snapshots, group, file, machine)?;
+        let (mark, machine) = snapshot::receive(&*self.snapshots, group, file, machine, self.sabotage)?;
         self.restored.insert((group, file), machine);
         Ok(mark)
     }
@@ -96,7 +99,7 @@ impl<S: StateMachine> SteppedSite<S> {
         let Some(job) = self.jobs.pop_front() else { return false };
         match job {
             Job::Write { header, mark, state } => {
-                let (mark, ok) = snapshot::write_frozen(&*self.snapshots, &header, mark, &*state);
+                let (mark, ok) = snapshot::write_frozen(&*self.snapshots, &header, mark, &*state, self.sabotage);
                 self.inbox.push_back(Input::SnapshotWritten { group: header.group, mark, ok });
             }
             Job::Remove { group, file } => self.remove_file(group, file),

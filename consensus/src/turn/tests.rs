@@ -1,6 +1,7 @@
 //! Interleavings that cost a lease, and the order that keeps promises, step by step.
 
 use super::*;
+use crate::Sabotage;
 use crate::config::ELECTION_TICKS;
 use crate::log::record::LogEntry;
 use crate::status::Role;
@@ -17,6 +18,7 @@ fn options(node: u64) -> CoreOptions {
         snapshot_log_bytes: 1 << 20,
         tail_bytes: 1 << 20,
         tail_entries: 100,
+        sabotage: Sabotage::None,
     }
 }
 

@@ -87,14 +87,14 @@ fn the_bytes_of_a_carry_are_pinned_and_a_segment_of_version_1_is_read() {
     bytes[4] = 1;
     let crc = crc32c(&bytes[..36]).to_le_bytes();
     bytes[36..40].copy_from_slice(&crc);
-    assert_eq!(scan(&bytes).unwrap().batches.len(), 1);
+    assert_eq!(scan(&bytes, Sabotage::None).unwrap().batches.len(), 1);
 }
 
 #[test]
 fn batches_are_found_with_their_records() {
     let watermark = Position { segment: 2, offset: 512 };
     let bytes = Bytes::from(segment(&[(watermark, sample()), (watermark, vec![Record::Drop(1)])]));
-    let scan = scan(&bytes).unwrap();
+    let scan = scan(&bytes, Sabotage::None).unwrap();
     assert_eq!(scan.batches.len(), 2);
     assert_eq!(records(&bytes, &scan.batches[0]), Ok(sample()));
     assert_eq!(records(&bytes, &scan.batches[1]), Ok(vec![Record::Drop(1)]));
@@ -108,7 +108,7 @@ fn bytes_of_another_log_segment_or_offset_never_pass() {
         let mut bytes = header.encode().to_vec();
         bytes.resize(8192, 0);
         bytes[offset..offset + batch.len()].copy_from_slice(&batch);
-        let scan = scan(&bytes).unwrap();
+        let scan = scan(&bytes, Sabotage::None).unwrap();
         scan.batches.len() + usize::from(scan.later_watermark > Position::default())
     };
     assert_eq!(found(HEADER, 512), 1);
@@ -121,21 +121,21 @@ fn bytes_of_another_log_segment_or_offset_never_pass() {
 fn a_newer_version_is_told_from_damage() {
     let mut bytes = HEADER.encode().to_vec();
     bytes[4] = 3;
-    assert_eq!(scan(&bytes), Err(HeaderError::Damaged));
+    assert_eq!(scan(&bytes, Sabotage::None), Err(HeaderError::Damaged));
     let crc = crc32c(&bytes[..36]).to_le_bytes();
     bytes[36..40].copy_from_slice(&crc);
-    assert_eq!(scan(&bytes), Err(HeaderError::NewerVersion(3)));
+    assert_eq!(scan(&bytes, Sabotage::None), Err(HeaderError::NewerVersion(3)));
 }
 
 proptest! {
     #[test]
     fn any_flipped_bit_ends_the_batches_before_it(bit in 0usize..1024 * 8) {
         let mut bytes = segment(&[(Position::default(), sample())]);
-        let used = scan(&bytes).unwrap().batches[0].payload_end as usize;
+        let used = scan(&bytes, Sabotage::None).unwrap().batches[0].payload_end as usize;
         let at = bit / 8;
         bytes[at] ^= 1 << (bit % 8);
         // Neither what is behind the segment's header nor what is behind the records is covered, or needed.
-        match scan(&bytes) {
+        match scan(&bytes, Sabotage::None) {
             Ok(scan) if (512..used).contains(&at) => prop_assert_eq!(scan.batches.len(), 0),
             Ok(scan) => prop_assert!(scan.batches.len() == 1 && at >= 40),
             Err(error) => prop_assert!(error == HeaderError::Damaged && at < 40),

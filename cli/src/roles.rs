@@ -109,11 +109,13 @@ impl Role {
         }
     }
 
-    /// Waits until the volume manager refuses this node for good, and says why: a later copy of it is at work.
+    /// Waits until a node stops serving by itself, and says why: the volume manager refuses it for good, because a later copy
+    /// of it is at work, or its directory is gone.
     pub(crate) async fn refused(&self) -> String {
         match self {
             Self::Datanode(datanode) => datanode.refused().await,
-            Self::Volmgr(_) | Self::Metanode(_) => std::future::pending().await,
+            Self::Metanode(metanode) => metanode.refused().await,
+            Self::Volmgr(_) => std::future::pending().await,
         }
     }
 

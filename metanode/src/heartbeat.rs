@@ -19,18 +19,22 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tonic::Status;
 
-/// Registers unless that was done, then sends heartbeats for as long as `home`, the node's directory, is there.
+/// Registers unless that was done, then sends heartbeats. Returns only when the node must serve no more, with the reason:
+/// the volume manager refuses it for good, or `home`, its directory, is gone or another.
 pub(crate) async fn run(
     context: Arc<Context>,
     home: PathBuf,
     address: SocketAddr,
     registered: bool,
     interval: Duration,
-) {
+) -> String {
     let mut complaint = Complaint::default();
     if !registered {
         let registration = context.identity.registration(Role::Metanode, address, Vec::new());
         while let Err(status) = context.volmgr.register(registration.clone()).await {
+            if is_final(&status) {
+                return status.message().to_owned();
+            }
             complaint.about(&status);
             sleep(REGISTER_RETRY).await;
         }
@@ -38,7 +42,7 @@ pub(crate) async fn run(
     let mut dropped = BTreeSet::new();
     loop {
         if let Err(why) = check_home(&context, &home).await {
-            return stop(&context, &why).await;
+            return why;
         }
         match context.volmgr.heartbeat(report(&context, &dropped)).await {
             Ok(response) => {
@@ -46,6 +50,7 @@ pub(crate) async fn run(
                 dropped.clear();
                 obey(&context, response, &mut dropped).await;
             }
+            Err(status) if is_final(&status) => return status.message().to_owned(),
             Err(status) => complaint.about(&status),
         }
         // What was dropped is reported at once: the volume's deletion waits for it.
@@ -65,16 +70,6 @@ async fn check_home(context: &Arc<Context>, home: &Path) -> Result<(), String> {
     looked.unwrap_or(Ok(()))
 }
 
-/// Takes the node out: it neither votes nor answers for a table any more.
-async fn stop(context: &Arc<Context>, why: &str) {
-    tracing::error!(reason = why, "this metanode stops serving");
-    context.unhost_all();
-    let node = Arc::clone(&context.node);
-    if let Err(error) = tokio::task::spawn_blocking(move || node.shutdown()).await {
-        tracing::error!(%error, "the log did not stop");
-    }
-}
-
 /// Says the same thing once, however often it happens.
 #[derive(Default)]
 struct Complaint(String);
@@ -83,11 +78,7 @@ impl Complaint {
     fn about(&mut self, status: &Status) {
         if self.0 != status.message() {
             status.message().clone_into(&mut self.0);
-            if is_final(status) {
-                tracing::error!(reason = status.message(), "the volume manager refuses this node");
-            } else {
-                tracing::warn!(reason = status.message(), "the volume manager does not answer");
-            }
+            tracing::warn!(reason = status.message(), "the volume manager does not answer");
         }
     }
 }

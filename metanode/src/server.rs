@@ -13,11 +13,13 @@ use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, Volum
 use holdfast_proto::control::Role;
 use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_transport::{Client, ClientLimits, Server, ServerLimits};
+use parking_lot::Mutex;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError};
 
 /// Where log and snapshots live, below the directory.
@@ -103,8 +105,9 @@ pub fn cluster_of(directory: &Path) -> Result<Option<ClusterId>, SuperblockError
 pub struct Metanode {
     context: Arc<Context>,
     address: SocketAddr,
-    server: Option<Server>,
+    server: Arc<Mutex<Option<Server>>>,
     heartbeat: AbortHandle,
+    stopped: watch::Receiver<Option<String>>,
     _lock: DirectoryLock,
 }
 
@@ -147,15 +150,40 @@ pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
     let service = Arc::new(MetaService::new(Arc::clone(&context)));
     let transport_identity = holdfast_transport::Identity { cluster: context.identity.cluster };
     let server = Server::bind(address, transport_identity, service, ServerLimits::default()).await;
-    let server = server.map_err(|source| ListenError { address, source })?;
+    let server = Arc::new(Mutex::new(Some(server.map_err(|source| ListenError { address, source })?)));
     for group in context.node.groups() {
         context.host(VolumeId(group));
     }
     let interval = Duration::from_millis(context.identity.heartbeat_interval_ms.max(1).into());
-    let heartbeat =
-        tokio::spawn(heartbeat::run(Arc::clone(&context), directory, address, registered, interval)).abort_handle();
+    let (stop, stopped) = watch::channel(None);
+    let (beating, serving) = (Arc::clone(&context), Arc::clone(&server));
+    let heartbeat = tokio::spawn(async move {
+        let why = heartbeat::run(Arc::clone(&beating), directory, address, registered, interval).await;
+        tracing::error!(reason = why, "this metanode stops serving");
+        // The log first: from then on it neither votes nor answers for a table.
+        stop_log(&beating).await;
+        stop_server(&serving).await;
+        let _ = stop.send(Some(why));
+    });
+    let heartbeat = heartbeat.abort_handle();
     tracing::info!(node = %context.identity.node, %address, "metanode serves");
-    Ok(Metanode { context, address, server: Some(server), heartbeat, _lock: lock })
+    Ok(Metanode { context, address, server, heartbeat, stopped, _lock: lock })
+}
+
+/// Serves no table any more and stops the log. Everything answered is durable anyway.
+async fn stop_log(context: &Context) {
+    context.unhost_all();
+    let node = Arc::clone(&context.node);
+    if let Err(error) = tokio::task::spawn_blocking(move || node.shutdown()).await {
+        tracing::error!(%error, "the log did not stop");
+    }
+}
+
+async fn stop_server(server: &Mutex<Option<Server>>) {
+    let running = server.lock().take();
+    if let Some(running) = running {
+        running.shutdown().await;
+    }
 }
 
 impl Metanode {
@@ -171,17 +199,23 @@ impl Metanode {
         self.context.identity.node
     }
 
+    /// Waits until this metanode stopped serving by itself, and says why: the volume manager refused it for good, or its
+    /// directory is gone or another.
+    pub async fn refused(&self) -> String {
+        let mut stopped = self.stopped.clone();
+        match stopped.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            // The heartbeat was ended by a shutdown: it will not refuse any more.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Stops serving and stops the log. Everything answered is durable anyway.
-    pub async fn shutdown(mut self) {
+    pub async fn shutdown(self) {
         self.heartbeat.abort();
         self.context.unhost_all();
-        if let Some(server) = self.server.take() {
-            server.shutdown().await;
-        }
-        let node = Arc::clone(&self.context.node);
-        if let Err(error) = tokio::task::spawn_blocking(move || node.shutdown()).await {
-            tracing::error!(%error, "the log did not stop");
-        }
+        stop_server(&self.server).await;
+        stop_log(&self.context).await;
     }
 }
 

@@ -219,7 +219,27 @@ async fn a_metanode_whose_directory_was_removed_stops_and_the_others_go_on() {
         assert_eq!(client.read(&cluster, lookup(b"file")).await.code(), Code::Ok);
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    let left = client.mutate_at(cluster.addresses()[former], create(b"other", false)).await;
-    assert_ne!(left.code(), Code::Ok);
+    let why = cluster.nodes[former].as_ref().unwrap().refused().await;
+    assert!(why.contains("is not formatted"), "{why}");
+    assert!(!client.is_served_at(cluster.addresses()[former]).await);
     assert_eq!(client.mutate(&cluster, create(b"another", false)).await.code(), Code::Ok);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_metanode_of_which_a_later_copy_registered_stops_and_the_others_go_on() {
+    let cluster = Cluster::with_volume(3).await;
+    let mut client = MetaClient::open_session(&cluster, b"a").await;
+    assert_eq!(client.mutate(&cluster, create(b"file", false)).await.code(), Code::Ok);
+    let former = cluster.leader(&client);
+    assert!(client.is_served_at(cluster.addresses()[former]).await);
+    // As if a copy of its directory had been started elsewhere.
+    let node = cluster.nodes[former].as_ref().unwrap();
+    cluster.known().raise_generation(node.node());
+    let why = tokio::time::timeout(std::time::Duration::from_secs(20), node.refused()).await.unwrap();
+    assert_eq!(why, "a later start of this node is known");
+    assert!(!client.is_served_at(cluster.addresses()[former]).await);
+    assert_eq!(client.mutate(&cluster, create(b"another", false)).await.code(), Code::Ok);
+    assert_ne!(cluster.leader(&client), former);
+    let again = start(cluster.config(former)).await.err().unwrap();
+    assert!(matches!(again, StartError::Lock(_)), "the directory stays locked until it is dropped: {again}");
 }

@@ -1,7 +1,7 @@
 //! Metanodes in this process, a volume manager that only knows what a test tells it, and a client that follows leaders.
 
 use holdfast_common::proof::{Claim, ClusterSecret};
-use holdfast_common::{ClusterId, Incarnation, VolumeId};
+use holdfast_common::{ClusterId, Incarnation, NodeId, VolumeId};
 use holdfast_metanode::{Metanode, MetanodeConfig, format, start};
 use holdfast_proto::control::nodes_server::{Nodes, NodesServer};
 use holdfast_proto::control::{
@@ -35,6 +35,8 @@ const ANY: &str = "127.0.0.1:0";
 pub(crate) struct Known {
     addresses: BTreeMap<u64, String>,
     nonces: BTreeMap<u64, u64>,
+    /// The highest heard of each node.
+    generations: BTreeMap<u64, u64>,
     pub(crate) reports: BTreeMap<u64, Vec<TableReport>>,
     pub(crate) dropped: Vec<u64>,
     pub(crate) has_volume: bool,
@@ -42,6 +44,22 @@ pub(crate) struct Known {
     pub(crate) quota_bytes: u64,
     /// Of the node heard last: all are of one build.
     feature_level: u32,
+}
+
+impl Known {
+    /// A later start of the node than any was heard of.
+    pub(crate) fn raise_generation(&mut self, node: NodeId) {
+        *self.generations.entry(node.0).or_default() += 1;
+    }
+
+    fn check_generation(&mut self, node: u64, generation: u64) -> Result<(), Status> {
+        let highest = self.generations.entry(node).or_default();
+        if generation < *highest {
+            return Err(Status::failed_precondition("a later start of this node is known"));
+        }
+        *highest = generation;
+        Ok(())
+    }
 }
 
 #[derive(Clone, Default)]
@@ -60,6 +78,7 @@ impl Nodes for FakeVolmgr {
             0 => *known.nonces.entry(request.format_nonce).or_insert(next),
             node => node,
         };
+        known.check_generation(node, request.generation)?;
         known.addresses.insert(node, request.address);
         Ok(Response::new(RegisterResponse {
             cluster: CLUSTER.to_string(),
@@ -73,6 +92,7 @@ impl Nodes for FakeVolmgr {
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
         let request = request.into_inner();
         let mut known = self.0.lock();
+        known.check_generation(request.node, request.generation)?;
         known.reports.insert(request.node, request.tables);
         known.feature_level = request.feature_level;
         if !request.dropped.is_empty() {
@@ -253,6 +273,13 @@ impl MetaClient {
         let mutation = Some(Mutation { op: Some(op) });
         let request = MutateRequest { volume: VOLUME, incarnation: 1, mutation, ..MutateRequest::default() };
         self.transport.unary(address, META_MUTATE, &request, PATIENCE).await.unwrap()
+    }
+
+    /// Whether anything answers there.
+    pub(crate) async fn is_served_at(&self, address: SocketAddr) -> bool {
+        let request = ReadRequest { volume: VOLUME, ..ReadRequest::default() };
+        let asked = self.transport.unary::<_, ReadResponse>(address, META_READ, &request, Duration::from_secs(1));
+        asked.await.is_ok()
     }
 
     async fn ask<Q: prost::Message, R: prost::Message + Default + std::fmt::Debug>(

@@ -1,17 +1,12 @@
 //! The node's conversation with the volume manager: it registers, reports its tables, and does what it is told to host
 //! or drop. Everything else on the node goes on while the volume manager is dead.
 
+use crate::core::reporting::{self, Reporter, Reporting};
 use crate::hosted::{Context, Hosted};
 use crate::server::KIND;
-use crate::table::FEATURE_LEVEL;
-use holdfast_common::proof::Claim;
-use holdfast_common::{Incarnation, NodeId, VolumeId};
-use holdfast_consensus::Role as RaftRole;
-use holdfast_node::{REGISTER_RETRY, is_final};
-use holdfast_proto::control::{
-    DroppedVolume, HeartbeatRequest, HeartbeatResponse, Role, TableAssignment, TableReport, VolumeDrop,
-};
-use std::collections::BTreeSet;
+use holdfast_common::VolumeId;
+use holdfast_node::{NodeSuperblock, REGISTER_RETRY, is_final};
+use holdfast_proto::control::{HeartbeatRequest, HeartbeatResponse, Role, TableAssignment, VolumeDrop};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,22 +34,21 @@ pub(crate) async fn run(
             sleep(REGISTER_RETRY).await;
         }
     }
-    let mut dropped = BTreeSet::new();
+    let mut reporting = Reporting::default();
     loop {
         if let Err(why) = check_home(&context, &home).await {
             return why;
         }
-        match context.volmgr.heartbeat(report(&context, &dropped)).await {
+        match context.volmgr.heartbeat(report(&context, &reporting)).await {
             Ok(response) => {
                 complaint = Complaint::default();
-                dropped.clear();
-                obey(&context, response, &mut dropped).await;
+                reporting.answered();
+                obey(&context, response, &mut reporting).await;
             }
             Err(status) if is_final(&status) => return status.message().to_owned(),
             Err(status) => complaint.about(&status),
         }
-        // What was dropped is reported at once: the volume's deletion waits for it.
-        if dropped.is_empty() {
+        if !reporting.is_urgent() {
             tokio::select! {
                 () = sleep(interval) => {}
                 () = context.report.notified() => {}
@@ -83,46 +77,18 @@ impl Complaint {
     }
 }
 
-fn report(context: &Context, dropped: &BTreeSet<(VolumeId, Incarnation)>) -> HeartbeatRequest {
-    HeartbeatRequest {
-        cluster: context.identity.cluster.to_string(),
-        node: context.identity.node.0,
-        generation: context.identity.generation,
-        disks: Vec::new(),
-        tables: context.all_hosted().iter().map(|hosted| table_report(context, hosted)).collect(),
-        dropped: dropped.iter().map(|(v, i)| DroppedVolume { volume: v.0, incarnation: i.0 }).collect(),
-        feature_level: FEATURE_LEVEL,
-    }
+fn report(context: &Context, reporting: &Reporting) -> HeartbeatRequest {
+    let NodeSuperblock { cluster, node, generation, .. } = context.identity;
+    let table_report = |hosted: &Arc<Hosted>| {
+        let status = hosted.group.status();
+        let state = hosted.group.state().read();
+        context.neighbours.known(|known| reporting::table_report(hosted.volume, &status, state.table(), known))
+    };
+    let tables = context.all_hosted().iter().map(table_report).collect();
+    reporting.request(Reporter { cluster, node, generation }, tables)
 }
 
-fn table_report(context: &Context, hosted: &Hosted) -> TableReport {
-    let status = hosted.group.status();
-    let state = hosted.group.state().read();
-    let table = state.table();
-    let stat = table.stat_fs();
-    let capacity = table.capacity();
-    let incarnation = incarnation(context, hosted.volume, table.configuration().map(|c| c.incarnation));
-    TableReport {
-        volume: hosted.volume.0,
-        incarnation: incarnation.0,
-        leader: status.role == RaftRole::Leader,
-        term: status.term,
-        applied: status.applied,
-        used_bytes: stat.used_bytes,
-        inodes_count: stat.inodes,
-        groups_count: capacity.groups_count,
-        ready: table.configuration().is_some() && capacity.open_bytes > 0,
-        feature_level: table.feature_level(),
-    }
-}
-
-/// As the table says, else as it was assigned.
-fn incarnation(context: &Context, volume: VolumeId, configured: Option<Incarnation>) -> Incarnation {
-    let assigned = || context.neighbours.assignment(volume).map(|assignment| Incarnation(assignment.incarnation));
-    configured.or_else(assigned).unwrap_or_default()
-}
-
-async fn obey(context: &Arc<Context>, response: HeartbeatResponse, dropped: &mut BTreeSet<(VolumeId, Incarnation)>) {
+async fn obey(context: &Arc<Context>, response: HeartbeatResponse, reporting: &mut Reporting) {
     let response = Arc::new(response);
     let (learner, news) = (Arc::clone(context), Arc::clone(&response));
     match tokio::task::spawn_blocking(move || learner.neighbours.learn(&news)).await {
@@ -135,7 +101,7 @@ async fn obey(context: &Arc<Context>, response: HeartbeatResponse, dropped: &mut
     }
     for order in &response.drops {
         if drop_table(context, order).await {
-            dropped.insert((VolumeId(order.volume), Incarnation(order.incarnation)));
+            reporting.dropped(order);
         }
     }
 }
@@ -143,10 +109,8 @@ async fn obey(context: &Arc<Context>, response: HeartbeatResponse, dropped: &mut
 /// Makes this node's replica of a table unless it is there.
 async fn create(context: &Arc<Context>, assignment: &TableAssignment) {
     let volume = VolumeId(assignment.volume);
-    if context.hosted(volume).is_some() || !assignment.replicas.contains(&context.identity.node.0) {
-        return;
-    }
-    let voters: Vec<NodeId> = assignment.replicas.iter().copied().map(NodeId).collect();
+    let is_here = context.hosted(volume).is_some();
+    let Some(voters) = reporting::to_create(assignment, context.identity.node, is_here) else { return };
     let node = Arc::clone(&context.node);
     match tokio::task::spawn_blocking(move || node.create_group(volume.0, &voters)).await {
         Ok(Ok(())) => {
@@ -160,19 +124,17 @@ async fn create(context: &Arc<Context>, assignment: &TableAssignment) {
 
 /// Drops a replica that the volume manager proves to want gone. True if nothing of it is here any more.
 async fn drop_table(context: &Arc<Context>, order: &VolumeDrop) -> bool {
-    let (volume, wanted) = (VolumeId(order.volume), Incarnation(order.incarnation));
-    if !context.identity.secret.verify(volume, wanted, Claim::DropVolume, &order.mac) {
-        tracing::error!(%volume, "an order to drop a table carries no valid proof and is ignored");
+    let volume = VolumeId(order.volume);
+    let obeyed = {
+        let hosted = context.hosted(volume);
+        let state = hosted.as_ref().map(|hosted| hosted.group.state().read());
+        let table = state.as_ref().map(|state| state.table());
+        context.neighbours.known(|known| reporting::may_drop(order, &context.identity.secret, table, known))
+    };
+    if !obeyed {
         return false;
     }
-    if let Some(hosted) = context.hosted(volume) {
-        let configured = hosted.group.state().read().table().configuration().map(|c| c.incarnation);
-        if incarnation(context, volume, configured) != wanted {
-            tracing::error!(%volume, %wanted, "an order to drop another incarnation of a table is ignored");
-            return false;
-        }
-        context.unhost(volume);
-    }
+    context.unhost(volume);
     let dropping = Arc::clone(context);
     let gone = tokio::task::spawn_blocking(move || {
         dropping.node.drop_group(volume.0).map_err(|error| error.to_string())?;

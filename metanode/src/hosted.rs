@@ -1,22 +1,22 @@
 //! A table on this node, and what everything on the node shares.
 
-use crate::attendance::Attendance;
+use crate::core::attendance::Attendance;
+use crate::core::command::{self, Place};
+use crate::core::known::Known;
+use crate::core::view::View;
 use crate::inbox::Inbox;
 use crate::machine::TableMachine;
 use crate::neighbours::Neighbours;
 use crate::sweep;
 use crate::table::Table;
 use crate::upkeep;
-use bytes::Bytes;
-use holdfast_common::{NodeId, SessionId, VolumeId};
-use holdfast_consensus::{Group, GroupStatus, Node, ProposeError, Role};
+use holdfast_common::{SessionId, VolumeId};
+use holdfast_consensus::{Group, GroupStatus, Node, Role};
 use holdfast_node::{NodeSuperblock, VolumeManager};
+use holdfast_proto::meta::MutateResponse;
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{MutateResponse, Mutation};
-use holdfast_proto::record::TableCommand;
 use holdfast_transport::Client;
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -56,16 +56,7 @@ impl Drop for Served {
 pub(crate) struct Hosted {
     pub(crate) volume: VolumeId,
     pub(crate) group: Group<TableMachine>,
-    neighbours: Arc<Neighbours>,
     attendance: Mutex<Attendance>,
-}
-
-/// Why this replica does not answer.
-pub(crate) enum NotLed {
-    /// Another one leads, if anybody does.
-    By(Option<NodeId>),
-    /// It met a broken invariant and stands still (R26).
-    Stopped,
 }
 
 /// Follows whether a replica leads, for what only a leader does.
@@ -142,8 +133,7 @@ impl Context {
         if tables.contains_key(&volume) {
             return;
         }
-        let hosted =
-            Arc::new(Hosted { volume, group, neighbours: Arc::clone(&self.neighbours), attendance: Mutex::default() });
+        let hosted = Arc::new(Hosted { volume, group, attendance: Mutex::default() });
         let upkeep = tokio::spawn(upkeep::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
         let sweep = tokio::spawn(sweep::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
         tables.insert(volume, Served { hosted, tasks: [upkeep, sweep] });
@@ -160,21 +150,11 @@ impl Context {
 }
 
 impl Hosted {
-    /// The term this replica leads in.
-    pub(crate) fn led_term(&self) -> Result<u64, NotLed> {
-        let status = self.group.status();
-        match status.role {
-            Role::Leader => Ok(status.term),
-            Role::Follower | Role::Candidate => Err(NotLed::By(status.leader)),
-            Role::Stopped => Err(NotLed::Stopped),
-        }
-    }
-
     /// The attendance of this term. Sessions that nobody told it of are taken from the table.
     ///
     /// Lock order: attendance before state. A session that enters after its entry was applied then never meets a list
     /// of sessions that was read before.
-    pub(crate) fn attendance(&self, term: u64, now_ms: u64) -> MutexGuard<'_, Attendance> {
+    fn attendance(&self, term: u64, now_ms: u64) -> MutexGuard<'_, Attendance> {
         let mut attendance = self.attendance.lock();
         if !attendance.is_of(term) {
             self.follow_sessions(&mut attendance, term, now_ms);
@@ -182,59 +162,62 @@ impl Hosted {
         attendance
     }
 
-    /// The attendance, brought up to date with the table's sessions.
-    pub(crate) fn fresh_attendance(&self, term: u64, now_ms: u64) -> MutexGuard<'_, Attendance> {
-        let mut attendance = self.attendance.lock();
-        self.follow_sessions(&mut attendance, term, now_ms);
-        attendance
-    }
-
     fn follow_sessions(&self, attendance: &mut Attendance, term: u64, now_ms: u64) {
         let sessions: Vec<SessionId> = self.group.state().read().table().sessions();
         attendance.follow(term, &sessions, now_ms);
     }
+}
 
-    /// What the disks have left for data of this table, by the last heartbeat; while the volume manager was never heard, what
-    /// its groups could take.
-    pub(crate) fn on_disks_bytes(&self, context: &Context, table: &Table) -> u64 {
-        match context.neighbours.assignment(self.volume) {
-            Some(assignment) => assignment.available_bytes,
-            None => table.capacity().open_bytes,
-        }
+/// A table as this node serves it in one term. Every look takes its lock and lets it go.
+#[derive(Clone, Copy)]
+pub(crate) struct Seat<'a> {
+    pub(crate) context: &'a Context,
+    pub(crate) hosted: &'a Hosted,
+    pub(crate) term: u64,
+}
+
+impl View for Seat<'_> {
+    fn volume(&self) -> VolumeId {
+        self.hosted.volume
     }
 
-    /// An entry of the log, stamped with this node's clock; the table makes its time rise.
-    pub(crate) fn encode_command(&self, op: Op, session: u64, sequence: u64, acknowledged_below: u64) -> Bytes {
-        let command = TableCommand {
-            version: crate::table::COMMAND_VERSION,
-            time_ns: self.neighbours.stamp_ns(wall_ns()),
-            session,
-            sequence,
-            acknowledged_below,
-            mutation: Some(Mutation { op: Some(op) }),
-        };
-        command.encode_to_vec().into()
+    fn now_ms(&self) -> u64 {
+        self.context.now_ms()
     }
 
+    fn stamp_ns(&self) -> i64 {
+        self.context.neighbours.stamp_ns(wall_ns())
+    }
+
+    fn table<T>(&self, look: impl FnOnce(&Table) -> T) -> T {
+        look(self.hosted.group.state().read().table())
+    }
+
+    fn known<T>(&self, look: impl FnOnce(&Known) -> T) -> T {
+        self.context.neighbours.known(look)
+    }
+
+    fn attendance<T>(&mut self, act: impl FnOnce(&mut Attendance) -> T) -> T {
+        let now_ms = self.now_ms();
+        act(&mut self.hosted.attendance(self.term, now_ms))
+    }
+
+    fn fresh_attendance<T>(&mut self, act: impl FnOnce(&mut Attendance) -> T) -> T {
+        let now_ms = self.now_ms();
+        let mut attendance = self.hosted.attendance.lock();
+        self.hosted.follow_sessions(&mut attendance, self.term, now_ms);
+        act(&mut attendance)
+    }
+}
+
+impl Seat<'_> {
     /// Proposes an entry of the leader's own; `None` if it is not known to have happened, which the log then tells.
     pub(crate) async fn propose(&self, op: Op) -> Option<MutateResponse> {
-        let command = self.encode_command(op, 0, 0, 0);
-        let answer = match tokio::time::timeout(UPKEEP_PROPOSE_TIMEOUT, self.group.propose(command)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(ProposeError::NotLeader { .. })) => return None,
-            Ok(Err(why)) => {
-                tracing::warn!(volume = %self.volume, %why, "an entry of the leader's own was not answered");
-                return None;
-            }
+        let command = command::encode(self, op, Place::default());
+        match tokio::time::timeout(UPKEEP_PROPOSE_TIMEOUT, self.hosted.group.propose(command)).await {
+            Ok(answer) => command::own_answer(self.hosted.volume, answer),
             Err(_) => {
-                tracing::warn!(volume = %self.volume, "an entry of the leader's own was not answered in time");
-                return None;
-            }
-        };
-        match MutateResponse::decode(answer) {
-            Ok(response) => Some(response),
-            Err(error) => {
-                tracing::error!(volume = %self.volume, %error, "apply answered what is no response");
+                tracing::warn!(volume = %self.hosted.volume, "an entry of the leader's own was not answered in time");
                 None
             }
         }

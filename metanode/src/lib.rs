@@ -1,10 +1,10 @@
 //! The metadata table of a volume and the server that hosts its replicas.
 //!
-//! [`table`] decides and does no I/O; `attendance` and the plans of `sweep` likewise. Around them: `machine` puts the
-//! table into a consensus group, `outbox` and `inbox` carry Raft over transport, `service` answers clients, `upkeep` and
-//! `sweep` do a leader's work, `heartbeat` talks to the volume manager, `server` starts and stops it all.
+//! [`table`] and `core` decide and do no I/O. Around them: `machine` puts the table into a consensus group, `outbox` and
+//! `inbox` carry Raft over transport, `service` answers clients, `upkeep` and `sweep` do a leader's work, `heartbeat` talks
+//! to the volume manager, `server` starts and stops it all.
 
-mod attendance;
+mod core;
 mod heartbeat;
 mod hosted;
 mod inbox;

@@ -1,18 +1,17 @@
-//! What the volume manager said last: where nodes are, whether they live, which tables belong here. Kept in memory and,
-//! without what changes by the second, in a small file, so that a metanode that starts while the volume manager is dead
-//! finds its peers and tells clients where datanodes are.
+//! What the volume manager said last ([`Known`]), shared by everything on the node, with addresses resolved. Without what
+//! changes by the second it is also in a small file, so that a metanode that starts while the volume manager is dead finds
+//! its peers and tells clients where datanodes are.
 
+use crate::core::known::Known;
 use holdfast_common::{NodeId, VolumeId};
 use holdfast_node::superblock::{self, Kind, SuperblockError};
-use holdfast_proto::control::{Endpoint, HeartbeatResponse, TableAssignment};
-use holdfast_proto::meta::NodeAddress;
+use holdfast_proto::control::{Endpoint, HeartbeatResponse};
 use holdfast_proto::metanode::Neighbours as Record;
 use parking_lot::RwLock;
-use prost::Message;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The file.
 const NEIGHBOURS: Kind = Kind {
@@ -25,38 +24,29 @@ const NEIGHBOURS: Kind = Kind {
     name: "a metanode's directory",
 };
 
-/// How far ahead of the volume manager's clock a leader's may be believed: clocks that are kept at all agree by far better.
-const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(3600);
-/// About how many bytes of addresses one page has: a frame's header holds 1 MiB.
-const ADDRESSES_PAGE_BYTES_MAX: usize = 256 << 10;
-
-#[derive(Debug, Default)]
-struct Known {
-    nodes: BTreeMap<NodeId, Place>,
-    tables: BTreeMap<VolumeId, TableAssignment>,
-    /// Equal for equal addresses and liveness, on every metanode.
-    fingerprint: u64,
-    /// The volume manager's clock, nanoseconds since the epoch, and when it was heard.
-    clock: Option<(i64, Instant)>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
-    text: String,
-    /// `None` if the text does not resolve.
-    address: Option<SocketAddr>,
-    alive: bool,
-}
-
-/// Addresses and assignments, shared by everything on the node.
+/// Addresses and assignments, shared by everything on the node. Its lock is taken last and let go at once.
 #[derive(Debug)]
 pub(crate) struct Neighbours {
     directory: PathBuf,
-    known: RwLock<Known>,
+    started: Instant,
+    told: RwLock<Told>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    known: Known,
+    resolved: BTreeMap<NodeId, Resolved>,
+}
+
+#[derive(Debug)]
+struct Resolved {
+    text: String,
+    /// `None` if the text does not resolve.
+    address: Option<SocketAddr>,
 }
 
 impl Neighbours {
-    /// What the directory's file says; nothing if there is none or it is damaged.
+    /// What the directory's file says; nothing if there is none or it is damaged. Blocks: it may resolve names.
     pub(crate) fn load(directory: &Path) -> Result<Self, SuperblockError> {
         let record = match superblock::read::<Record>(directory, NEIGHBOURS) {
             Ok(record) => record,
@@ -68,65 +58,25 @@ impl Neighbours {
             }
             Err(other) => return Err(other),
         };
-        // Nodes may have come back with an older build since: what they know must be heard in this run.
-        let unheard = |table: TableAssignment| TableAssignment { feature_level: 0, ..table };
-        let tables = record.tables.into_iter().map(|table| (VolumeId(table.volume), unheard(table))).collect();
-        let neighbours =
-            Self { directory: directory.to_owned(), known: RwLock::new(Known { tables, ..Known::default() }) };
-        neighbours.note_nodes(&record.nodes);
+        let neighbours = Self { directory: directory.to_owned(), started: Instant::now(), told: RwLock::default() };
+        let resolved = neighbours.resolve(&record.nodes);
+        *neighbours.told.write() = Told { known: Known::recalled(record), resolved };
         Ok(neighbours)
     }
 
+    /// A look at all that was learnt. The lock is held meanwhile: nothing else may be locked.
+    pub(crate) fn known<T>(&self, look: impl FnOnce(&Known) -> T) -> T {
+        look(&self.told.read().known)
+    }
+
     pub(crate) fn address(&self, node: NodeId) -> Option<SocketAddr> {
-        self.known.read().nodes.get(&node)?.address
+        self.told.read().resolved.get(&node)?.address
     }
 
-    /// As the volume manager wrote it, or nothing.
-    pub(crate) fn address_text(&self, node: NodeId) -> String {
-        self.known.read().nodes.get(&node).map(|place| place.text.clone()).unwrap_or_default()
-    }
-
-    pub(crate) fn addresses(&self) -> Vec<NodeAddress> {
-        let known = self.known.read();
-        let address = |(node, place): (&NodeId, &Place)| NodeAddress {
-            node: node.0,
-            address: place.text.clone(),
-            alive: place.alive,
-        };
-        known.nodes.iter().map(address).collect()
-    }
-
-    /// A page of the addresses above a node, ascending, and whether more follow.
-    pub(crate) fn addresses_after(&self, after: NodeId) -> (Vec<NodeAddress>, bool) {
-        let mut page = self.addresses();
-        page.retain(|address| address.node > after.0);
-        let mut bytes = 0;
-        let fits = page.iter().take_while(|address| {
-            let fits = bytes < ADDRESSES_PAGE_BYTES_MAX;
-            bytes += address.encoded_len();
-            fits
-        });
-        let count = fits.count();
-        let more = count < page.len();
-        page.truncate(count);
-        (page, more)
-    }
-
-    /// Changes when an address or the liveness of a node does.
-    pub(crate) fn fingerprint(&self) -> u64 {
-        self.known.read().fingerprint
-    }
-
-    pub(crate) fn assignment(&self, volume: VolumeId) -> Option<TableAssignment> {
-        self.known.read().tables.get(&volume).cloned()
-    }
-
-    /// This node's clock as it may be stamped into an entry: at most [`CLOCK_AHEAD_MAX`] ahead of the volume manager's. Table time
-    /// never goes back, so that one leader's clock far ahead would hold it there for ever.
+    /// As [`Known::stamp_ns`], now.
     pub(crate) fn stamp_ns(&self, wall_ns: i64) -> i64 {
-        let Some((heard_ns, at)) = self.known.read().clock else { return wall_ns };
-        let ahead_ns = i64::try_from((at.elapsed() + CLOCK_AHEAD_MAX).as_nanos()).unwrap_or(i64::MAX);
-        wall_ns.min(heard_ns.saturating_add(ahead_ns))
+        let now_ns = self.now_ns();
+        self.known(|known| known.stamp_ns(wall_ns, now_ns))
     }
 
     /// Takes a heartbeat's answer in. Blocks: it may resolve names and writes the file if addresses or tables changed.
@@ -134,97 +84,64 @@ impl Neighbours {
     /// # Errors
     /// The file could not be written; memory has the news all the same.
     pub(crate) fn learn(&self, response: &HeartbeatResponse) -> Result<(), SuperblockError> {
-        let mut changed = self.note_nodes(&response.nodes);
-        {
-            let mut known = self.known.write();
-            if response.time_ns != 0 {
-                known.clock = Some((response.time_ns, Instant::now()));
-            }
-            // What is not mentioned stays (R7).
-            for table in &response.tables {
-                let former = known.tables.insert(VolumeId(table.volume), table.clone());
-                changed |= former.map(lasting) != Some(lasting(table.clone()));
-            }
-        }
+        let resolved = self.resolve(&response.nodes);
+        let changed = {
+            let mut told = self.told.write();
+            told.resolved.extend(resolved);
+            told.known.learn(response, self.now_ns())
+        };
         if changed { self.save() } else { Ok(()) }
     }
 
     pub(crate) fn forget_table(&self, volume: VolumeId) -> Result<(), SuperblockError> {
-        let forgotten = self.known.write().tables.remove(&volume);
-        if forgotten.is_some() { self.save() } else { Ok(()) }
+        let forgotten = self.told.write().known.forget_table(volume);
+        if forgotten { self.save() } else { Ok(()) }
     }
 
-    /// Whether an address changed.
-    fn note_nodes(&self, nodes: &[Endpoint]) -> bool {
+    /// The addresses of these nodes: as they are known, else looked for, outside the lock.
+    fn resolve(&self, nodes: &[Endpoint]) -> BTreeMap<NodeId, Resolved> {
         let mut places = BTreeMap::new();
         for node in nodes {
-            let resolved = self
-                .known
-                .read()
-                .nodes
-                .get(&NodeId(node.node))
-                .filter(|place| place.text == node.address)
-                .and_then(|place| place.address);
-            let address = resolved.or_else(|| resolve(&node.address));
-            let place = Place { text: node.address.clone(), address, alive: node.alive };
-            places.insert(NodeId(node.node), place);
+            let known = {
+                let told = self.told.read();
+                let same = told.resolved.get(&NodeId(node.node)).filter(|place| place.text == node.address);
+                same.and_then(|place| place.address)
+            };
+            let address = known.or_else(|| resolve(&node.address));
+            places.insert(NodeId(node.node), Resolved { text: node.address.clone(), address });
         }
-        let mut known = self.known.write();
-        let mut changed = false;
-        for (node, place) in places {
-            let former = known.nodes.get(&node);
-            changed |= former.is_none_or(|former| former.text != place.text);
-            known.nodes.insert(node, place);
-        }
-        known.fingerprint = fingerprint(&known.nodes);
-        changed
+        places
     }
 
     fn save(&self) -> Result<(), SuperblockError> {
-        let record = {
-            let known = self.known.read();
-            let endpoint = |(node, place): (&NodeId, &Place)| Endpoint {
-                node: node.0,
-                address: place.text.clone(),
-                alive: place.alive,
-            };
-            Record {
-                nodes: known.nodes.iter().map(endpoint).collect(),
-                tables: known.tables.values().cloned().collect(),
-            }
-        };
+        let record = self.known(Known::record);
         superblock::write(&self.directory, NEIGHBOURS, &record)
     }
-}
 
-/// Free space changes with every heartbeat, and a feature level is not believed from the file: no reasons to write it.
-fn lasting(table: TableAssignment) -> TableAssignment {
-    TableAssignment { available_bytes: 0, feature_level: 0, ..table }
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
 }
 
 fn resolve(address: &str) -> Option<SocketAddr> {
     address.parse().ok().or_else(|| address.to_socket_addrs().ok()?.next())
 }
 
-fn fingerprint(nodes: &BTreeMap<NodeId, Place>) -> u64 {
-    // FNV-1a: two metanodes that know the same must say the same.
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut mix = |bytes: &[u8]| {
-        for byte in bytes {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    };
-    for (node, place) in nodes {
-        mix(&node.0.to_le_bytes());
-        mix(place.text.as_bytes());
-        mix(&[u8::from(place.alive)]);
-    }
-    hash
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::known::ADDRESSES_PAGE_BYTES_MAX;
+    use holdfast_proto::control::TableAssignment;
+
+    impl Neighbours {
+        fn assignment(&self, volume: VolumeId) -> Option<TableAssignment> {
+            self.known(|known| known.assignment(volume).cloned())
+        }
+
+        fn fingerprint(&self) -> u64 {
+            self.known(Known::fingerprint)
+        }
+    }
 
     fn answer(address: &str, alive: bool, available_bytes: u64) -> HeartbeatResponse {
         let node = Endpoint { node: 4, address: address.to_owned(), alive };
@@ -274,10 +191,12 @@ mod tests {
         let neighbours = Neighbours::load(directory.path()).unwrap();
         let long = "x".repeat(ADDRESSES_PAGE_BYTES_MAX / 3);
         let endpoint = |node| Endpoint { node, address: long.clone(), alive: true };
-        neighbours.note_nodes(&(1..=7).map(endpoint).collect::<Vec<_>>());
+        let nodes = (1..=7).map(endpoint).collect();
+        neighbours.learn(&HeartbeatResponse { nodes, ..HeartbeatResponse::default() }).unwrap();
         let (mut seen, mut pages) = (vec![], 0);
         loop {
-            let (page, more) = neighbours.addresses_after(NodeId(seen.last().copied().unwrap_or(0)));
+            let after = NodeId(seen.last().copied().unwrap_or(0));
+            let (page, more) = neighbours.known(|known| known.addresses_after(after));
             seen.extend(page.iter().map(|address| address.node));
             pages += 1;
             if !more {

@@ -1,6 +1,7 @@
 //! The sweep's decisions, on a table of one group of six disks.
 
 use super::*;
+use crate::core::testing::{Rig, VOLUME};
 use crate::table::COMMAND_VERSION;
 use holdfast_proto::meta::{
     AddGroups, BlockGroup, ChunkRecord, Commit, Configure, CreateNode, Extent, FileCommit, GroupSlot, Kind, Mutation,
@@ -74,10 +75,10 @@ fn chunks_are_forgotten_when_every_member_confirmed() {
     let batch = sweep.next_batch(&table, i64::MAX, 0).unwrap();
     assert_eq!(disks(&batch), [11, 14, 16]);
     assert!(batch.by_disk.values().all(|chunks| chunks == &BOTH));
-    sweep.answered(DiskId(11), &BOTH, true, 0);
-    sweep.answered(DiskId(14), &BOTH, true, 0);
+    sweep.note(DiskId(11), &BOTH, true, 0);
+    sweep.note(DiskId(14), &BOTH, true, 0);
     assert!(sweep.take_done().is_empty());
-    sweep.answered(DiskId(16), &BOTH, true, 0);
+    sweep.note(DiskId(16), &BOTH, true, 0);
     assert_eq!(sweep.take_done(), [1, 2]);
     assert_eq!(sweep.next_batch(&table, i64::MAX, 0), None);
 }
@@ -87,9 +88,9 @@ fn a_member_that_cannot_be_reached_is_asked_again_later_and_alone() {
     let table = table_with_freed_chunks();
     let mut sweep = Sweep::default();
     sweep.next_batch(&table, i64::MAX, 0).unwrap();
-    sweep.answered(DiskId(11), &BOTH, true, 0);
-    sweep.answered(DiskId(14), &BOTH, false, 0);
-    sweep.answered(DiskId(16), &BOTH, true, 0);
+    sweep.note(DiskId(11), &BOTH, true, 0);
+    sweep.note(DiskId(14), &BOTH, false, 0);
+    sweep.note(DiskId(16), &BOTH, true, 0);
     assert!(sweep.take_done().is_empty());
     let again = |sweep: &mut Sweep, now_ms| {
         assert_eq!(sweep.next_batch(&table, i64::MAX, now_ms), None);
@@ -97,10 +98,10 @@ fn a_member_that_cannot_be_reached_is_asked_again_later_and_alone() {
     };
     assert!(again(&mut sweep, 999).is_empty());
     assert_eq!(again(&mut sweep, 1_000), [14]);
-    sweep.answered(DiskId(14), &BOTH, false, 1_000);
+    sweep.note(DiskId(14), &BOTH, false, 1_000);
     assert!(again(&mut sweep, 2_999).is_empty(), "the pause doubles");
     assert_eq!(again(&mut sweep, 3_000), [14]);
-    sweep.answered(DiskId(14), &BOTH, true, 3_000);
+    sweep.note(DiskId(14), &BOTH, true, 3_000);
     assert_eq!(sweep.take_done(), [1, 2]);
 }
 
@@ -109,8 +110,8 @@ fn a_vacated_slot_is_not_waited_for() {
     let mut table = table_with_freed_chunks();
     let mut sweep = Sweep::default();
     sweep.next_batch(&table, i64::MAX, 0).unwrap();
-    sweep.answered(DiskId(11), &BOTH, true, 0);
-    sweep.answered(DiskId(16), &BOTH, true, 0);
+    sweep.note(DiskId(11), &BOTH, true, 0);
+    sweep.note(DiskId(16), &BOTH, true, 0);
     apply(&mut table, 0, Op::VacateSlot(VacateSlot { group: 1, epoch: 1, slot: 3 }));
     assert_eq!(sweep.next_batch(&table, i64::MAX, 0), None);
     sweep.next_batch(&table, i64::MAX, 0).unwrap();
@@ -123,4 +124,85 @@ fn an_answer_of_an_unknown_status_confirms_nothing() {
         let known = [Status::Ok, Status::Dropped].map(i32::from).contains(&status);
         assert_eq!(confirms(status), known, "status {status}");
     }
+}
+
+/// The table of above as its leader sees it.
+fn rig() -> Rig {
+    Rig { table: table_with_freed_chunks(), term: 1, ..Rig::default() }
+}
+
+const SECRET: ClusterSecret = ClusterSecret([3; 32]);
+
+fn answer(status: Status) -> DeleteShardsResponse {
+    DeleteShardsResponse { status: status.into(), ..DeleteShardsResponse::default() }
+}
+
+#[test]
+fn a_round_asks_all_disks_at_once_with_proofs_and_forgets_what_all_confirmed() {
+    let (mut sweep, mut rig) = (Sweep::default(), rig());
+    sweep.follow(1);
+    assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Rest, "the delay has not passed");
+    rig.now_ms = u64::from(FREED_CHUNK_DELAY_MS);
+    let Step::Delete(requests) = sweep.next(&rig.view(), &SECRET) else { panic!() };
+    let members: Vec<Member> = requests.iter().map(|(member, _)| *member).collect();
+    assert_eq!(members, [(101, 11), (104, 14), (106, 16)].map(|(node, disk)| (NodeId(node), DiskId(disk))));
+    for (member, request) in &requests {
+        assert_eq!((request.disk, &request.chunks[..]), (member.1.0, &[1, 2][..]));
+        let mac = &request.proof.as_ref().unwrap().mac;
+        assert!(SECRET.verify(VOLUME, Incarnation(1), Claim::DeleteChunks(&BOTH), mac));
+    }
+    for member in &members {
+        assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Wait);
+        sweep.answered(*member, Some(&answer(Status::Ok)), &rig.view());
+    }
+    let Step::Forget(op) = sweep.next(&rig.view(), &SECRET) else { panic!() };
+    let forgot = rig.apply_own(op);
+    sweep.proposed(Some(&forgot));
+    assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Rest);
+    assert!(rig.table.freed_chunks(i64::MAX, (0, ChunkId(0)), 9).is_empty());
+}
+
+#[test]
+fn a_chunk_is_not_forgotten_while_one_member_refuses_or_is_silent() {
+    for last in [None, Some(answer(Status::Busy)), Some(answer(Status::Forbidden))] {
+        let (mut sweep, mut rig) = (Sweep::default(), rig());
+        sweep.follow(1);
+        sweep.next(&rig.view(), &SECRET);
+        rig.now_ms = u64::from(FREED_CHUNK_DELAY_MS);
+        let Step::Delete(requests) = sweep.next(&rig.view(), &SECRET) else { panic!() };
+        for (index, (member, _)) in requests.iter().enumerate() {
+            let said = if index == 1 { last.clone() } else { Some(answer(Status::Dropped)) };
+            sweep.answered(*member, said.as_ref(), &rig.view());
+        }
+        assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Rest);
+    }
+}
+
+#[test]
+fn a_round_ends_when_the_table_did_not_forget_and_a_later_one_deletes_again() {
+    let (mut sweep, mut rig) = (Sweep::default(), rig());
+    sweep.follow(1);
+    sweep.next(&rig.view(), &SECRET);
+    rig.now_ms = u64::from(FREED_CHUNK_DELAY_MS);
+    let Step::Delete(requests) = sweep.next(&rig.view(), &SECRET) else { panic!() };
+    requests.iter().for_each(|(member, _)| sweep.answered(*member, Some(&answer(Status::Ok)), &rig.view()));
+    assert!(matches!(sweep.next(&rig.view(), &SECRET), Step::Forget(_)));
+    sweep.proposed(None);
+    assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Rest);
+    assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Rest, "the end of the list");
+    assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Delete(requests));
+}
+
+#[test]
+fn an_answer_that_nobody_waits_for_any_more_confirms_nothing() {
+    let (mut sweep, mut rig) = (Sweep::default(), rig());
+    sweep.follow(1);
+    sweep.next(&rig.view(), &SECRET);
+    rig.now_ms = u64::from(FREED_CHUNK_DELAY_MS);
+    let Step::Delete(requests) = sweep.next(&rig.view(), &SECRET) else { panic!() };
+    sweep.follow(2);
+    requests.iter().for_each(|(member, _)| sweep.answered(*member, Some(&answer(Status::Ok)), &rig.view()));
+    assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Rest);
+    rig.now_ms *= 2;
+    assert!(matches!(sweep.next(&rig.view(), &SECRET), Step::Delete(_)));
 }

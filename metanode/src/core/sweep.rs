@@ -1,0 +1,258 @@
+//! Deletes the shards of freed chunks, and has the table forget the chunks once every member confirmed. Pulled, as the upkeep
+//! is; the disks of one step are asked all at once and answer one by one.
+//!
+//! A chunk is deleted [`FREED_CHUNK_DELAY_MS`] after it was freed, by this leader's monotonic clock (R5): a reader that
+//! got its location before has had its deadline. Deleting twice is harmless, so a new leader simply starts over.
+
+use super::view::View;
+use crate::table::{FreedChunk, Table};
+use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
+use holdfast_common::proof::{Claim, ClusterSecret};
+use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
+use holdfast_proto::data::{DeleteShardsRequest, DeleteShardsResponse, Proof, Status};
+use holdfast_proto::meta::mutation::Op;
+use holdfast_proto::meta::{ForgetChunks, MutateResponse};
+use std::collections::{BTreeMap, VecDeque};
+
+/// How often a leader looks for freed chunks.
+pub(crate) const ROUND_INTERVAL_MS: u64 = 1_000;
+/// Chunks of one batch: of one request to a disk, and of one entry.
+const BATCH_CHUNKS_MAX: usize = 1024;
+/// Batches of one round: a million chunks would otherwise keep it from noticing that it leads no more.
+const BATCHES_PER_ROUND_MAX: usize = 64;
+/// First and longest pause after a disk did not confirm.
+const BACKOFF_MS_MIN: u64 = 1_000;
+const BACKOFF_MS_MAX: u64 = 60_000;
+/// Chunks whose partial progress is remembered; others start over when their turn comes again.
+const PROGRESS_CHUNKS_MAX: usize = 64 << 10;
+
+/// A disk and the node it is in.
+pub(crate) type Member = (NodeId, DiskId);
+
+/// What the caller does next.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    /// Send these requests, all at once, and tell [`Sweep::answered`] of each.
+    Delete(Vec<(Member, DeleteShardsRequest)>),
+    /// Propose an entry and tell [`Sweep::proposed`].
+    Forget(Op),
+    /// Nothing until an answer comes.
+    Wait,
+    /// Nothing until the next round.
+    Rest,
+}
+
+/// Where a round is.
+#[derive(Debug, Default)]
+struct Round {
+    /// Up to which time of the table chunks may be deleted.
+    until_ns: i64,
+    batches: usize,
+}
+
+/// What to delete where.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Batch {
+    incarnation: Incarnation,
+    by_disk: BTreeMap<Member, Vec<ChunkId>>,
+}
+
+/// How far the deletions have come, in one term.
+#[derive(Debug, Default)]
+pub(crate) struct Sweep {
+    term: u64,
+    round: Option<Round>,
+    /// Requests that were not answered yet.
+    asked: BTreeMap<Member, Vec<ChunkId>>,
+    /// The table's time at moments of this leader's clock, oldest first.
+    marks: VecDeque<(u64, i64)>,
+    cursor: (i64, ChunkId),
+    /// Members that did not confirm yet, of chunks under way.
+    missing: BTreeMap<ChunkId, Vec<DiskId>>,
+    done: Vec<u64>,
+    backoff: BTreeMap<DiskId, Backoff>,
+}
+
+impl Batch {
+    fn requests(&self, volume: VolumeId, secret: &ClusterSecret) -> Vec<(Member, DeleteShardsRequest)> {
+        let request = |(member, chunks): (&Member, &Vec<ChunkId>)| {
+            let mac = secret.prove(volume, self.incarnation, Claim::DeleteChunks(chunks));
+            let request = DeleteShardsRequest {
+                disk: member.1.0,
+                volume: volume.0,
+                incarnation: self.incarnation.0,
+                chunks: chunks.iter().map(|chunk| chunk.0).collect(),
+                proof: Some(Proof { issuer: format!("table of volume {volume}"), mac: mac.to_vec().into() }),
+            };
+            (*member, request)
+        };
+        self.by_disk.iter().map(request).collect()
+    }
+}
+
+#[derive(Debug)]
+struct Backoff {
+    until_ms: u64,
+    pause_ms: u64,
+}
+
+impl Sweep {
+    /// In a new term all starts over. To be called before each round.
+    pub(crate) fn follow(&mut self, term: u64) {
+        if term != self.term {
+            *self = Self { term, ..Self::default() };
+        }
+    }
+
+    /// The next step of this round, or of a new one.
+    pub(crate) fn next(&mut self, view: &impl View, secret: &ClusterSecret) -> Step {
+        if !self.asked.is_empty() {
+            return Step::Wait;
+        }
+        loop {
+            let done = self.take_done();
+            if !done.is_empty() {
+                return Step::Forget(Op::ForgetChunks(ForgetChunks { chunks: done }));
+            }
+            let until_ns = self.go_on(view);
+            let batch =
+                until_ns.and_then(|until_ns| view.table(|table| self.next_batch(table, until_ns, view.now_ms())));
+            let Some(batch) = batch else {
+                self.round = None;
+                return Step::Rest;
+            };
+            if !batch.by_disk.is_empty() {
+                let requests = batch.requests(view.volume(), secret);
+                self.asked = batch.by_disk;
+                return Step::Delete(requests);
+            }
+        }
+    }
+
+    /// Up to which time chunks may be deleted now; `None` at the end of the round.
+    fn go_on(&mut self, view: &impl View) -> Option<i64> {
+        if self.round.is_none() {
+            let last_time_ns = view.table(Table::last_time_ns);
+            let until_ns = self.mark(view.now_ms(), last_time_ns)?;
+            self.round = Some(Round { until_ns, batches: 0 });
+        }
+        let round = self.round.as_mut().filter(|round| round.batches < BATCHES_PER_ROUND_MAX)?;
+        round.batches += 1;
+        Some(round.until_ns)
+    }
+
+    /// A disk answered, or cannot be reached.
+    pub(crate) fn answered(&mut self, member: Member, answer: Option<&DeleteShardsResponse>, view: &impl View) {
+        let Some(chunks) = self.asked.remove(&member) else { return };
+        let confirmed = answer.is_some_and(|answer| confirms(answer.status));
+        if let Some(answer) = answer.filter(|_| !confirmed) {
+            let (volume, disk, detail) = (view.volume(), member.1, &answer.detail);
+            tracing::warn!(%volume, %disk, status = ?answer.status(), detail, "not deleted");
+        }
+        self.note(member.1, &chunks, confirmed, view.now_ms());
+    }
+
+    /// The answer to the entry of the last step; without one the round is over.
+    pub(crate) fn proposed(&mut self, answer: Option<&MutateResponse>) {
+        if answer.is_none() {
+            self.round = Some(Round { until_ns: 0, batches: BATCHES_PER_ROUND_MAX });
+        }
+    }
+
+    /// Notes the table's time and answers up to which time of the table chunks may be deleted now.
+    fn mark(&mut self, now_ms: u64, table_time_ns: i64) -> Option<i64> {
+        self.marks.push_back((now_ms, table_time_ns));
+        let ripe = |mark: &(u64, i64)| now_ms.saturating_sub(mark.0) >= u64::from(FREED_CHUNK_DELAY_MS);
+        // The youngest ripe mark stays: it says what may be deleted until a younger one is ripe.
+        while self.marks.get(1).is_some_and(ripe) {
+            self.marks.pop_front();
+        }
+        self.marks.front().copied().filter(ripe).map(|(_, time_ns)| time_ns)
+    }
+
+    /// The next chunks to delete; `None` at the end of the list, from where the next round starts over.
+    fn next_batch(&mut self, table: &Table, until_ns: i64, now_ms: u64) -> Option<Batch> {
+        let freed = table.freed_chunks(until_ns, self.cursor, BATCH_CHUNKS_MAX);
+        let Some(last) = freed.last() else {
+            self.cursor = (0, ChunkId(0));
+            return None;
+        };
+        self.cursor = (last.freed_ns, ChunkId(last.record.chunk));
+        let mut batch = Batch { incarnation: table.configuration()?.incarnation, ..Batch::default() };
+        for chunk in &freed {
+            self.plan(table, chunk, &mut batch, now_ms);
+        }
+        Some(batch)
+    }
+
+    fn plan(&mut self, table: &Table, freed: &FreedChunk, batch: &mut Batch, now_ms: u64) {
+        let chunk = ChunkId(freed.record.chunk);
+        let Some(group) = table.group(GroupId(freed.record.group)) else { return };
+        let slots = freed.record.slots.iter().filter_map(|slot| group.slots.get(usize::from(*slot)));
+        // The shard of a vacated slot went with its disk; should that come back, collection finds it (D10).
+        let members: Vec<_> = slots.filter(|slot| slot.disk != 0).collect();
+        if !self.missing.contains_key(&chunk) {
+            if self.missing.len() >= PROGRESS_CHUNKS_MAX {
+                self.missing.pop_first();
+            }
+            self.missing.insert(chunk, members.iter().map(|member| DiskId(member.disk)).collect());
+        }
+        let Some(missing) = self.missing.get_mut(&chunk) else { return };
+        missing.retain(|disk| members.iter().any(|member| member.disk == disk.0));
+        if missing.is_empty() {
+            self.missing.remove(&chunk);
+            self.done.push(chunk.0);
+            return;
+        }
+        for member in members.iter().filter(|member| missing.contains(&DiskId(member.disk))) {
+            let paused = self.backoff.get(&DiskId(member.disk)).is_some_and(|backoff| backoff.until_ms > now_ms);
+            if !paused {
+                batch.by_disk.entry((NodeId(member.node), DiskId(member.disk))).or_default().push(chunk);
+            }
+        }
+    }
+
+    fn note(&mut self, disk: DiskId, chunks: &[ChunkId], confirmed: bool, now_ms: u64) {
+        if !confirmed {
+            let pause_ms = self.backoff.get(&disk).map_or(BACKOFF_MS_MIN, |b| (b.pause_ms * 2).min(BACKOFF_MS_MAX));
+            self.backoff.insert(disk, Backoff { until_ms: now_ms + pause_ms, pause_ms });
+            return;
+        }
+        self.backoff.remove(&disk);
+        for chunk in chunks {
+            let Some(missing) = self.missing.get_mut(chunk) else { continue };
+            missing.retain(|other| other != &disk);
+            if missing.is_empty() {
+                self.missing.remove(chunk);
+                self.done.push(chunk.0);
+            }
+        }
+    }
+
+    fn take_done(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.done)
+    }
+}
+
+/// Whether this answer says that the shards are gone. The number of a status that this version does not know, which the
+/// generated accessor takes for OK, confirms nothing.
+fn confirms(status: i32) -> bool {
+    let Ok(status) = Status::try_from(status) else { return false };
+    match status {
+        // A deleted volume has no shards left to delete.
+        Status::Ok | Status::Dropped => true,
+        Status::NotFound
+        | Status::Corrupt
+        | Status::Conflict
+        | Status::NoSpace
+        | Status::BelowFloor
+        | Status::WrongDisk
+        | Status::DiskFailed
+        | Status::Invalid
+        | Status::Forbidden
+        | Status::Busy => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,9 +8,10 @@ pub(crate) mod known;
 pub(crate) mod mutating;
 pub(crate) mod reading;
 pub(crate) mod reporting;
+pub(crate) mod starts;
 pub(crate) mod sweep;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub(crate) mod upkeep;
 pub(crate) mod view;
 

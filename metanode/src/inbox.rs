@@ -1,5 +1,6 @@
 //! Raft's way in: batches split again, snapshots put together from their pieces, old starts of nodes refused (R28).
 
+use crate::core::starts::Starts;
 use crate::machine::TableMachine;
 use crate::outbox::PIECE_BYTES;
 use bytes::Bytes;
@@ -20,8 +21,7 @@ const TRANSFERS_MAX: usize = 16;
 /// What came from other metanodes and is not yet whole.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    /// The highest generation heard of each node.
-    generations: Mutex<BTreeMap<NodeId, u64>>,
+    starts: Mutex<Starts>,
     transfers: Mutex<Transfers>,
 }
 
@@ -68,12 +68,8 @@ impl Inbox {
         node.deliver(from, messages);
     }
 
-    /// Whether no later start of the node was heard of.
     fn is_current(&self, from: NodeId, generation: u64) -> bool {
-        let mut generations = self.generations.lock();
-        let highest = generations.entry(from).or_default();
-        *highest = generation.max(*highest);
-        *highest == generation
+        self.starts.lock().is_current(from, generation)
     }
 
     /// Takes a piece of a snapshot; with the last one the snapshot goes to the node. Blocks on the disk.

@@ -2,7 +2,7 @@
 //!
 //! [`table`] and `core` decide and do no I/O. Around them: `machine` puts the table into a consensus group, `outbox` and
 //! `inbox` carry Raft over transport, `service` answers clients, `upkeep` and `sweep` do a leader's work, `heartbeat` talks
-//! to the volume manager, `server` starts and stops it all.
+//! to the volume manager, `server` starts and stops it all. `stepped` is a metanode without any of that, for simulations.
 
 mod core;
 mod heartbeat;
@@ -11,10 +11,14 @@ mod inbox;
 mod machine;
 mod neighbours;
 mod outbox;
+mod sabotage;
 mod server;
 mod service;
+mod stepped;
 mod sweep;
 pub mod table;
 mod upkeep;
 
+pub use sabotage::Sabotage;
 pub use server::{Metanode, MetanodeConfig, StartError, cluster_of, format, start};
+pub use stepped::{Event, MetanodeOptions, Now, Output, SteppedMetanode};

@@ -1,5 +1,6 @@
 //! The table as consensus drives it: commands and snapshots as bytes.
 
+use crate::sabotage::Sabotage;
 use crate::table::{FrozenTable, Table};
 use bytes::Bytes;
 use holdfast_consensus::{Broken, Snapshot, StateMachine};
@@ -11,9 +12,17 @@ use std::io::{self, Read, Write};
 #[derive(Debug, Default)]
 pub(crate) struct TableMachine {
     table: Table,
+    sabotage: Sabotage,
 }
 
 impl TableMachine {
+    /// An empty one that breaks a rule.
+    pub(crate) fn sabotaged(sabotage: Sabotage) -> Self {
+        let mut table = Table::new();
+        table.break_rule(sabotage);
+        Self { table, sabotage }
+    }
+
     pub(crate) fn table(&self) -> &Table {
         &self.table
     }
@@ -39,6 +48,7 @@ impl StateMachine for TableMachine {
 
     fn restore(&mut self, from: &mut dyn Read) -> Result<(), Broken> {
         self.table = Table::restore(from).map_err(|error| Broken(error.to_string()))?;
+        self.table.break_rule(self.sabotage);
         Ok(())
     }
 

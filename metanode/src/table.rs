@@ -31,6 +31,7 @@ pub use level::FEATURE_LEVEL;
 pub use read::{DirectoryPage, FreedChunk, GroupsPage};
 pub use snapshot::{FrozenTable, RestoreError};
 
+use crate::sabotage::Sabotage;
 use bytes::Bytes;
 use dead::PiecesMax;
 use extents::Runs;
@@ -117,7 +118,20 @@ pub struct Table {
     /// (last change, group): what a client has not seen yet is a range.
     group_changes: Tree<(u64, GroupId), ()>,
     pieces_max: PiecesMax,
+    broken_rule: BrokenRule,
 }
+
+/// Of the process, not of the contents.
+#[derive(Clone, Copy, Debug, Default)]
+struct BrokenRule(Sabotage);
+
+impl PartialEq for BrokenRule {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for BrokenRule {}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Counters {
@@ -170,6 +184,15 @@ impl Table {
         Self::default()
     }
 
+    /// Breaks a rule from now on, in this replica: neither its contents nor its snapshots know of it.
+    pub(crate) fn break_rule(&mut self, rule: Sabotage) {
+        self.broken_rule = BrokenRule(rule);
+    }
+
+    fn breaks(&self, rule: Sabotage) -> bool {
+        self.broken_rule.0 == rule
+    }
+
     /// Applies one command of the log.
     ///
     /// # Errors
@@ -200,7 +223,8 @@ impl Table {
             return broken("a command that this version does not know");
         };
         // Saturating: a clock at the end of time must not stop the table.
-        let now_ns = command.time_ns.max(self.counters.last_time_ns.saturating_add(1));
+        let rising_ns = command.time_ns.max(self.counters.last_time_ns.saturating_add(1));
+        let now_ns = if self.breaks(Sabotage::TimeGoesBack) { command.time_ns } else { rising_ns };
         if self.configuration.is_none() && !matches!(op, Op::Configure(_)) {
             return Ok(Answer::Fresh(refusal(Code::Unavailable)));
         }

@@ -4,6 +4,7 @@
 //! Nothing of it is replicated. A new leader knows nobody's open files until every session has attached in its term
 //! with its whole list; until then it reaps no orphan (docs/decisions/0003-open-files-are-soft-state.md).
 
+use crate::sabotage::Sabotage;
 use holdfast_common::limits::SESSION_LEASE_MS;
 use holdfast_common::{InodeId, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,14 +43,19 @@ pub(crate) struct Attendance {
     seen: BTreeMap<InodeId, u64>,
     /// Orphans whose reaping is proposed: nobody may open them any more.
     reaping: BTreeSet<InodeId>,
+    sabotage: Sabotage,
 }
 
 impl Attendance {
+    pub(crate) fn sabotaged(sabotage: Sabotage) -> Self {
+        Self { sabotage, ..Self::default() }
+    }
+
     /// Follows the table's sessions, ascending; in a new term all must attach again.
     pub(crate) fn follow(&mut self, term: u64, sessions: &[SessionId], now_ms: u64) {
         if term > self.term {
             let creates = std::mem::take(&mut self.creates);
-            *self = Self { term, creates, next_create: self.next_create, ..Self::default() };
+            *self = Self { term, creates, next_create: self.next_create, ..Self::sabotaged(self.sabotage) };
         }
         sessions.iter().for_each(|session| self.meet(*session, now_ms));
         let gone: Vec<SessionId> =
@@ -149,19 +155,25 @@ impl Attendance {
         if gap > LOOK_GAP_MS_MAX {
             self.sessions.values_mut().for_each(|attendee| attendee.renewed_ms += gap);
         }
-        let silent = |attendee: &Attendee| now_ms.saturating_sub(attendee.renewed_ms) > SILENCE_MS_MAX;
+        let early = self.sabotage == Sabotage::SessionsExpiredEarly;
+        let silence_ms_max = if early { SILENCE_MS_MAX / 4 } else { SILENCE_MS_MAX };
+        let silent = |attendee: &Attendee| now_ms.saturating_sub(attendee.renewed_ms) > silence_ms_max;
         self.sessions.iter().filter(|(_, attendee)| silent(attendee)).map(|(id, _)| id.0).collect()
     }
 
     /// Which of these orphans may be reaped now; they count as going from here on, until [`Self::reaped`].
     pub(crate) fn choose_orphans(&mut self, orphans: &[InodeId]) -> Vec<u64> {
-        let oldest_create = self.creates.first().copied().unwrap_or(u64::MAX);
-        let all_attached = self.sessions.values().all(|attendee| attendee.attached);
+        let broken = |rule| self.sabotage == rule;
+        let oldest_create = self.creates.first().copied().filter(|_| !broken(Sabotage::ReapedUnderCreates));
+        let oldest_create = oldest_create.unwrap_or(u64::MAX);
+        let attached = |attendee: &Attendee| attendee.attached || broken(Sabotage::ReapedBeforeAttached);
+        let all_attached = self.sessions.values().all(attached);
         let mut chosen = Vec::new();
         for inode in orphans {
             let next_create = self.next_create + 1;
             let first_later = *self.seen.entry(*inode).or_insert(next_create);
-            if all_attached && oldest_create >= first_later && !self.open_counts.contains_key(inode) {
+            let is_open = self.open_counts.contains_key(inode) && self.sabotage != Sabotage::OpenFilesReaped;
+            if all_attached && oldest_create >= first_later && !is_open {
                 self.seen.remove(inode);
                 self.reaping.insert(*inode);
                 chosen.push(inode.0);
@@ -300,5 +312,36 @@ mod tests {
             assert!(attendance.silent(now_ms).is_empty(), "{now_ms}");
         }
         assert_eq!(attendance.silent(132_501), [A.0, B.0]);
+    }
+
+    /// Each rule that a simulation may break is broken by it.
+    #[test]
+    fn a_sabotaged_leader_reaps_and_expires_what_others_keep() {
+        let led = |sabotage| {
+            let mut attendance = Attendance::sabotaged(sabotage);
+            attendance.follow(3, &[], 0);
+            attendance.enter(A, 0);
+            attendance
+        };
+        let open = |sabotage| {
+            let mut attendance = led(sabotage);
+            attendance.open(A, FILE, 0);
+            attendance.choose_orphans(&[FILE])
+        };
+        assert_eq!((open(Sabotage::None), open(Sabotage::OpenFilesReaped)), (vec![], vec![FILE.0]));
+        let unattached = |sabotage| {
+            let mut attendance = led(sabotage);
+            attendance.follow(4, &[A], 0);
+            attendance.choose_orphans(&[FILE])
+        };
+        assert_eq!((unattached(Sabotage::None), unattached(Sabotage::ReapedBeforeAttached)), (vec![], vec![FILE.0]));
+        let created = |sabotage| {
+            let mut attendance = led(sabotage);
+            attendance.begin_create();
+            attendance.choose_orphans(&[FILE])
+        };
+        assert_eq!((created(Sabotage::None), created(Sabotage::ReapedUnderCreates)), (vec![], vec![FILE.0]));
+        let silent = |sabotage| led(sabotage).silent(u64::from(SESSION_LEASE_MS) / 2);
+        assert_eq!((silent(Sabotage::None), silent(Sabotage::SessionsExpiredEarly)), (vec![], vec![A.0]));
     }
 }

@@ -5,6 +5,7 @@
 //! got its location before has had its deadline. Deleting twice is harmless, so a new leader simply starts over.
 
 use super::view::View;
+use crate::sabotage::Sabotage;
 use crate::table::{FreedChunk, Table};
 use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
 use holdfast_common::proof::{Claim, ClusterSecret};
@@ -71,6 +72,7 @@ pub(crate) struct Sweep {
     missing: BTreeMap<ChunkId, Vec<DiskId>>,
     done: Vec<u64>,
     backoff: BTreeMap<DiskId, Backoff>,
+    sabotage: Sabotage,
 }
 
 impl Batch {
@@ -97,10 +99,14 @@ struct Backoff {
 }
 
 impl Sweep {
+    pub(crate) fn sabotaged(sabotage: Sabotage) -> Self {
+        Self { sabotage, ..Self::default() }
+    }
+
     /// In a new term all starts over. To be called before each round.
     pub(crate) fn follow(&mut self, term: u64) {
         if term != self.term {
-            *self = Self { term, ..Self::default() };
+            *self = Self { term, ..Self::sabotaged(self.sabotage) };
         }
     }
 
@@ -144,7 +150,8 @@ impl Sweep {
     /// A disk answered, or cannot be reached.
     pub(crate) fn answered(&mut self, member: Member, answer: Option<&DeleteShardsResponse>, view: &impl View) {
         let Some(chunks) = self.asked.remove(&member) else { return };
-        let confirmed = answer.is_some_and(|answer| confirms(answer.status));
+        let confirmed =
+            answer.is_some_and(|answer| confirms(answer.status)) || self.sabotage == Sabotage::SilenceConfirms;
         if let Some(answer) = answer.filter(|_| !confirmed) {
             let (volume, disk, detail) = (view.volume(), member.1, &answer.detail);
             tracing::warn!(%volume, %disk, status = ?answer.status(), detail, "not deleted");
@@ -162,7 +169,9 @@ impl Sweep {
     /// Notes the table's time and answers up to which time of the table chunks may be deleted now.
     fn mark(&mut self, now_ms: u64, table_time_ns: i64) -> Option<i64> {
         self.marks.push_back((now_ms, table_time_ns));
-        let ripe = |mark: &(u64, i64)| now_ms.saturating_sub(mark.0) >= u64::from(FREED_CHUNK_DELAY_MS);
+        let at_once = self.sabotage == Sabotage::FreedChunksDeletedAtOnce;
+        let delay_ms = if at_once { 0 } else { u64::from(FREED_CHUNK_DELAY_MS) };
+        let ripe = |mark: &(u64, i64)| now_ms.saturating_sub(mark.0) >= delay_ms;
         // The youngest ripe mark stays: it says what may be deleted until a younger one is ripe.
         while self.marks.get(1).is_some_and(ripe) {
             self.marks.pop_front();
@@ -222,7 +231,7 @@ impl Sweep {
         for chunk in chunks {
             let Some(missing) = self.missing.get_mut(chunk) else { continue };
             missing.retain(|other| other != &disk);
-            if missing.is_empty() {
+            if missing.is_empty() || self.sabotage == Sabotage::UnconfirmedChunksForgotten {
                 self.missing.remove(chunk);
                 self.done.push(chunk.0);
             }

@@ -39,7 +39,6 @@ pub(crate) trait View {
 }
 
 /// The view of whoever has everything at hand.
-#[cfg(test)]
 pub(crate) struct Borrowed<'a> {
     pub(crate) volume: VolumeId,
     pub(crate) term: u64,
@@ -50,7 +49,6 @@ pub(crate) struct Borrowed<'a> {
     pub(crate) attendance: &'a mut Attendance,
 }
 
-#[cfg(test)]
 impl View for Borrowed<'_> {
     fn volume(&self) -> VolumeId {
         self.volume

@@ -6,6 +6,7 @@
 use super::extents::PAGE;
 use super::records::{Chunk, Group, Run};
 use super::{Broken, Fault, Outcome, Table};
+use crate::sabotage::Sabotage;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES, SHARDS_MAX};
 use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
 use holdfast_erasure::Geometry;
@@ -65,14 +66,15 @@ impl Table {
         let Some(chunk) = self.well_formed(record, group) else {
             return Ok(Err(Code::Invalid));
         };
-        if record.chunk < self.counters.floor {
+        if record.chunk < self.counters.floor && !self.breaks(Sabotage::CommitsBelowFloorTaken) {
             return Ok(Err(Code::RewriteChunk));
         }
         let id = ChunkId(record.chunk);
         if let Some(known) = self.chunks.get(&id) {
             // R1: the same attempt may be named by several commits while it lives; anything else is another chunk
             // under a burnt id. What was freed may be half deleted.
-            let same = known.live_bytes > 0 && known.record(id) == *record;
+            let is_live = known.live_bytes > 0 || self.breaks(Sabotage::FreedChunksTakenAgain);
+            let same = is_live && known.record(id) == *record;
             return Ok(if same { Ok(record.length_bytes) } else { Err(Code::RewriteChunk) });
         }
         if !self.session(session)?.owns_chunk(record.chunk) {
@@ -141,6 +143,7 @@ impl Table {
                     .slots
                     .get(usize::from(slot))
                     .is_some_and(|slot| slot.disk.0 != 0 && slot.since_epoch <= chunk.epoch)
+                    || self.breaks(Sabotage::VacatedSlotsTaken)
             })
         })
     }
@@ -158,7 +161,8 @@ impl Table {
         if inode.kind != Kind::File {
             return Err(Code::Invalid.into());
         }
-        if inode.truncate_generation != file.truncate_generation {
+        let is_former = inode.truncate_generation != file.truncate_generation;
+        if is_former && !self.breaks(Sabotage::TruncatedCommitsTaken) {
             return Err(Code::Truncated.into());
         }
         let size_bytes = inode.size_bytes.max(file.size_at_least);

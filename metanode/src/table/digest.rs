@@ -276,6 +276,7 @@ impl Table {
             groups,
             group_changes,
             pieces_max: _,
+            broken_rule: _,
         } = self;
         let mut to = Hasher::new();
         configuration.feed(&mut to);

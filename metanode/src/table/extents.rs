@@ -7,6 +7,7 @@
 use super::records::Run;
 use super::tree::Tree;
 use super::{Broken, Outcome, Table, broken};
+use crate::sabotage::Sabotage;
 use holdfast_common::limits::PAGE_BYTES;
 use holdfast_common::{ChunkId, InodeId};
 use holdfast_proto::meta::{MutateResponse, ReapOrphans};
@@ -148,6 +149,9 @@ impl Table {
     }
 
     fn release(&mut self, id: ChunkId, bytes: u64, emptied: &mut Vec<ChunkId>) -> Result<(), Broken> {
+        if self.breaks(Sabotage::SharedChunksFreed) {
+            emptied.push(id);
+        }
         let Some(mut chunk) = self.chunks.get_mut(&id) else {
             return broken(format!("chunk {id} is not there"));
         };
@@ -165,11 +169,12 @@ impl Table {
     /// Puts those of the chunks that are without live bytes on the freed list. Last step of an operation: a chunk that
     /// one file of a commit lets go may be named again by the next.
     pub(super) fn free_emptied(&mut self, emptied: &[ChunkId], now_ns: i64) -> Result<(), Broken> {
+        let shared_too = self.breaks(Sabotage::SharedChunksFreed);
         for id in emptied {
             let Some(mut chunk) = self.chunks.get_mut(id) else {
                 return broken(format!("chunk {id} is not there"));
             };
-            if chunk.live_bytes == 0 && chunk.freed_ns == 0 {
+            if (chunk.live_bytes == 0 || shared_too) && chunk.freed_ns == 0 {
                 chunk.freed_ns = now_ns;
                 self.freed.insert((now_ns, *id), ());
             }

@@ -3,6 +3,7 @@
 use super::records::Session;
 use super::tree::{Changing, Tree};
 use super::{Answer, Broken, Outcome, Table, broken, refusal};
+use crate::sabotage::Sabotage;
 use bytes::Bytes;
 use holdfast_common::SessionId;
 use holdfast_common::limits::{PAGE_BYTES, SESSION_IN_FLIGHT_MAX, SESSION_LEASE_MS};
@@ -27,6 +28,7 @@ impl Table {
     pub(super) fn exactly_once(&mut self, command: &TableCommand, op: &Op, now_ns: i64) -> Result<Answer, Broken> {
         let id = SessionId(command.session);
         let sequence = command.sequence;
+        let forgets = self.breaks(Sabotage::RepliesForgotten);
         let Some(mut session) = self.sessions.get_mut(&id) else {
             return Ok(Answer::Fresh(refusal(Code::SessionExpired)));
         };
@@ -37,7 +39,7 @@ impl Table {
             return Ok(Answer::Fresh(refusal(Code::SequenceStale)));
         }
         session.acknowledge(command.acknowledged_below.min(sequence));
-        if let Some(reply) = session.replies.get(&sequence) {
+        if let Some(reply) = session.replies.get(&sequence).filter(|_| !forgets) {
             return Ok(Answer::Remembered(reply.clone()));
         }
         // The oldest unanswered request is never refused: while it waits the floor cannot rise, and nothing would ever make
@@ -130,7 +132,9 @@ impl Table {
         let first = self.counters.next_chunk;
         let end = first + u64::from(op.count);
         self.session_mut(session)?.add_chunk_range(first..end);
-        self.counters.next_chunk = end;
+        if !self.breaks(Sabotage::ChunkIdsGivenTwice) {
+            self.counters.next_chunk = end;
+        }
         Ok(MutateResponse { first_chunk: first, ..MutateResponse::default() })
     }
 
@@ -151,7 +155,7 @@ impl Table {
     pub(super) fn fits_quota(&self, reserved_bytes: u64, more_pages: u64) -> bool {
         let quota = self.configuration.as_ref().map_or(0, |configuration| configuration.quota_bytes);
         let mapped = self.counters.mapped_pages.saturating_add(more_pages).saturating_mul(PAGE_BYTES.into());
-        quota == 0 || mapped.saturating_add(reserved_bytes) <= quota
+        quota == 0 || self.breaks(Sabotage::QuotaIgnored) || mapped.saturating_add(reserved_bytes) <= quota
     }
 
     pub(super) fn session(&self, session: SessionId) -> Result<&Session, Broken> {

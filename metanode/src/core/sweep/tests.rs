@@ -206,3 +206,28 @@ fn an_answer_that_nobody_waits_for_any_more_confirms_nothing() {
     rig.now_ms *= 2;
     assert!(matches!(sweep.next(&rig.view(), &SECRET), Step::Delete(_)));
 }
+
+/// Each rule that a simulation may break is broken by it.
+#[test]
+fn a_sabotaged_sweep_deletes_at_once_and_forgets_what_was_not_confirmed() {
+    let sweep = |sabotage| {
+        let mut sweep = Sweep::sabotaged(sabotage);
+        sweep.follow(1);
+        sweep
+    };
+    let at_once = |sabotage| sweep(sabotage).next(&rig().view(), &SECRET) != Step::Rest;
+    assert_eq!((at_once(Sabotage::None), at_once(Sabotage::FreedChunksDeletedAtOnce)), (false, true));
+    // One member confirms, then none answers.
+    let forgets = |sabotage, confirming| {
+        let (mut sweep, mut rig) = (sweep(sabotage), rig());
+        sweep.next(&rig.view(), &SECRET);
+        rig.now_ms = u64::from(FREED_CHUNK_DELAY_MS);
+        let Step::Delete(requests) = sweep.next(&rig.view(), &SECRET) else { panic!() };
+        for (index, (member, _)) in requests.iter().enumerate() {
+            sweep.answered(*member, (index < confirming).then_some(&answer(Status::Ok)), &rig.view());
+        }
+        matches!(sweep.next(&rig.view(), &SECRET), Step::Forget(_))
+    };
+    assert_eq!((forgets(Sabotage::None, 1), forgets(Sabotage::UnconfirmedChunksForgotten, 1)), (false, true));
+    assert_eq!((forgets(Sabotage::None, 0), forgets(Sabotage::SilenceConfirms, 0)), (false, true));
+}

@@ -1,0 +1,445 @@
+//! A metanode without threads, sockets or clocks: a value that is handed events and times and says what it wants done. It
+//! shares every decision with [`crate::Metanode`]; for simulations of whole clusters.
+//!
+//! A process that dies is a value that is dropped. A caller hands events to [`SteppedMetanode::handle`] and calls
+//! [`SteppedMetanode::turn`] while there is work, and [`SteppedMetanode::synced`] when a disk would have synced. What the real
+//! one keeps in its file of neighbours is forgotten with the value: the next heartbeat says it again.
+
+use crate::core::known::Known;
+use crate::core::led_term;
+use crate::core::mutating;
+use crate::core::reading;
+use crate::core::reporting::{self, Reporter, Reporting};
+use crate::core::starts::Starts;
+use crate::machine::TableMachine;
+use crate::sabotage::Sabotage;
+use crate::table::{Table, refusal};
+use bytes::Bytes;
+use holdfast_common::proof::ClusterSecret;
+use holdfast_common::{ClusterId, NodeId, VolumeId};
+use holdfast_consensus::{
+    GroupMessage, GroupStatus, LogFailed, OpenError, ProposeError, ReadError, SteppedNode, SteppedOptions, Turn,
+};
+use holdfast_proto::control::{HeartbeatResponse, TableReport, VolumeDrop};
+use holdfast_proto::meta::{Code, MutateRequest, MutateResponse, ReadRequest};
+use holdfast_storage::Directory;
+use prost::Message;
+use seat::{Seat, Work};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+pub use types::{Event, MetanodeOptions, Now, Output};
+
+mod seat;
+#[cfg(test)]
+mod tests;
+mod types;
+
+/// What an answer of consensus is for.
+enum Waiting {
+    Mutate {
+        volume: VolumeId,
+        term: u64,
+        ticket: u64,
+        note: mutating::Note,
+    },
+    Read {
+        volume: VolumeId,
+        term: u64,
+        ticket: u64,
+        request: ReadRequest,
+    },
+    /// The leader's own work, of the term it was begun in.
+    Own {
+        volume: VolumeId,
+        term: u64,
+        work: Work,
+    },
+}
+
+/// A metanode, driven by whoever calls.
+pub struct SteppedMetanode {
+    options: MetanodeOptions,
+    node: SteppedNode<TableMachine>,
+    known: Known,
+    starts: Starts,
+    seats: BTreeMap<VolumeId, Seat>,
+    waiting: BTreeMap<u64, Waiting>,
+    /// Of consensus, of requests for groups and of deletions alike.
+    next_ticket: u64,
+    reporting: Reporting,
+    /// A heartbeat was not answered yet.
+    reported: bool,
+    report_due_ms: u64,
+    /// Replicas that are not durable yet.
+    creating: BTreeSet<VolumeId>,
+    /// Orders whose drop is not durable yet.
+    dropping: BTreeMap<VolumeId, VolumeDrop>,
+    refused: bool,
+    outputs: Vec<Output>,
+}
+
+impl SteppedMetanode {
+    /// Opens log and tables, as a start of the process does.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(
+        options: MetanodeOptions,
+        log: Arc<dyn Directory>,
+        snapshots: Arc<dyn Directory>,
+    ) -> Result<Self, OpenError> {
+        let sabotage = options.sabotage;
+        let consensus = SteppedOptions { node: options.node, ..options.consensus };
+        let node = SteppedNode::open(consensus, log, snapshots, move |_| TableMachine::sabotaged(sabotage))?;
+        let seats = node.groups().into_iter().map(|group| (VolumeId(group), Seat::new(sabotage))).collect();
+        Ok(Self {
+            options,
+            node,
+            known: Known::default(),
+            starts: Starts::sabotaged(sabotage),
+            seats,
+            waiting: BTreeMap::new(),
+            next_ticket: 0,
+            reporting: Reporting::default(),
+            reported: false,
+            report_due_ms: 0,
+            creating: BTreeSet::new(),
+            dropping: BTreeMap::new(),
+            refused: false,
+            outputs: Vec::new(),
+        })
+    }
+
+    /// Takes an event in. What follows from it comes with the next [`Self::turn`].
+    pub fn handle(&mut self, now: Now, event: Event) {
+        if self.refused {
+            return;
+        }
+        match event {
+            Event::Tick => self.node.tick(),
+            Event::Look => self.look(now),
+            Event::Mutate { ticket, request } => self.mutate(now, ticket, request),
+            Event::Read { ticket, request } => self.read(now, ticket, request),
+            Event::GiveUp { ticket } => self.give_up(now, ticket),
+            Event::Raft { from, generation, message } => {
+                if self.starts.is_current(from, generation) {
+                    self.node.deliver(from, message);
+                }
+            }
+            Event::Snapshot { from, generation, message, bytes } => self.snapshot(from, generation, message, &bytes),
+            Event::SnapshotReported { to, group, ok } => self.node.report_snapshot(group, to, ok),
+            Event::Heartbeat(response) => self.heard(now, response),
+            Event::Refused => self.refused = self.options.sabotage != Sabotage::RefusedServesOn,
+            Event::Groups { ticket, groups } => self.own(now, ticket, |work| work.groups(groups)),
+            Event::Deleted { ticket, answer } => self.own(now, ticket, |work| work.deleted(answer)),
+        }
+    }
+
+    /// Whether [`Self::turn`] would do or say anything.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.refused && (self.node.has_work() || !self.outputs.is_empty())
+    }
+
+    /// Whether [`Self::synced`] is due.
+    #[must_use]
+    pub fn is_syncing(&self) -> bool {
+        self.node.is_syncing()
+    }
+
+    /// Whether the log failed: the process would stop.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        self.node.is_failed()
+    }
+
+    /// A turn of consensus, and everything that follows from it.
+    ///
+    /// # Errors
+    /// The log failed: the process would stop.
+    pub fn turn(&mut self, now: Now) -> Result<Vec<Output>, LogFailed> {
+        if self.refused {
+            return Ok(Vec::new());
+        }
+        let turn = self.node.turn(now.boottime_ns)?;
+        Ok(self.follow(now, turn))
+    }
+
+    /// Syncs the log, and everything that follows from it.
+    ///
+    /// # Errors
+    /// The log failed: the process would stop.
+    pub fn synced(&mut self, now: Now) -> Result<Vec<Output>, LogFailed> {
+        if self.refused {
+            return Ok(Vec::new());
+        }
+        let turn = self.node.synced()?;
+        Ok(self.follow(now, turn))
+    }
+
+    /// Does one job that the threads of a node would do, as [`SteppedNode::write_snapshot`]. False if there is none.
+    pub fn write_snapshot(&mut self) -> bool {
+        self.node.write_snapshot()
+    }
+
+    /// Jobs that wait for [`Self::write_snapshot`].
+    #[must_use]
+    pub fn jobs(&self) -> usize {
+        self.node.jobs()
+    }
+
+    /// The tables of this node, as its replicas have them.
+    pub fn tables(&self) -> impl Iterator<Item = (VolumeId, &Table, GroupStatus)> {
+        self.seats.keys().filter_map(|volume| {
+            let status = self.node.status(volume.0)?;
+            Some((*volume, self.node.state(volume.0)?.table(), status))
+        })
+    }
+
+    fn look(&mut self, now: Now) {
+        let now_ms = now.now_ms();
+        for volume in self.seats.keys().copied().collect::<Vec<_>>() {
+            let Some(term) = self.node.status(volume.0).and_then(|status| led_term(&status).ok()) else { continue };
+            let Some(seat) = self.seats.get_mut(&volume) else { continue };
+            let due = seat.look(term, now_ms);
+            if due.upkeep {
+                let ticket = self.wait(Waiting::Own { volume, term, work: Work::Barrier });
+                self.node.read(now.boottime_ns, volume.0, ticket);
+            }
+            if due.sweep {
+                self.sweep(now, volume, term);
+            }
+        }
+        let due = self.reporting.is_urgent() || now_ms >= self.report_due_ms;
+        if due && !self.reported {
+            self.reported = true;
+            self.report_due_ms = now_ms + self.options.heartbeat_interval_ms;
+            let MetanodeOptions { cluster, node, generation, .. } = self.options;
+            let request = self.reporting.request(Reporter { cluster, node, generation }, self.reports());
+            self.outputs.push(Output::Report(request));
+        }
+    }
+
+    fn reports(&self) -> Vec<TableReport> {
+        let report = |(volume, table, status): (VolumeId, &Table, GroupStatus)| {
+            reporting::table_report(volume, &status, table, &self.known)
+        };
+        self.tables().map(report).collect()
+    }
+
+    fn mutate(&mut self, now: Now, ticket: u64, request: MutateRequest) {
+        let volume = VolumeId(request.volume);
+        match self.begin(now, ticket, request) {
+            Ok((command, waiting)) => {
+                let ticket = self.wait(waiting);
+                self.node.propose(volume.0, command, ticket);
+            }
+            Err(response) => self.outputs.push(Output::Mutated { ticket, response: *response }),
+        }
+    }
+
+    fn begin(
+        &mut self,
+        now: Now,
+        ticket: u64,
+        request: MutateRequest,
+    ) -> Result<(Bytes, Waiting), Box<MutateResponse>> {
+        let volume = VolumeId(request.volume);
+        let refuse = |code| Box::new(refusal(code));
+        let status = self.served(volume).ok_or_else(|| refuse(Code::NoSuchVolume))?;
+        let term = led_term(&status).map_err(|why| Box::new(mutating::not_led(&why, &self.known)))?;
+        let (mut view, _) = self.seated(now, volume, term).ok_or_else(|| refuse(Code::NoSuchVolume))?;
+        let (command, note) = mutating::begin(&mut view, request).map_err(refuse)?;
+        Ok((command, Waiting::Mutate { volume, term, ticket, note }))
+    }
+
+    fn read(&mut self, now: Now, ticket: u64, request: ReadRequest) {
+        let volume = VolumeId(request.volume);
+        let refused = match self.served(volume).map(|status| led_term(&status)) {
+            None => reading::refusal(Code::NoSuchVolume),
+            Some(Err(why)) => reading::not_led(&why, &self.known),
+            Some(Ok(term)) if self.options.sabotage == Sabotage::ReadsWithoutBarrier => {
+                return self.answer_read(now, (volume, term, ticket), &request, Ok(()));
+            }
+            Some(Ok(term)) => {
+                let ticket = self.wait(Waiting::Read { volume, term, ticket, request });
+                self.node.read(now.boottime_ns, volume.0, ticket);
+                return;
+            }
+        };
+        self.outputs.push(Output::Read { ticket, response: refused });
+    }
+
+    fn answer_read(
+        &mut self,
+        now: Now,
+        (volume, term, ticket): (VolumeId, u64, u64),
+        request: &ReadRequest,
+        barrier: Result<(), ReadError>,
+    ) {
+        let response = match self.seated(now, volume, term) {
+            Some((mut view, _)) => reading::answer(&mut view, request, barrier),
+            None => reading::refusal(Code::TableStopped),
+        };
+        self.outputs.push(Output::Read { ticket, response });
+    }
+
+    /// The client's deadline has passed: nobody waits for the answer, and what was proposed may happen all the same.
+    fn give_up(&mut self, now: Now, ticket: u64) {
+        let is_it = |waiting: &Waiting| match waiting {
+            Waiting::Mutate { ticket: its, .. } | Waiting::Read { ticket: its, .. } => *its == ticket,
+            Waiting::Own { .. } => false,
+        };
+        let found = self.waiting.iter().find(|(_, waiting)| is_it(waiting)).map(|(inner, _)| *inner);
+        let Some(waiting) = found.and_then(|inner| self.waiting.remove(&inner)) else { return };
+        if let Waiting::Mutate { volume, term, note, .. } = waiting
+            && let Some((mut view, _)) = self.seated(now, volume, term)
+        {
+            mutating::let_go(&mut view, &note);
+        }
+    }
+
+    fn snapshot(&mut self, from: NodeId, generation: u64, message: GroupMessage, bytes: &[u8]) {
+        let group = message.group;
+        let accepted = self.starts.is_current(from, generation) && self.served(VolumeId(group)).is_some();
+        if accepted {
+            self.node.deliver_snapshot(from, message, bytes);
+        }
+        self.outputs.push(Output::SnapshotTaken { from, group, accepted });
+    }
+
+    /// An answer of the volume manager, or none.
+    fn heard(&mut self, now: Now, response: Option<HeartbeatResponse>) {
+        self.reported = false;
+        let Some(response) = response else { return };
+        self.reporting.answered();
+        self.known.learn(&response, now.monotonic_ns);
+        for assignment in &response.tables {
+            let volume = VolumeId(assignment.volume);
+            let is_here = self.seats.contains_key(&volume);
+            let Some(voters) = reporting::to_create(assignment, self.options.node, is_here) else { continue };
+            match self.node.create_group(volume.0, &voters) {
+                Ok(()) if self.node.status(volume.0).is_none() => drop(self.creating.insert(volume)),
+                // It is being dropped.
+                Ok(()) => {}
+                Err(error) => tracing::error!(%volume, %error, "the table's replica was not created"),
+            }
+        }
+        response.drops.iter().for_each(|order| self.drop_table(order));
+    }
+
+    fn drop_table(&mut self, order: &VolumeDrop) {
+        let volume = VolumeId(order.volume);
+        let table = self.node.state(volume.0).map(TableMachine::table);
+        // The order comes again once what is under way is durable.
+        if self.creating.contains(&volume) || self.dropping.contains_key(&volume) {
+            return;
+        }
+        if !reporting::may_drop(order, &self.options.secret, table, &self.known) {
+            return;
+        }
+        self.seats.remove(&volume);
+        if self.node.status(volume.0).is_some() {
+            self.node.drop_group(volume.0);
+            self.dropping.insert(volume, order.clone());
+        } else {
+            self.known.forget_table(volume);
+            self.reporting.dropped(order);
+        }
+    }
+
+    /// Everything that follows from a turn of consensus.
+    fn follow(&mut self, now: Now, turn: Turn) -> Vec<Output> {
+        let raft = |(to, messages)| Output::Raft { to, messages };
+        self.outputs.extend(turn.messages.into_iter().map(raft));
+        self.outputs.extend(turn.snapshots.into_iter().map(Output::Snapshot));
+        for (group, index) in turn.installed {
+            self.outputs.push(Output::Installed { volume: VolumeId(group), index });
+        }
+        for (group, index, command) in turn.applied {
+            self.outputs.push(Output::Applied { volume: VolumeId(group), index, command });
+        }
+        for volume in turn.created.into_iter().map(VolumeId) {
+            self.creating.remove(&volume);
+            self.seats.entry(volume).or_insert_with(|| Seat::new(self.options.sabotage));
+        }
+        for (ticket, answer) in turn.proposals {
+            self.proposed(now, ticket, answer);
+        }
+        for (group, reason) in turn.broken {
+            self.outputs.push(Output::Broken { volume: VolumeId(group), reason });
+        }
+        for (ticket, barrier) in turn.reads {
+            self.read_allowed(now, ticket, barrier);
+        }
+        for volume in turn.dropped.into_iter().map(VolumeId) {
+            self.known.forget_table(volume);
+            if let Some(order) = self.dropping.remove(&volume) {
+                self.reporting.dropped(&order);
+            }
+        }
+        std::mem::take(&mut self.outputs)
+    }
+
+    fn proposed(&mut self, now: Now, ticket: u64, answer: Result<Bytes, ProposeError>) {
+        match self.waiting.remove(&ticket) {
+            Some(Waiting::Mutate { volume, term, ticket, note }) => {
+                let response = self.end(now, (volume, term), &note, answer);
+                self.outputs.push(Output::Mutated { ticket, response });
+            }
+            Some(Waiting::Own { volume, term, work }) => {
+                self.worked(now, (volume, term), work.proposed(volume, answer))
+            }
+            // Given up.
+            Some(Waiting::Read { .. }) | None => {}
+        }
+    }
+
+    fn end(
+        &mut self,
+        now: Now,
+        (volume, term): (VolumeId, u64),
+        note: &mutating::Note,
+        answer: Result<Bytes, ProposeError>,
+    ) -> MutateResponse {
+        let ended = match self.seated(now, volume, term) {
+            Some((mut view, _)) => {
+                let ended = mutating::end(&mut view, note, answer);
+                mutating::let_go(&mut view, note);
+                ended
+            }
+            // Dropped meanwhile.
+            None => answer.map_err(|_| Box::new(refusal(Code::TableStopped))),
+        };
+        match ended {
+            Ok(encoded) => MutateResponse::decode(encoded).expect("apply answers with an encoded response"),
+            Err(response) => *response,
+        }
+    }
+
+    fn read_allowed(&mut self, now: Now, ticket: u64, barrier: Result<(), ReadError>) {
+        match self.waiting.remove(&ticket) {
+            Some(Waiting::Read { volume, term, ticket, request }) => {
+                self.answer_read(now, (volume, term, ticket), &request, barrier);
+            }
+            Some(Waiting::Own { volume, term, .. }) if barrier.is_ok() => self.upkeep(now, volume, term),
+            Some(Waiting::Own { volume, .. }) => {
+                if let Some(seat) = self.seats.get_mut(&volume) {
+                    seat.upkeep_rests();
+                }
+            }
+            Some(Waiting::Mutate { .. }) | None => {}
+        }
+    }
+
+    fn wait(&mut self, waiting: Waiting) -> u64 {
+        self.next_ticket += 1;
+        self.waiting.insert(self.next_ticket, waiting);
+        self.next_ticket
+    }
+
+    /// How the replica of a served table is.
+    fn served(&self, volume: VolumeId) -> Option<GroupStatus> {
+        self.seats.get(&volume).and_then(|_| self.node.status(volume.0))
+    }
+}

@@ -34,6 +34,9 @@ mod seat;
 mod tests;
 mod types;
 
+/// Tickets of one start are told from those of others by what is above.
+const TICKET_BITS: u32 = 40;
+
 /// What an answer of consensus is for.
 enum Waiting {
     Mutate {
@@ -92,6 +95,8 @@ impl SteppedMetanode {
         let consensus = SteppedOptions { node: options.node, ..options.consensus };
         let node = SteppedNode::open(consensus, log, snapshots, move |_| TableMachine::sabotaged(sabotage))?;
         let seats = node.groups().into_iter().map(|group| (VolumeId(group), Seat::new(sabotage))).collect();
+        // An answer that was meant for a former start must find nobody.
+        let next_ticket = options.generation << TICKET_BITS;
         Ok(Self {
             options,
             node,
@@ -99,7 +104,7 @@ impl SteppedMetanode {
             starts: Starts::sabotaged(sabotage),
             seats,
             waiting: BTreeMap::new(),
-            next_ticket: 0,
+            next_ticket,
             reporting: Reporting::default(),
             reported: false,
             report_due_ms: 0,
@@ -310,7 +315,9 @@ impl SteppedMetanode {
 
     /// An answer of the volume manager, or none.
     fn heard(&mut self, now: Now, response: Option<HeartbeatResponse>) {
-        self.reported = false;
+        if !std::mem::take(&mut self.reported) {
+            return;
+        }
         let Some(response) = response else { return };
         self.reporting.answered();
         self.known.learn(&response, now.monotonic_ns);

@@ -4,7 +4,7 @@ mod world;
 
 use super::*;
 use crate::core::testing::{create, unlink};
-use holdfast_common::{ChunkId, InodeId};
+use holdfast_common::{ChunkId, InodeId, Random};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     ChunkRecord, Commit, Extent, FileCommit, GetAttr, KeepAlive, Lookup, OpenSession, ReserveChunks, SetAttr,
@@ -223,4 +223,56 @@ fn one_start_is_like_another() {
         (world.now_ns, world.leader(), world.table(1).digest())
     };
     assert_eq!(run(), run());
+}
+
+/// Creates and unlinks while nodes are killed and cut off; what was answered must be so, and the leader's work go on.
+fn disturbed(sabotage: Sabotage, seed: u64) {
+    let mut random = Random::new(seed);
+    let mut world = World::new(sabotage);
+    let session = open_session(&mut world);
+    let names: [&'static [u8]; 4] = [b"a", b"b", b"c", b"d"];
+    let mut there = BTreeSet::new();
+    for _ in 0..60 {
+        world.disturb(&mut random);
+        (0..random.below(8)).for_each(|_| world.step());
+        // A majority comes back, so that the request is answered at all.
+        let away = random.below(3) + 1;
+        (1..=3).filter(|node| *node != away).for_each(|node| world.heal(node));
+        let name = names[usize::try_from(random.below(4)).unwrap()];
+        let (op, wanted) = match there.contains(name) {
+            true => (unlink(name), there.remove(name)),
+            false => (create(name, false), there.insert(name)),
+        };
+        let answer = world.mutate(session, op.clone());
+        assert!(wanted && answer.code() == Code::Ok, "seed {seed}");
+        if random.one_in(3) {
+            // As if the answer had been lost, with its leader perhaps.
+            world.disturb(&mut random);
+            (1..=3).for_each(|node| world.heal(node));
+            assert_eq!(world.repeat(session, op), answer, "seed {seed}");
+        }
+        if let Some(leader) = world.leader() {
+            let request = World::read_request(session, keep_alive(&[], Some(&[])));
+            world.ask(leader, |ticket| Event::Read { ticket, request });
+        }
+    }
+    (1..=3).for_each(|node| world.heal(node));
+    world.until("a leader", |world| world.leader().is_some());
+    for name in names {
+        assert_eq!(world.read(session, lookup(name)).code() == Code::Ok, there.contains(name), "seed {seed}");
+    }
+    world.read(session, keep_alive(&[], Some(&[])));
+    world.until("orphans are reaped", |world| world.table(world.leader().unwrap()).orphans(InodeId(0), 9).is_empty());
+    world.until("all replicas are alike", |world| (2..=3).all(|node| world.table(node) == world.table(1)));
+}
+
+#[test]
+fn whatever_dies_what_was_answered_is_so_and_the_leaders_work_goes_on() {
+    (0..12).for_each(|seed| disturbed(Sabotage::None, seed));
+}
+
+#[test]
+#[should_panic(expected = "seed 0")]
+fn a_table_that_forgets_its_replies_is_found_by_it() {
+    disturbed(Sabotage::RepliesForgotten, 0);
 }

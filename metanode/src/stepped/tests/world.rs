@@ -1,8 +1,8 @@
 //! Three stepped metanodes, a volume manager and datanodes that do as they are told, and a network that can be cut.
 
 use super::super::*;
-use holdfast_common::Incarnation;
 use holdfast_common::proof::Claim;
+use holdfast_common::{Incarnation, Random};
 use holdfast_proto::control::{
     AllocateGroupsResponse, Endpoint, Group, GroupMember, HeartbeatRequest, TableAssignment,
 };
@@ -187,6 +187,23 @@ impl World {
             nodes: (1..=3).map(endpoint).collect(),
             drops: if self.drops_volume { vec![VolumeDrop { volume: VOLUME.0, incarnation: 1, mac }] } else { vec![] },
             time_ns: 0,
+        }
+    }
+
+    /// A disturbance, or the end of one.
+    pub(crate) fn disturb(&mut self, random: &mut Random) {
+        let node = random.below(3) + 1;
+        match random.below(4) {
+            0 => drop(self.cut.insert(node)),
+            1 if self.nodes.contains_key(&node) => self.kill(node),
+            _ => self.heal(node),
+        }
+    }
+
+    pub(crate) fn heal(&mut self, node: u64) {
+        self.cut.remove(&node);
+        if !self.nodes.contains_key(&node) {
+            self.start(node);
         }
     }
 

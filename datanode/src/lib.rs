@@ -2,6 +2,7 @@
 //!
 //! [`store`] is one disk's shard store; [`format`], [`start`] and [`Datanode`] are the node's life around it.
 
+mod clock;
 mod disk;
 mod disks;
 mod heartbeat;

@@ -22,6 +22,7 @@ mod scan;
 pub mod segment;
 mod shared;
 pub mod space;
+pub mod surroundings;
 pub mod types;
 pub mod volumes;
 
@@ -34,12 +35,14 @@ mod fault_tests;
 #[cfg(test)]
 mod format_tests;
 #[cfg(test)]
+mod purity_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use self::commit::AlignedBuffer;
 use self::index::{Index, Phase, SegmentState};
@@ -220,7 +223,7 @@ impl Store {
 
     /// Segments double in length as they are needed; on a nearly full disk they stay short.
     fn next_small_bytes(&self) -> u64 {
-        if !self.shared.budget().is_ok_and(|budget| budget.allows_compaction()) {
+        if !self.shared.budget(self.shared.now()).is_ok_and(|budget| budget.allows_compaction()) {
             return self.options.small_segment_bytes_min;
         }
         let state = self.shared.state.read();
@@ -375,17 +378,18 @@ impl Reader {
     #[must_use]
     pub fn available_bytes(&self) -> u64 {
         let used_bytes = self.shared.state.read().index.used_bytes();
-        let space = self.shared.space.lock().1;
+        let space = self.shared.space.lock().space;
         let mut budget = Budget::new(&space, used_bytes, self.shared.limit_bytes);
-        self.shared.book.fill(&mut budget, SessionKey::NOBODY, Instant::now());
+        self.shared.book.fill(&mut budget, SessionKey::NOBODY, self.shared.now());
         budget.share()
     }
 
     /// What the disk says of itself.
     #[must_use]
     pub fn status(&self) -> DiskStatus {
-        let budget = self.shared.budget().ok().map(|mut budget| {
-            self.shared.book.fill(&mut budget, SessionKey::NOBODY, Instant::now());
+        let now = self.shared.now();
+        let budget = self.shared.budget(now).ok().map(|mut budget| {
+            self.shared.book.fill(&mut budget, SessionKey::NOBODY, now);
             budget
         });
         let failed = self.shared.is_failed();
@@ -424,8 +428,8 @@ impl Reader {
         }
         // Other processes write to the same file system, too: what is promised is looked at now.
         self.shared.doubt_space();
-        let mut budget = self.shared.budget()?;
-        let now = Instant::now();
+        let now = self.shared.now();
+        let mut budget = self.shared.budget(now)?;
         let file_system_free_bytes = budget.unreserved();
         let granted_bytes = self.shared.book.reserve(budget, session, wanted_bytes, lease, now);
         let own = self.shared.book.fill(&mut budget, session, now);

@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use holdfast_common::ChunkId;
 use holdfast_common::limits::PAGE_BYTES;
@@ -234,12 +233,13 @@ impl Store {
 
     /// Takes the space of a put before any byte of it is written (R29).
     fn admit(&self, put: &Put, bytes: u64) -> Result<(), ShardError> {
-        let mut budget = self.shared.budget()?;
-        let mut own = self.shared.book.fill(&mut budget, put.session, Instant::now());
+        let now = self.shared.now();
+        let mut budget = self.shared.budget(now)?;
+        let mut own = self.shared.book.fill(&mut budget, put.session, now);
         if budget.for_session(own) < bytes {
             self.shared.doubt_space();
-            budget = self.shared.budget()?;
-            own = self.shared.book.fill(&mut budget, put.session, Instant::now());
+            budget = self.shared.budget(now)?;
+            own = self.shared.book.fill(&mut budget, put.session, now);
             if budget.for_session(own) < bytes {
                 return Err(ShardError::NoSpace);
             }

@@ -192,7 +192,7 @@ impl Store {
             best.map(|(number, s)| (state.segments[number].clone(), s.live_bytes))
         };
         let Some((segment, live_bytes)) = chosen else { return Ok(None) };
-        if live_bytes > 0 && !self.shared.budget()?.allows_compaction() {
+        if live_bytes > 0 && !self.shared.budget(self.shared.now())?.allows_compaction() {
             return Ok(None);
         }
         let found = if live_bytes == 0 { Vec::new() } else { self.shared.rescan(&segment)? };

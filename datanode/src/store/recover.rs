@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::Instant;
 
 use holdfast_common::DiskId;
 use parking_lot::{Mutex, RwLock};
@@ -21,7 +20,8 @@ use super::index::{Entry, Index, Phase, SegmentState};
 use super::record::{Body, RECORD_BYTES_MAX, encode};
 use super::scan::{Found, Gap, ScanError, SegmentScan, is_unreadable, read_header, scan};
 use super::segment::{DATA_START, HeaderError, Segment, SegmentKind, parse_file_name};
-use super::space::SpaceBook;
+use super::shared::Look;
+use super::surroundings::Surroundings;
 use super::volumes::{Volumes, VolumesError};
 use super::{Cursor, Shared, State, Store, StoreOptions, failure};
 use crate::units::to_usize;
@@ -89,20 +89,9 @@ impl Store {
         directory: Arc<dyn Directory>,
         disk: DiskId,
         options: StoreOptions,
+        surroundings: Surroundings,
     ) -> Result<(Self, OpenReport), OpenError> {
-        Self::open_witnessed(directory, None, disk, options)
-    }
-
-    /// The same; a failure is written down in `witness` too, a directory elsewhere, in case the disk does not take the note.
-    ///
-    /// # Errors
-    /// See [`OpenError`]. What a crash leaves behind is never one.
-    pub fn open_witnessed(
-        directory: Arc<dyn Directory>,
-        witness: Option<Arc<dyn Directory>>,
-        disk: DiskId,
-        options: StoreOptions,
-    ) -> Result<(Self, OpenReport), OpenError> {
+        let Surroundings { clock, shelves, witness } = surroundings;
         if let Some(note) = failure::find(&*directory, witness.as_deref(), disk)? {
             return Err(OpenError::FailedBefore(note));
         }
@@ -127,7 +116,9 @@ impl Store {
         let dropped = volumes.0.iter().filter(|(_, state)| state.dropped).map(|(key, _)| *key);
         let dropping: VecDeque<_> = dropped.filter(|key| recovery.index.volumes.contains_key(key)).collect();
         let shared = Shared {
-            book: SpaceBook::join(space.file_system),
+            book: shelves.join(space.file_system),
+            space: Mutex::new(Look::new(clock(), space)),
+            clock,
             directory,
             witness,
             disk,
@@ -135,7 +126,6 @@ impl Store {
             limit_bytes: options.limit_bytes,
             failed: AtomicBool::new(false),
             unapplied_bytes: AtomicU64::new(0),
-            space: Mutex::new((Instant::now(), space)),
             corrupt_reads: AtomicU64::new(0),
             short_of_descriptors: AtomicBool::new(false),
         };

@@ -9,6 +9,7 @@
 //! A failed sync or write takes the disk out of service for good (D6), over restarts too; being full does not, nor does a
 //! missing descriptor. A place that cannot be read is the damage of what stands there.
 
+mod batch;
 pub mod checkpoint;
 pub mod commit;
 pub mod failure;
@@ -44,7 +45,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use self::commit::AlignedBuffer;
+use self::batch::AlignedBuffer;
 use self::index::{Index, Phase, SegmentState};
 use self::segment::{DATA_START, Segment, SegmentHeader, SegmentKind, file_name, write_header};
 pub(crate) use self::shared::Shared;

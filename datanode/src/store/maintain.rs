@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::Store;
+use super::batch::Copied;
 use super::checkpoint::Frozen;
-use super::commit::Copied;
 use super::index::{Location, Phase, Punch};
 use super::record::{Body, tombstone_bytes};
 use super::scan::{ScanError, read_header, scan};

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use holdfast_common::DiskId;
 use parking_lot::{Mutex, RwLock};
 
+use super::batch::{AlignedBuffer, LANE_BYTES};
 use super::checkpoint::{self, CHECKPOINT_FILE, Checkpoint};
-use super::commit::{AlignedBuffer, LANE_BYTES};
 use super::index::{Entry, Index, Phase, SegmentState};
 use super::record::{Body, RECORD_BYTES_MAX, encode};
 use super::scan::{Found, Gap, ScanError, SegmentScan, is_unreadable, read_header, scan};

@@ -8,6 +8,7 @@ mod disks;
 mod heartbeat;
 mod memory;
 mod node;
+mod protocol;
 mod service;
 pub mod store;
 pub mod superblock;
@@ -15,7 +16,7 @@ mod units;
 
 pub use disk::{READ_QUEUE_MAX, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_MAX};
 pub use node::{Datanode, DatanodeConfig, StartError, format, start, start_with};
-pub use service::{LIST_SHARDS_MAX, READ_RANGES_MAX};
+pub use protocol::{LIST_SHARDS_MAX, READ_RANGES_MAX};
 pub use store::StoreOptions;
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ mod units;
 pub use disk::{READ_QUEUE_MAX, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_MAX};
 pub use node::{Datanode, DatanodeConfig, StartError, format, start, start_with};
 pub use protocol::{LIST_SHARDS_MAX, READ_RANGES_MAX};
-pub use store::StoreOptions;
+pub use store::{Sabotage, StoreOptions};
 
 #[cfg(test)]
 mod node_tests;

@@ -19,6 +19,7 @@ mod maintain;
 mod read;
 pub mod record;
 pub mod recover;
+mod sabotage;
 mod scan;
 pub mod segment;
 mod shared;
@@ -38,6 +39,8 @@ mod format_tests;
 #[cfg(test)]
 mod purity_tests;
 #[cfg(test)]
+mod sabotage_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -47,6 +50,7 @@ use std::time::Duration;
 
 use self::batch::AlignedBuffer;
 use self::index::{Index, Phase, SegmentState};
+pub use self::sabotage::Sabotage;
 use self::segment::{DATA_START, Segment, SegmentHeader, SegmentKind, file_name, write_header};
 pub(crate) use self::shared::Shared;
 use self::space::Budget;
@@ -71,6 +75,8 @@ pub struct StoreOptions {
     pub limit_bytes: Option<u64>,
     /// A checkpoint is due after this many records, and a quarter of the shards on the disk.
     pub checkpoint_records: u64,
+    /// A rule to break; none but in the simulation.
+    pub sabotage: Sabotage,
 }
 
 impl Default for StoreOptions {
@@ -81,6 +87,7 @@ impl Default for StoreOptions {
             bulk_segment_bytes: 1 << 30,
             limit_bytes: None,
             checkpoint_records: 20_000,
+            sabotage: Sabotage::None,
         }
     }
 }

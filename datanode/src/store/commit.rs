@@ -13,10 +13,10 @@ use super::batch::{Batch, Change, Copied, LANE_BYTES, Payload, fill, merge};
 use super::index::{Entry, Location};
 use super::record::{self, Body, TOMBSTONE_CHUNKS_MAX, encode, shard_header_area_bytes, tombstone_bytes};
 use super::scan::read_header;
-use super::segment::SegmentKind;
+use super::segment::{Segment, SegmentKind};
 use super::types::{ChunkKey, Done, Outcome, Put, Request, ShardError, ShardMeta, VolumeKey};
 use super::volumes::VolumeState;
-use super::{Cursor, Store};
+use super::{Cursor, Sabotage, Store};
 use crate::units::to_usize;
 use holdfast_storage::{is_no_space, is_out_of_descriptors};
 
@@ -94,10 +94,11 @@ impl Store {
         let (entry, segment) = {
             let state = self.shared.state.read();
             let volume = state.volumes.get(&meta.key.chunk.volume);
-            if volume.dropped {
+            let sabotage = self.shared.sabotage;
+            if volume.dropped && sabotage != Sabotage::PutAfterDrop {
                 return Err(ShardError::Dropped);
             }
-            if meta.key.chunk.chunk < volume.floor {
+            if meta.key.chunk.chunk < volume.floor && sabotage != Sabotage::IgnoreFloor {
                 return Err(ShardError::BelowFloor(volume.floor));
             }
             let Some(entry) = state.index.get(&meta.key) else { return Ok(false) };
@@ -106,6 +107,7 @@ impl Store {
         match read_header(&segment, entry.at.offset) {
             Ok(Some(record::Header { body: Body::Shard(stored), .. })) if stored == *meta => Ok(true),
             Err(super::scan::ScanError::Io(error)) => Err(self.shared.unread(&meta.key, &error)),
+            _ if self.shared.sabotage == Sabotage::OverwriteOtherShard => Ok(false),
             _ => Err(ShardError::Conflict),
         }
     }
@@ -115,6 +117,9 @@ impl Store {
         let now = self.shared.now();
         let mut budget = self.shared.budget(now)?;
         let mut own = self.shared.book.fill(&mut budget, put.session, now);
+        if self.shared.sabotage == Sabotage::IgnoreReservations {
+            own = u64::MAX;
+        }
         if budget.for_session(own) < bytes {
             self.shared.doubt_space();
             budget = self.shared.budget(now)?;
@@ -298,13 +303,23 @@ impl Store {
         self.flush(batch, SegmentKind::Bulk)?;
         self.flush(batch, SegmentKind::Small)?;
         for segment in &batch.touched {
-            segment.file.sync_data().map_err(|e| self.shared.trouble("fdatasync", &e))?;
+            self.sync(batch, segment)?;
         }
         if self.is_failed() {
             return Err(ShardError::DiskFailed);
         }
         self.durable_sequence = self.next_sequence - 1;
         Ok(())
+    }
+
+    fn sync(&self, batch: &Batch, segment: &Segment) -> Result<(), ShardError> {
+        let synced = match self.shared.sabotage {
+            Sabotage::AnswerPutBeforeSync if !batch.put_chunks.is_empty() => Ok(()),
+            Sabotage::AnswerDeleteBeforeSync if !batch.deleted_chunks.is_empty() => Ok(()),
+            Sabotage::RetryFailedSync => segment.file.sync_data().or_else(|_| segment.file.sync_data()),
+            _ => segment.file.sync_data(),
+        };
+        synced.map_err(|e| self.shared.trouble("fdatasync", &e))
     }
 
     fn apply(&mut self, batch: &Batch, results: &mut [Result<Done, ShardError>]) {
@@ -328,7 +343,10 @@ impl Store {
                         chunk_length_bytes: meta.chunk_length_bytes,
                         stripe,
                     };
-                    index.insert_shard(*key, entry);
+                    match self.shared.sabotage {
+                        Sabotage::OverwriteOtherShard => index.restore_shard(*key, entry),
+                        _ => index.insert_shard(*key, entry),
+                    }
                 }
                 Change::Delete { volume, chunks, version, at } => {
                     let deleted_count = index.apply_tombstone(*volume, chunks, *version, *at);

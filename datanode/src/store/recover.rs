@@ -23,7 +23,7 @@ use super::segment::{DATA_START, HeaderError, Segment, SegmentKind, parse_file_n
 use super::shared::Look;
 use super::surroundings::Surroundings;
 use super::volumes::{Volumes, VolumesError};
-use super::{Cursor, Shared, State, Store, StoreOptions, failure};
+use super::{Cursor, Sabotage, Shared, State, Store, StoreOptions, failure};
 use crate::units::to_usize;
 use holdfast_storage::Directory;
 
@@ -107,7 +107,7 @@ impl Store {
         let mut recovery = Recovery::find_segments(&*directory, disk)?;
         recovery.use_checkpoint(&*directory, disk)?;
         recovery.scan_segments()?;
-        recovery.settle_torn()?;
+        recovery.settle_torn(options.sabotage)?;
         recovery.fill_index();
         let space = directory.space()?;
         let mut report = recovery.report;
@@ -124,6 +124,7 @@ impl Store {
             disk,
             state: RwLock::new(State { index: recovery.index, segments: recovery.segments, volumes }),
             limit_bytes: options.limit_bytes,
+            sabotage: options.sabotage,
             failed: AtomicBool::new(false),
             unapplied_bytes: AtomicU64::new(0),
             corrupt_reads: AtomicU64::new(0),
@@ -258,7 +259,7 @@ impl Recovery {
     }
 
     /// Decides torn or damaged, makes what is torn harmless, and everything that stays durable.
-    fn settle_torn(&mut self) -> Result<(), OpenError> {
+    fn settle_torn(&mut self, sabotage: Sabotage) -> Result<(), OpenError> {
         let watermark = self.watermark;
         for (number, found) in &mut self.scans {
             let segment = &self.segments[number];
@@ -278,7 +279,8 @@ impl Recovery {
                 }
             }
             for record in &found.records {
-                if record.header.sequence > watermark && !is_whole(segment, record)? {
+                if record.header.sequence > watermark && !is_whole(segment, record)? && sabotage != Sabotage::AcceptTorn
+                {
                     torn.push(Gap { offset: record.at.offset, bytes: record.at.bytes, unreadable: false });
                 }
             }

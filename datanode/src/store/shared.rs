@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use super::space::{Budget, SpaceBook};
 use super::surroundings::Clock;
 use super::types::ShardError;
-use super::{State, failure};
+use super::{Sabotage, State, failure};
 
 /// How long a look at the file system's free space is believed.
 const SPACE_BELIEVED: Duration = Duration::from_millis(100);
@@ -42,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) state: RwLock<State>,
     pub(crate) book: SpaceBook,
     pub(crate) limit_bytes: Option<u64>,
+    pub(super) sabotage: Sabotage,
     pub(super) failed: AtomicBool,
     /// Bytes of puts that were admitted and are not in the index yet.
     pub(crate) unapplied_bytes: AtomicU64,
@@ -66,8 +67,10 @@ impl Shared {
     pub(crate) fn poison(&self, what: &str, error: &std::io::Error) -> ShardError {
         if !self.failed.swap(true, Ordering::AcqRel) {
             tracing::error!(disk = self.disk.0, %error, "disk out of service: {what} failed");
-            let reason = format!("{what}: {error}");
-            failure::note(&*self.directory, self.witness.as_deref(), self.disk, &reason);
+            if self.sabotage != Sabotage::ForgetFailure {
+                let reason = format!("{what}: {error}");
+                failure::note(&*self.directory, self.witness.as_deref(), self.disk, &reason);
+            }
         }
         ShardError::DiskFailed
     }

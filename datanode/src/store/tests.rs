@@ -12,7 +12,7 @@ use super::surroundings::Surroundings;
 use super::types::{
     ChunkKey, Done, Put, ReadRange, Request, SessionKey, ShardError, ShardKey, ShardMeta, Stripe, VolumeKey,
 };
-use super::{Reader, Store, StoreOptions, make_segment};
+use super::{Reader, Sabotage, Store, StoreOptions, make_segment};
 use holdfast_common::Random;
 use holdfast_storage::RealDirectory;
 use holdfast_storage::SimulatedDisk;
@@ -52,6 +52,7 @@ pub(crate) fn options() -> StoreOptions {
         bulk_segment_bytes: 5 << 20,
         limit_bytes: None,
         checkpoint_records: 50,
+        sabotage: Sabotage::None,
     }
 }
 

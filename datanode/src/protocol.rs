@@ -88,6 +88,10 @@ impl<D> NodeDisks<D> {
         &self.open
     }
 
+    pub(crate) fn open_mut(&mut self) -> &mut BTreeMap<DiskId, D> {
+        &mut self.open
+    }
+
     /// The disk that a request names.
     pub(crate) fn find(&self, id: u64) -> Result<&D, Denied> {
         let id = DiskId(id);

@@ -1,4 +1,4 @@
-//! What the store must not name, so that a simulation which steps it sees the same run each time.
+//! What the store and the stepped node around it must not name, so that a simulation which steps them sees the same run each time.
 
 use std::path::Path;
 
@@ -7,9 +7,9 @@ const FOREIGN: [&str; 9] =
     ["Instant", "SystemTime", "HashMap", "HashSet", "static ", "LazyLock", "thread::", "tokio", "async "];
 
 #[test]
-fn the_store_names_no_clock_thread_runtime_static_or_hash_map() {
+fn the_store_and_the_stepped_node_name_no_clock_thread_runtime_static_or_hash_map() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = vec![source.join("store.rs")];
+    let mut files = ["store.rs", "stepped.rs", "protocol.rs", "memory.rs"].map(|name| source.join(name)).to_vec();
     for entry in std::fs::read_dir(source.join("store")).unwrap() {
         let path = entry.unwrap().path();
         if !path.file_stem().unwrap().to_str().unwrap().ends_with("tests") {

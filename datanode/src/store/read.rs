@@ -88,6 +88,17 @@ impl Reader {
         }
         Ok((shards, true))
     }
+
+    /// Every shard, those of dropped volumes included until they are removed.
+    pub(crate) fn all(&self) -> Vec<(ShardKey, Entry)> {
+        let state = self.shared.state.read();
+        let of_volume = |(volume, shards): (&VolumeKey, &super::index::Shards)| {
+            let volume = *volume;
+            let key = move |chunk, shard| ShardKey { chunk: super::types::ChunkKey { volume, chunk }, shard };
+            shards.iter().map(|((chunk, shard), entry)| (key(*chunk, *shard), entry.clone())).collect::<Vec<_>>()
+        };
+        state.index.volumes.iter().flat_map(of_volume).collect()
+    }
 }
 
 enum ReadError {

@@ -10,6 +10,8 @@ mod manager;
 pub mod placement;
 mod server;
 pub mod state;
+mod stepped;
 
 pub use manager::{Denial, DenialKind, Now, Sabotage, VolmgrRequest, VolmgrResponse};
 pub use server::{StartError, Volmgr, VolmgrConfig, cluster_of, format, start};
+pub use stepped::{Answers, SteppedOpenError, SteppedVolmgr, VolmgrOptions};

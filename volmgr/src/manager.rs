@@ -12,7 +12,7 @@ mod view;
 
 pub use conversation::{VolmgrRequest, VolmgrResponse};
 pub use denial::{Denial, DenialKind};
-pub(crate) use proposal::{Verdict, command_of, initialising, verdict};
+pub(crate) use proposal::{PROPOSE_DEADLINE, PROPOSE_PAUSE, Verdict, command_of, initialising, read_verdict, verdict};
 pub use sabotage::Sabotage;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

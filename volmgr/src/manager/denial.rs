@@ -46,6 +46,16 @@ impl Denial {
         Self { kind: DenialKind::Internal, detail: detail.into() }
     }
 
+    /// The log took no entry before the deadline.
+    pub(crate) fn no_entry(last: &str) -> Self {
+        Self::busy(format!("the volume manager's log does not accept entries: {last}"))
+    }
+
+    /// The log allowed no read before the deadline.
+    pub(crate) fn no_read(last: &str) -> Self {
+        Self::busy(format!("the volume manager's log does not answer: {last}"))
+    }
+
     pub(super) fn deleted(name: &str) -> Self {
         Self { kind: DenialKind::Deleted, detail: format!("volume '{name}' was deleted while it was being created") }
     }

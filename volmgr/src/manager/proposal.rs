@@ -1,14 +1,21 @@
 //! Entries of the log: how they are written, and what their outcomes mean.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use holdfast_common::ClusterId;
-use holdfast_consensus::ProposeError;
+use holdfast_consensus::{ProposeError, ReadError};
 use holdfast_proto::cluster::cluster_command::Op;
 use holdfast_proto::cluster::{ClusterCommand, ClusterReply, Initialise};
 use prost::Message;
 
 use super::{Denial, Now};
 use crate::state::{COMMAND_VERSION, RefusalKind};
+
+/// Longest wait for an entry to be applied, repetitions included.
+pub(crate) const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause between repetitions.
+pub(crate) const PROPOSE_PAUSE: Duration = Duration::from_millis(50);
 
 /// The entry that does a thing.
 pub(crate) fn command_of(op: Op, now: Now) -> Bytes {
@@ -39,6 +46,15 @@ pub(crate) fn verdict(outcome: Result<Bytes, ProposeError>) -> Verdict {
         Err(error @ (ProposeError::NotLeader { .. } | ProposeError::Unknown | ProposeError::Overloaded)) => {
             Verdict::Again(error.to_string())
         }
+    }
+}
+
+/// What the outcome of a read means: allowed, never, or an error that says why it is to be tried again.
+pub(crate) fn read_verdict(outcome: Result<(), ReadError>) -> Result<Result<(), Denial>, String> {
+    match outcome {
+        Ok(()) => Ok(Ok(())),
+        Err(error @ ReadError::Stopped) => Ok(Err(Denial::internal(error.to_string()))),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use holdfast_common::{ClusterId, random_bytes};
-use holdfast_consensus::{Group, ReadError};
+use holdfast_consensus::Group;
 use holdfast_proto::cluster::ClusterReply;
 use holdfast_proto::cluster::cluster_command::Op;
 use parking_lot::Mutex;
@@ -13,13 +13,9 @@ use tokio::sync::watch;
 use crate::machine::ClusterMachine;
 use crate::manager::conversation::{Conversation, Event, Step, World};
 use crate::manager::{
-    Denial, Manager, Now, Sabotage, Verdict, VolmgrRequest, VolmgrResponse, command_of, initialising, verdict,
+    Denial, Manager, Now, PROPOSE_DEADLINE, PROPOSE_PAUSE, Sabotage, Verdict, VolmgrRequest, VolmgrResponse,
+    command_of, initialising, read_verdict, verdict,
 };
-
-/// Longest wait for an entry to be applied, repetitions included.
-const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
-/// Pause between repetitions.
-const PROPOSE_PAUSE: Duration = Duration::from_millis(50);
 
 /// The shared part of the volume manager's services.
 pub(super) struct Core {
@@ -93,7 +89,7 @@ impl Core {
                 Err(_) => "no answer".to_owned(),
             };
             if Instant::now() >= deadline {
-                return Err(Denial::busy(format!("the volume manager's log does not accept entries: {last}")));
+                return Err(Denial::no_entry(&last));
             }
             tokio::time::sleep(PROPOSE_PAUSE).await;
         }
@@ -104,13 +100,14 @@ impl Core {
         let deadline = Instant::now() + PROPOSE_DEADLINE;
         loop {
             let last = match tokio::time::timeout(PROPOSE_DEADLINE, self.group.read_barrier()).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error @ ReadError::Stopped)) => return Err(Denial::internal(error.to_string())),
-                Ok(Err(error)) => error.to_string(),
+                Ok(outcome) => match read_verdict(outcome) {
+                    Ok(result) => return result,
+                    Err(why) => why,
+                },
                 Err(_) => "no answer".to_owned(),
             };
             if Instant::now() >= deadline {
-                return Err(Denial::busy(format!("the volume manager's log does not answer: {last}")));
+                return Err(Denial::no_read(&last));
             }
             tokio::time::sleep(PROPOSE_PAUSE).await;
         }

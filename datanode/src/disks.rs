@@ -12,12 +12,11 @@ use holdfast_storage::descriptors::{self, Descriptors};
 use holdfast_storage::durable::DirectoryLock;
 use holdfast_storage::{Directory, RealDirectory};
 
-use crate::clock;
 use crate::disk::{Disk, Home};
 use crate::memory::Memory;
 use crate::node::{StartError, lock_disk};
+use crate::process::Process;
 use crate::store::recover::OpenError;
-use crate::store::space::Shelves;
 use crate::store::surroundings::Surroundings;
 use crate::store::volumes::VolumesError;
 use crate::store::{DiskStatus, Store, StoreOptions};
@@ -153,10 +152,10 @@ pub(crate) async fn open(
     found: Vec<Found>,
     memory: &Arc<Memory>,
     options: &StoreOptions,
+    process: &Process,
 ) -> Result<(Vec<Arc<Disk>>, Vec<DiskId>), StartError> {
     let descriptors = descriptors();
-    let surroundings =
-        Surroundings { clock: clock::monotonic(), shelves: Shelves::default(), witness: Some(memory.directory()) };
+    let surroundings = process.surroundings(memory.directory());
     let (mut opening, mut lost, mut last) = (Vec::new(), Vec::new(), None);
     for Found { path, id, state } in found {
         match state {

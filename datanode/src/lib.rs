@@ -9,6 +9,7 @@ mod disks;
 mod heartbeat;
 mod memory;
 mod node;
+mod process;
 mod protocol;
 mod service;
 mod stepped;
@@ -17,7 +18,8 @@ pub mod superblock;
 mod units;
 
 pub use disk::{READ_QUEUE_MAX, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_MAX};
-pub use node::{Datanode, DatanodeConfig, StartError, format, start, start_with};
+pub use node::{Datanode, DatanodeConfig, StartError, format, start, start_in, start_with};
+pub use process::Process;
 pub use protocol::{LIST_SHARDS_MAX, READ_RANGES_MAX};
 pub use stepped::{DataRequest, DataResponse, DatanodeOptions, HeldShard, SteppedDatanode};
 pub use store::{Sabotage, StoreOptions};

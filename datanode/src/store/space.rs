@@ -1,7 +1,7 @@
 //! Space of a disk (R29): thresholds, reservations of sessions, and disks that share a file system.
 //!
-//! The decisions are pure ([`Budget`]); [`Shelves`] holds what disks of one node that share a file system must know of each
-//! other, so that none promises the same free bytes twice.
+//! The decisions are pure ([`Budget`]); [`Shelves`] holds what disks of one process that share a file system must know of
+//! each other, so that none promises the same free bytes twice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -115,7 +115,7 @@ impl Budget {
 #[derive(Debug, Clone, Copy)]
 struct Reservation {
     bytes: u64,
-    /// On the node's clock.
+    /// On the clock of all who share the shelf.
     until: Duration,
 }
 
@@ -144,7 +144,7 @@ impl Shelf {
     }
 }
 
-/// The shelves of a node, one a file system. Made once at its start and handed to each of its stores; clones are the same.
+/// The shelves of a process, one a file system. Made once at its start and handed to each store; clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Shelves(Arc<Mutex<ByFileSystem>>);
 
@@ -155,7 +155,7 @@ struct ByFileSystem {
 }
 
 impl Shelves {
-    /// Adds a disk to those of the node on a file system.
+    /// Adds a disk to those on a file system.
     #[must_use]
     pub fn join(&self, file_system: u64) -> SpaceBook {
         let mut all = self.0.lock();

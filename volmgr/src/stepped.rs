@@ -215,6 +215,12 @@ impl SteppedVolmgr {
         self.node.write_snapshot()
     }
 
+    /// See [`SteppedNode::jobs`].
+    #[must_use]
+    pub fn jobs(&self) -> usize {
+        self.node.jobs()
+    }
+
     /// The state as of the last applied entry.
     #[must_use]
     pub fn cluster_state(&self) -> &ClusterState {

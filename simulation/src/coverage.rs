@@ -80,6 +80,8 @@ coverage! {
     sync_errors,
     /// Reads that failed.
     read_errors,
+    /// Disks that failed for good.
+    lost_disks,
     /// Bits that rotted.
     rotten_bits,
     /// Writes that a disk lost or misplaced.

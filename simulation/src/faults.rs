@@ -7,6 +7,8 @@ use crate::cluster::{CLIENTS, DATANODES, METANODES, VOLMGR, client_node};
 use crate::world::{Heal, MS, World};
 
 const SECOND: u64 = 1000 * MS;
+/// More operations than a run has.
+const FAR: u64 = 1 << 60;
 
 /// What a run does to the cluster, by its seed.
 #[derive(Clone, Debug)]
@@ -53,9 +55,9 @@ impl Plan {
         random.below(most) + 100 * MS
     }
 
-    /// A disk that fails, or the machine that dies again, keeps a process from starting.
-    pub(crate) fn may_fail_to_start(&self) -> bool {
-        self.on
+    /// Whether a node's disk may be lost for good.
+    pub(crate) fn is_lost(&self, node: NodeId) -> bool {
+        self.bad_disk == Some(node)
     }
 }
 
@@ -91,6 +93,7 @@ pub(crate) fn end(world: &mut World) {
     for machine in world.machines.values() {
         machine.disk.set_faults(Faults { operation_ns: 20_000, ..Faults::default() });
         machine.disk.fail_no_more();
+        machine.disk.die_after(FAR);
     }
 }
 

@@ -8,6 +8,7 @@ use holdfast_common::{ClusterId, NodeId};
 use holdfast_consensus::Role as RaftRole;
 use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
+use holdfast_proto::meta::Code;
 use holdfast_storage::SimulatedDisk;
 
 use crate::clock::Times;
@@ -175,11 +176,13 @@ impl MetanodeRole {
     fn put_out(&mut self, output: Output, truth: &mut Truth) {
         match output {
             Output::Mutated { ticket, response } => {
-                self.session_answered(ticket, truth);
+                if response.code() == Code::Ok {
+                    self.session_answered(ticket, truth);
+                }
                 self.reply(ticket, Response::Mutated(response));
             }
             Output::Read { ticket, response } => {
-                if response.code() == holdfast_proto::meta::Code::Ok {
+                if response.code() == Code::Ok {
                     self.session_answered(ticket, truth);
                 }
                 self.reply(ticket, Response::Read(response));

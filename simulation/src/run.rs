@@ -69,7 +69,7 @@ fn live(seed: u64, options: Options) -> Report {
     world.truth.lock().stage = Stage::Stop;
     wait(&mut world, "all programs end", STOP_NS_MAX, |world| {
         let truth = world.truth.lock();
-        truth.programs == 0 && truth.mounted() == CLIENTS
+        truth.programs == 0 && truth.mounted() == CLIENTS && world.machines.keys().all(|node| world.lives(*node) || world.plan.is_lost(*node))
     });
     wait(&mut world, "all replicas agree", CONVERGE_NS_MAX, checks::replicas_agree);
     world.truth.lock().stage = Stage::Audit;

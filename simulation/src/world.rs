@@ -411,9 +411,14 @@ impl World {
                 self.wake(node);
             }
             Err(why) => {
-                // A disk's fault, or death, at its start.
-                assert!(self.plan.may_fail_to_start(), "{node} does not start when all is well: {why}");
                 self.trace.note(self.now, || format!("{node} does not start: {why}"));
+                let died = machine.disk.is_dead();
+                if self.plan.is_lost(node) && !died {
+                    // Its disk is to be taken out: the node has no other.
+                    self.coverage.lost_disks += 1;
+                    return;
+                }
+                assert!(died || self.plan.on, "{node} does not start when all is well: {why}");
                 self.kill(node);
             }
         }

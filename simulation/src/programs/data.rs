@@ -8,6 +8,7 @@ use holdfast_common::InodeId;
 
 use super::Desk;
 use super::names::for_all;
+use crate::truth::files::Change;
 
 /// Files that programs work on.
 pub(crate) const FILES: usize = 4;
@@ -18,8 +19,8 @@ const TURNS_MAX: u64 = 12;
 /// A write of at most this many bytes; some are longer than a shard's least size times the data shards.
 const WRITE_MAX: u64 = 60_000;
 const READ_MAX: u32 = 1 << 20;
-/// Pause before an fsync that found no members or leader is asked again.
-const FSYNC_PAUSE: Duration = Duration::from_secs(2);
+/// Pause before what found no members or leader is asked again.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// An open file of a holder.
 struct Held {
@@ -69,6 +70,7 @@ async fn hold(desk: &mut Desk, file: usize) {
         desk.truth().files[file].holder = None;
         return;
     };
+    note(desk, file, format!("opened inode {}", made.inode));
     let mut held = Held { file, inode: made.inode, handle, losses, untold: false };
     read(desk, &mut held, true).await;
     for _ in 0..desk.random.below(TURNS_MAX) + 1 {
@@ -84,6 +86,7 @@ async fn hold(desk: &mut Desk, file: usize) {
     sync(desk, &mut held).await;
     let closed = desk.fs.flush(handle).await;
     let released = desk.fs.release(handle).await;
+    note(desk, file, format!("closed: {closed:?}, {released:?}"));
     let mut truth = desk.truth();
     assert!(!held.untold, "{name}: data was lost, and no fsync said so");
     if closed.is_err() || released.is_err() {
@@ -107,43 +110,64 @@ async fn write(desk: &mut Desk, held: &Held) {
     let most = if desk.random.chance(70) { 6000 } else { WRITE_MAX };
     let length = (desk.random.below(most) + 1).min(SIZE_MAX - offset.min(SIZE_MAX - 1));
     let data = pattern(desk, length);
-    let (fs, handle, written) = (desk.fs.clone(), held.handle, data.clone());
-    let writing = async move { fs.write(handle, WriteAt::Offset(offset), written, false).await };
+    intend(desk, held, Change::Write { offset: index(offset), data: data.clone() });
+    let (fs, handle) = (desk.fs.clone(), held.handle);
+    let writing = async move { fs.write(handle, WriteAt::Offset(offset), data, false).await };
     let outcome = desk.unless_interrupted(5, 500, writing).await;
+    changed(desk, held, outcome.is_some_and(|outcome| outcome.is_ok()));
+}
+
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).expect("a small file")
+}
+
+fn intend(desk: &Desk, held: &Held, change: Change) {
+    note(desk, held.file, format!("intends {change}"));
+    desk.truth().files[held.file].intends(change);
+}
+
+/// Notes what happened to a file, for whoever reads of a failure.
+fn note(desk: &Desk, file: usize, what: String) {
+    let mut truth = desk.truth();
+    let (now_ms, client) = (truth.now / 1_000_000, desk.client);
+    truth.files[file].note(format!("{now_ms} ms, client {client}: {what}"));
+}
+
+fn wrong(desk: &Desk, file: usize, why: &str) -> ! {
+    let notes = desk.truth().files[file].notes();
+    panic!("{}: {why}{notes}", file_name(file))
+}
+
+/// What was intended has happened, or may have.
+fn changed(desk: &Desk, held: &Held, happened: bool) {
+    note(desk, held.file, format!("happened: {happened}"));
     let mut truth = desk.truth();
     let file = &mut truth.files[held.file];
-    let at = usize::try_from(offset).expect("a small file");
-    match outcome {
-        Some(Ok(())) => file.wrote(at, data),
-        Some(Err(_)) | None => {
-            file.wrote(at, data);
-            file.doubt();
-        }
+    if happened {
+        file.did();
+    } else {
+        file.doubt();
     }
 }
 
 async fn truncate(desk: &mut Desk, held: &Held) {
     let size = desk.random.below(SIZE_MAX);
+    intend(desk, held, Change::Resize(index(size)));
     let set = SetAttributes { size_bytes: Some(size), ..SetAttributes::default() };
-    let outcome = desk.fs.set_attributes(held.inode, set).await;
-    let mut truth = desk.truth();
-    let file = &mut truth.files[held.file];
-    file.resized(usize::try_from(size).expect("a small file"));
-    if outcome.is_err() {
-        file.doubt();
+    // A change whose answer did not come in time may still happen, but not behind the same change asked for again.
+    while desk.fs.set_attributes(held.inode, set).await.is_err() {
+        desk.runtime.sleep(RETRY_PAUSE).await;
     }
+    changed(desk, held, true);
 }
 
 async fn punch(desk: &mut Desk, held: &Held) {
     let (offset, length) = (desk.random.below(SIZE_MAX), desk.random.below(20_000) + 1);
-    let outcome = desk.fs.fallocate(held.handle, offset, length, FallocateMode::PunchHole).await;
-    let mut truth = desk.truth();
-    let file = &mut truth.files[held.file];
-    let (offset, length) = (usize::try_from(offset).unwrap_or(0), usize::try_from(length).unwrap_or(0));
-    file.zeroed(offset, length);
-    if outcome.is_err() {
-        file.doubt();
+    intend(desk, held, Change::Zero { offset: index(offset), length: index(length) });
+    while desk.fs.fallocate(held.handle, offset, length, FallocateMode::PunchHole).await.is_err() {
+        desk.runtime.sleep(RETRY_PAUSE).await;
     }
+    changed(desk, held, true);
 }
 
 /// Reads the whole file. `settled`: nothing that is pending can still come, because it was just opened or synced.
@@ -151,26 +175,33 @@ async fn read(desk: &mut Desk, held: &mut Held, settled: bool) {
     let Ok(pieces) = desk.fs.read(held.handle, 0, READ_MAX).await else { return };
     let content = pieces.concat();
     let lost = losses(desk) > held.losses;
-    let mut truth = desk.truth();
-    let file = &mut truth.files[held.file];
-    let doubtful = file.is_doubtful();
-    let Err(wrong) = file.seen(&content, settled) else { return };
+    note(desk, held.file, format!("read {} bytes, settled: {settled}, session lost: {lost}", content.len()));
+    let (doubtful, seen) = {
+        let mut truth = desk.truth();
+        let file = &mut truth.files[held.file];
+        (file.is_doubtful(), file.seen(&content, settled))
+    };
+    let Err(why) = seen else { return };
     if doubtful || !lost {
-        panic!("{}: {wrong}", file_name(held.file));
+        wrong(desk, held.file, &why);
     }
     // The session was lost with what was not committed; an fsync has to say so.
-    file.doubt();
     held.untold = true;
-    if let Err(wrong) = file.seen(&content, false) {
-        panic!("{} after a lost session: {wrong}", file_name(held.file));
-    }
+    let possible = {
+        let mut truth = desk.truth();
+        truth.files[held.file].doubt();
+        truth.files[held.file].seen(&content, false)
+    };
+    possible.unwrap_or_else(|why| wrong(desk, held.file, &format!("after a lost session: {why}")));
 }
 
 /// Syncs until it is known what became of everything.
 async fn sync(desk: &mut Desk, held: &mut Held) {
     loop {
         let before = losses(desk);
-        match desk.fs.fsync(held.handle).await {
+        let synced = desk.fs.fsync(held.handle).await;
+        note(desk, held.file, format!("fsync: {synced:?}"));
+        match synced {
             Ok(()) => {
                 held.losses = before;
                 let doubtful = {
@@ -191,7 +222,7 @@ async fn sync(desk: &mut Desk, held: &mut Held) {
                 truth.files[held.file].doubt();
             }
         }
-        desk.runtime.sleep(FSYNC_PAUSE).await;
+        desk.runtime.sleep(RETRY_PAUSE).await;
     }
 }
 
@@ -204,7 +235,7 @@ pub(crate) async fn audit(desk: &Desk) {
         let pieces = desk.fs.read(handle, 0, READ_MAX).await;
         let content = pieces.unwrap_or_else(|error| panic!("{name}: {error}")).concat();
         let seen = desk.truth().files[file].seen(&content, true);
-        seen.unwrap_or_else(|wrong| panic!("{name} at the end: {wrong}"));
+        seen.unwrap_or_else(|why| wrong(desk, file, &format!("at the end: {why}")));
         desk.fs.release(handle).await.expect("a release when all is well");
     }
 }

@@ -1,15 +1,28 @@
 //! What a file may hold: exactly what its holder wrote, and after a crash or a loss that was told, for each byte what was
 //! durable or what was written since.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 
 use bytes::Bytes;
 
-/// A change since the file was last known to be durable.
-enum Change {
+/// A change of a file.
+#[derive(Clone)]
+pub(crate) enum Change {
     Write { offset: usize, data: Bytes },
     Resize(usize),
     Zero { offset: usize, length: usize },
+}
+
+/// Without the bytes.
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write { offset, data } => write!(f, "write {offset} + {}", data.len()),
+            Self::Resize(size) => write!(f, "resize {size}"),
+            Self::Zero { offset, length } => write!(f, "punch {offset} + {length}"),
+        }
+    }
 }
 
 impl Change {
@@ -39,10 +52,16 @@ pub(crate) struct File {
     durable: Vec<u8>,
     /// As its holder must see it.
     current: Vec<u8>,
+    /// Changes since it was durable, those included of which nobody has heard yet whether they happened.
     pending: Vec<Change>,
     /// What is pending may be lost, whole or in parts.
     doubtful: bool,
+    /// What happened last, for people.
+    last: VecDeque<String>,
 }
+
+/// Notes that a file keeps.
+const NOTES_MAX: usize = 14;
 
 impl File {
     pub(crate) fn size(&self) -> usize {
@@ -53,24 +72,31 @@ impl File {
         self.doubtful
     }
 
-    fn change(&mut self, change: Change) {
-        change.apply(&mut self.current);
+    pub(crate) fn note(&mut self, note: String) {
+        self.last.push_back(note);
+        if self.last.len() > NOTES_MAX {
+            self.last.pop_front();
+        }
+    }
+
+    /// What happened last.
+    pub(crate) fn notes(&self) -> String {
+        self.last.iter().map(|note| format!("\n        {note}")).collect()
+    }
+
+    /// The holder is about to change it.
+    pub(crate) fn intends(&mut self, change: Change) {
         self.pending.push(change);
     }
 
-    pub(crate) fn wrote(&mut self, offset: usize, data: Bytes) {
-        self.change(Change::Write { offset, data });
+    /// The last change that was intended has happened.
+    pub(crate) fn did(&mut self) {
+        if let Some(change) = self.pending.last() {
+            change.apply(&mut self.current);
+        }
     }
 
-    pub(crate) fn resized(&mut self, size: usize) {
-        self.change(Change::Resize(size));
-    }
-
-    pub(crate) fn zeroed(&mut self, offset: usize, length: usize) {
-        self.change(Change::Zero { offset, length });
-    }
-
-    /// A change may have happened or not.
+    /// What is pending may have happened or not.
     pub(crate) fn doubt(&mut self) {
         self.doubtful = true;
     }
@@ -89,7 +115,10 @@ impl File {
         if !self.doubtful {
             return match first_difference(content, &self.current) {
                 None => Ok(()),
-                Some(at) => Err(format!("byte {at} of {} differs from what was written", content.len())),
+                Some(at) => {
+                    let (seen, written) = (content.len(), self.current.len());
+                    Err(format!("byte {at} of {seen} differs from what was written, {written} bytes"))
+                }
             };
         }
         self.is_possible(content)?;
@@ -151,9 +180,11 @@ mod tests {
 
     fn file() -> File {
         let mut file = File::default();
-        file.wrote(0, Bytes::from_static(b"aaaa"));
+        file.intends(Change::Write { offset: 0, data: Bytes::from_static(b"aaaa") });
+        file.did();
         file.synced();
-        file.wrote(2, Bytes::from_static(b"bbbb"));
+        file.intends(Change::Write { offset: 2, data: Bytes::from_static(b"bbbb") });
+        file.did();
         file
     }
 

@@ -68,6 +68,8 @@ impl Names {
         match (self.judge(op, answer), happened) {
             (Verdict::Changes(changes), true) => {
                 changes.into_iter().for_each(|(place, inode)| self.set(index, place, inode));
+                // What has no name is nobody's parent and cannot be linked again.
+                self.inodes.retain(|_, inode| inode.links > 0);
                 Ok(())
             }
             (Verdict::Changes(changes), false) => {
@@ -133,7 +135,7 @@ impl Names {
     }
 
     fn judge_link(&self, link: &Link) -> Verdict {
-        let linkable = self.inodes.get(&link.inode).is_some_and(|inode| !inode.directory && inode.links > 0);
+        let linkable = self.inodes.get(&link.inode).is_some_and(|inode| !inode.directory);
         if !linkable || !self.is_directory(link.parent) || self.child(link.parent, &link.name).is_some() {
             return Verdict::Refused;
         }

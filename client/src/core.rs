@@ -23,6 +23,7 @@ mod operations;
 mod packer;
 mod plan;
 mod questions;
+mod ranges;
 pub(crate) mod readahead;
 mod reading;
 mod requests;

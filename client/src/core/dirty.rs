@@ -3,7 +3,6 @@
 //! Ranges never overlap; a later write cuts what it covers. Small adjoining writes grow one buffer, so that a file
 //! written in lines does not become a map of lines.
 
-use super::admission::charge;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
@@ -185,11 +184,6 @@ pub(crate) struct FrozenRanges {
 impl FrozenRanges {
     pub(crate) fn bytes(&self) -> usize {
         self.ranges.iter().map(|(_, b)| b.len()).sum()
-    }
-
-    /// What the ranges are charged of the quota.
-    pub(crate) fn charge(&self) -> u64 {
-        self.ranges.iter().map(|(offset, bytes)| charge(*offset, bytes.len() as u64)).sum()
     }
 
     pub(crate) fn end(&self) -> u64 {

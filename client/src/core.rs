@@ -10,6 +10,7 @@
 //! what it holds at once. A mutation that was sent belongs to the core until it is answered, whoever waits (R8).
 
 mod admission;
+pub(crate) mod blocks;
 mod dirty;
 pub(crate) mod effects;
 mod extent_map;

@@ -117,6 +117,7 @@ impl Mounted {
         if within(runtime, SHUTDOWN_CLOSE_MAX, self.shell.run(Call::Close)).await.is_none() {
             tracing::debug!("the table was not told that the session ends");
         }
+        self.reader.cache.clear();
         match flushed {
             Some(Ok(Answer::Done)) if unflushed.is_empty() => Ok(()),
             _ => Err(Error::Unflushed(unflushed)),

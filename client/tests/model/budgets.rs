@@ -1,11 +1,11 @@
-//! What a client may hold and take: memory, and quota.
+//! What a client may hold and take: memory, quota, and time where a member is dead.
 
 use crate::cluster::{Cluster, in_virtual_time};
-use crate::scenarios::{create, mount};
+use crate::scenarios::{READ, create, mount};
 use bytes::Bytes;
 use holdfast_client::{Error, FileHandle, FileSystem, WriteAt};
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 const PAGE: usize = 4096;
 
@@ -40,6 +40,36 @@ fn a_generation_of_small_pieces_leaves_the_next_one_the_quota_that_it_was_charge
             write_zeros(&a, handle, 2048, 1).await.unwrap();
             assert_eq!(a.fsync(handle).await, Ok(()), "seed {seed}");
             assert_eq!(taking.await.unwrap(), Ok(()), "seed {seed}");
+        }
+    });
+}
+
+/// Point 22. The member is found dead by the first round of requests; the next one fetches what replaces all its parts.
+#[test]
+fn a_read_of_many_parts_around_a_dead_member_takes_one_round_more() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(12, 0);
+        let fs = mount(&cluster, "a").await;
+        let (inode, handle) = create(&fs, "file").await;
+        // Each in a chunk of its own.
+        for part in 0..64u64 {
+            write_zeros(&fs, handle, part * PAGE as u64, PAGE).await.unwrap();
+            fs.fsync(handle).await.unwrap();
+        }
+        let other = mount(&cluster, "b").await;
+        let reading = other.open(inode, READ).await.unwrap();
+        for silent in [vec![1], vec![2], vec![3], vec![4]] {
+            sleep(Duration::from_secs(60)).await;
+            // Nothing is kept of what a reader reads here and there.
+            assert_eq!(other.read(reading, 1 << 30, 1).await.unwrap().concat(), b"");
+            cluster.state().silent = silent;
+            let begun = Instant::now();
+            let seen = other.read(reading, 0, 64 * 4096).await.unwrap().concat();
+            assert_eq!(seen, vec![7; 64 * PAGE]);
+            // The first round ends at its deadline, 300 ms to 4 s. With the timer's milliseconds the second one takes up to 4 ms;
+            // one for each of the dead member's parts would take 40.
+            let beyond = begun.elapsed().as_millis() % 100;
+            assert!((300..=4010).contains(&begun.elapsed().as_millis()) && beyond <= 10, "{:?}", begun.elapsed());
         }
     });
 }

@@ -23,7 +23,7 @@ pub(crate) async fn mount(cluster: &Cluster, key: &str) -> FileSystem {
 }
 
 const BOTH: OpenMode = OpenMode { read: true, write: true, append: false, sync: false };
-const READ: OpenMode = OpenMode { read: true, write: false, append: false, sync: false };
+pub(crate) const READ: OpenMode = OpenMode { read: true, write: false, append: false, sync: false };
 
 pub(crate) async fn create(fs: &FileSystem, name: &str) -> (InodeId, FileHandle) {
     let (attributes, handle) = fs.create(InodeId::ROOT, name.as_bytes(), 0o644, 0, 0, true, BOTH).await.unwrap();

@@ -239,6 +239,9 @@ impl Core {
         self.admit_writers();
         self.start_jobs();
         self.commit_ready();
+        self.files.bound_maps(self.settings.map_bytes);
+        debug_assert!(self.memory.is_bounded(), "written data has passed its budget");
+        debug_assert!(self.files.map_bytes() <= self.settings.map_bytes, "the maps have passed their budget");
     }
 
     fn take_effects(&mut self) -> Effects {
@@ -339,10 +342,11 @@ impl Core {
         self.files.inodes().filter(|inode| !inode.is_clean()).map(|inode| inode.id).collect()
     }
 
-    /// Bytes of written data and of extent maps that are held.
-    pub(crate) fn held_bytes(&mut self) -> u64 {
-        let maps: usize = self.files.inodes().map(|inode| inode.map_bytes()).sum();
-        self.memory.used_bytes() + maps as u64
+    /// Bytes of written data and of extent maps that are held. After a step never above the two budgets, but for a single write
+    /// that is larger than the one for written data. A buffer of which later writes left a part is counted as that part, and is
+    /// at most twice as large. The data of writers that wait is their callers'.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        (self.memory.used_bytes() + self.files.map_bytes()) as u64
     }
 
     fn note(&mut self, note: Note) {

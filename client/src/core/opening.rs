@@ -39,10 +39,14 @@ impl Core {
         };
         let Some((attributes, mode)) = self.opened(op, opening, answer) else { return };
         let (handle, state) = self.files.open(attributes, mode);
-        if let Some(map) = &map {
-            state.learn_map(attributes, map);
-        }
-        let shown = state.attributes();
+        let id = state.id;
+        let shown = self.files.change_map(id, |inode| {
+            if let Some(map) = &map {
+                inode.learn_map(attributes, map);
+            }
+            inode.attributes()
+        });
+        let shown = shown.unwrap_or(attributes);
         self.finish(op, Ok(Answer::Opened(shown, handle)));
     }
 

@@ -171,7 +171,7 @@ impl Core {
     }
 
     fn find_space(&mut self, write: &mut PendingWrite) -> Step {
-        let needed = self.memory.used_bytes() + write.data.len() as u64;
+        let needed = (self.memory.used_bytes() + write.data.len()) as u64;
         if write.space == Space::Unknown || self.cover.covers(needed, self.now) {
             return Step::Admitted;
         }

@@ -1,9 +1,9 @@
 //! What a client may hold and take: memory, quota, and time where a member is dead.
 
 use crate::cluster::{Cluster, in_virtual_time};
-use crate::scenarios::{READ, create, mount};
+use crate::scenarios::{READ, config, create, mount, mount_by};
 use bytes::Bytes;
-use holdfast_client::{Error, FileHandle, FileSystem, WriteAt};
+use holdfast_client::{Error, FileHandle, FileSystem, MountConfig, WriteAt};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -71,5 +71,40 @@ fn a_read_of_many_parts_around_a_dead_member_takes_one_round_more() {
             let beyond = begun.elapsed().as_millis() % 100;
             assert!((300..=4010).contains(&begun.elapsed().as_millis()) && beyond <= 10, "{:?}", begun.elapsed());
         }
+    });
+}
+
+/// Point 8: files of many pieces are written, flushed and read from one end to the other by a mount that has room for few of them.
+#[test]
+fn what_a_mount_holds_stays_within_its_budget() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(13, 0);
+        let memory_bytes = 2 << 20;
+        let fs = mount_by(&cluster, MountConfig { memory_bytes, ..config("a") }).await;
+        let mut files = Vec::new();
+        let (mut most, mut forgotten, mut before) = (0, 0, 0);
+        for round in 0..400u64 {
+            if round < 20 {
+                files.push(create(&fs, &round.to_string()).await.1);
+            }
+            let handle = files[usize::try_from(round * 7 % files.len() as u64).unwrap()];
+            // Some 60 extents a round: two pages each.
+            for piece in 0..60 {
+                write_zeros(&fs, handle, (round / 20 * 60 + piece) * 12288, 8192).await.unwrap();
+                most = most.max(fs.held_bytes());
+            }
+            fs.fsync(handle).await.unwrap();
+            for at in 0..8 {
+                fs.read(handle, at << 17, 1 << 17).await.unwrap();
+                most = most.max(fs.held_bytes());
+            }
+            forgotten += u32::from(fs.held_bytes() < before);
+            before = fs.held_bytes();
+        }
+        assert!(most <= memory_bytes as u64, "{most} bytes");
+        assert!(
+            most > memory_bytes as u64 / 2 && forgotten > 10,
+            "{most} bytes, {forgotten} times less: nothing was shown"
+        );
     });
 }

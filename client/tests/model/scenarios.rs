@@ -19,7 +19,11 @@ pub(crate) fn config(key: &str) -> MountConfig {
 }
 
 pub(crate) async fn mount(cluster: &Cluster, key: &str) -> FileSystem {
-    FileSystem::mount_over(config(key), &cluster.volume(), std::sync::Arc::new(cluster.clone()), 1).await.unwrap()
+    mount_by(cluster, config(key)).await
+}
+
+pub(crate) async fn mount_by(cluster: &Cluster, config: MountConfig) -> FileSystem {
+    FileSystem::mount_over(config, &cluster.volume(), std::sync::Arc::new(cluster.clone()), 1).await.unwrap()
 }
 
 const BOTH: OpenMode = OpenMode { read: true, write: true, append: false, sync: false };

@@ -19,6 +19,7 @@ mod flush;
 mod inode;
 pub(crate) mod latency;
 pub(crate) mod members;
+pub(crate) mod naming;
 mod opening;
 mod operations;
 mod packer;
@@ -44,6 +45,7 @@ use holdfast_erasure::CodeMode;
 use holdfast_proto::meta::{Attr, MutateResponse, ReadResponse, mutation, read_request};
 use latency::Percentile99;
 use members::Members;
+use naming::{LookedUp, Name};
 use operations::Operation;
 use questions::Question;
 use requests::{Body, Outcome, RequestId, Requests};
@@ -125,6 +127,7 @@ pub(crate) struct Core {
     requests: Requests<Asked>,
     session: Session,
     files: Files,
+    looked_up: LookedUp,
     /// Boxed, as requests are.
     operations: BTreeMap<OpId, Box<Operation>>,
     deadlines: BTreeSet<(Moment, OpId)>,
@@ -163,6 +166,7 @@ impl Core {
             requests: Requests::new(settings.volume, settings.incarnation, settings.replicas.clone()),
             session: Session::new(),
             files: Files::default(),
+            looked_up: LookedUp::default(),
             operations: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             writers: VecDeque::new(),
@@ -330,6 +334,11 @@ impl Core {
     /// The session's number now; 0 while one is being opened.
     pub(crate) fn session_id(&self) -> SessionId {
         self.requests.session().unwrap_or_default()
+    }
+
+    /// The name by which an inode was opened.
+    pub(crate) fn name_of(&mut self, inode: InodeId) -> Option<Name> {
+        self.files.inode(inode).and_then(|inode| inode.name.clone())
     }
 
     /// Inodes with a lost write that nobody was told of.

@@ -86,7 +86,7 @@ impl FileSystem {
     /// Flushes everything and closes the session. Later calls fail.
     ///
     /// # Errors
-    /// [`Error::Unflushed`] with the inodes whose data could not be flushed in time.
+    /// [`Error::Unflushed`] with the files whose data could not be flushed in time.
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.mounted.shutdown().await
     }

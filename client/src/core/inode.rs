@@ -10,6 +10,7 @@ use super::admission::Charges;
 use super::dirty::{DirtyMap, FrozenRanges};
 use super::effects::{OpId, PlanPiece};
 use super::extent_map::ExtentMap;
+use super::naming::Name;
 use super::plan::Plan;
 use super::questions::newest;
 use super::time::Moment;
@@ -87,6 +88,8 @@ pub(crate) struct Dropped {
 #[derive(Debug)]
 pub(crate) struct Inode {
     pub(crate) id: InodeId,
+    /// By which it was opened last, if that is known.
+    pub(crate) name: Option<Name>,
     attributes: Attr,
     /// Handles that are open.
     pub(crate) handles: BTreeSet<u64>,
@@ -117,6 +120,7 @@ impl Inode {
     pub(crate) fn new(attributes: Attr) -> Self {
         Self {
             id: InodeId(attributes.inode),
+            name: None,
             map_version: attributes.data_version,
             attributes,
             handles: BTreeSet::new(),
@@ -148,6 +152,11 @@ impl Inode {
         }
         self.overlay_attributes(&mut fresh);
         fresh
+    }
+
+    /// It was opened by this name.
+    pub(crate) fn opened_as(&mut self, name: Option<Name>) {
+        self.name = name.or(self.name.take());
     }
 
     /// It was created here just now, unless `attributes` show that somebody has changed it since: setting an extended

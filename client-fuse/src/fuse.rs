@@ -513,8 +513,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let server = self.off_the_way(request);
-        if !convert::xattr_is_kept(name.as_bytes()) {
-            return reply.error(Errno::EOPNOTSUPP);
+        if let Some(errno) = convert::xattr_refusal(name.as_bytes()) {
+            return reply.error(errno);
         }
         let Some(mode) = convert::xattr_mode(flags) else { return reply.error(Errno::EINVAL) };
         let (inode, name, value) = (convert::inode(inode), bytes_of(name), Bytes::copy_from_slice(value));
@@ -525,8 +525,8 @@ impl fuser::Filesystem for Adapter {
 
     fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let server = self.off_the_way(request);
-        if !convert::xattr_is_kept(name.as_bytes()) {
-            return reply.error(Errno::EOPNOTSUPP);
+        if let Some(errno) = convert::xattr_refusal(name.as_bytes()) {
+            return reply.error(errno);
         }
         let (inode, name) = (convert::inode(inode), bytes_of(name));
         self.xattr_bytes(server, "getxattr", size, reply, |file_system| async move {
@@ -543,8 +543,8 @@ impl fuser::Filesystem for Adapter {
 
     fn removexattr(&self, request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let server = self.off_the_way(request);
-        if !convert::xattr_is_kept(name.as_bytes()) {
-            return reply.error(Errno::EOPNOTSUPP);
+        if let Some(errno) = convert::xattr_refusal(name.as_bytes()) {
+            return reply.error(errno);
         }
         let (inode, name) = (convert::inode(inode), bytes_of(name));
         self.empty(

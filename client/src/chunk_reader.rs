@@ -1,9 +1,17 @@
 //! Reads parts of chunks: from the cache, from the data shards' members in one request each, or, where a member is
-//! dead, slow or damaged, from any d others by reconstruction. Every byte is verified here against the checksums that
-//! travelled with it.
+//! dead, slow or damaged, from any d others by reconstruction ([`rebuild`]). Every byte is verified here against the checksums
+//! that travelled with it.
+//!
+//! **Memory.** What is loaded to be kept has its room in the budget before it is asked for ([`crate::core::blocks`]). Besides, a
+//! read holds what it was asked for until it is answered: widened to pages, or to blocks where a sequential reader finds the
+//! budget taken; and while members fail, up to as much again for each of them, from which their parts are rebuilt. That is
+//! bounded by the reads that a caller has under way, which the kernel bounds.
+
+mod rebuild;
 
 use crate::Error;
-use crate::block_cache::{BLOCK_BYTES, BlockCache, BlockKey, Looked};
+use crate::block_cache::BlockCache;
+use crate::core::blocks::{BLOCK_BYTES, BlockKey, Looked};
 use crate::core::effects::Input;
 use crate::core::latency::Percentile99;
 use crate::core::members::Member;
@@ -13,7 +21,6 @@ use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::limits::PAGE_BYTES;
 use holdfast_common::{ChunkId, Incarnation, VolumeId};
-use holdfast_erasure::{Geometry, reconstruct};
 use holdfast_proto::data::{ReadShardsRequest, ShardRange, Status};
 use holdfast_proto::meta::ChunkRecord;
 use parking_lot::Mutex;
@@ -49,6 +56,19 @@ impl ShardPart {
     fn key(&self) -> BlockKey {
         BlockKey { chunk: ChunkId(self.chunk.chunk), shard: self.shard, block: self.offset / BLOCK_BYTES }
     }
+
+    /// This part of its whole block.
+    fn of(&self, block: &Bytes) -> Bytes {
+        let skip = (self.offset % BLOCK_BYTES) as usize;
+        block.slice(skip..skip + self.length_bytes as usize)
+    }
+}
+
+/// The bytes of a part, and the allocation that they keep in memory.
+#[derive(Clone, Debug)]
+struct Fetched {
+    bytes: Bytes,
+    body: Bytes,
 }
 
 /// A piece of a wanted range: these bytes of that shard part.
@@ -76,102 +96,101 @@ impl ChunkReader {
     pub(crate) async fn read(&self, ranges: &[ChunkRange], whole_blocks: bool) -> Result<Vec<Vec<Bytes>>, Error> {
         let pieces: Vec<Vec<Piece>> = ranges.iter().map(|r| pieces_of(r, whole_blocks)).collect();
         let parts: Vec<&ShardPart> = pieces.iter().flatten().map(|p| &p.part).collect();
-        let mut found = Vec::with_capacity(parts.len());
-        if whole_blocks {
-            self.load_blocks(parts.iter().copied()).await?;
+        let mut found = self.cached(&parts);
+        if whole_blocks && found.iter().any(Option::is_none) {
+            let loaded = self.load_blocks(&parts).await?;
+            // What was loaded here is here, whatever has been evicted since.
+            let again = self.cached(&parts).into_iter().zip(&parts);
+            found = again.map(|(block, part)| block.or_else(|| loaded.get(&part.key()).map(|b| part.of(b)))).collect();
         }
-        let mut missing = Vec::new();
-        for (index, part) in parts.iter().enumerate() {
-            let block = self.cached(part);
-            if block.is_none() {
-                missing.push((index, (*part).clone()));
-            }
-            found.push(block);
-        }
+        let missing: Vec<usize> = (0..parts.len()).filter(|index| found[*index].is_none()).collect();
         if !missing.is_empty() {
-            let wanted: Vec<ShardPart> = missing.iter().map(|(_, p)| p.clone()).collect();
-            for ((index, _), bytes) in missing.iter().zip(self.fetch(&wanted).await?) {
-                found[*index] = Some(bytes);
+            let wanted: Vec<ShardPart> = missing.iter().map(|index| parts[*index].clone()).collect();
+            for (index, fetched) in missing.into_iter().zip(self.fetch(&wanted).await?) {
+                found[index] = Some(fetched.bytes);
             }
         }
-        let mut found = found.into_iter();
-        Ok(pieces
-            .iter()
-            .map(|range| {
-                range
-                    .iter()
-                    .zip(found.by_ref())
-                    .map(|(piece, bytes)| {
-                        bytes.map_or_else(Bytes::new, |b| b.slice(piece.skip..piece.skip + piece.length))
-                    })
-                    .collect()
-            })
-            .collect())
+        let mut found = found.into_iter().map(Option::unwrap_or_default);
+        let cut = |(piece, bytes): (&Piece, Bytes)| bytes.slice(piece.skip..piece.skip + piece.length);
+        Ok(pieces.iter().map(|range| range.iter().zip(found.by_ref()).map(cut).collect()).collect())
     }
 
     /// Loads what is not there into the cache, ahead of readers. Failures are left for the readers to meet.
     pub(crate) async fn prefetch(&self, ranges: &[ChunkRange]) {
-        let parts: Vec<ShardPart> = ranges.iter().flat_map(|r| pieces_of(r, true)).map(|p| p.part).collect();
+        let pieces: Vec<Piece> = ranges.iter().flat_map(|r| pieces_of(r, true)).collect();
+        let parts: Vec<&ShardPart> = pieces.iter().map(|piece| &piece.part).collect();
         if let Err(error) = self.load_claimed(&parts).await {
             tracing::debug!(%error, "readahead failed");
         }
     }
 
-    fn cached(&self, part: &ShardPart) -> Option<Bytes> {
-        match self.cache.look(&part.key()) {
-            Looked::Here(block) => {
-                let skip = (part.offset % BLOCK_BYTES) as usize;
-                Some(block.slice(skip..skip + part.length_bytes as usize))
-            }
+    fn cached(&self, parts: &[&ShardPart]) -> Vec<Option<Bytes>> {
+        let looked = self.cache.look(parts.iter().map(|part| part.key()));
+        let here = |(looked, part): (Looked<Bytes>, &&ShardPart)| match looked {
+            Looked::Here(block) => Some(part.of(&block)),
             Looked::Loading | Looked::Absent => None,
-        }
+        };
+        looked.into_iter().zip(parts).map(here).collect()
     }
 
-    /// Makes the parts' whole blocks be in the cache, loading what nobody else loads.
-    async fn load_blocks<'a>(&self, parts: impl Iterator<Item = &'a ShardPart>) -> Result<(), Error> {
-        let parts: Vec<ShardPart> = parts.cloned().collect();
-        self.load_claimed(&parts).await?;
-        for part in &parts {
-            if matches!(self.cache.look(&part.key()), Looked::Loading) {
+    /// Makes the parts' whole blocks be in the cache as far as it has room, loading what nobody else loads; answers that.
+    async fn load_blocks(&self, parts: &[&ShardPart]) -> Result<BTreeMap<BlockKey, Bytes>, Error> {
+        let loaded = self.load_claimed(parts).await?;
+        for (part, looked) in parts.iter().zip(self.cache.look(parts.iter().map(|part| part.key()))) {
+            if matches!(looked, Looked::Loading) {
                 self.cache.wait(&part.key()).await;
             }
         }
-        Ok(())
+        Ok(loaded)
     }
 
-    async fn load_claimed(&self, parts: &[ShardPart]) -> Result<(), Error> {
-        let claim = self.cache.claim(parts.iter().map(ShardPart::key));
+    async fn load_claimed(&self, parts: &[&ShardPart]) -> Result<BTreeMap<BlockKey, Bytes>, Error> {
+        let blocks: BTreeMap<BlockKey, ShardPart> = parts.iter().map(|part| (part.key(), whole_block(part))).collect();
+        let mut claim = self.cache.claim(blocks.iter().map(|(key, block)| (*key, block.length_bytes as usize)));
         if claim.keys().is_empty() {
-            return Ok(());
+            return Ok(BTreeMap::new());
         }
-        let mut by_key: BTreeMap<BlockKey, &ShardPart> = BTreeMap::new();
-        for part in parts {
-            by_key.insert(part.key(), part);
+        let keys = claim.keys().to_vec();
+        let wanted: Vec<ShardPart> = keys.iter().filter_map(|key| blocks.get(key)).cloned().collect();
+        let mut loaded = BTreeMap::new();
+        // Those of one answer together: each keeps its whole body.
+        let mut bodies: BTreeMap<usize, (usize, Vec<(BlockKey, Bytes)>)> = BTreeMap::new();
+        for (key, fetched) in keys.into_iter().zip(self.fetch(&wanted).await?) {
+            let body = bodies.entry(fetched.body.as_ptr().addr()).or_insert((fetched.body.len(), Vec::new()));
+            body.1.push((key, fetched.bytes.clone()));
+            loaded.insert(key, fetched.bytes);
         }
-        let blocks: Vec<ShardPart> =
-            claim.keys().iter().filter_map(|key| by_key.get(key)).map(|part| whole_block(part)).collect();
-        let fetched = self.fetch(&blocks).await?;
-        for (block, bytes) in blocks.iter().zip(fetched) {
-            claim.fill(block.key(), bytes);
+        for (body_bytes, blocks) in bodies.into_values() {
+            claim.fill(body_bytes, blocks);
         }
-        Ok(())
+        Ok(loaded)
     }
 
-    /// Fetches parts: one request a node, all at once; what fails is reconstructed.
-    async fn fetch(&self, parts: &[ShardPart]) -> Result<Vec<Bytes>, Error> {
-        let places: Vec<_> = self.shell.with(|core, now| {
+    /// Fetches parts: one request a node, all at once; what fails is rebuilt.
+    async fn fetch(&self, parts: &[ShardPart]) -> Result<Vec<Fetched>, Error> {
+        let places: Vec<(usize, Member)> = self.shell.with(|core, now| {
             let members = &core.members;
             let place = |part: &ShardPart| members.locate(&part.chunk, part.shard.into());
-            parts.iter().map(|part| place(part).filter(|member| !members.is_doubtful(member, now))).collect()
+            let healthy = |part| place(part).filter(|member| !members.is_doubtful(member, now));
+            parts.iter().enumerate().filter_map(|(index, part)| Some((index, healthy(part)?))).collect()
         });
-        let mut by_node: BTreeMap<SocketAddr, Vec<(usize, Member)>> = BTreeMap::new();
-        let mut results: Vec<Option<Bytes>> = vec![None; parts.len()];
-        let mut failed = Vec::new();
-        for (index, place) in places.into_iter().enumerate() {
-            match place {
-                Some(member) => by_node.entry(member.address).or_default().push((index, member)),
-                None => failed.push(index),
+        let mut results = self.ask(parts, places).await;
+        let failed: Vec<usize> = (0..parts.len()).filter(|index| results[*index].is_none()).collect();
+        if !failed.is_empty() {
+            let wanted: Vec<&ShardPart> = failed.iter().map(|index| &parts[*index]).collect();
+            for (index, rebuilt) in failed.iter().zip(self.rebuild(&wanted).await?) {
+                results[*index] = Some(rebuilt);
             }
+        }
+        Ok(results.into_iter().flatten().collect())
+    }
+
+    /// Asks members for parts, by index: one request a node, all at once. Answers `None` for what did not come or did not
+    /// verify, and for what was not asked for.
+    async fn ask(&self, parts: &[ShardPart], wanted: Vec<(usize, Member)>) -> Vec<Option<Fetched>> {
+        let mut by_node: BTreeMap<SocketAddr, Vec<(usize, Member)>> = BTreeMap::new();
+        for (index, member) in wanted {
+            by_node.entry(member.address).or_default().push((index, member));
         }
         let requests = by_node.into_iter().flat_map(|(address, wanted)| split_request(parts, address, wanted));
         let answers = task::all(requests.map(|(address, wanted)| async move {
@@ -179,18 +198,13 @@ impl ChunkReader {
             (wanted, answer)
         }))
         .await;
+        let mut results: Vec<Option<Fetched>> = vec![None; parts.len()];
         for (wanted, answer) in answers {
-            for ((index, _), bytes) in wanted.iter().zip(answer) {
-                match bytes {
-                    Some(bytes) => results[*index] = Some(bytes),
-                    None => failed.push(*index),
-                }
+            for ((index, _), fetched) in wanted.iter().zip(answer) {
+                results[*index] = fetched;
             }
         }
-        for index in failed {
-            results[index] = Some(self.rebuild(&parts[index]).await?);
-        }
-        Ok(results.into_iter().flatten().collect())
+        results
     }
 
     /// One vectored request. Answers `None` for what did not come or did not verify.
@@ -199,7 +213,7 @@ impl ChunkReader {
         address: SocketAddr,
         parts: &[ShardPart],
         wanted: &[(usize, Member)],
-    ) -> Vec<Option<Bytes>> {
+    ) -> Vec<Option<Fetched>> {
         let ranges = wanted.iter().map(|(index, member)| self.shard_range(&parts[*index], member)).collect();
         let timeout = (self.latency.lock().estimate() * 8).clamp(READ_DEADLINE_MIN, READ_DEADLINE_MAX);
         let started = self.shell.now();
@@ -217,12 +231,13 @@ impl ChunkReader {
                             let stop = at + data.length_bytes as usize;
                             let bytes = (stop <= body.len()).then(|| body.slice(at..stop));
                             at = stop;
-                            bytes.filter(|b| self.verified(part, b, &data.page_checksums, member))
+                            let right = bytes.filter(|b| self.verified(part, b, &data.page_checksums, member));
+                            right.map(|bytes| Fetched { bytes, body: body.clone() })
                         }
                         status => {
                             tracing::warn!(
                                 chunk = part.chunk.chunk, shard = part.shard, %address, ?status, detail = data.detail,
-                                "a shard could not be read; it is reconstructed"
+                                "a shard could not be read; it is rebuilt"
                             );
                             None
                         }
@@ -264,50 +279,6 @@ impl ChunkReader {
             length_bytes: part.length_bytes,
         }
     }
-
-    /// Rebuilds a part from the same range of any d other shards.
-    async fn rebuild(&self, part: &ShardPart) -> Result<Bytes, Error> {
-        let geometry = geometry_of(&part.chunk)?;
-        let data_count = usize::from(geometry.data_shards());
-        let mut shards: Vec<Option<Bytes>> = vec![None; geometry.shards_count()];
-        let mut others: Vec<(bool, u8, Member)> = self.shell.with(|core, now| {
-            let shards = (0u8..).take(geometry.shards_count());
-            shards
-                .filter_map(|shard| {
-                    let member = core.members.locate(&part.chunk, shard.into())?;
-                    Some((core.members.is_doubtful(&member, now), shard, member))
-                })
-                .collect()
-        });
-        // The healthy first; the part's own member again as the last, as it may only have been slow.
-        others.sort_by_key(|(avoided, shard, _)| (*shard == part.shard, *avoided));
-        let mut others = others.into_iter();
-        while shards.iter().flatten().count() < data_count {
-            let missing = data_count - shards.iter().flatten().count();
-            let batch: Vec<_> = others.by_ref().take(missing).collect();
-            if batch.is_empty() {
-                let count = shards.iter().flatten().count();
-                return Err(Error::Unreadable(format!(
-                    "chunk {}: {count} of the {data_count} shards needed can be read",
-                    part.chunk.chunk
-                )));
-            }
-            let fetched = task::all(batch.into_iter().map(|(_, shard, member)| async move {
-                let one = [ShardPart { shard, ..part.clone() }];
-                (shard, self.fetch_from(member.address, &one, &[(0, member)]).await.pop().flatten())
-            }))
-            .await;
-            for (shard, bytes) in fetched {
-                shards[usize::from(shard)] = bytes;
-            }
-        }
-        let wanted = usize::from(part.shard);
-        if let Some(bytes) = shards[wanted].take() {
-            return Ok(bytes);
-        }
-        reconstruct(&geometry, &mut shards, &[wanted]).map_err(|e| Error::Unreadable(e.to_string()))?;
-        shards[wanted].take().ok_or_else(|| Error::Unreadable("nothing was reconstructed".to_owned()))
-    }
 }
 
 /// Splits a node's parts into requests of bounded answers.
@@ -330,11 +301,6 @@ fn split_request(
         }
     }
     requests
-}
-
-fn geometry_of(chunk: &ChunkRecord) -> Result<Geometry, Error> {
-    Geometry::recorded(chunk.data_shards, chunk.parity_shards, chunk.length_bytes, chunk.shard_length_bytes)
-        .ok_or_else(|| Error::Unreadable(format!("chunk {}: its geometry is impossible", chunk.chunk)))
 }
 
 /// The block that a part lies in, cut at the shard's end.

@@ -10,6 +10,7 @@
 //! what it holds at once. A mutation that was sent belongs to the core until it is answered, whoever waits (R8).
 
 mod admission;
+pub(crate) mod blocks;
 mod dirty;
 pub(crate) mod effects;
 mod extent_map;
@@ -18,11 +19,13 @@ mod flush;
 mod inode;
 pub(crate) mod latency;
 pub(crate) mod members;
+pub(crate) mod naming;
 mod opening;
 mod operations;
 mod packer;
 mod plan;
 mod questions;
+mod ranges;
 pub(crate) mod readahead;
 mod reading;
 mod requests;
@@ -42,6 +45,7 @@ use holdfast_erasure::CodeMode;
 use holdfast_proto::meta::{Attr, MutateResponse, ReadResponse, mutation, read_request};
 use latency::Percentile99;
 use members::Members;
+use naming::{LookedUp, Name};
 use operations::Operation;
 use questions::Question;
 use requests::{Body, Outcome, RequestId, Requests};
@@ -123,6 +127,7 @@ pub(crate) struct Core {
     requests: Requests<Asked>,
     session: Session,
     files: Files,
+    looked_up: LookedUp,
     /// Boxed, as requests are.
     operations: BTreeMap<OpId, Box<Operation>>,
     deadlines: BTreeSet<(Moment, OpId)>,
@@ -161,6 +166,7 @@ impl Core {
             requests: Requests::new(settings.volume, settings.incarnation, settings.replicas.clone()),
             session: Session::new(),
             files: Files::default(),
+            looked_up: LookedUp::default(),
             operations: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             writers: VecDeque::new(),
@@ -237,6 +243,9 @@ impl Core {
         self.admit_writers();
         self.start_jobs();
         self.commit_ready();
+        self.files.bound_maps(self.settings.map_bytes);
+        debug_assert!(self.memory.is_bounded(), "written data has passed its budget");
+        debug_assert!(self.files.map_bytes() <= self.settings.map_bytes, "the maps have passed their budget");
     }
 
     fn take_effects(&mut self) -> Effects {
@@ -327,6 +336,11 @@ impl Core {
         self.requests.session().unwrap_or_default()
     }
 
+    /// The name by which an inode was opened.
+    pub(crate) fn name_of(&mut self, inode: InodeId) -> Option<Name> {
+        self.files.inode(inode).and_then(|inode| inode.name.clone())
+    }
+
     /// Inodes with a lost write that nobody was told of.
     pub(crate) fn untold(&mut self) -> Vec<InodeId> {
         self.files.untold()
@@ -337,10 +351,11 @@ impl Core {
         self.files.inodes().filter(|inode| !inode.is_clean()).map(|inode| inode.id).collect()
     }
 
-    /// Bytes of written data and of extent maps that are held.
-    pub(crate) fn held_bytes(&mut self) -> u64 {
-        let maps: usize = self.files.inodes().map(|inode| inode.map_bytes()).sum();
-        self.memory.used_bytes() + maps as u64
+    /// Bytes of written data and of extent maps that are held. After a step never above the two budgets, but for a single write
+    /// that is larger than the one for written data. A buffer of which later writes left a part is counted as that part, and is
+    /// at most twice as large. The data of writers that wait is their callers'.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        (self.memory.used_bytes() + self.files.map_bytes()) as u64
     }
 
     fn note(&mut self, note: Note) {

@@ -1,5 +1,6 @@
 //! Why an operation failed, and the one place where that becomes an errno.
 
+use bytes::Bytes;
 use holdfast_common::InodeId;
 use holdfast_proto::meta::Code;
 
@@ -23,9 +24,9 @@ pub enum Error {
     /// Data could not be read from enough members.
     #[error("data cannot be read: {0}")]
     Unreadable(String),
-    /// These inodes have written data that could not be flushed before the mount ended.
-    #[error("written data of {} could not be flushed in time: {}", files(.0.len()), inodes(.0))]
-    Unflushed(Vec<InodeId>),
+    /// These files have written data that could not be flushed before the mount ended.
+    #[error("written data of {} could not be flushed in time: {}", files(.0.len()), listed(.0))]
+    Unflushed(Vec<UnflushedFile>),
     /// The session was expired or fenced; what was not flushed is lost and reported.
     #[error("the session was closed by the cluster")]
     SessionLost,
@@ -55,15 +56,33 @@ pub enum Error {
     Mount(String),
 }
 
-/// Most inodes named in a sentence.
-const NAMED_MAX: usize = 16;
+/// A file with written data that will not reach the disks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnflushedFile {
+    /// The inode.
+    pub inode: InodeId,
+    /// A path of it from the volume's root, if one is known.
+    pub path: Option<Bytes>,
+}
+
+impl std::fmt::Display for UnflushedFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "{} (inode {})", String::from_utf8_lossy(path), self.inode),
+            None => write!(f, "inode {}", self.inode),
+        }
+    }
+}
+
+/// Most files named in a sentence.
+pub(crate) const NAMED_MAX: usize = 16;
 
 fn files(count: usize) -> String {
     if count == 1 { "one file".to_owned() } else { format!("{count} files") }
 }
 
-fn inodes(unflushed: &[InodeId]) -> String {
-    let named: Vec<String> = unflushed.iter().take(NAMED_MAX).map(|inode| format!("inode {inode}")).collect();
+fn listed(unflushed: &[UnflushedFile]) -> String {
+    let named: Vec<String> = unflushed.iter().take(NAMED_MAX).map(UnflushedFile::to_string).collect();
     let more = if unflushed.len() > NAMED_MAX { ", ..." } else { "" };
     format!("{}{more}", named.join(", "))
 }

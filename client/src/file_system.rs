@@ -86,7 +86,7 @@ impl FileSystem {
     /// Flushes everything and closes the session. Later calls fail.
     ///
     /// # Errors
-    /// [`Error::Unflushed`] with the inodes whose data could not be flushed in time.
+    /// [`Error::Unflushed`] with the files whose data could not be flushed in time.
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.mounted.shutdown().await
     }
@@ -110,10 +110,11 @@ impl FileSystem {
         Ok(FileSystemStat { total_bytes: stat.used_bytes + available_bytes, available_bytes, inodes: stat.inodes })
     }
 
-    /// Bytes of memory held for written data and for maps of files.
+    /// Bytes of memory held for written data, for maps of files, and for blocks that were read or are being read to be kept.
+    /// Never above [`MountConfig::memory_bytes`], unless one write is larger than half of that.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
-        self.mounted.shell.with(|core, _| core.held_bytes())
+        self.mounted.shell.with(|core, _| core.held_bytes()) + self.mounted.reader.cache.held_bytes() as u64
     }
 
     /// No `async`: a future around the shell's would hold the call twice.

@@ -10,12 +10,13 @@ pub mod error;
 pub mod file_system;
 mod mount;
 pub mod network;
+mod paths;
 pub mod runtime;
 mod shell;
 pub mod task;
 pub mod types;
 
-pub use error::Error;
+pub use error::{Error, UnflushedFile};
 pub use file_system::{FileHandle, FileSystem, MountConfig};
 pub use types::{
     Attributes, DirectoryEntry, FallocateMode, FileSystemStat, NewNode, NodeKind, OpenMode, RenameMode, SetAttributes,

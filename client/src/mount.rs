@@ -8,7 +8,7 @@ use crate::core::{Core, Settings};
 use crate::network::{Network, RealNetwork, ask_volmgr};
 use crate::runtime::{Runtime, TokioRuntime, within};
 use crate::shell::Shell;
-use crate::{Error, MountConfig};
+use crate::{Error, MountConfig, UnflushedFile, paths};
 use holdfast_common::{ClusterId, Incarnation, NodeId, VolumeId};
 use holdfast_erasure::CodeMode;
 use holdfast_proto::control::{Volume, VolumeState};
@@ -24,6 +24,8 @@ const DIRTY_SHARE: usize = 2;
 const MAP_SHARE: usize = 8;
 /// Flushing at the end gives up after this; what is not flushed then is reported.
 const SHUTDOWN_FLUSH_MAX: Duration = Duration::from_secs(15);
+/// Looking up the paths of what was not flushed is a courtesy.
+const SHUTDOWN_NAMING_MAX: Duration = Duration::from_secs(1);
 /// Telling the table that the session ends is a courtesy; the lease ends it anyway.
 const SHUTDOWN_CLOSE_MAX: Duration = Duration::from_secs(2);
 
@@ -114,12 +116,15 @@ impl Mounted {
         let mut unflushed = self.shell.with(|core, _| [core.unflushed(), core.untold()].concat());
         unflushed.sort_unstable();
         unflushed.dedup();
+        let mut files: Vec<_> = unflushed.iter().map(|inode| UnflushedFile { inode: *inode, path: None }).collect();
+        within(runtime, SHUTDOWN_NAMING_MAX, paths::find(&self.shell, &mut files)).await;
         if within(runtime, SHUTDOWN_CLOSE_MAX, self.shell.run(Call::Close)).await.is_none() {
             tracing::debug!("the table was not told that the session ends");
         }
+        self.reader.cache.clear();
         match flushed {
-            Some(Ok(Answer::Done)) if unflushed.is_empty() => Ok(()),
-            _ => Err(Error::Unflushed(unflushed)),
+            Some(Ok(Answer::Done)) if files.is_empty() => Ok(()),
+            _ => Err(Error::Unflushed(files)),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the kernel says in the client's words, and back. Pure.
 
 use bytes::Bytes;
-use fuser::{FileAttr, FileType, FopenFlags, INodeNo, RenameFlags, TimeOrNow};
+use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, RenameFlags, TimeOrNow};
 use holdfast_client::{
     Attributes, FallocateMode, NewNode, NodeKind, OpenMode, RenameMode, SetTime, WriteAt, XattrMode,
 };
@@ -167,10 +167,15 @@ pub(super) fn xattr_mode(flags: i32) -> Option<XattrMode> {
     }
 }
 
-/// Whether a volume keeps attributes of this name. The `system.` ones are access lists of several kinds; they need the
-/// kernel to enforce them, and EOPNOTSUPP is what tells `cp -a` and `ls -l` that there are none.
-pub(super) fn xattr_is_kept(name: &[u8]) -> bool {
-    !name.starts_with(b"system.")
+/// The errno for attributes whose name a volume does not keep, whatever is done with them. The `system.` ones are access lists
+/// of several kinds; they need the kernel to enforce them, and EOPNOTSUPP is what tells `cp -a` and `ls -l` that there are none.
+/// A namespace alone is no name.
+pub(super) fn xattr_refusal(name: &[u8]) -> Option<Errno> {
+    match name {
+        b"user." | b"trusted." | b"security." => Some(Errno::EINVAL),
+        _ if name.starts_with(b"system.") => Some(Errno::EOPNOTSUPP),
+        _ => None,
+    }
 }
 
 /// The names as listxattr(2) wants them: each ends with a zero byte.

@@ -6,6 +6,7 @@
 //! reservations on enough disks for some stripe. Those are soft: they last a lease, puts draw on them, and what is not
 //! renewed falls back to everybody.
 
+use super::ranges::Ranges;
 use super::time::Moment;
 use holdfast_common::limits::PAGE_BYTES;
 use holdfast_erasure::CodeMode;
@@ -35,16 +36,55 @@ pub(crate) fn charge(offset: u64, length: u64) -> u64 {
     if length == 0 { 0 } else { (offset + length).div_ceil(page) * page - offset / page * page }
 }
 
+/// What the dirty data of one inode was charged, by place: a generation takes along what its own pages were charged, and never
+/// what the pages behind it need.
+#[derive(Debug, Default)]
+pub(crate) struct Charges {
+    /// Pages, each charged once.
+    pages: Ranges,
+    /// What was charged beyond them: for pages that were charged before, for an append that touched one page less than it might
+    /// have, and for a write whose unmapped pages were counted.
+    loose_bytes: u64,
+}
+
+impl Charges {
+    /// A write was charged so much.
+    pub(crate) fn add(&mut self, offset: u64, length: u64, charged_bytes: u64) {
+        let page = u64::from(PAGE_BYTES);
+        if is_counted(offset, length, charged_bytes) {
+            self.loose_bytes += charged_bytes;
+        } else if charged_bytes > 0 {
+            let pages_count = self.pages.insert(offset / page, (offset + length).div_ceil(page));
+            self.loose_bytes += charged_bytes - pages_count * page;
+        }
+    }
+
+    /// Takes what belongs to data that ends at `end`, or all if nothing is left behind it. A page across the end goes with what is
+    /// before it, which is committed first.
+    pub(crate) fn take(&mut self, end: Option<u64>) -> u64 {
+        let page = u64::from(PAGE_BYTES);
+        let pages_count = self.pages.take_below(end.map_or(u64::MAX, |end| end.div_ceil(page)));
+        pages_count * page + std::mem::take(&mut self.loose_bytes)
+    }
+}
+
+/// Whether a write was charged the pages that the table says are not mapped, instead of all that it touches.
+pub(crate) fn is_counted(offset: u64, length: u64, charged_bytes: u64) -> bool {
+    charged_bytes > 0 && charged_bytes < charge(offset, length)
+}
+
 /// Memory for dirty and frozen data, in bytes.
 #[derive(Debug)]
 pub(crate) struct Memory {
     total_bytes: usize,
     used_bytes: usize,
+    /// The write that was taken in last when nothing was used.
+    alone_bytes: usize,
 }
 
 impl Memory {
     pub(crate) fn new(total_bytes: usize) -> Self {
-        Self { total_bytes, used_bytes: 0 }
+        Self { total_bytes, used_bytes: 0, alone_bytes: 0 }
     }
 
     /// Whether a write of so many bytes has room. One that is larger than all the memory has it alone.
@@ -53,6 +93,9 @@ impl Memory {
     }
 
     pub(crate) fn take(&mut self, bytes: usize) {
+        if self.used_bytes == 0 {
+            self.alone_bytes = bytes;
+        }
         self.used_bytes += bytes;
     }
 
@@ -60,8 +103,13 @@ impl Memory {
         self.used_bytes = self.used_bytes.checked_sub(bytes).expect("what comes back was taken");
     }
 
-    pub(crate) fn used_bytes(&self) -> u64 {
-        self.used_bytes as u64
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.used_bytes
+    }
+
+    /// Whether no more is used than there is, or than one write that has it alone.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.used_bytes <= self.total_bytes.max(self.alone_bytes)
     }
 
     /// Less than half is free: time to flush whatever is dirty.
@@ -233,6 +281,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_charged_goes_with_its_pages_and_what_is_beyond_with_the_first() {
+        let mut charges = Charges::default();
+        charges.add(0, 40960, 40960);
+        (0..5).for_each(|at| charges.add(at * 10, 1, 4096));
+        // The page across the end is committed first with what is before it.
+        assert_eq!(charges.take(Some(4100)), 7 * 4096);
+        charges.add(0, 8192, 4096);
+        assert_eq!(charges.take(Some(8192)), 4096);
+        assert_eq!(charges.take(None), 8 * 4096);
+        assert_eq!(charges.take(None), 0);
+    }
+
+    #[test]
     fn a_range_is_charged_the_pages_it_touches() {
         assert_eq!(charge(0, 0), 0);
         assert_eq!(charge(0, 1), 4096);
@@ -271,6 +332,6 @@ mod tests {
         memory.take(20);
         assert!(!memory.fits(1) && memory.is_pressed());
         memory.give_back(20);
-        assert!(memory.fits(1) && !memory.is_pressed());
+        assert!(memory.fits(1) && !memory.is_pressed() && memory.is_bounded());
     }
 }

@@ -1,9 +1,9 @@
 //! The written and not yet flushed ranges of one file. Pure.
 //!
 //! Ranges never overlap; a later write cuts what it covers. Small adjoining writes grow one buffer, so that a file
-//! written in lines does not become a map of lines.
+//! written in lines does not become a map of lines. What is left of a buffer keeps all of it in memory: less than half is copied
+//! out, so that no more than twice the bytes counted are held, and no more than once the buffer is copied.
 
-use super::admission::charge;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
@@ -17,21 +17,43 @@ enum Piece {
     /// Still taking adjoining writes.
     Growing(BytesMut),
     /// Final.
-    Frozen(Bytes),
+    Frozen(Part),
+}
+
+/// What is left of a buffer.
+#[derive(Debug, Clone)]
+struct Part {
+    bytes: Bytes,
+    buffer_bytes: usize,
+}
+
+impl Part {
+    /// All of a buffer.
+    fn whole(bytes: Bytes) -> Self {
+        Self { buffer_bytes: bytes.len(), bytes }
+    }
+
+    fn of(bytes: Bytes, buffer_bytes: usize) -> Self {
+        if bytes.len() < buffer_bytes / 2 {
+            Self::whole(Bytes::copy_from_slice(&bytes))
+        } else {
+            Self { bytes, buffer_bytes }
+        }
+    }
 }
 
 impl Piece {
     fn len(&self) -> usize {
         match self {
             Self::Growing(b) => b.len(),
-            Self::Frozen(b) => b.len(),
+            Self::Frozen(part) => part.bytes.len(),
         }
     }
 
-    fn freeze(self) -> Bytes {
+    fn freeze(self) -> Part {
         match self {
-            Self::Growing(b) => b.freeze(),
-            Self::Frozen(b) => b,
+            Self::Growing(b) => Part { buffer_bytes: b.capacity(), bytes: b.freeze() },
+            Self::Frozen(part) => part,
         }
     }
 }
@@ -80,7 +102,7 @@ impl DirtyMap {
             let piece = if data.len() < GROWING_BYTES_MAX / 4 {
                 Piece::Growing(BytesMut::from(&data[..]))
             } else {
-                Piece::Frozen(data)
+                Piece::Frozen(Part::whole(data))
             };
             self.pieces.insert(offset, piece);
         }
@@ -113,21 +135,21 @@ impl DirtyMap {
             .collect();
         for start in keys {
             let Some(piece) = self.pieces.remove(&start) else { continue };
-            let bytes = piece.freeze();
+            let Part { bytes, buffer_bytes } = piece.freeze();
             self.bytes -= bytes.len();
             let stop = start + bytes.len() as u64;
             if start < from {
-                self.insert_frozen(start, bytes.slice(..to_index(from - start)));
+                self.insert(start, Part::of(bytes.slice(..to_index(from - start)), buffer_bytes));
             }
             if stop > to {
-                self.insert_frozen(to, bytes.slice(to_index(to - start)..));
+                self.insert(to, Part::of(bytes.slice(to_index(to - start)..), buffer_bytes));
             }
         }
     }
 
-    fn insert_frozen(&mut self, offset: u64, bytes: Bytes) {
-        self.bytes += bytes.len();
-        self.pieces.insert(offset, Piece::Frozen(bytes));
+    fn insert(&mut self, offset: u64, part: Part) {
+        self.bytes += part.bytes.len();
+        self.pieces.insert(offset, Piece::Frozen(part));
     }
 
     /// Takes ranges in ascending order, at most `limit_bytes` of them (the last one is cut there) and at most
@@ -138,11 +160,12 @@ impl DirtyMap {
         let mut room = limit_bytes;
         while room > 0 && ranges.len() < limit_pieces {
             let Some((offset, piece)) = self.pieces.pop_first() else { break };
-            let mut bytes = piece.freeze();
+            let Part { mut bytes, buffer_bytes } = piece.freeze();
             self.bytes -= bytes.len();
             if bytes.len() > room {
                 let rest = bytes.split_off(room);
-                self.insert_frozen(offset + room as u64, rest);
+                self.insert(offset + room as u64, Part::of(rest, buffer_bytes));
+                bytes = Part::of(bytes, buffer_bytes).bytes;
             }
             room -= bytes.len();
             ranges.push((offset, bytes));
@@ -156,10 +179,10 @@ impl DirtyMap {
         let mut parts = Vec::new();
         for (offset, piece) in self.pieces.range_mut(first..to) {
             if let Piece::Growing(buffer) = piece {
-                *piece = Piece::Frozen(std::mem::take(buffer).freeze());
+                *piece = Piece::Frozen(Piece::Growing(std::mem::take(buffer)).freeze());
             }
-            if let Piece::Frozen(bytes) = piece {
-                parts.extend(within(*offset, bytes, from, to));
+            if let Piece::Frozen(part) = piece {
+                parts.extend(within(*offset, &part.bytes, from, to));
             }
         }
         parts
@@ -187,11 +210,6 @@ impl FrozenRanges {
         self.ranges.iter().map(|(_, b)| b.len()).sum()
     }
 
-    /// What the ranges are charged of the quota.
-    pub(crate) fn charge(&self) -> u64 {
-        self.ranges.iter().map(|(offset, bytes)| charge(*offset, bytes.len() as u64)).sum()
-    }
-
     pub(crate) fn end(&self) -> u64 {
         self.ranges.last().map_or(0, |(offset, b)| offset + b.len() as u64)
     }
@@ -213,6 +231,7 @@ fn within(offset: u64, bytes: &Bytes, from: u64, to: u64) -> Option<(u64, Bytes)
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::sync::Arc;
 
     #[test]
     fn small_adjoining_writes_become_one_piece() {
@@ -233,6 +252,36 @@ mod tests {
         assert_eq!(taken.ranges.iter().map(|(o, b)| (*o, b.len())).collect::<Vec<_>>(), [(0, 100), (1000, 50)]);
         assert_eq!(map.ranges().collect::<Vec<_>>(), [(1050, 1100)]);
         assert_eq!(map.bytes(), 50);
+    }
+
+    /// A buffer that says when it is let go.
+    struct Buffer {
+        _kept: Arc<()>,
+    }
+    impl AsRef<[u8]> for Buffer {
+        fn as_ref(&self) -> &[u8] {
+            &[7; 1 << 20]
+        }
+    }
+
+    #[test]
+    fn a_small_rest_of_a_large_buffer_does_not_keep_it() {
+        let kept = Arc::new(());
+        let buffer = || Bytes::from_owner(Buffer { _kept: Arc::clone(&kept) });
+        let mut map = DirtyMap::default();
+        // Each but the last is overwritten except for its first byte.
+        for at in 0..50 {
+            map.write(at, buffer());
+        }
+        assert_eq!((map.bytes(), Arc::strong_count(&kept)), ((1 << 20) + 49, 2));
+        // A generation that takes all but little of a buffer leaves it no part of it, nor the other way round.
+        let taken = map.take((1 << 20) - 100, 100);
+        drop(taken);
+        assert_eq!((map.bytes(), Arc::strong_count(&kept)), (149, 1));
+        map.write(2 << 20, buffer());
+        let taken = map.take(249, 100);
+        map.cut(0, u64::MAX);
+        assert_eq!((taken.bytes(), Arc::strong_count(&kept)), (249, 1));
     }
 
     proptest! {

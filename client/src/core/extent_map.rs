@@ -4,6 +4,7 @@
 //! version of the inode; its owner drops it when the version moves on by more than the owner's own commits. A chunk's
 //! record stays as long as an extent names it.
 
+use super::ranges::Ranges;
 use holdfast_common::ChunkId;
 use holdfast_proto::meta::{ChunkRecord, Extent, FileMap};
 use std::collections::BTreeMap;
@@ -44,8 +45,7 @@ struct Named {
 pub(crate) struct ExtentMap {
     extents: BTreeMap<u64, CachedExtent>,
     chunks: BTreeMap<ChunkId, Named>,
-    /// Known ranges: start to end, not overlapping, not adjoining.
-    known: BTreeMap<u64, u64>,
+    known: Ranges,
 }
 
 impl ExtentMap {
@@ -73,7 +73,7 @@ impl ExtentMap {
             from = from.min(first.file_offset);
             to = to.max(last.file_offset + last.length_bytes);
         }
-        self.mark_known(from, to);
+        self.known.insert(from, to);
     }
 
     /// Puts a committed chunk's extents over what is there.
@@ -84,7 +84,7 @@ impl ExtentMap {
         for extent in extents {
             if let Some(record) = chunks.iter().find(|c| c.chunk == extent.chunk) {
                 self.insert(extent, record);
-                self.mark_known(extent.file_offset, extent.file_offset + extent.length_bytes);
+                self.known.insert(extent.file_offset, extent.file_offset + extent.length_bytes);
             }
         }
     }
@@ -139,28 +139,9 @@ impl ExtentMap {
         }
     }
 
-    fn mark_known(&mut self, mut from: u64, mut to: u64) {
-        if from >= to {
-            return;
-        }
-        if let Some((start, stop)) = self.known.range(..=from).next_back().map(|(s, e)| (*s, *e))
-            && stop >= from
-        {
-            from = start;
-            to = to.max(stop);
-            self.known.remove(&start);
-        }
-        while let Some((start, stop)) = self.known.range(from..=to).next().map(|(s, e)| (*s, *e)) {
-            to = to.max(stop);
-            self.known.remove(&start);
-        }
-        self.known.insert(from, to);
-    }
-
     /// The first offset in `from..to` that is not known.
     pub(crate) fn first_unknown(&self, from: u64, to: u64) -> Option<u64> {
-        let known_to = self.known.range(..=from).next_back().map_or(from, |(_, e)| from.max(*e));
-        (known_to < to).then_some(known_to)
+        self.known.first_missing(from, to)
     }
 
     /// The mapped parts of `from..to`, ascending; what lies between is holes. Only for known ranges.

@@ -8,7 +8,8 @@ use super::readahead::Readahead;
 use crate::{Error, FileHandle, OpenMode};
 use holdfast_common::InodeId;
 use holdfast_proto::meta::{Attr, MutateResponse, ReadResponse};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound::{Excluded, Unbounded};
 
 /// One open file.
 #[derive(Debug)]
@@ -26,6 +27,11 @@ pub(crate) struct Files {
     handles: BTreeMap<u64, OpenFile>,
     next_handle: u64,
     inodes: BTreeMap<InodeId, Inode>,
+    /// What the maps of all inodes take, and which have any.
+    map_bytes: usize,
+    mapped: BTreeSet<InodeId>,
+    /// The inode whose map was changed last.
+    mapped_last: InodeId,
     questions: Questions,
     /// Of inodes that are open or not: a change that is sent again must not pass what was written since.
     changes: BTreeMap<InodeId, Changes>,
@@ -89,6 +95,38 @@ impl Files {
         self.inodes.values_mut()
     }
 
+    /// Does something that may change the inode's map. Nothing else may, so that the running total is right.
+    pub(crate) fn change_map<T>(&mut self, id: InodeId, change: impl FnOnce(&mut Inode) -> T) -> Option<T> {
+        let inode = self.inodes.get_mut(&id)?;
+        let before = inode.map_bytes();
+        let changed = change(inode);
+        let after = inode.map_bytes();
+        self.map_bytes = self.map_bytes - before + after;
+        match (before, after) {
+            (0, 1..) => drop(self.mapped.insert(id)),
+            (1.., 0) => drop(self.mapped.remove(&id)),
+            _ => {}
+        }
+        self.mapped_last = id;
+        Some(changed)
+    }
+
+    /// Bytes that the maps of all inodes take.
+    pub(crate) fn map_bytes(&self) -> usize {
+        self.map_bytes
+    }
+
+    /// Keeps the maps within their budget: others go before the one that was changed last, in turn behind it.
+    pub(crate) fn bound_maps(&mut self, budget_bytes: usize) {
+        while self.map_bytes > budget_bytes {
+            let last = self.mapped_last;
+            let next = self.mapped.range((Excluded(last), Unbounded)).next().or(self.mapped.first()).copied();
+            let Some(next) = next else { return };
+            self.change_map(next, Inode::forget_map);
+            self.mapped_last = last;
+        }
+    }
+
     /// Forgets a handle. Its inode stays until [`Files::forget_unused`].
     ///
     /// # Errors
@@ -105,6 +143,8 @@ impl Files {
     pub(crate) fn forget_unused(&mut self, id: InodeId) {
         if let Some(inode) = self.inodes.get(&id).filter(|inode| inode.is_unused()) {
             self.questions.let_go(inode.attributes());
+            self.map_bytes -= inode.map_bytes();
+            self.mapped.remove(&id);
             self.inodes.remove(&id);
         }
     }

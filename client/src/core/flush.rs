@@ -1,7 +1,7 @@
 //! Write-back: freezing, jobs, commits, and what becomes of data that was refused or lost.
 
 use super::effects::Note;
-use super::inode::{Dropped, Freeze, Waiter};
+use super::inode::{Dropped, Freeze, Inode, Waiter};
 use super::packer::pack;
 use super::writeback::{Job, JobId, JobState, Work};
 use super::{Asker, Core};
@@ -165,10 +165,8 @@ impl Core {
     fn committed(&mut self, work: &Work, result: &CommitResult, chunks: &[ChunkRecord], extents: &[Extent]) -> bool {
         match result.code() {
             Code::Ok => {
-                let ended = self
-                    .files
-                    .inode(work.inode)
-                    .map(|inode| inode.committed(work.generation, result.attr, chunks, extents));
+                let commit = |inode: &mut Inode| inode.committed(work.generation, result.attr, chunks, extents);
+                let ended = self.files.change_map(work.inode, commit);
                 self.release(ended.unwrap_or_default());
                 true
             }

@@ -6,9 +6,11 @@
 //! their order, and a generation holds ascending offsets, so that a crash never shows a byte of a file without those
 //! that the application wrote before it at lower offsets.
 
+use super::admission::Charges;
 use super::dirty::{DirtyMap, FrozenRanges};
 use super::effects::{OpId, PlanPiece};
 use super::extent_map::ExtentMap;
+use super::naming::Name;
 use super::plan::Plan;
 use super::questions::newest;
 use super::time::Moment;
@@ -86,6 +88,8 @@ pub(crate) struct Dropped {
 #[derive(Debug)]
 pub(crate) struct Inode {
     pub(crate) id: InodeId,
+    /// By which it was opened last, if that is known.
+    pub(crate) name: Option<Name>,
     attributes: Attr,
     /// Handles that are open.
     pub(crate) handles: BTreeSet<u64>,
@@ -94,7 +98,7 @@ pub(crate) struct Inode {
     mtime_ns: i64,
     kill_suid_sgid: bool,
     /// What the writes that are dirty now were charged of the quota.
-    charged_bytes: u64,
+    charges: Charges,
     flushing: VecDeque<Frozen>,
     next_generation: u64,
     map: ExtentMap,
@@ -116,6 +120,7 @@ impl Inode {
     pub(crate) fn new(attributes: Attr) -> Self {
         Self {
             id: InodeId(attributes.inode),
+            name: None,
             map_version: attributes.data_version,
             attributes,
             handles: BTreeSet::new(),
@@ -123,7 +128,7 @@ impl Inode {
             dirty_since: None,
             mtime_ns: 0,
             kill_suid_sgid: false,
-            charged_bytes: 0,
+            charges: Charges::default(),
             flushing: VecDeque::new(),
             next_generation: 0,
             map: ExtentMap::default(),
@@ -147,6 +152,11 @@ impl Inode {
         }
         self.overlay_attributes(&mut fresh);
         fresh
+    }
+
+    /// It was opened by this name.
+    pub(crate) fn opened_as(&mut self, name: Option<Name>) {
+        self.name = name.or(self.name.take());
     }
 
     /// It was created here just now, unless `attributes` show that somebody has changed it since: setting an extended
@@ -220,10 +230,10 @@ impl Inode {
         if offset.checked_add(data.len() as u64).is_none_or(|end| end > FILE_BYTES_MAX) {
             return Err(Error::FileTooLarge);
         }
+        self.charges.add(offset, data.len() as u64, charged_bytes);
         let replaced_bytes = self.dirty.write(offset, data);
         self.mtime_ns = self.mtime_ns.max(mtime_ns);
         self.kill_suid_sgid |= kill_suid_sgid;
-        self.charged_bytes += charged_bytes;
         let first = self.dirty_since.is_none();
         self.dirty_since.get_or_insert(now);
         let (dirty_bytes, pieces_count) = (self.dirty.bytes(), self.dirty.pieces_count());
@@ -249,14 +259,13 @@ impl Inode {
                 break;
             }
             let ranges = self.dirty.take(limit, GENERATION_PIECES_MAX);
-            let charged = if self.dirty.is_empty() { u64::MAX } else { ranges.charge() }.min(self.charged_bytes);
-            self.charged_bytes -= charged;
+            let charged_bytes = self.charges.take((!self.dirty.is_empty()).then(|| ranges.end()));
             self.flushing.push_back(Frozen {
                 generation: self.next_generation,
                 ranges: Arc::new(ranges),
                 mtime_ns: self.mtime_ns,
                 kill_suid_sgid: std::mem::take(&mut self.kill_suid_sgid),
-                charged_bytes: charged,
+                charged_bytes,
             });
             self.next_generation += 1;
         }
@@ -345,13 +354,13 @@ impl Inode {
 
     /// Drops everything that is not committed, dirty and frozen; what it held.
     pub(crate) fn drop_unflushed(&mut self) -> Dropped {
-        let mut dropped = Dropped { bytes: self.dirty.bytes(), charged_bytes: self.charged_bytes };
+        let mut dropped = Dropped { bytes: self.dirty.bytes(), charged_bytes: self.charges.take(None) };
         for frozen in self.flushing.drain(..) {
             dropped.bytes += frozen.ranges.bytes();
             dropped.charged_bytes += frozen.charged_bytes;
         }
         self.dirty = DirtyMap::default();
-        (self.dirty_since, self.charged_bytes, self.kill_suid_sgid) = (None, 0, false);
+        (self.dirty_since, self.kill_suid_sgid) = (None, false);
         self.committing = false;
         dropped
     }

@@ -2,6 +2,7 @@
 
 use super::effects::{Answer, OpId};
 use super::inode::{Freeze, Waiter};
+use super::naming::Name;
 use super::operations::{State, Then};
 use super::session::OpeningId;
 use super::{Asker, Core, missing};
@@ -12,15 +13,17 @@ use holdfast_proto::meta::{Attr, CreateNode, MutateResponse, Open, ReadResponse,
 impl Core {
     pub(super) fn begin_create(&mut self, op: OpId, request: CreateNode, mode: OpenMode) {
         let opening = self.session.begin_opening();
-        self.set(op, State::Opening(mode));
+        let name = Name { parent: InodeId(request.parent), name: request.name.clone() };
+        self.set(op, State::Opening(mode, Some(name)));
         self.mutate(mutation::Op::Create(request), Asker::Create(op, opening));
     }
 
     pub(super) fn create_answered(&mut self, op: OpId, opening: OpeningId, answer: Result<MutateResponse, Error>) {
         let answer = answer.and_then(|response| response.attr.ok_or_else(missing));
-        let Some((attributes, mode)) = self.opened(op, opening, answer) else { return };
+        let Some((attributes, mode, name)) = self.opened(op, opening, answer) else { return };
         let now = self.now;
         let (handle, state) = self.files.open(attributes, mode);
+        state.opened_as(name);
         state.created(&attributes, now);
         let shown = state.attributes();
         self.finish(op, Ok(Answer::Opened(shown, handle)));
@@ -28,7 +31,8 @@ impl Core {
 
     pub(super) fn begin_open(&mut self, op: OpId, inode: InodeId, mode: OpenMode) {
         let opening = self.session.begin_opening();
-        self.set(op, State::Opening(mode));
+        let name = self.looked_up.name_of(inode).cloned();
+        self.set(op, State::Opening(mode, name));
         self.ask(read_request::Op::Open(Open { inode: inode.0 }), Asker::Open(op, opening));
     }
 
@@ -37,18 +41,28 @@ impl Core {
             Ok(response) => (response.attr.ok_or_else(missing), response.map),
             Err(error) => (Err(error), None),
         };
-        let Some((attributes, mode)) = self.opened(op, opening, answer) else { return };
+        let Some((attributes, mode, name)) = self.opened(op, opening, answer) else { return };
         let (handle, state) = self.files.open(attributes, mode);
-        if let Some(map) = &map {
-            state.learn_map(attributes, map);
-        }
-        let shown = state.attributes();
+        state.opened_as(name);
+        let id = state.id;
+        let shown = self.files.change_map(id, |inode| {
+            if let Some(map) = &map {
+                inode.learn_map(attributes, map);
+            }
+            inode.attributes()
+        });
+        let shown = shown.unwrap_or(attributes);
         self.finish(op, Ok(Answer::Opened(shown, handle)));
     }
 
     /// The table's side of an opening has ended. Nothing if there is no handle to be made: it was refused, nobody waits for it
     /// any more, or the leader must be told again by an open of its own.
-    fn opened(&mut self, op: OpId, opening: OpeningId, answer: Result<Attr, Error>) -> Option<(Attr, OpenMode)> {
+    fn opened(
+        &mut self,
+        op: OpId,
+        opening: OpeningId,
+        answer: Result<Attr, Error>,
+    ) -> Option<(Attr, OpenMode, Option<Name>)> {
         let attributes = match answer {
             Ok(attributes) => attributes,
             Err(error) => {
@@ -59,9 +73,9 @@ impl Core {
         };
         let inode = InodeId(attributes.inode);
         let tell_again = self.session.end_opening(opening, Some(inode));
-        let mode = match self.operations.get(&op).map(|operation| &operation.state) {
-            Some(State::Opening(mode)) => Some(*mode),
-            _ => None,
+        let (mode, name) = match self.operations.get_mut(&op).map(|operation| &mut operation.state) {
+            Some(State::Opening(mode, name)) => (Some(*mode), name.take()),
+            _ => (None, None),
         };
         if tell_again || mode.is_none() {
             self.session.close(inode);
@@ -69,7 +83,7 @@ impl Core {
         if let Some(mode) = mode.filter(|_| tell_again) {
             self.begin_open(op, inode, mode);
         }
-        mode.filter(|_| !tell_again).map(|mode| (attributes, mode))
+        mode.filter(|_| !tell_again).map(|mode| (attributes, mode, name))
     }
 
     pub(super) fn begin_release(&mut self, op: OpId, handle: FileHandle) -> Result<(), Error> {

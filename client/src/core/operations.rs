@@ -2,6 +2,7 @@
 
 use super::effects::{Answer, Call, OpId, Response};
 use super::inode::{Freeze, Waiter};
+use super::naming::Name;
 use super::readahead::Advice;
 use super::requests::RequestId;
 use super::session::Phase;
@@ -11,7 +12,7 @@ use super::{Asker, Core};
 use crate::{Error, FileHandle, OpenMode, Whence};
 use holdfast_common::InodeId;
 use holdfast_common::limits::REQUEST_DEADLINE_MS;
-use holdfast_proto::meta::{CloseSession, mutation};
+use holdfast_proto::meta::{CloseSession, Kind, ReadResponse, mutation, read_request};
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_millis(REQUEST_DEADLINE_MS as u64);
@@ -30,8 +31,10 @@ pub(super) enum State {
     Starting,
     /// The answer to a request.
     Asked(RequestId),
+    /// The same of a lookup of this name.
+    LookingUp(RequestId, Name),
     /// The answer to a request that opens something, which is closed again if nobody waits for it.
-    Opening(OpenMode),
+    Opening(OpenMode, Option<Name>),
     /// To be admitted.
     Writing(Box<PendingWrite>),
     /// Generations of so many inodes.
@@ -84,8 +87,7 @@ impl Core {
         let begun = match call {
             Call::Start => Ok(()),
             Call::Ask(question) => {
-                let id = self.ask(question, Asker::Op(op));
-                self.set(op, State::Asked(id));
+                self.begin_question(op, question);
                 Ok(())
             }
             Call::Mutate(change) => {
@@ -151,7 +153,7 @@ impl Core {
         let Some(operation) = self.operations.remove(&op) else { return };
         self.deadlines.remove(&(operation.deadline, op));
         match operation.state {
-            State::Asked(request) => {
+            State::Asked(request) | State::LookingUp(request, _) => {
                 if let Some(asked) = self.requests.forget_unsent(request) {
                     self.files.end_question(asked.question);
                 }
@@ -161,7 +163,7 @@ impl Core {
             }
             State::Writing(_) => self.writers.retain(|waiting| *waiting != op),
             State::Starting
-            | State::Opening(_)
+            | State::Opening(..)
             | State::Flushing { .. }
             | State::Changing(_, None)
             | State::Planning { .. }
@@ -200,6 +202,7 @@ impl Core {
         let outcome = answer.map(|response| match response {
             Response::Read(mut response) => {
                 self.files.see_read(&mut response);
+                self.see_name(op, &response);
                 Answer::Read(response)
             }
             Response::Mutate(mut response) => {
@@ -208,6 +211,31 @@ impl Core {
             }
         });
         self.finish(op, outcome);
+    }
+
+    fn begin_question(&mut self, op: OpId, question: read_request::Op) {
+        let name = match &question {
+            read_request::Op::Lookup(lookup) => Some((lookup.parent, lookup.name.clone())),
+            _ => None,
+        };
+        let id = self.ask(question, Asker::Op(op));
+        let state = match name {
+            Some((parent, name)) => State::LookingUp(id, Name { parent: InodeId(parent), name }),
+            None => State::Asked(id),
+        };
+        self.set(op, state);
+    }
+
+    /// Remembers the name that a lookup found a file by.
+    fn see_name(&mut self, op: OpId, response: &ReadResponse) {
+        let Some(attributes) = response.attr.as_ref().filter(|attributes| attributes.kind() == Kind::File) else {
+            return;
+        };
+        let state = self.operations.get_mut(&op).map(|operation| &mut operation.state);
+        if let Some(State::LookingUp(_, name)) = state {
+            let name = Name { parent: name.parent, name: std::mem::take(&mut name.name) };
+            self.looked_up.add(InodeId(attributes.inode), name);
+        }
     }
 
     fn begin_mutation(&mut self, op: OpId, change: mutation::Op) {

@@ -1,7 +1,8 @@
-//! Where the bytes of a range are: maps asked for as far as they are not known, and kept within their budget.
+//! Where the bytes of a range are: maps asked for as far as they are not known. A map too large for the budget is forgotten at the
+//! end of the step that has made use of it.
 
 use super::effects::{Answer, OpId, Reading};
-use super::inode::Found;
+use super::inode::{Found, Inode};
 use super::operations::State;
 use super::readahead::Advice;
 use super::{Asker, Core, missing};
@@ -31,8 +32,9 @@ impl Core {
             Reading::Wanted => file.readahead.read(offset, length_bytes, inode.size_bytes()),
             Reading::Again | Reading::Ahead => Advice { sequential: false, ahead: None },
         };
+        let id = inode.id;
         if reading == Reading::Again {
-            inode.forget_map();
+            self.files.change_map(id, Inode::forget_map);
         }
         self.set(op, State::Planning { handle, offset, length_bytes, advice });
         self.plan(op);
@@ -71,9 +73,8 @@ impl Core {
         let waiting = std::mem::take(&mut inode.map_waiters);
         match answer {
             Ok(ReadResponse { attr: Some(attributes), map: Some(map), .. }) => {
-                inode.learn_map(attributes, &map);
+                self.files.change_map(id, |inode| inode.learn_map(attributes, &map));
                 waiting.into_iter().for_each(|op| self.plan(op));
-                self.bound_maps(id);
             }
             other => {
                 let error = other.err().unwrap_or_else(missing);
@@ -81,24 +82,6 @@ impl Core {
             }
         }
         self.files.forget_unused(id);
-    }
-
-    /// Keeps the maps within their budget: others go before the one that was just used.
-    fn bound_maps(&mut self, used: InodeId) {
-        let mut held: usize = self.files.inodes().map(|inode| inode.map_bytes()).sum();
-        let budget = self.settings.map_bytes;
-        for inode in self.files.inodes().filter(|inode| inode.id != used) {
-            if held <= budget {
-                return;
-            }
-            held -= inode.map_bytes();
-            inode.forget_map();
-        }
-        if held > budget
-            && let Some(inode) = self.files.inode(used)
-        {
-            inode.forget_map();
-        }
     }
 
     pub(super) fn seek_from(&mut self, op: OpId, handle: FileHandle, offset: u64, whence: Whence, at: u64) {

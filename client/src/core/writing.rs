@@ -1,6 +1,6 @@
 //! How data is taken in, and how chunks reach their members.
 
-use super::admission::{Granted, charge};
+use super::admission::{Granted, charge, is_counted};
 use super::admission::{OVERHEAD_DIVISOR, QUOTA_SLACK_BYTES, SPACE_LEASE, SPACE_SLACK_BYTES, SPACE_TIMEOUT};
 use super::effects::{Answer, Note, OpId, PutChunk, Reserve, WriteId};
 use super::inode::Freeze;
@@ -171,7 +171,7 @@ impl Core {
     }
 
     fn find_space(&mut self, write: &mut PendingWrite) -> Step {
-        let needed = self.memory.used_bytes() + write.data.len() as u64;
+        let needed = (self.memory.used_bytes() + write.data.len()) as u64;
         if write.space == Space::Unknown || self.cover.covers(needed, self.now) {
             return Step::Admitted;
         }
@@ -383,7 +383,10 @@ impl Core {
         if written.first {
             self.dirty.insert((now, id));
         }
-        if written.dirty_bytes >= CHUNK_BYTES_MAX as usize || written.pieces_count >= DIRTY_PIECES_MAX {
+        if is_counted(offset, length as u64, charge_bytes) {
+            // Which of its pages it was charged for is not known: what is written later goes into other generations.
+            self.freeze(id, Freeze::All);
+        } else if written.dirty_bytes >= CHUNK_BYTES_MAX as usize || written.pieces_count >= DIRTY_PIECES_MAX {
             self.freeze(id, Freeze::FullChunks);
         }
         if self.memory.is_pressed() {

@@ -13,8 +13,8 @@ use holdfast_proto::data::{
 };
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
-    AddGroups, BlockGroup, Code, Configure, ExpireSessions, GroupSlot, MutateRequest, MutateResponse, Mutation,
-    NodeAddress, RaiseFeatureLevel, RaiseFloor, ReadRequest, ReadResponse, VacateSlot, read_request,
+    AddGroups, BlockGroup, Code, Configure, ExpireSessions, ForgetChunks, GroupSlot, MutateRequest, MutateResponse,
+    Mutation, NodeAddress, RaiseFeatureLevel, RaiseFloor, ReadRequest, ReadResponse, VacateSlot, read_request,
 };
 use holdfast_proto::record::TableCommand;
 use std::collections::BTreeMap;
@@ -158,6 +158,19 @@ impl Cluster {
     pub(crate) fn vacate(&self, group: u64, slot: u32) {
         let epoch = self.state().table.group(GroupId(group)).map_or(0, |group| group.epoch);
         self.command(Op::VacateSlot(VacateSlot { group, epoch, slot }));
+    }
+
+    /// Deletes what no file needs any more, at once: only while nobody reads.
+    pub(crate) fn sweep(&self) {
+        let mut state = self.state();
+        let freed = state.table.freed_chunks(i64::MAX, (i64::MIN, ChunkId(0)), usize::MAX);
+        let chunks: Vec<u64> = freed.iter().map(|chunk| chunk.record.chunk).collect();
+        for chunk in &chunks {
+            for (disk, shard) in (1..=DATANODES).flat_map(|disk| (0..CODE.0 + CODE.1).map(move |shard| (disk, shard))) {
+                state.shards.remove(&(disk, *chunk, shard));
+            }
+        }
+        state.apply(Op::ForgetChunks(ForgetChunks { chunks }), 0, 0, 0);
     }
 
     /// Executes after a delay, or not; answers after a delay, or not.

@@ -6,11 +6,11 @@
 //! nothing else is accepted.
 
 use crate::cluster::{Cluster, Faults, in_virtual_time};
-use crate::scenarios::mount;
+use crate::scenarios::{config, mount_by};
 use bytes::Bytes;
 use holdfast_client::{
-    Error, FallocateMode, FileHandle, FileSystem, NewNode, NodeKind, OpenMode, RenameMode, SetAttributes, Whence,
-    WriteAt, XattrMode,
+    Error, FallocateMode, FileHandle, FileSystem, MountConfig, NewNode, NodeKind, OpenMode, RenameMode, SetAttributes,
+    Whence, WriteAt, XattrMode,
 };
 use holdfast_common::{InodeId, Random};
 use holdfast_proto::meta::Code;
@@ -42,6 +42,7 @@ struct Opened {
 struct Run {
     cluster: Cluster,
     mounts: Vec<FileSystem>,
+    memory_bytes: usize,
     nodes: BTreeMap<InodeId, Node>,
     open: Vec<Option<Opened>>,
     random: Random,
@@ -59,11 +60,16 @@ fn told<T>(outcome: &Result<T, Error>) -> Told {
 impl Run {
     async fn new(seed: u64) -> Self {
         let cluster = Cluster::new(seed, 0);
-        let mounts = vec![mount(&cluster, "one").await, mount(&cluster, "other").await];
+        // Half of the runs have so little memory that maps and blocks are forgotten all the time, and writers wait.
+        let memory_bytes = if seed.is_multiple_of(2) { 64 << 20 } else { 200 << 10 };
+        let mut mounts = Vec::new();
+        for key in ["one", "other"] {
+            mounts.push(mount_by(&cluster, MountConfig { memory_bytes, ..config(key) }).await);
+        }
         let root = Node { directory: true, nlink: 2, mode: 0o755, ..Node::default() };
         let nodes = BTreeMap::from([(InodeId::ROOT, root)]);
         let random = Random::new(seed ^ 0x5eed);
-        Self { cluster, mounts, nodes, open: vec![None, None], random, seed, step: 0 }
+        Self { cluster, mounts, memory_bytes, nodes, open: vec![None, None], random, seed, step: 0 }
     }
 
     fn check<T: PartialEq + std::fmt::Debug>(&self, what: &str, seen: T, wanted: T) {
@@ -420,6 +426,10 @@ fn run(seed: u64) {
         for step in 0..OPERATIONS {
             run.step = step;
             run.step().await;
+            for fs in &run.mounts {
+                let held_bytes = fs.held_bytes();
+                assert!(held_bytes <= run.memory_bytes as u64, "seed {seed}, step {step}: {held_bytes} bytes are held");
+            }
         }
         run.end().await;
     });

@@ -2,7 +2,9 @@
 
 use crate::cluster::{Cluster, Faults, in_virtual_time};
 use bytes::Bytes;
-use holdfast_client::{Error, FileHandle, FileSystem, MountConfig, OpenMode, SetAttributes, WriteAt};
+use holdfast_client::{
+    Error, FileHandle, FileSystem, MountConfig, NewNode, OpenMode, RenameMode, SetAttributes, UnflushedFile, WriteAt,
+};
 use holdfast_common::InodeId;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -19,13 +21,17 @@ pub(crate) fn config(key: &str) -> MountConfig {
 }
 
 pub(crate) async fn mount(cluster: &Cluster, key: &str) -> FileSystem {
-    FileSystem::mount_over(config(key), &cluster.volume(), std::sync::Arc::new(cluster.clone()), 1).await.unwrap()
+    mount_by(cluster, config(key)).await
+}
+
+pub(crate) async fn mount_by(cluster: &Cluster, config: MountConfig) -> FileSystem {
+    FileSystem::mount_over(config, &cluster.volume(), std::sync::Arc::new(cluster.clone()), 1).await.unwrap()
 }
 
 const BOTH: OpenMode = OpenMode { read: true, write: true, append: false, sync: false };
-const READ: OpenMode = OpenMode { read: true, write: false, append: false, sync: false };
+pub(crate) const READ: OpenMode = OpenMode { read: true, write: false, append: false, sync: false };
 
-async fn create(fs: &FileSystem, name: &str) -> (InodeId, FileHandle) {
+pub(crate) async fn create(fs: &FileSystem, name: &str) -> (InodeId, FileHandle) {
     let (attributes, handle) = fs.create(InodeId::ROOT, name.as_bytes(), 0o644, 0, 0, true, BOTH).await.unwrap();
     (attributes.inode, handle)
 }
@@ -36,6 +42,10 @@ async fn write(fs: &FileSystem, handle: FileHandle, offset: u64, text: &str) -> 
 
 async fn read(fs: &FileSystem, handle: FileHandle) -> Vec<u8> {
     fs.read(handle, 0, 1 << 20).await.unwrap().concat()
+}
+
+fn named(inode: InodeId, path: &str) -> UnflushedFile {
+    UnflushedFile { inode, path: Some(Bytes::copy_from_slice(path.as_bytes())) }
 }
 
 /// Point 1.
@@ -215,8 +225,45 @@ fn what_cannot_be_flushed_before_the_end_is_named() {
         cluster.state().silent = vec![1, 2, 3, 4];
         write(&fs, handle, 0, "never").await.unwrap();
         let ended = fs.shutdown().await;
-        assert_eq!(ended, Err(Error::Unflushed(vec![inode])));
-        assert!(ended.unwrap_err().to_string().contains(&format!("inode {inode}")));
+        assert_eq!(ended, Err(Error::Unflushed(vec![named(inode, "/file")])));
+        assert!(ended.unwrap_err().to_string().contains(&format!("/file (inode {inode})")));
+    });
+}
+
+/// Point 7. A file that was renamed is told by its number, for its name is not known.
+#[test]
+fn what_cannot_be_flushed_is_named_by_its_path_however_it_was_opened() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(19, 0);
+        let (fs, other) = (mount(&cluster, "a").await, mount(&cluster, "b").await);
+        let mut directory = InodeId::ROOT;
+        for name in ["upper", "lower"] {
+            directory =
+                fs.create_node(directory, name.as_bytes(), NewNode::Directory, 0o755, 0, 0).await.unwrap().inode;
+        }
+        let make = |name: &'static str| other.create_node(directory, name.as_bytes(), NewNode::File, 0o644, 0, 0);
+        let mut unflushed = Vec::new();
+        for name in ["opened", "renamed"] {
+            make(name).await.unwrap();
+            let inode = fs.lookup(directory, name.as_bytes()).await.unwrap().inode;
+            unflushed.push((inode, fs.open(inode, BOTH).await.unwrap()));
+        }
+        let (made, handle) = fs.create(directory, b"made", 0o644, 0, 0, true, BOTH).await.unwrap();
+        unflushed.push((made.inode, handle));
+        let replace = RenameMode::Replace;
+        other.rename(directory, b"renamed", directory, b"elsewhere", replace).await.unwrap();
+        other.rename(InodeId::ROOT, b"upper", InodeId::ROOT, b"top", replace).await.unwrap();
+        cluster.state().silent = vec![1, 2, 3, 4];
+        for (_, handle) in &unflushed {
+            write(&fs, *handle, 0, "never").await.unwrap();
+        }
+        let [opened, renamed, made] = [0, 1, 2].map(|at| unflushed[at].0);
+        let expected = vec![
+            named(opened, "/top/lower/opened"),
+            UnflushedFile { inode: renamed, path: None },
+            named(made, "/top/lower/made"),
+        ];
+        assert_eq!(fs.shutdown().await, Err(Error::Unflushed(expected)));
     });
 }
 
@@ -401,6 +448,6 @@ fn a_loss_during_the_last_flush_is_named() {
         });
         sleep(Duration::from_secs(2)).await;
         cluster.expire(cluster.sessions()[0]);
-        assert_eq!(ending.await.unwrap(), Err(Error::Unflushed(vec![inode])));
+        assert_eq!(ending.await.unwrap(), Err(Error::Unflushed(vec![named(inode, "/file")])));
     });
 }

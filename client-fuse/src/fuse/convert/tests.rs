@@ -152,8 +152,16 @@ fn nodes_are_told_apart_and_keep_their_device_number() {
 fn xattr_names_are_listed_with_their_ends_and_access_lists_are_not_kept() {
     assert_eq!(xattr_list(&[]), b"");
     assert_eq!(xattr_list(&[Bytes::from_static(b"user.a"), Bytes::from_static(b"user.b")]), b"user.a\0user.b\0");
-    assert!(xattr_is_kept(b"user.a") && xattr_is_kept(b"security.capability") && xattr_is_kept(b"trusted.x"));
-    assert!(!xattr_is_kept(b"system.posix_acl_access") && !xattr_is_kept(b"system.posix_acl_default"));
+    let refusal = |name: &[u8]| xattr_refusal(name).map(i32::from);
+    for kept in [&b"user.a"[..], b"security.capability", b"trusted.x", b"user.."] {
+        assert_eq!(refusal(kept), None);
+    }
+    for access_list in [&b"system.posix_acl_access"[..], b"system.posix_acl_default", b"system."] {
+        assert_eq!(refusal(access_list), Some(libc::EOPNOTSUPP));
+    }
+    for namespace in [&b"user."[..], b"trusted.", b"security."] {
+        assert_eq!(refusal(namespace), Some(libc::EINVAL), "a namespace alone is no name");
+    }
     assert_eq!(xattr_mode(libc::XATTR_CREATE | libc::XATTR_REPLACE), None);
 }
 

@@ -83,8 +83,8 @@ enum Asker {
     Barrier(OpId, InodeId),
     Create(OpId, OpeningId),
     Open(OpId, OpeningId),
-    /// A part of an inode's map, for whoever waits for it.
-    Map(InodeId),
+    /// A part of an inode's map, for whoever waits for it; how many sessions had been lost when it was asked for.
+    Map(InodeId, u64),
     /// A part of an inode's map, for one operation.
     MapFor(OpId),
     Quota {
@@ -146,6 +146,8 @@ pub(crate) struct Core {
     put_latency: Percentile99,
     /// A session was open once.
     mounted: bool,
+    /// Sessions that were lost.
+    losses: u64,
     /// When another session is opened, after one was lost.
     reopen_at: Option<Moment>,
     keep_alive: Option<RequestId>,
@@ -180,6 +182,7 @@ impl Core {
             writes: ChunkWrites::default(),
             put_latency: Percentile99::starting_at(writing::SHARD_DEADLINE_MAX / 8),
             mounted: false,
+            losses: 0,
             reopen_at: None,
             keep_alive: None,
             keep_alive_at: now,
@@ -299,7 +302,7 @@ impl Core {
             Asker::Barrier(op, inode) => self.barrier_answered(op, inode, answer),
             Asker::Create(op, opening) => self.create_answered(op, opening, answer.and_then(mutated)),
             Asker::Open(op, opening) => self.open_answered(op, opening, answer.and_then(read)),
-            Asker::Map(inode) => self.map_answered(inode, answer.and_then(read)),
+            Asker::Map(inode, losses) => self.map_answered(inode, losses, answer.and_then(read)),
             Asker::MapFor(op) => self.map_for_answered(op, answer.and_then(read)),
             Asker::Quota { op, flushed_before } => self.quota_answered(op, flushed_before, answer.and_then(mutated)),
             Asker::QuotaReturn => self.quota_asked = false,

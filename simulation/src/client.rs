@@ -17,7 +17,7 @@ use crate::clock::Times;
 use crate::packet::Packet;
 use crate::programs::{Desk, audit, clear, work_on_files, work_on_names};
 use crate::role::{Moment, Role, Timer, Wish};
-use crate::truth::{Stage, Truth};
+use crate::truth::{BASE_KEY_BYTES, Stage, Truth};
 use executor::Executor;
 use link::{Link, Outgoing};
 
@@ -112,13 +112,16 @@ impl Drop for ClientRole {
 
 /// The key by which a client's next mount fences its former one.
 pub(crate) fn key_of(client: usize) -> Vec<u8> {
-    format!("client {client}").into_bytes()
+    let key = format!("client {client}").into_bytes();
+    debug_assert_eq!(key.len(), BASE_KEY_BYTES);
+    key
 }
 
 async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: Random) {
     let fs = mount(client, &link, random.bits()).await;
     // The former mount is fenced: nothing of it can come any more.
     truth.lock().client_mounted(client);
+    let losses = truth.lock().losses_of(&key_of(client));
     let runtime: Arc<dyn Runtime> = Arc::new(link.clone());
     let desk = |random: Random| Desk {
         fs: fs.clone(),
@@ -127,6 +130,7 @@ async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: R
         random,
         client,
         key: key_of(client),
+        losses,
     };
     for _ in 0..2 {
         let (names, files) = (desk(random.fork()), desk(random.fork()));

@@ -95,6 +95,8 @@ pub(crate) fn end(world: &mut World) {
         machine.disk.fail_no_more();
         machine.disk.die_after(FAR);
     }
+    let nodes: Vec<NodeId> = world.machines.keys().copied().collect();
+    nodes.into_iter().for_each(|node| world.resume(node));
 }
 
 fn any(random: &mut Random) -> NodeId {

@@ -28,6 +28,8 @@ pub(crate) struct Desk {
     /// Which client it is, and its key.
     pub(crate) client: usize,
     pub(crate) key: Vec<u8>,
+    /// Sessions that the client had lost when it mounted.
+    pub(crate) losses: u64,
 }
 
 impl Desk {

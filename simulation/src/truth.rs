@@ -21,6 +21,9 @@ use names::Names;
 /// Nanoseconds of a lease by a clock that is a fiftieth slow: no leader may expire a session that was answered later.
 const LEASE_NS: u64 = SESSION_LEASE_MS as u64 * 1_000_000 / 50 * 49;
 
+/// Length of the keys that clients here have.
+pub(crate) const BASE_KEY_BYTES: usize = 8;
+
 /// What clients are to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -166,9 +169,9 @@ impl Truth {
         match command.mutation.as_ref().and_then(|mutation| mutation.op.as_ref()) {
             Some(Op::OpenSession(open)) if answer.code() == Code::Ok => {
                 if self.names.session_of(&open.client_key).is_some() {
-                    *self.lost_sessions.entry(open.client_key.to_vec()).or_default() += 1;
+                    *self.lost_sessions.entry(base_key(&open.client_key)).or_default() += 1;
                 }
-                self.keys.insert(answer.session, open.client_key.to_vec());
+                self.keys.insert(answer.session, base_key(&open.client_key));
                 self.answered.insert(answer.session, self.now);
             }
             Some(Op::Commit(commit)) => {
@@ -274,6 +277,11 @@ impl Truth {
         };
         self.observed = self.observed.max(index);
     }
+}
+
+/// A client's key, without what a mount adds for each further session.
+fn base_key(key: &[u8]) -> Vec<u8> {
+    key[..key.len().min(BASE_KEY_BYTES)].to_vec()
 }
 
 /// What an outcome says for certain; nothing if it leaves open what happened.

@@ -435,10 +435,11 @@ impl World {
         }
     }
 
-    fn resume(&mut self, node: NodeId) {
+    /// Lets a paused process go on.
+    pub(crate) fn resume(&mut self, node: NodeId) {
         let Some(machine) = self.machines.get_mut(&node) else { return };
         let times = machine.clock.times(self.now);
-        let deferred = machine.deferred.take().unwrap_or_default();
+        let Some(deferred) = machine.deferred.take() else { return };
         if let Some(role) = &mut machine.role {
             for came in deferred {
                 match came {

@@ -114,6 +114,10 @@ pub(crate) struct Inode {
     pub(crate) committing: bool,
     /// Who waits for the map, from any offset.
     pub(crate) map_waiters: Vec<OpId>,
+    /// A part of the map was asked for and not answered yet.
+    pub(crate) map_asked: bool,
+    /// A session was lost since the attributes were learnt: they may be older than what the table has taken from it.
+    doubtful: bool,
 }
 
 impl Inode {
@@ -137,6 +141,8 @@ impl Inode {
             waiters: Vec::new(),
             committing: false,
             map_waiters: Vec::new(),
+            map_asked: false,
+            doubtful: false,
         }
     }
 
@@ -175,6 +181,16 @@ impl Inode {
     /// It may have extended attributes from now on.
     pub(crate) fn spoil(&mut self) {
         self.pristine_until = None;
+    }
+
+    /// Its size and map are not believed before the table has told them again.
+    pub(crate) fn doubt(&mut self) {
+        self.doubtful = true;
+    }
+
+    /// Whether its size and map wait to be told again.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.doubtful
     }
 
     /// The size as this client's user sees it.
@@ -338,6 +354,7 @@ impl Inode {
             }
             if attributes.data_version >= self.attributes.data_version {
                 self.attributes = attributes;
+                self.doubtful = false;
             }
         }
         self.end(generation)
@@ -376,6 +393,7 @@ impl Inode {
         }
         self.map.learn(map);
         self.attributes = attributes;
+        self.doubtful = false;
     }
 
     /// Forgets the cached map, after it turned out to be stale or too large.
@@ -390,6 +408,9 @@ impl Inode {
 
     /// What is at `offset`, at most `length_bytes` of it.
     pub(crate) fn find(&mut self, offset: u64, length_bytes: u64) -> Found {
+        if self.doubtful {
+            return Found::MapUnknown { offset };
+        }
         let end = self.size_bytes().min(offset.saturating_add(length_bytes));
         if offset >= end {
             return Found::Pieces(Vec::new());

@@ -56,22 +56,34 @@ impl Core {
         match inode.find(offset, length_bytes) {
             Found::Pieces(pieces) => self.finish(op, Ok(Answer::Plan(pieces, advice))),
             Found::MapUnknown { offset } => {
-                let asked = !inode.map_waiters.is_empty();
                 inode.map_waiters.push(op);
-                // A commit of ours is about to tell the newest map.
-                if !asked && !inode.committing {
-                    let op = ReadMap { inode: inode.id.0, offset, length_bytes: MAP_BYTES, max_extents: MAP_EXTENTS };
-                    let id = inode.id;
-                    self.ask(read_request::Op::ReadMap(op), Asker::Map(id));
-                }
+                let id = inode.id;
+                self.ask_map(id, offset);
             }
         }
     }
 
-    pub(super) fn map_answered(&mut self, id: InodeId, answer: Result<ReadResponse, Error>) {
+    /// Asks for an inode's map from an offset on, unless an answer that will tell it is under way.
+    pub(super) fn ask_map(&mut self, id: InodeId, offset: u64) {
         let Some(inode) = self.files.inode(id) else { return };
+        // A commit of ours is about to tell the newest map.
+        if inode.map_asked || inode.committing {
+            return;
+        }
+        inode.map_asked = true;
+        let op = ReadMap { inode: id.0, offset, length_bytes: MAP_BYTES, max_extents: MAP_EXTENTS };
+        let losses = self.losses;
+        self.ask(read_request::Op::ReadMap(op), Asker::Map(id, losses));
+    }
+
+    pub(super) fn map_answered(&mut self, id: InodeId, losses: u64, answer: Result<ReadResponse, Error>) {
+        let outdated = losses < self.losses;
+        let Some(inode) = self.files.inode(id) else { return };
+        inode.map_asked = false;
         let waiting = std::mem::take(&mut inode.map_waiters);
         match answer {
+            // It may be from before what the lost session changed.
+            Ok(_) if outdated => waiting.into_iter().for_each(|op| self.plan(op)),
             Ok(ReadResponse { attr: Some(attributes), map: Some(map), .. }) => {
                 self.files.change_map(id, |inode| inode.learn_map(attributes, &map));
                 waiting.into_iter().for_each(|op| self.plan(op));

@@ -1,6 +1,7 @@
 //! What a mount does by itself: the session, keep-alives, groups and addresses, unused quota.
 
 use super::effects::Note;
+use super::inode::Inode;
 use super::operations::State;
 use super::session::Phase;
 use super::{Answer, Asker, Core};
@@ -67,7 +68,10 @@ impl Core {
         }
         self.note(Note::SessionLost(session));
         self.forget_keep_alive();
+        self.losses += 1;
         self.drop_unflushed();
+        // Whether the mutations under way happened will never be known, and others may have written since.
+        self.files.inodes().for_each(Inode::doubt);
         let askers = self.requests.end_session();
         self.session.lost();
         self.cover.forget();

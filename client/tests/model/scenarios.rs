@@ -123,6 +123,41 @@ fn what_was_frozen_under_a_lost_session_is_never_written_under_the_next() {
     });
 }
 
+/// A commit whose answer is lost may have happened; its session is lost then, and nothing tells. What the mount believes of size
+/// and map may be older than that. Found by the simulation.
+#[test]
+fn after_a_lost_session_a_mount_sees_what_the_table_took_of_it() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(21, 0);
+        let (a, b) = (mount(&cluster, "a").await, mount(&cluster, "b").await);
+        let first = cluster.sessions()[0];
+        let (inode, handle) = create(&a, "file").await;
+        let appending = a.open(inode, OpenMode { append: true, ..BOTH }).await.unwrap();
+        write(&a, handle, 0, "short").await.unwrap();
+        a.fsync(handle).await.unwrap();
+        assert_eq!(read(&a, handle).await, b"short");
+        cluster.state().faults = Faults { unanswered: 100, ..Faults::default() };
+        write(&a, handle, 5, ", and longer").await.unwrap();
+        assert!(timeout(Duration::from_secs(5), a.fsync(handle)).await.is_err(), "no answer comes");
+        cluster.expire(first);
+        cluster.state().faults = Faults::default();
+        sleep(Duration::from_secs(30)).await;
+        assert!(a.fsync(handle).await.is_err(), "nobody knows what became of it");
+        let other = b.open(inode, READ).await.unwrap();
+        assert_eq!(read(&b, other).await, b"short, and longer");
+        a.write(appending, WriteAt::End { believed: 5 }, "!".into(), false).await.unwrap();
+        assert_eq!(read(&a, appending).await, b"short, and longer!");
+        a.fsync(appending).await.unwrap_err();
+        a.fsync(appending).await.unwrap();
+        assert_eq!(read(&a, handle).await, b"short, and longer!");
+        for (fs, handle) in [(&a, handle), (&a, appending), (&b, other)] {
+            fs.release(handle).await.unwrap();
+        }
+        a.shutdown().await.unwrap();
+        b.shutdown().await.unwrap();
+    });
+}
+
 /// Point 4.
 #[test]
 fn a_dropped_write_and_a_dropped_open_give_back_what_they_held() {

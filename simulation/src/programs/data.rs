@@ -27,8 +27,6 @@ struct Held {
     file: usize,
     inode: InodeId,
     handle: FileHandle,
-    /// Sessions this client had lost when the content was last certain.
-    losses: u64,
     /// Data was seen to be lost, and no fsync has said so yet.
     untold: bool,
 }
@@ -56,13 +54,12 @@ fn take(desk: &Desk, file: usize) -> bool {
     free
 }
 
-fn losses(desk: &Desk) -> u64 {
-    desk.truth().losses_of(&desk.key)
+/// Whether this mount has lost a session. When it learns that, and so what was written until then, only it knows.
+fn has_lost_session(desk: &Desk) -> bool {
+    desk.truth().losses_of(&desk.key) > desk.losses
 }
 
 async fn hold(desk: &mut Desk, file: usize) {
-    // What was lost before the file was opened is nobody's loss.
-    let losses = losses(desk);
     let name = file_name(file);
     let opened = desk.fs.create(InodeId::ROOT, name.as_bytes(), 0o644, 0, 0, false, for_all()).await;
     let Ok((made, handle)) = opened else {
@@ -71,7 +68,7 @@ async fn hold(desk: &mut Desk, file: usize) {
         return;
     };
     note(desk, file, format!("opened inode {}", made.inode));
-    let mut held = Held { file, inode: made.inode, handle, losses, untold: false };
+    let mut held = Held { file, inode: made.inode, handle, untold: false };
     read(desk, &mut held, true).await;
     for _ in 0..desk.random.below(TURNS_MAX) + 1 {
         match desk.random.below(10) {
@@ -174,7 +171,7 @@ async fn punch(desk: &mut Desk, held: &Held) {
 async fn read(desk: &mut Desk, held: &mut Held, settled: bool) {
     let Ok(pieces) = desk.fs.read(held.handle, 0, READ_MAX).await else { return };
     let content = pieces.concat();
-    let lost = losses(desk) > held.losses;
+    let lost = has_lost_session(desk);
     note(desk, held.file, format!("read {} bytes, settled: {settled}, session lost: {lost}", content.len()));
     let (doubtful, seen) = {
         let mut truth = desk.truth();
@@ -198,12 +195,10 @@ async fn read(desk: &mut Desk, held: &mut Held, settled: bool) {
 /// Syncs until it is known what became of everything.
 async fn sync(desk: &mut Desk, held: &mut Held) {
     loop {
-        let before = losses(desk);
         let synced = desk.fs.fsync(held.handle).await;
         note(desk, held.file, format!("fsync: {synced:?}"));
         match synced {
             Ok(()) => {
-                held.losses = before;
                 let doubtful = {
                     let mut truth = desk.truth();
                     truth.files[held.file].synced();

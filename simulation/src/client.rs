@@ -14,6 +14,7 @@ use holdfast_proto::control::VolumeState;
 use parking_lot::Mutex;
 
 use crate::clock::Times;
+use crate::cluster::CLIENTS;
 use crate::packet::Packet;
 use crate::programs::{Desk, audit, clear, work_on_files, work_on_names};
 use crate::role::{Moment, Role, Timer, Wish};
@@ -25,6 +26,8 @@ use link::{Link, Outgoing};
 const MEMORY_BYTES: usize = 2 << 20;
 /// Pause before a mount that failed is tried again, and between looks at what is to be done.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
+/// Requests that nobody waits for any more are answered within this when all is well.
+const CLEAR_PAUSE: Duration = Duration::from_secs(5);
 /// Tasks polled in one go: more means that tasks wake each other for ever.
 const POLLS_MAX: usize = 100_000;
 
@@ -144,20 +147,31 @@ async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: R
             Stage::Work | Stage::Stop => {}
             Stage::Audit if client == 0 => {
                 audit(&desk).await;
+                let others_left = || truth.lock().left + 1 == CLIENTS;
+                while !others_left() {
+                    runtime.sleep(LOOK_PAUSE).await;
+                }
+                truth.lock().stage = Stage::Clear;
+            }
+            Stage::Clear if client == 0 => {
                 clear(&desk).await;
-                truth.lock().stage = Stage::Leave;
+                // What a program had let go of may have happened meanwhile.
+                runtime.sleep(CLEAR_PAUSE).await;
+                clear(&desk).await;
+                return leave(client, &desk).await;
             }
-            Stage::Audit => {}
-            Stage::Leave => {
-                fs.shutdown().await.unwrap_or_else(|error| panic!("a mount does not end well: {error}"));
-                let held = fs.held_bytes();
-                assert_eq!(held, 0, "client {client} holds {held} bytes at its end");
-                truth.lock().left += 1;
-                return;
-            }
+            Stage::Audit => return leave(client, &desk).await,
+            Stage::Clear => {}
         }
         runtime.sleep(LOOK_PAUSE).await;
     }
+}
+
+async fn leave(client: usize, desk: &Desk) {
+    desk.fs.shutdown().await.unwrap_or_else(|error| panic!("a mount does not end well: {error}"));
+    let held = desk.fs.held_bytes();
+    assert_eq!(held, 0, "client {client} holds {held} bytes at its end");
+    desk.truth().left += 1;
 }
 
 /// Begins a program beside the others.

@@ -30,10 +30,10 @@ pub(crate) enum Stage {
     Work,
     /// Programs come to an end.
     Stop,
-    /// One client compares everything with what is known, and removes it.
+    /// The first client compares everything with what is known; the others unmount, and nothing of them can come any more.
     Audit,
-    /// Everybody unmounts.
-    Leave,
+    /// The first client removes everything and unmounts.
+    Clear,
 }
 
 /// A client's present life.

@@ -206,7 +206,9 @@ impl Names {
 
     /// Notes that an inode that was made is a directory.
     pub(crate) fn made_directory(&mut self, inode: u64) {
-        self.inodes.entry(inode).or_default().directory = true;
+        if let Some(inode) = self.inodes.get_mut(&inode) {
+            inode.directory = true;
+        }
     }
 
     /// What the model believes a name leads to now; 0: nothing.

@@ -22,6 +22,11 @@ impl BlockCache {
         self.blocks.lock().held_bytes()
     }
 
+    /// The most of them ever.
+    pub(crate) fn most_held_bytes(&self) -> usize {
+        self.blocks.lock().most_held_bytes()
+    }
+
     /// Forgets all blocks; what is being loaded is not taken in.
     pub(crate) fn clear(&self) {
         self.blocks.lock().clear();

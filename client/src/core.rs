@@ -134,6 +134,8 @@ pub(crate) struct Core {
     /// Writes that wait to be admitted, in their order.
     writers: VecDeque<OpId>,
     memory: Memory,
+    /// The most that was held at the end of a step.
+    most_held_bytes: u64,
     quota: Quota,
     /// A change of the reservation is under way. One at a time: each names the whole, and two could pass each other.
     quota_asked: bool,
@@ -173,6 +175,7 @@ impl Core {
             deadlines: BTreeSet::new(),
             writers: VecDeque::new(),
             memory: Memory::new(settings.dirty_bytes),
+            most_held_bytes: 0,
             quota: Quota::new(settings.limited),
             quota_asked: false,
             cover: Cover::default(),
@@ -247,8 +250,7 @@ impl Core {
         self.start_jobs();
         self.commit_ready();
         self.files.bound_maps(self.settings.map_bytes);
-        debug_assert!(self.memory.is_bounded(), "written data has passed its budget");
-        debug_assert!(self.files.map_bytes() <= self.settings.map_bytes, "the maps have passed their budget");
+        self.most_held_bytes = self.most_held_bytes.max(self.held_bytes());
     }
 
     fn take_effects(&mut self) -> Effects {
@@ -359,6 +361,11 @@ impl Core {
     /// at most twice as large. The data of writers that wait is their callers'.
     pub(crate) fn held_bytes(&self) -> u64 {
         (self.memory.used_bytes() + self.files.map_bytes()) as u64
+    }
+
+    /// The most of them at the end of any step.
+    pub(crate) fn most_held_bytes(&self) -> u64 {
+        self.most_held_bytes
     }
 
     fn note(&mut self, note: Note) {

@@ -117,6 +117,12 @@ impl FileSystem {
         self.mounted.shell.with(|core, _| core.held_bytes()) + self.mounted.reader.cache.held_bytes() as u64
     }
 
+    /// The most of each of them that was held after any step of this mount, added up: what a test compares with the budget.
+    #[must_use]
+    pub fn most_held_bytes(&self) -> u64 {
+        self.mounted.shell.with(|core, _| core.most_held_bytes()) + self.mounted.reader.cache.most_held_bytes() as u64
+    }
+
     /// No `async`: a future around the shell's would hold the call twice.
     fn run(&self, call: Call) -> impl Future<Output = Result<Answer, Error>> {
         self.mounted.shell.run(call)

@@ -78,13 +78,11 @@ pub(crate) fn is_counted(offset: u64, length: u64, charged_bytes: u64) -> bool {
 pub(crate) struct Memory {
     total_bytes: usize,
     used_bytes: usize,
-    /// The write that was taken in last when nothing was used.
-    alone_bytes: usize,
 }
 
 impl Memory {
     pub(crate) fn new(total_bytes: usize) -> Self {
-        Self { total_bytes, used_bytes: 0, alone_bytes: 0 }
+        Self { total_bytes, used_bytes: 0 }
     }
 
     /// Whether a write of so many bytes has room. One that is larger than all the memory has it alone.
@@ -93,9 +91,6 @@ impl Memory {
     }
 
     pub(crate) fn take(&mut self, bytes: usize) {
-        if self.used_bytes == 0 {
-            self.alone_bytes = bytes;
-        }
         self.used_bytes += bytes;
     }
 
@@ -105,11 +100,6 @@ impl Memory {
 
     pub(crate) fn used_bytes(&self) -> usize {
         self.used_bytes
-    }
-
-    /// Whether no more is used than there is, or than one write that has it alone.
-    pub(crate) fn is_bounded(&self) -> bool {
-        self.used_bytes <= self.total_bytes.max(self.alone_bytes)
     }
 
     /// Less than half is free: time to flush whatever is dirty.
@@ -332,6 +322,6 @@ mod tests {
         memory.take(20);
         assert!(!memory.fits(1) && memory.is_pressed());
         memory.give_back(20);
-        assert!(memory.fits(1) && !memory.is_pressed() && memory.is_bounded());
+        assert!(memory.fits(1) && !memory.is_pressed());
     }
 }

@@ -62,12 +62,20 @@ pub(crate) struct Blocks<B> {
     bodies: VecDeque<Body>,
     ready_bytes: usize,
     loading_bytes: usize,
+    most_held_bytes: usize,
     budget_bytes: usize,
 }
 
 impl<B: Clone> Blocks<B> {
     pub(crate) fn new(budget_bytes: usize) -> Self {
-        Self { slots: BTreeMap::new(), bodies: VecDeque::new(), ready_bytes: 0, loading_bytes: 0, budget_bytes }
+        Self {
+            slots: BTreeMap::new(),
+            bodies: VecDeque::new(),
+            ready_bytes: 0,
+            loading_bytes: 0,
+            most_held_bytes: 0,
+            budget_bytes,
+        }
     }
 
     /// Bytes of the bodies held, and of the blocks being loaded. Never above the budget.
@@ -75,9 +83,14 @@ impl<B: Clone> Blocks<B> {
         self.ready_bytes + self.loading_bytes
     }
 
+    /// The most that was held after any change.
+    pub(crate) fn most_held_bytes(&self) -> usize {
+        self.most_held_bytes
+    }
+
     /// Forgets everything. Claims are void.
     pub(crate) fn clear(&mut self) {
-        *self = Self::new(self.budget_bytes);
+        *self = Self { most_held_bytes: self.most_held_bytes, ..Self::new(self.budget_bytes) };
     }
 
     pub(crate) fn look(&mut self, key: &BlockKey) -> Looked<B> {
@@ -147,6 +160,7 @@ impl<B: Clone> Blocks<B> {
                 self.slots.remove(key);
             }
         }
+        self.most_held_bytes = self.most_held_bytes.max(self.held_bytes());
     }
 
     /// Whether one of the blocks was used since it was last asked.

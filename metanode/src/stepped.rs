@@ -3,7 +3,7 @@
 //!
 //! A process that dies is a value that is dropped. A caller hands events to [`SteppedMetanode::handle`] and calls
 //! [`SteppedMetanode::turn`] while there is work, and [`SteppedMetanode::synced`] when a disk would have synced. What the real
-//! one keeps in its file of neighbours is forgotten with the value: the next heartbeat says it again.
+//! one keeps in its file of neighbours is the caller's to keep.
 
 use crate::core::known::Known;
 use crate::core::led_term;
@@ -22,6 +22,7 @@ use holdfast_consensus::{
 };
 use holdfast_proto::control::{HeartbeatResponse, TableReport, VolumeDrop};
 use holdfast_proto::meta::{Code, MutateRequest, MutateResponse, ReadRequest};
+use holdfast_proto::metanode::Neighbours;
 use holdfast_storage::Directory;
 use prost::Message;
 use seat::{Seat, Work};
@@ -113,6 +114,17 @@ impl SteppedMetanode {
             refused: false,
             outputs: Vec::new(),
         })
+    }
+
+    /// What the real one keeps in its file of neighbours.
+    #[must_use]
+    pub fn neighbours(&self) -> Neighbours {
+        self.known.record()
+    }
+
+    /// Knows again what a former life kept, before its first heartbeat.
+    pub fn recall(&mut self, neighbours: Neighbours) {
+        self.known = Known::recalled(neighbours);
     }
 
     /// Takes an event in. What follows from it comes with the next [`Self::turn`].

@@ -19,7 +19,10 @@ pub(crate) fn all_forgotten(world: &World) -> bool {
     let table = truth.log.table();
     let freed = table.freed_chunks(i64::MAX, Default::default(), 1);
     let waits = (!freed.is_empty() && !has_failed_disk(world)) || !table.orphans(Default::default(), 1).is_empty();
-    !waits && table.inodes_with_dead(1).is_empty() && table.sessions().is_empty() && shards_wait(world, &truth).is_none()
+    !waits
+        && table.inodes_with_dead(1).is_empty()
+        && table.sessions().is_empty()
+        && shards_wait(world, &truth).is_none()
 }
 
 /// A disk that failed for good confirms no deletion.

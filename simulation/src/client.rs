@@ -63,7 +63,7 @@ impl ClientRole {
         let mut state = self.link.state();
         let mut wishes = Vec::new();
         for Outgoing { number, to, request, timeout } in std::mem::take(&mut state.outgoing) {
-            wishes.push(Wish::Call { ticket: number, to, request, timeout });
+            wishes.push(Wish::Call { ticket: number, to, request: Box::new(request), timeout });
         }
         let sleeps = std::mem::take(&mut state.sleeps);
         wishes.extend(sleeps.into_iter().map(|(number, after)| Wish::Arm { timer: Timer::Sleep(number), after }));
@@ -75,7 +75,7 @@ impl Role for ClientRole {
     fn packet(&mut self, times: Times, _: NodeId, packet: Packet) {
         self.set_time(times);
         if let Packet::Answer(number, answer) = packet {
-            self.link.answered(number, answer);
+            self.link.answered(number, *answer);
         }
     }
 

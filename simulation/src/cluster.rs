@@ -6,6 +6,7 @@ use std::sync::Arc;
 use holdfast_common::proof::ClusterSecret;
 use holdfast_common::{ClusterId, DiskId, NodeId, Random};
 use holdfast_proto::control::{CreateVolumeRequest, Disk, RegisterRequest, RegisterResponse, Role as NodeRole};
+use holdfast_proto::metanode::Neighbours;
 use holdfast_storage::SimulatedDisk;
 use parking_lot::Mutex;
 
@@ -46,6 +47,7 @@ pub(crate) fn client_of(node: NodeId) -> Option<usize> {
 struct Registered {
     secret: ClusterSecret,
     disks: BTreeMap<NodeId, DiskId>,
+    neighbours: BTreeMap<NodeId, Arc<Mutex<Neighbours>>>,
 }
 
 /// Makes all machines: the volume manager gives ids to nodes and disks and makes the volume, then everybody starts.
@@ -81,7 +83,11 @@ fn set_up(disks: &BTreeMap<NodeId, SimulatedDisk>, random: &mut Random) -> Regis
     let (data_shards, parity_shards) = CODE;
     let volume = CreateVolumeRequest { name: VOLUME.to_owned(), data_shards, parity_shards, quota_bytes: 0 };
     manager.make_volume(Request::CreateVolume(volume));
-    Registered { secret: secret.expect("a secret"), disks: disk_ids }
+    Registered {
+        secret: secret.expect("a secret"),
+        disks: disk_ids,
+        neighbours: METANODES.into_iter().map(|node| (node, Arc::default())).collect(),
+    }
 }
 
 fn registration(node: NodeId, is_data: bool) -> RegisterRequest {
@@ -113,11 +119,11 @@ fn start(
     Ok(if node == VOLMGR {
         Box::new(VolmgrRole::start(CLUSTER, sabotage, disk, seed, times)?)
     } else if METANODES.contains(&node) {
-        let identity = MetanodeIdentity { cluster: CLUSTER, secret, node, generation, volmgr: VOLMGR };
+        let neighbours = Arc::clone(&registered.neighbours[&node]);
+        let identity = MetanodeIdentity { cluster: CLUSTER, secret, node, generation, volmgr: VOLMGR, neighbours };
         Box::new(MetanodeRole::start(identity, sabotage, disk, seed)?)
     } else if let Some(disk_id) = registered.disks.get(&node) {
-        let identity =
-            DatanodeIdentity { cluster: CLUSTER, secret, node, disk: *disk_id, generation, volmgr: VOLMGR };
+        let identity = DatanodeIdentity { cluster: CLUSTER, secret, node, disk: *disk_id, generation, volmgr: VOLMGR };
         Box::new(DatanodeRole::start(identity, sabotage, disk, times)?)
     } else {
         let client = client_of(node).ok_or("no such machine")?;

@@ -76,10 +76,19 @@ impl DatanodeRole {
         disk: &SimulatedDisk,
         times: Times,
     ) -> Result<Self, String> {
-        let options = DatanodeOptions { node: identity.node, secret: identity.secret.clone(), store: store_options(sabotage) };
+        let options =
+            DatanodeOptions { node: identity.node, secret: identity.secret.clone(), store: store_options(sabotage) };
         let (home, disks) = (directory(disk, HOME)?, vec![(identity.disk, directory(disk, DISK)?)]);
         let node = SteppedDatanode::open(options, disks, &home, times.monotonic).map_err(|error| error.to_string())?;
-        Ok(Self { identity, node, requests: Vec::new(), registered: false, beats: true, looks: true, wishes: Vec::new() })
+        Ok(Self {
+            identity,
+            node,
+            requests: Vec::new(),
+            registered: false,
+            beats: true,
+            looks: true,
+            wishes: Vec::new(),
+        })
     }
 
     fn beat(&mut self) {
@@ -98,7 +107,7 @@ impl DatanodeRole {
             })
         };
         let to = identity.volmgr;
-        self.wishes.push(Wish::Call { ticket: BEAT_TICKET, to, request, timeout: BEAT_TIMEOUT });
+        self.wishes.push(Wish::Call { ticket: BEAT_TICKET, to, request: Box::new(request), timeout: BEAT_TIMEOUT });
         self.wishes.push(Wish::Arm { timer: Timer::Beat, after: BEAT });
     }
 
@@ -135,10 +144,13 @@ fn request_of(request: Request) -> Option<DataRequest> {
 impl Role for DatanodeRole {
     fn packet(&mut self, times: Times, _: NodeId, packet: Packet) {
         match packet {
-            Packet::Call(call, request) => self.requests.extend(request_of(request).map(|request| (call, request))),
-            Packet::Answer(_, Ok(Response::Registered(_))) => self.registered = true,
-            Packet::Answer(_, Ok(Response::Heartbeat(response))) => drop(self.node.obey(times.monotonic, &response)),
-            Packet::Answer(..) | Packet::Raft(..) => {}
+            Packet::Call(call, request) => self.requests.extend(request_of(*request).map(|request| (call, request))),
+            Packet::Answer(_, answer) => match *answer {
+                Ok(Response::Registered(_)) => self.registered = true,
+                Ok(Response::Heartbeat(response)) => drop(self.node.obey(times.monotonic, &response)),
+                Ok(_) | Err(_) => {}
+            },
+            Packet::Raft(..) => {}
         }
     }
 
@@ -157,7 +169,7 @@ impl Role for DatanodeRole {
         let responses = self.node.handle_writes(moment.times.monotonic, requests);
         let after_ns = moment.disk.take_elapsed_ns();
         for (call, response) in calls.into_iter().zip(responses) {
-            self.wishes.push(Wish::Reply { call, answer: Self::answer(response), after_ns });
+            self.wishes.push(Wish::Reply { call, answer: Box::new(Self::answer(response)), after_ns });
         }
         if std::mem::take(&mut self.looks) {
             self.look(&mut moment);

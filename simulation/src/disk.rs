@@ -32,9 +32,9 @@ pub(crate) fn directory(disk: &SimulatedDisk, name: &str) -> Result<Arc<dyn Dire
     disk.root().directory(name).map_err(|error| format!("{name}: {error}"))
 }
 
-/// The directories of log and snapshots.
-pub(crate) fn log_directories(disk: &SimulatedDisk) -> Result<(Arc<dyn Directory>, Arc<dyn Directory>), String> {
-    Ok((directory(disk, LOG)?, directory(disk, SNAPSHOTS)?))
+/// The directory of the log, and that of snapshots.
+pub(crate) fn log_directories(disk: &SimulatedDisk) -> Result<[Arc<dyn Directory>; 2], String> {
+    Ok([directory(disk, LOG)?, directory(disk, SNAPSHOTS)?])
 }
 
 /// A small log, so that segments are recycled and snapshots shipped in a short run.

@@ -78,6 +78,7 @@ pub(crate) fn begin(world: &mut World) {
             misdirected_write_ppm: if bad { 1000 } else { 0 },
             read_error_ppm: if bad { 1000 } else { 0 },
             sync_error_ppm: if bad { 500 } else { 0 },
+            no_descriptor_ppm: if DATANODES.contains(&node) { 2000 } else { 0 },
             ..Faults::default()
         });
     }

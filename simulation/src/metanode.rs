@@ -1,6 +1,7 @@
 //! A metanode's process: its replica of the table, driven in turns, each of which may wait for a sync.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_common::proof::ClusterSecret;
@@ -9,7 +10,9 @@ use holdfast_consensus::Role as RaftRole;
 use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
 use holdfast_proto::meta::Code;
+use holdfast_proto::metanode::Neighbours;
 use holdfast_storage::SimulatedDisk;
+use parking_lot::Mutex;
 
 use crate::clock::Times;
 use crate::disk::{Waits, log_directories, log_options};
@@ -35,6 +38,8 @@ pub(crate) struct MetanodeIdentity {
     pub(crate) node: NodeId,
     pub(crate) generation: u64,
     pub(crate) volmgr: NodeId,
+    /// The file in which it keeps what the volume manager said last.
+    pub(crate) neighbours: Arc<Mutex<Neighbours>>,
 }
 
 /// What an answer is for.
@@ -83,8 +88,9 @@ impl MetanodeRole {
             consensus: log_options(identity.node, seed, TICK, sabotage),
             sabotage: sabotage.metanode(),
         };
-        let (log, snapshots) = log_directories(disk)?;
-        let node = SteppedMetanode::open(options, log, snapshots).map_err(|error| error.to_string())?;
+        let [log, snapshots] = log_directories(disk)?;
+        let mut node = SteppedMetanode::open(options, log, snapshots).map_err(|error| error.to_string())?;
+        node.recall(identity.neighbours.lock().clone());
         let mut role = Self {
             identity,
             node,
@@ -106,7 +112,7 @@ impl MetanodeRole {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.asked.insert(ticket, asked);
-        self.wishes.push(Wish::Call { ticket, to, request, timeout });
+        self.wishes.push(Wish::Call { ticket, to, request: Box::new(request), timeout });
     }
 
     fn register(&mut self) {
@@ -157,6 +163,7 @@ impl MetanodeRole {
             Asked::Heartbeat => {
                 let response = answer.ok().and_then(Response::heartbeat);
                 self.node.handle(now, Event::Heartbeat(response));
+                *self.identity.neighbours.lock() = self.node.neighbours();
             }
             Asked::Groups(ticket) => {
                 let groups = answer.ok().and_then(Response::groups);
@@ -219,7 +226,7 @@ impl MetanodeRole {
 
     fn reply(&mut self, call: u64, response: Response) {
         self.sessions.remove(&call);
-        self.wishes.push(Wish::Reply { call, answer: Ok(response), after_ns: 0 });
+        self.wishes.push(Wish::Reply { call, answer: Box::new(Ok(response)), after_ns: 0 });
     }
 
     fn session_answered(&mut self, call: u64, truth: &mut Truth) {
@@ -243,8 +250,8 @@ impl MetanodeRole {
 impl Role for MetanodeRole {
     fn packet(&mut self, times: Times, from: NodeId, packet: Packet) {
         match packet {
-            Packet::Call(call, request) => self.called(times, from, call, request),
-            Packet::Answer(ticket, answer) => self.answered(times, ticket, answer),
+            Packet::Call(call, request) => self.called(times, from, call, *request),
+            Packet::Answer(ticket, answer) => self.answered(times, ticket, *answer),
             Packet::Raft(generation, messages) => {
                 for message in messages {
                     self.node.handle(now(times), Event::Raft { from, generation, message });

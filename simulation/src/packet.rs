@@ -10,8 +10,8 @@ use holdfast_proto::control::{
     RegisterRequest, RegisterResponse, Volume,
 };
 use holdfast_proto::data::{
-    DeleteShardsRequest, DeleteShardsResponse, PutShardRequest, PutShardResponse, ReadShardsRequest, ReadShardsResponse,
-    ReserveSpaceRequest, ReserveSpaceResponse,
+    DeleteShardsRequest, DeleteShardsResponse, PutShardRequest, PutShardResponse, ReadShardsRequest,
+    ReadShardsResponse, ReserveSpaceRequest, ReserveSpaceResponse,
 };
 use holdfast_proto::meta::{MutateRequest, MutateResponse, ReadRequest, ReadResponse};
 
@@ -115,8 +115,8 @@ impl Response {
 #[derive(Clone, Debug)]
 pub(crate) enum Packet {
     /// A question, under the number that its answer will have.
-    Call(u64, Request),
-    Answer(u64, Answer),
+    Call(u64, Box<Request>),
+    Answer(u64, Box<Answer>),
     /// Messages of a start of a metanode.
     Raft(u64, Vec<GroupMessage>),
 }

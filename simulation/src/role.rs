@@ -33,9 +33,9 @@ pub(crate) enum Wish {
     /// Sent and forgotten.
     Send { to: NodeId, packet: Packet },
     /// Answered under the ticket, by an error at the latest when the time is over.
-    Call { ticket: u64, to: NodeId, request: Request, timeout: Duration },
+    Call { ticket: u64, to: NodeId, request: Box<Request>, timeout: Duration },
     /// An answer to a call, after the time that the disk took.
-    Reply { call: u64, answer: Answer, after_ns: u64 },
+    Reply { call: u64, answer: Box<Answer>, after_ns: u64 },
     /// The timer goes off once the process's clock has counted this.
     Arm { timer: Timer, after: Duration },
     /// The process cannot go on, and ends.

@@ -19,6 +19,8 @@ const SECOND: u64 = 1000 * MS;
 const MOUNT_NS_MAX: u64 = 30 * SECOND;
 /// Programs end within this after all is well: the longest lease, and a deadline of requests.
 const STOP_NS_MAX: u64 = 180 * SECOND;
+/// Everybody has heard of everybody within this after all is well: a heartbeat's longest wait, and the next one.
+const KNOWN_NS: u64 = 5 * SECOND;
 /// Replicas agree within this.
 const CONVERGE_NS_MAX: u64 = 60 * SECOND;
 /// Everything is read, removed and unmounted within this.
@@ -67,9 +69,13 @@ fn live(seed: u64, options: Options) -> Report {
     world.run_until(end, |_| false);
     faults::end(&mut world);
     world.truth.lock().stage = Stage::Stop;
+    let known = world.now + KNOWN_NS;
     wait(&mut world, "all programs end", STOP_NS_MAX, |world| {
         let truth = world.truth.lock();
-        truth.programs == 0 && truth.mounted() == CLIENTS && world.machines.keys().all(|node| world.lives(*node) || world.plan.is_lost(*node))
+        world.now >= known
+            && truth.programs == 0
+            && truth.mounted() == CLIENTS
+            && world.machines.keys().all(|node| world.lives(*node) || world.plan.is_lost(*node))
     });
     wait(&mut world, "all replicas agree", CONVERGE_NS_MAX, checks::replicas_agree);
     world.truth.lock().stage = Stage::Audit;

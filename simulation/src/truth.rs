@@ -289,12 +289,9 @@ fn code_of(outcome: Result<(), &Error>) -> Option<Code> {
     match outcome {
         Ok(()) => Some(Code::Ok),
         Err(Error::Refused { code, .. }) => match code {
-            Code::NotFound
-            | Code::Exists
-            | Code::NotDirectory
-            | Code::IsDirectory
-            | Code::NotEmpty
-            | Code::Invalid => Some(*code),
+            Code::NotFound | Code::Exists | Code::NotDirectory | Code::IsDirectory | Code::NotEmpty | Code::Invalid => {
+                Some(*code)
+            }
             _ => None,
         },
         Err(_) => None,

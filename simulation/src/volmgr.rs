@@ -38,7 +38,7 @@ fn open(
 ) -> Result<SteppedVolmgr, String> {
     let consensus = log_options(VOLMGR, seed, TICK, sabotage);
     let options = VolmgrOptions { cluster, consensus, seed, sabotage: sabotage.volmgr() };
-    let (log, snapshots) = log_directories(disk)?;
+    let [log, snapshots] = log_directories(disk)?;
     let opened = SteppedVolmgr::open(options, log, snapshots, now(times));
     opened.map_err(|error| error.to_string())
 }
@@ -129,7 +129,7 @@ impl VolmgrRole {
         wishes.extend(answers.into_iter().map(|(call, answer)| {
             let answer = answer.map_err(|denial| denial.to_string());
             let answer = answer.and_then(|response| response_of(response).ok_or_else(|| "not asked here".to_owned()));
-            Wish::Reply { call, answer, after_ns: 0 }
+            Wish::Reply { call, answer: Box::new(answer), after_ns: 0 }
         }));
     }
 }
@@ -137,7 +137,7 @@ impl VolmgrRole {
 impl Role for VolmgrRole {
     fn packet(&mut self, times: Times, _: NodeId, packet: Packet) {
         if let Packet::Call(call, request) = packet
-            && let Some(request) = request_of(request)
+            && let Some(request) = request_of(*request)
         {
             self.node.handle(now(times), call, request);
         }

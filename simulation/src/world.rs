@@ -223,7 +223,8 @@ impl World {
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {
-        if !matches!(packet, Packet::Call(..) | Packet::Answer(..)) && self.random.chance(self.network.doubled_percent) {
+        if !matches!(packet, Packet::Call(..) | Packet::Answer(..)) && self.random.chance(self.network.doubled_percent)
+        {
             self.coverage.doubled_packets += 1;
             if let Some(delay) = self.transit(from, to) {
                 self.after(delay, Event::Arrive { from, to, packet: packet.clone() });
@@ -237,13 +238,13 @@ impl World {
     fn arrive(&mut self, from: NodeId, to: NodeId, packet: Packet) {
         self.trace.packet(self.now, from, to, &packet);
         if let Packet::Answer(call, answer) = packet {
-            return self.end_call(call, answer);
+            return self.end_call(call, *answer);
         }
         let Some(machine) = self.machines.get_mut(&to) else { return };
         if machine.role.is_none() {
             if let Packet::Call(call, _) = packet {
                 // The host is there, and nobody listens.
-                self.answer(to, call, Err("connection refused".to_owned()), 0);
+                self.answer(to, call, Box::new(Err("connection refused".to_owned())), 0);
             }
             return;
         }
@@ -326,7 +327,7 @@ impl World {
         }
     }
 
-    fn call(&mut self, caller: NodeId, ticket: u64, to: NodeId, request: Request, timeout: Duration) {
+    fn call(&mut self, caller: NodeId, ticket: u64, to: NodeId, request: Box<Request>, timeout: Duration) {
         let call = self.next_call;
         self.next_call += 1;
         let machine = &self.machines[&caller];
@@ -336,10 +337,11 @@ impl World {
         self.send(caller, to, Packet::Call(call, request));
     }
 
-    fn answer(&mut self, from: NodeId, call: u64, answer: Answer, after_ns: u64) {
+    fn answer(&mut self, from: NodeId, call: u64, answer: Box<Answer>, after_ns: u64) {
         let Some(caller) = self.calls.get(&call).map(|open| open.caller) else { return };
         if let Some(delay) = self.transit(from, caller) {
-            self.after(after_ns + delay, Event::Arrive { from, to: caller, packet: Packet::Answer(call, answer) });
+            let packet = Packet::Answer(call, answer);
+            self.after(after_ns + delay, Event::Arrive { from, to: caller, packet });
         }
     }
 
@@ -350,7 +352,7 @@ impl World {
         let Some(machine) = self.machines.get_mut(&open.caller).filter(|machine| machine.life == open.life) else {
             return;
         };
-        let packet = Packet::Answer(open.ticket, answer);
+        let packet = Packet::Answer(open.ticket, Box::new(answer));
         if let Some(deferred) = &mut machine.deferred {
             return deferred.push(Deferred::Packet(open.to, packet));
         }
@@ -388,7 +390,7 @@ impl World {
         for (call, caller) in to_it {
             // Sometimes nobody is told: the host went with its process.
             if !power && let Some(delay) = self.transit(node, caller) {
-                let packet = Packet::Answer(call, Err("connection closed".to_owned()));
+                let packet = Packet::Answer(call, Box::new(Err("connection closed".to_owned())));
                 self.after(delay, Event::Arrive { from: node, to: caller, packet });
             }
         }

@@ -149,11 +149,8 @@ pub(crate) async fn clear(desk: &Desk) {
 }
 
 async fn remove_for_good(desk: &Desk, parent: InodeId, name: &Bytes, directory: bool) {
-    let outcome = if directory {
-        desk.fs.remove_directory(parent, name).await
-    } else {
-        desk.fs.unlink(parent, name).await
-    };
+    let outcome =
+        if directory { desk.fs.remove_directory(parent, name).await } else { desk.fs.unlink(parent, name).await };
     outcome.unwrap_or_else(|error| panic!("{name:?} in {parent} cannot be removed when all is well: {error}"));
 }
 

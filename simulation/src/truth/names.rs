@@ -239,7 +239,8 @@ impl Names {
     /// The first index from `low` to `high` at which a directory had exactly these names.
     pub(crate) fn first_listing(&self, parent: u64, seen: &BTreeMap<Vec<u8>, u64>, low: u64, high: u64) -> Option<u64> {
         let places: Vec<_> = self.history.iter().filter(|(place, _)| place.0 == parent).collect();
-        let mut moments: Vec<u64> = places.iter().flat_map(|(_, versions)| versions.iter().map(|(at, _)| *at)).collect();
+        let mut moments: Vec<u64> =
+            places.iter().flat_map(|(_, versions)| versions.iter().map(|(at, _)| *at)).collect();
         moments.retain(|at| *at > low && *at <= high);
         moments.push(low);
         moments.sort_unstable();

@@ -7,6 +7,8 @@ use crate::cluster::{CLIENTS, DATANODES, METANODES, VOLMGR, client_node};
 use crate::world::{Heal, MS, World};
 
 const SECOND: u64 = 1000 * MS;
+/// A client has written something by then.
+const AWAY_AFTER_NS: u64 = 4 * SECOND;
 /// More operations than a run has.
 const FAR: u64 = 1 << 60;
 
@@ -25,6 +27,8 @@ pub(crate) struct Plan {
     dies_once_in: u64,
     /// Clients are cut off or stopped for longer than their lease.
     long: bool,
+    /// When a client goes.
+    away_at: Option<u64>,
     /// The one datanode whose disk rots and fails: parity is there for as many.
     bad_disk: Option<NodeId>,
 }
@@ -40,6 +44,7 @@ impl Plan {
             interval_ns: (1 + random.below(4)) * SECOND,
             dies_once_in: [0, 2000, 400][random.index(3)],
             long,
+            away_at: None,
             bad_disk: random.chance(60).then(|| DATANODES[random.index(DATANODES.len())]),
         }
     }
@@ -84,6 +89,20 @@ pub(crate) fn begin(world: &mut World) {
     }
     let delay = world.random.below(2 * SECOND);
     world.fault_after(delay);
+    if world.plan.long {
+        world.plan.away_at = Some(world.now + AWAY_AFTER_NS);
+    }
+}
+
+/// Takes a client away for longer than its lease, in the midst of its work.
+fn take_away_client(world: &mut World) {
+    let node = client_node(world.random.index(CLIENTS));
+    let duration = 36 * SECOND + world.random.below(12 * SECOND);
+    if world.random.chance(50) {
+        return world.pause(node, duration);
+    }
+    let others: Vec<NodeId> = world.machines.keys().copied().filter(|other| *other != node).collect();
+    cut_for(world, others.into_iter().flat_map(|other| [(node, other), (other, node)]).collect(), duration);
 }
 
 /// Ends it: everything that was cut, lost or slow is well again. What rotted stays so.
@@ -112,14 +131,22 @@ fn any(random: &mut Random) -> NodeId {
 /// The metanode that leads the table more often than not, else any.
 fn important(world: &mut World) -> NodeId {
     let leader = METANODES.into_iter().find(|node| world.leads(*node));
-    let node = any(&mut world.random);
-    leader.filter(|_| world.random.chance(30)).unwrap_or(node)
+    let mut node = any(&mut world.random);
+    while world.plan.long && METANODES.contains(&node) {
+        // A lease is counted anew by each new leader: no session would ever be expired.
+        node = any(&mut world.random);
+    }
+    leader.filter(|_| !world.plan.long && world.random.chance(30)).unwrap_or(node)
 }
 
 /// One fault, and the next.
 pub(crate) fn strike(world: &mut World) {
     if !world.plan.on {
         return;
+    }
+    if world.plan.away_at.is_some_and(|at| world.now >= at) {
+        world.plan.away_at = None;
+        take_away_client(world);
     }
     let node = important(world);
     match world.random.below(12) {
@@ -192,9 +219,13 @@ fn cut_one(world: &mut World) {
 }
 
 fn cut(world: &mut World, pairs: Vec<(NodeId, NodeId)>) {
+    let duration = duration(world);
+    cut_for(world, pairs, duration);
+}
+
+fn cut_for(world: &mut World, pairs: Vec<(NodeId, NodeId)>, duration: u64) {
     world.network.cut.extend(pairs.iter().copied());
-    let delay = duration(world);
-    world.heal_after(delay, Heal::Link(pairs));
+    world.heal_after(duration, Heal::Link(pairs));
 }
 
 /// The wall clock is set.

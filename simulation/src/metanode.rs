@@ -10,6 +10,7 @@ use holdfast_consensus::Role as RaftRole;
 use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
 use holdfast_proto::meta::Code;
+use holdfast_proto::meta::read_request::Op;
 use holdfast_proto::metanode::Neighbours;
 use holdfast_storage::SimulatedDisk;
 use parking_lot::Mutex;
@@ -144,7 +145,10 @@ impl MetanodeRole {
                 self.node.handle(now, Event::Mutate { ticket: call, request });
             }
             Request::Read(request) => {
-                self.arrived.push((call, request.session));
+                // Others renew no lease.
+                if let Some(Op::KeepAlive(_) | Op::Open(_)) = request.op {
+                    self.arrived.push((call, request.session));
+                }
                 self.node.handle(now, Event::Read { ticket: call, request });
             }
             Request::Snapshot { generation, message, bytes } => {

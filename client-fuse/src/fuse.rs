@@ -5,6 +5,7 @@
 //! and attributes are valid for no time at all, so that two mounts agree (D5). A FUSE layer of our own can take this
 //! file's place (D13).
 
+mod adapter;
 mod capabilities;
 mod convert;
 mod directory;
@@ -12,153 +13,33 @@ mod listing;
 mod serve;
 mod walk;
 
+pub use adapter::Adapter;
 pub(crate) use capabilities::REQUEST_BYTES_MAX;
 #[cfg(test)]
 pub(crate) use {capabilities::negotiate, convert::from_request_time, convert::opened_flags};
 
+use adapter::{ENTRY_VALIDITY, GENERATION};
 use bytes::Bytes;
-use capabilities::Agreed;
-use directory::Directories;
+use convert::handle;
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle as RawHandle, FopenFlags, Generation, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle as RawHandle, FopenFlags, INodeNo, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
-use holdfast_client::{Attributes, Error, FileHandle, FileSystem, FileSystemStat, NewNode, SetAttributes, Whence};
-use holdfast_common::limits::{NAME_BYTES_MAX, PAGE_BYTES};
+use holdfast_client::{NewNode, SetAttributes, Whence};
 use listing::Position;
-use serve::{Refusal, Server};
+use serve::Refusal;
 use std::ffi::OsStr;
-use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
-use tokio::runtime::Handle;
-use walk::{Answer, Walks};
-
-/// How long the kernel may believe an entry without asking. The kernel counts in its clock's ticks: the least time that is
-/// not zero is up to 8 ms.
-const ENTRY_VALIDITY: Duration = Duration::ZERO;
-/// The same of attributes. At zero a stat(2) is a lookup and a getattr for each directory on its path and for the file:
-/// the kernel asks again for what the lookup has just brought, to check permissions. See [`walk`].
-const ATTRIBUTE_VALIDITY: Duration = Duration::ZERO;
-/// Inode numbers are never reused, so that one generation does.
-const GENERATION: Generation = Generation(0);
-
-/// A volume as fuser wants it.
-#[derive(Debug)]
-pub struct Adapter {
-    file_system: FileSystem,
-    server: Server,
-    directories: Arc<Directories>,
-    walks: Arc<Walks>,
-    sync_writes: bool,
-    agreed: Agreed,
-}
-
-impl Adapter {
-    /// Serves `file_system` by tasks on `runtime`. With `sync_writes` every file is as if opened with O_SYNC.
-    #[must_use]
-    pub fn new(file_system: FileSystem, runtime: Handle, sync_writes: bool) -> Self {
-        Self {
-            file_system,
-            server: Server::new(runtime),
-            directories: Arc::new(Directories::new()),
-            walks: Arc::default(),
-            sync_writes,
-            agreed: Agreed::default(),
-        }
-    }
-
-    /// Ends the walk of the thread that asks for something else than a path's directories. Everything but lookup, getattr
-    /// and release, which nobody waits for, is served so.
-    fn off_the_way(&self, request: &Request) -> &Server {
-        self.walks.end(request.pid());
-        &self.server
-    }
-
-    /// Hands over what ends without a result.
-    fn empty<F>(&self, server: &Server, operation: &'static str, reply: ReplyEmpty, call: impl FnOnce(FileSystem) -> F)
-    where
-        F: Future<Output = Result<(), Error>> + Send + 'static,
-    {
-        let work = call(self.file_system.clone());
-        server.serve(operation, reply, work, |reply, ()| reply.ok());
-    }
-
-    /// Hands over what ends with an entry.
-    fn entry<F>(&self, server: &Server, operation: &'static str, reply: ReplyEntry, call: impl FnOnce(FileSystem) -> F)
-    where
-        F: Future<Output = Result<Attributes, Error>> + Send + 'static,
-    {
-        let work = call(self.file_system.clone());
-        server.serve(operation, reply, work, |reply, attributes| {
-            let attr = convert::file_attr(&attributes);
-            reply.entry_with_ttls(&ATTRIBUTE_VALIDITY, &ENTRY_VALIDITY, &attr, GENERATION);
-        });
-    }
-
-    /// Hands over what ends with attributes.
-    fn attributes<F>(
-        &self,
-        server: &Server,
-        operation: &'static str,
-        reply: ReplyAttr,
-        call: impl FnOnce(FileSystem) -> F,
-    ) where
-        F: Future<Output = Result<Attributes, Error>> + Send + 'static,
-    {
-        let work = call(self.file_system.clone());
-        server.serve(operation, reply, work, |reply, attributes| {
-            reply.attr(&ATTRIBUTE_VALIDITY, &convert::file_attr(&attributes));
-        });
-    }
-
-    fn make_node(&self, reply: ReplyEntry, request: &Request, at: (INodeNo, &OsStr), node: NewNode, mode: u32) {
-        let (parent, name) = (convert::inode(at.0), bytes_of(at.1));
-        let (uid, gid) = (request.uid(), request.gid());
-        self.entry(self.off_the_way(request), "create a node", reply, |file_system| async move {
-            file_system.create_node(parent, &name, node, convert::permissions(mode), uid, gid).await
-        });
-    }
-
-    /// Answers a getxattr or listxattr of `size` bytes: zero asks for the length.
-    fn xattr_bytes<F>(
-        &self,
-        server: &Server,
-        operation: &'static str,
-        size: u32,
-        reply: ReplyXattr,
-        call: impl FnOnce(FileSystem) -> F,
-    ) where
-        F: Future<Output = Result<Bytes, Error>> + Send + 'static,
-    {
-        let work = call(self.file_system.clone());
-        let work = async move {
-            let value = work.await?;
-            let length = u32::try_from(value.len()).map_err(|_| Refusal(Errno::E2BIG))?;
-            if size != 0 && length > size { Err(Refusal(Errno::ERANGE)) } else { Ok((value, length)) }
-        };
-        server.serve(
-            operation,
-            reply,
-            work,
-            move |reply, (value, length)| {
-                if size == 0 { reply.size(length) } else { reply.data(&value) }
-            },
-        );
-    }
-}
+use std::time::{Instant, SystemTime};
+use walk::Answer;
 
 fn bytes_of(name: &OsStr) -> Bytes {
     Bytes::copy_from_slice(name.as_bytes())
-}
-
-fn handle(raw: RawHandle) -> FileHandle {
-    FileHandle(raw.0)
 }
 
 impl fuser::Filesystem for Adapter {
@@ -492,14 +373,7 @@ impl fuser::Filesystem for Adapter {
     fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
         let file_system = self.file_system.clone();
         let work = async move { file_system.stat_file_system().await };
-        self.off_the_way(request).serve("statfs", reply, work, |reply, stat: FileSystemStat| {
-            let block = u64::from(PAGE_BYTES);
-            let (blocks, free) = (stat.total_bytes / block, stat.available_bytes / block);
-            // A file with data needs a block of it at least.
-            let files = stat.inodes.saturating_add(free);
-            let name_bytes = u32::try_from(NAME_BYTES_MAX).unwrap_or(u32::MAX);
-            reply.statfs(blocks, free, free, files, free, PAGE_BYTES, name_bytes, PAGE_BYTES);
-        });
+        self.off_the_way(request).serve("statfs", reply, work, adapter::tell_space);
     }
 
     fn setxattr(

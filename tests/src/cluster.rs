@@ -1,12 +1,19 @@
 //! A cluster under test: `holdfast up` with every role as a process of its own, in a directory of its own, on ports that
 //! the kernel chose. The guard ends and removes all of it, whatever state it is in.
 
+mod mounted;
+mod ready;
+
+pub use mounted::Mounted;
+pub use ready::{Process, Ready};
+
 use crate::command::{Ended, Run, holdfast_binary, tagged_command, wait_or_kill};
 use crate::forgetful::{self, power};
 use crate::namespace::{self, is_mounted};
 use crate::processes::{self, PART_VARIABLE, ProcessId};
 use crate::wait::{self, seconds};
 use nix::sys::signal::Signal;
+use ready::{parse_process, parse_ready};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -58,32 +65,6 @@ pub fn remove_directory(root: &Path) {
     {
         eprintln!("harness: cannot remove {}: {error}", root.display());
     }
-}
-
-/// One role's process, as `up` reported it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Process {
-    /// `datanode`, say.
-    pub role: String,
-    /// Which one of its role, from 0.
-    pub index: u64,
-    /// Its process now.
-    pub pid: ProcessId,
-    /// Where it listens; empty for a mount.
-    pub address: String,
-}
-
-/// What `up` says when it is ready.
-#[derive(Clone, Debug, Default)]
-pub struct Ready {
-    /// Where the volume manager listens.
-    pub volmgr: String,
-    /// The volume that is mounted.
-    pub volume: String,
-    /// The cluster's id.
-    pub cluster: String,
-    /// The roles' processes.
-    pub processes: Vec<Process>,
 }
 
 /// A running (or, between [`Cluster::stop`] and [`Cluster::up`], stopped) cluster.
@@ -467,127 +448,10 @@ impl Drop for Cluster {
     }
 }
 
-/// A mount made by `holdfast mount`.
-pub struct Mounted {
-    point: PathBuf,
-    child: Child,
-    log: PathBuf,
-}
-
-impl Mounted {
-    #[track_caller]
-    fn mount(cluster: &Cluster, volume: &str, arguments: &[&str]) -> Self {
-        let number = NEXT_PART.fetch_add(1, Ordering::Relaxed);
-        let (point, log) =
-            (cluster.root().join(format!("mnt{number}")), cluster.root().join(format!("mnt{number}.err")));
-        std::fs::create_dir_all(&point).expect("a mount point can be made");
-        let mut command = tagged_command(holdfast_binary(), &cluster.part);
-        command
-            .arg("mount")
-            .arg(format!("{}/{volume}", cluster.ready().volmgr))
-            .arg(&point)
-            .arg("--foreground")
-            .args(arguments);
-        let log_file = File::create(&log).expect("the cluster's directory can be written");
-        command.stdout(log_file.try_clone().expect("a file can be duplicated")).stderr(log_file);
-        die_with_parent(&mut command);
-        let child = command.spawn().expect("holdfast can be started");
-        let mut mounted = Self { point, child, log };
-        wait::until(seconds(30), || {
-            let ended = mounted.child.try_wait().ok().flatten().is_some();
-            (ended || is_mounted(&mounted.point)).then_some(())
-        });
-        assert!(is_mounted(&mounted.point), "{volume} was not mounted: {}", mounted.said());
-        mounted
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn point(&self) -> &Path {
-        &self.point
-    }
-
-    /// Its process.
-    #[must_use]
-    pub fn pid(&self) -> ProcessId {
-        self.child.id()
-    }
-
-    /// What it printed.
-    #[must_use]
-    pub fn said(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Unmounts by `umount`, and demands that the process ends well by itself.
-    ///
-    /// # Panics
-    /// If it does not.
-    #[track_caller]
-    pub fn unmount(mut self) {
-        Run::new("umount").arg(&self.point).limit(STOP_LIMIT).ok();
-        let status = wait_or_kill(&mut self.child, STOP_LIMIT);
-        assert!(status.is_some_and(|s| s.success()), "the mount ended with {status:?}: {}", self.said());
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        namespace::abort_and_detach_below(&self.point);
-        wait_or_kill(&mut self.child, Duration::from_secs(1));
-    }
-}
-
 /// Asks the kernel to kill the child when the room's main thread dies, however it dies.
 fn die_with_parent(command: &mut Command) {
     use std::os::unix::process::CommandExt;
     let set = || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from);
     // SAFETY: the closure makes one system call between fork and exec; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(set) };
-}
-
-/// `{"ready":true,"volmgr":"127.0.0.1:1","volume":"demo","processes":[{"role":..,"index":..,"pid":..,"address":..}],..}`
-fn parse_ready(line: &str) -> Option<Ready> {
-    if line == "ready" {
-        return Some(Ready::default());
-    }
-    let value: Value = serde_json::from_str(line).ok()?;
-    if value["ready"] != true {
-        return None;
-    }
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    Some(Ready {
-        volmgr: text(&value["volmgr"]),
-        volume: text(&value["volume"]),
-        cluster: text(&value["cluster"]),
-        processes: value["processes"].as_array()?.iter().filter_map(parse_process).collect(),
-    })
-}
-
-/// `{"role":"datanode","index":0,"pid":77,"address":"127.0.0.1:8",...}`
-fn parse_process(entry: &Value) -> Option<Process> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    Some(Process {
-        role: text(&entry["role"]),
-        index: entry["index"].as_u64()?,
-        pid: ProcessId::try_from(entry["pid"].as_u64()?).ok()?,
-        address: text(&entry["address"]),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ready_line_is_understood_and_others_are_not() {
-        let ready = parse_ready(
-            r#"{"ready":true,"volmgr":"127.0.0.1:9","volume":"demo","cluster":"ab","processes":[{"role":"datanode","index":2,"pid":77,"address":"127.0.0.1:8"}]}"#,
-        )
-        .unwrap();
-        assert_eq!((ready.volmgr.as_str(), ready.volume.as_str()), ("127.0.0.1:9", "demo"));
-        assert_eq!((ready.processes[0].role.as_str(), ready.processes[0].pid), ("datanode", 77));
-        assert!(parse_ready("starting metanode 1").is_none());
-        assert!(parse_ready(r#"{"ready":false}"#).is_none());
-    }
 }

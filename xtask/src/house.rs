@@ -101,8 +101,8 @@ mod tests {
     #[test]
     fn a_citation_of_nothing_and_a_missing_record_are_named_with_their_line() {
         let known = BTreeSet::from(["R1".to_owned()]);
-        let text = "// R1, R2\nlet R9 = 1; // docs/decisions/0007-x.md and docs/decisions/0099";
-        let wrongs = wrongs_of(text, &known, |record| record == "0007");
+        let text = format!("// R1, R2\nlet R9 = 1; // {RECORDS}0007-x.md and {RECORDS}0099");
+        let wrongs = wrongs_of(&text, &known, |record| record == "0007");
         assert_eq!(wrongs, ["1: R2 is not in docs/RULES.md", "2: there is no docs/decisions/0099"]);
     }
 

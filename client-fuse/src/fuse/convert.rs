@@ -1,7 +1,7 @@
 //! What the kernel says in the client's words, and back. Pure.
 
 use bytes::Bytes;
-use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, RenameFlags, TimeOrNow};
+use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, RenameFlags, TimeOrNow};
 use holdfast_client::{
     Attributes, FallocateMode, NewNode, NodeKind, OpenMode, RenameMode, SetTime, WriteAt, XattrMode,
 };
@@ -16,6 +16,10 @@ const STAT_BLOCK_BYTES: u64 = 512;
 /// st_blksize: what stdio and coreutils write and read at once. Each of their calls is one request here, so larger than a
 /// page; glibc also reads directories by it.
 const PREFERRED_IO_BYTES: u32 = 128 << 10;
+
+pub(super) fn handle(raw: FileHandle) -> holdfast_client::FileHandle {
+    holdfast_client::FileHandle(raw.0)
+}
 
 pub(super) fn inode(raw: INodeNo) -> InodeId {
     InodeId(raw.0)

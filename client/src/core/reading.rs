@@ -6,7 +6,7 @@ use super::inode::{Found, Inode};
 use super::operations::State;
 use super::readahead::Advice;
 use super::{Asker, Core, missing};
-use crate::{Error, FileHandle, Whence};
+use crate::{Error, FileHandle, Whence, WriteAt};
 use holdfast_common::InodeId;
 use holdfast_proto::meta::{ReadMap, ReadResponse, read_request};
 
@@ -74,6 +74,13 @@ impl Core {
         let op = ReadMap { inode: id.0, offset, length_bytes: MAP_BYTES, max_extents: MAP_EXTENTS };
         let losses = self.losses;
         self.ask(read_request::Op::ReadMap(op), Asker::Map(id, losses));
+    }
+
+    /// The inode of an append whose end the table has to tell again first.
+    pub(super) fn end_unknown(&mut self, handle: FileHandle, at: WriteAt) -> Option<InodeId> {
+        let WriteAt::End { .. } = at else { return None };
+        let (_, inode) = self.files.opened(handle).ok()?;
+        inode.is_doubtful().then_some(inode.id)
     }
 
     pub(super) fn map_answered(&mut self, id: InodeId, losses: u64, answer: Result<ReadResponse, Error>) {

@@ -10,7 +10,7 @@ use super::{Asker, Core};
 use crate::{Error, FileHandle, WriteAt};
 use bytes::Bytes;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES};
-use holdfast_common::{ChunkId, GroupId, InodeId};
+use holdfast_common::{ChunkId, GroupId};
 use holdfast_proto::data::{DiskGrant, DiskReservation, PutShardResponse};
 use holdfast_proto::meta::{ChunkRecord, Code, MutateResponse, ReadResponse, ReserveQuota, mutation};
 use std::collections::{BTreeMap, BTreeSet};
@@ -164,7 +164,7 @@ impl Core {
             self.freeze_everything();
             return Step::Waits;
         }
-        if let Some(inode) = self.end_unknown(write) {
+        if let Some(inode) = self.end_unknown(write.handle, write.at) {
             self.ask_map(inode, 0);
             return Step::Waits;
         }
@@ -172,13 +172,6 @@ impl Core {
             Step::Admitted => self.find_quota(op, write),
             other => other,
         }
-    }
-
-    /// The inode of an append whose end the table has to tell again first.
-    fn end_unknown(&mut self, write: &PendingWrite) -> Option<InodeId> {
-        let WriteAt::End { .. } = write.at else { return None };
-        let (_, inode) = self.files.opened(write.handle).ok()?;
-        inode.is_doubtful().then_some(inode.id)
     }
 
     fn find_space(&mut self, write: &mut PendingWrite) -> Step {

@@ -20,7 +20,8 @@ pub(crate) fn check(root: &Path) -> Result<bool> {
     for source in sources {
         let text = std::fs::read_to_string(&source).with_context(|| format!("cannot read {}", source.display()))?;
         let name = source.strip_prefix(root).unwrap_or(&source).display().to_string();
-        wrongs.extend(wrongs_of(&text, &known, |record| exists(root, record)).into_iter().map(|w| format!("{name}:{w}")));
+        wrongs
+            .extend(wrongs_of(&text, &known, |record| exists(root, record)).into_iter().map(|w| format!("{name}:{w}")));
     }
     wrongs.iter().for_each(|wrong| println!("{wrong}"));
     Ok(wrongs.is_empty())

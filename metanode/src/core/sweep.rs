@@ -8,9 +8,9 @@ use super::view::View;
 use crate::sabotage::Sabotage;
 use crate::table::{FreedChunk, Table};
 use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
-use holdfast_common::proof::{Claim, ClusterSecret};
+use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
-use holdfast_proto::data::{DeleteShardsRequest, DeleteShardsResponse, Proof, Status};
+use holdfast_proto::data::{self, DeleteShardsRequest, DeleteShardsResponse, Proof, Status};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{ForgetChunks, MutateResponse};
 use std::collections::{BTreeMap, VecDeque};
@@ -55,7 +55,7 @@ struct Round {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Batch {
     incarnation: Incarnation,
-    by_disk: BTreeMap<Member, Vec<ChunkId>>,
+    by_disk: BTreeMap<Member, Vec<ShardName>>,
 }
 
 /// How far the deletions have come, in one term.
@@ -64,7 +64,7 @@ pub(crate) struct Sweep {
     term: u64,
     round: Option<Round>,
     /// Requests that were not answered yet.
-    asked: BTreeMap<Member, Vec<ChunkId>>,
+    asked: BTreeMap<Member, Vec<ShardName>>,
     /// The table's time at moments of this leader's clock, oldest first.
     marks: VecDeque<(u64, i64)>,
     cursor: (i64, ChunkId),
@@ -77,19 +77,35 @@ pub(crate) struct Sweep {
 
 impl Batch {
     fn requests(&self, volume: VolumeId, secret: &ClusterSecret) -> Vec<(Member, DeleteShardsRequest)> {
-        let request = |(member, chunks): (&Member, &Vec<ChunkId>)| {
-            let mac = secret.prove(volume, self.incarnation, Claim::DeleteChunks(chunks));
-            let request = DeleteShardsRequest {
-                disk: member.1.0,
-                volume: volume.0,
-                incarnation: self.incarnation.0,
-                chunks: chunks.iter().map(|chunk| chunk.0).collect(),
-                proof: Some(Proof { issuer: format!("table of volume {volume}"), mac: mac.to_vec().into() }),
-            };
-            (*member, request)
+        let request = |(member, names): (&Member, &Vec<ShardName>)| {
+            (*member, deletion((volume, self.incarnation), member.1, names, secret))
         };
         self.by_disk.iter().map(request).collect()
     }
+}
+
+/// The request that deletes these shards on a disk, with its proof (R30).
+pub(crate) fn deletion(
+    (volume, incarnation): (VolumeId, Incarnation),
+    disk: DiskId,
+    names: &[ShardName],
+    secret: &ClusterSecret,
+) -> DeleteShardsRequest {
+    let mac = secret.prove(volume, incarnation, Claim::DeleteShards(&[], names));
+    let named = |name: &ShardName| data::ShardName { chunk: name.chunk.0, shard: name.shard.into(), nonce: name.nonce };
+    DeleteShardsRequest {
+        disk: disk.0,
+        volume: volume.0,
+        incarnation: incarnation.0,
+        chunks: Vec::new(),
+        proof: Some(issued(volume, mac)),
+        shards: names.iter().map(named).collect(),
+    }
+}
+
+/// A proof of a table's.
+pub(crate) fn issued(volume: VolumeId, mac: [u8; 32]) -> Proof {
+    Proof { issuer: format!("table of volume {volume}"), mac: mac.to_vec().into() }
 }
 
 #[derive(Debug)]
@@ -149,14 +165,19 @@ impl Sweep {
 
     /// A disk answered, or cannot be reached.
     pub(crate) fn answered(&mut self, member: Member, answer: Option<&DeleteShardsResponse>, view: &impl View) {
-        let Some(chunks) = self.asked.remove(&member) else { return };
+        let Some(names) = self.asked.remove(&member) else { return };
         let confirmed =
             answer.is_some_and(|answer| confirms(answer.status)) || self.sabotage == Sabotage::SilenceConfirms;
         if let Some(answer) = answer.filter(|_| !confirmed) {
             let (volume, disk, detail) = (view.volume(), member.1, &answer.detail);
             tracing::warn!(%volume, %disk, status = ?answer.status(), detail, "not deleted");
         }
-        self.note(member.1, &chunks, confirmed, view.now_ms());
+        if let Some(answer) = answer.filter(|answer| answer.kept_count > 0) {
+            // R1: not of this chunk. Collection finds it, should it be nobody's.
+            let (volume, disk, kept_count) = (view.volume(), member.1, answer.kept_count);
+            tracing::warn!(%volume, %disk, kept_count, "shards of other attempts stand under the names of freed chunks");
+        }
+        self.note(member.1, &names, confirmed, view.now_ms());
     }
 
     /// The answer to the entry of the last step; without one the round is over.
@@ -197,38 +218,40 @@ impl Sweep {
     fn plan(&mut self, table: &Table, freed: &FreedChunk, batch: &mut Batch, now_ms: u64) {
         let chunk = ChunkId(freed.record.chunk);
         let Some(group) = table.group(GroupId(freed.record.group)) else { return };
-        let slots = freed.record.slots.iter().filter_map(|slot| group.slots.get(usize::from(*slot)));
+        let slots = freed.record.slots.iter().map(|slot| group.slots.get(usize::from(*slot)));
         // The shard of a vacated slot went with its disk; should that come back, collection finds it (D10).
-        let members: Vec<_> = slots.filter(|slot| slot.disk != 0).collect();
+        let members = (0..).zip(slots).filter_map(|(shard, slot)| Some((shard, slot.filter(|slot| slot.disk != 0)?)));
+        let members: Vec<(u8, _)> = members.collect();
         if !self.missing.contains_key(&chunk) {
             if self.missing.len() >= PROGRESS_CHUNKS_MAX {
                 self.missing.pop_first();
             }
-            self.missing.insert(chunk, members.iter().map(|member| DiskId(member.disk)).collect());
+            self.missing.insert(chunk, members.iter().map(|(_, member)| DiskId(member.disk)).collect());
         }
         let Some(missing) = self.missing.get_mut(&chunk) else { return };
-        missing.retain(|disk| members.iter().any(|member| member.disk == disk.0));
+        missing.retain(|disk| members.iter().any(|(_, member)| member.disk == disk.0));
         if missing.is_empty() {
             self.missing.remove(&chunk);
             self.done.push(chunk.0);
             return;
         }
-        for member in members.iter().filter(|member| missing.contains(&DiskId(member.disk))) {
+        for (shard, member) in members.iter().filter(|(_, member)| missing.contains(&DiskId(member.disk))) {
             let paused = self.backoff.get(&DiskId(member.disk)).is_some_and(|backoff| backoff.until_ms > now_ms);
             if !paused {
-                batch.by_disk.entry((NodeId(member.node), DiskId(member.disk))).or_default().push(chunk);
+                let name = ShardName { chunk, shard: *shard, nonce: freed.record.nonce };
+                batch.by_disk.entry((NodeId(member.node), DiskId(member.disk))).or_default().push(name);
             }
         }
     }
 
-    fn note(&mut self, disk: DiskId, chunks: &[ChunkId], confirmed: bool, now_ms: u64) {
+    fn note(&mut self, disk: DiskId, names: &[ShardName], confirmed: bool, now_ms: u64) {
         if !confirmed {
             let pause_ms = self.backoff.get(&disk).map_or(BACKOFF_MS_MIN, |b| (b.pause_ms * 2).min(BACKOFF_MS_MAX));
             self.backoff.insert(disk, Backoff { until_ms: now_ms + pause_ms, pause_ms });
             return;
         }
         self.backoff.remove(&disk);
-        for chunk in chunks {
+        for chunk in names.iter().map(|name| &name.chunk) {
             let Some(missing) = self.missing.get_mut(chunk) else { continue };
             missing.retain(|other| other != &disk);
             if missing.is_empty() || self.sabotage == Sabotage::UnconfirmedChunksForgotten {

@@ -51,7 +51,10 @@ fn apply(table: &mut Table, sequence: u64, op: Op) {
     assert_eq!(table.apply(&command).unwrap().code, 0);
 }
 
-const BOTH: [ChunkId; 2] = [ChunkId(1), ChunkId(2)];
+/// Shards of both chunks, of which the disks 11, 14 and 16 hold numbers 0, 1 and 2.
+fn both(shard: u8) -> [ShardName; 2] {
+    [1, 2].map(|chunk| ShardName { chunk: ChunkId(chunk), shard, nonce: 1 })
+}
 
 fn disks(batch: &Batch) -> Vec<u64> {
     batch.by_disk.keys().map(|(_, disk)| disk.0).collect()
@@ -74,11 +77,11 @@ fn chunks_are_forgotten_when_every_member_confirmed() {
     let mut sweep = Sweep::default();
     let batch = sweep.next_batch(&table, i64::MAX, 0).unwrap();
     assert_eq!(disks(&batch), [11, 14, 16]);
-    assert!(batch.by_disk.values().all(|chunks| chunks == &BOTH));
-    sweep.note(DiskId(11), &BOTH, true, 0);
-    sweep.note(DiskId(14), &BOTH, true, 0);
+    assert!(batch.by_disk.values().zip(0..).all(|(names, shard)| names == &both(shard)));
+    sweep.note(DiskId(11), &both(0), true, 0);
+    sweep.note(DiskId(14), &both(0), true, 0);
     assert!(sweep.take_done().is_empty());
-    sweep.note(DiskId(16), &BOTH, true, 0);
+    sweep.note(DiskId(16), &both(0), true, 0);
     assert_eq!(sweep.take_done(), [1, 2]);
     assert_eq!(sweep.next_batch(&table, i64::MAX, 0), None);
 }
@@ -88,9 +91,9 @@ fn a_member_that_cannot_be_reached_is_asked_again_later_and_alone() {
     let table = table_with_freed_chunks();
     let mut sweep = Sweep::default();
     sweep.next_batch(&table, i64::MAX, 0).unwrap();
-    sweep.note(DiskId(11), &BOTH, true, 0);
-    sweep.note(DiskId(14), &BOTH, false, 0);
-    sweep.note(DiskId(16), &BOTH, true, 0);
+    sweep.note(DiskId(11), &both(0), true, 0);
+    sweep.note(DiskId(14), &both(0), false, 0);
+    sweep.note(DiskId(16), &both(0), true, 0);
     assert!(sweep.take_done().is_empty());
     let again = |sweep: &mut Sweep, now_ms| {
         assert_eq!(sweep.next_batch(&table, i64::MAX, now_ms), None);
@@ -98,10 +101,10 @@ fn a_member_that_cannot_be_reached_is_asked_again_later_and_alone() {
     };
     assert!(again(&mut sweep, 999).is_empty());
     assert_eq!(again(&mut sweep, 1_000), [14]);
-    sweep.note(DiskId(14), &BOTH, false, 1_000);
+    sweep.note(DiskId(14), &both(0), false, 1_000);
     assert!(again(&mut sweep, 2_999).is_empty(), "the pause doubles");
     assert_eq!(again(&mut sweep, 3_000), [14]);
-    sweep.note(DiskId(14), &BOTH, true, 3_000);
+    sweep.note(DiskId(14), &both(0), true, 3_000);
     assert_eq!(sweep.take_done(), [1, 2]);
 }
 
@@ -110,8 +113,8 @@ fn a_vacated_slot_is_not_waited_for() {
     let mut table = table_with_freed_chunks();
     let mut sweep = Sweep::default();
     sweep.next_batch(&table, i64::MAX, 0).unwrap();
-    sweep.note(DiskId(11), &BOTH, true, 0);
-    sweep.note(DiskId(16), &BOTH, true, 0);
+    sweep.note(DiskId(11), &both(0), true, 0);
+    sweep.note(DiskId(16), &both(0), true, 0);
     apply(&mut table, 0, Op::VacateSlot(VacateSlot { group: 1, epoch: 1, slot: 3 }));
     assert_eq!(sweep.next_batch(&table, i64::MAX, 0), None);
     sweep.next_batch(&table, i64::MAX, 0).unwrap();
@@ -147,9 +150,16 @@ fn a_round_asks_all_disks_at_once_with_proofs_and_forgets_what_all_confirmed() {
     let members: Vec<Member> = requests.iter().map(|(member, _)| *member).collect();
     assert_eq!(members, [(101, 11), (104, 14), (106, 16)].map(|(node, disk)| (NodeId(node), DiskId(disk))));
     for (member, request) in &requests {
-        assert_eq!((request.disk, &request.chunks[..]), (member.1.0, &[1, 2][..]));
+        let shard = match member.1.0 {
+            11 => 0,
+            14 => 1,
+            _ => 2,
+        };
+        let names: Vec<_> = request.shards.iter().map(|name| (name.chunk, name.shard, name.nonce)).collect();
+        assert_eq!((request.disk, &names[..]), (member.1.0, &[(1, shard.into(), 1), (2, shard.into(), 1)][..]));
+        assert!(request.chunks.is_empty());
         let mac = &request.proof.as_ref().unwrap().mac;
-        assert!(SECRET.verify(VOLUME, Incarnation(1), Claim::DeleteChunks(&BOTH), mac));
+        assert!(SECRET.verify(VOLUME, Incarnation(1), Claim::DeleteShards(&[], &both(shard)), mac));
     }
     for member in &members {
         assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Wait);

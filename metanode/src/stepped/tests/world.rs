@@ -154,7 +154,7 @@ impl World {
             Output::Delete { ticket, node, request } => {
                 assert_eq!(node.0, 100 + request.disk);
                 let answers = request.disk != self.silent_disk;
-                self.deleted.push((request.disk, request.chunks));
+                self.deleted.push((request.disk, request.shards.iter().map(|name| name.chunk).collect()));
                 let answer = answers.then(DeleteShardsResponse::default);
                 self.mail.push_back((from, from, Event::Deleted { ticket, answer }));
             }

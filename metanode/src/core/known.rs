@@ -1,7 +1,7 @@
 //! What the volume manager said last: where nodes are, whether they live, which tables belong here. Pure: the monotonic time
 //! is passed in, in nanoseconds.
 
-use holdfast_common::{NodeId, VolumeId};
+use holdfast_common::{DiskId, NodeId, VolumeId};
 use holdfast_proto::control::{Endpoint, HeartbeatResponse, TableAssignment};
 use holdfast_proto::meta::NodeAddress;
 use holdfast_proto::metanode::Neighbours as Record;
@@ -87,6 +87,11 @@ impl Known {
     /// As the volume manager wrote it, or nothing.
     pub(crate) fn address_text(&self, node: NodeId) -> &str {
         self.nodes.get(&node).map_or("", |place| &place.address)
+    }
+
+    /// Whether a disk is worth asking: its node lives, as far as is known.
+    pub(crate) fn is_well(&self, node: NodeId, _disk: DiskId) -> bool {
+        self.nodes.get(&node).is_some_and(|place| place.alive)
     }
 
     pub(crate) fn addresses(&self) -> Vec<NodeAddress> {

@@ -1,19 +1,20 @@
-//! Deletes the shards of freed chunks, and has the table forget the chunks once every member confirmed. Pulled, as the upkeep
-//! is; the disks of one step are asked all at once and answer one by one.
+//! Deletes the shards of freed chunks, and has the table forget the chunks once every member confirmed, or has been silent for
+//! [`SILENCE_MS_MAX`] and owes it. Pulled, as the upkeep is; the disks of one step are asked all at once and answer one by one.
 //!
 //! A chunk is deleted [`FREED_CHUNK_DELAY_MS`] after it was freed, by this leader's monotonic clock (R5): a reader that
 //! got its location before has had its deadline. Deleting twice is harmless, so a new leader simply starts over.
 
+use super::backoff::Backoff;
 use super::view::View;
 use crate::sabotage::Sabotage;
 use crate::table::{FreedChunk, Table};
-use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
+use holdfast_common::limits::{FREED_CHUNK_DELAY_MS, REQUEST_DEADLINE_MS};
 use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
 use holdfast_proto::data::{self, DeleteShardsRequest, DeleteShardsResponse, Proof, Status};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{ForgetChunks, MutateResponse};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How often a leader looks for freed chunks.
 pub(crate) const ROUND_INTERVAL_MS: u64 = 1_000;
@@ -21,9 +22,10 @@ pub(crate) const ROUND_INTERVAL_MS: u64 = 1_000;
 const BATCH_CHUNKS_MAX: usize = 1024;
 /// Batches of one round: a million chunks would otherwise keep it from noticing that it leads no more.
 const BATCHES_PER_ROUND_MAX: usize = 64;
-/// First and longest pause after a disk did not confirm.
-const BACKOFF_MS_MIN: u64 = 1_000;
-const BACKOFF_MS_MAX: u64 = 60_000;
+/// A member that has done nothing it was asked for this long is not waited for: from feature level 2 on the table writes down what
+/// it owes. As long as a request may take: a restart or a full queue is over by then, and a comparison of the whole disk, which is
+/// the price, is not paid for it. Half of what the floor stays behind, so that waiting longer would free nothing sooner.
+const SILENCE_MS_MAX: u64 = REQUEST_DEADLINE_MS as u64;
 /// Chunks whose partial progress is remembered; others start over when their turn comes again.
 const PROGRESS_CHUNKS_MAX: usize = 64 << 10;
 
@@ -71,7 +73,11 @@ pub(crate) struct Sweep {
     /// Members that did not confirm yet, of chunks under way.
     missing: BTreeMap<ChunkId, Vec<DiskId>>,
     done: Vec<u64>,
-    backoff: BTreeMap<DiskId, Backoff>,
+    /// Chunks that only silent members have not confirmed, and these.
+    owing: (Vec<u64>, BTreeSet<DiskId>),
+    /// The table knows debts.
+    may_owe: bool,
+    backoff: Backoff,
     sabotage: Sabotage,
 }
 
@@ -108,12 +114,6 @@ pub(crate) fn issued(volume: VolumeId, mac: [u8; 32]) -> Proof {
     Proof { issuer: format!("table of volume {volume}"), mac: mac.to_vec().into() }
 }
 
-#[derive(Debug)]
-struct Backoff {
-    until_ms: u64,
-    pause_ms: u64,
-}
-
 impl Sweep {
     pub(crate) fn sabotaged(sabotage: Sabotage) -> Self {
         Self { sabotage, ..Self::default() }
@@ -131,10 +131,10 @@ impl Sweep {
         if !self.asked.is_empty() {
             return Step::Wait;
         }
+        self.may_owe = view.table(Table::feature_level) >= 2;
         loop {
-            let done = self.take_done();
-            if !done.is_empty() {
-                return Step::Forget(Op::ForgetChunks(ForgetChunks { chunks: done }));
+            if let Some(forgotten) = self.take_done() {
+                return Step::Forget(Op::ForgetChunks(forgotten));
             }
             let until_ns = self.go_on(view);
             let batch =
@@ -230,14 +230,10 @@ impl Sweep {
         }
         let Some(missing) = self.missing.get_mut(&chunk) else { return };
         missing.retain(|disk| members.iter().any(|(_, member)| member.disk == disk.0));
-        if missing.is_empty() {
-            self.missing.remove(&chunk);
-            self.done.push(chunk.0);
-            return;
-        }
+        self.settle(chunk, now_ms);
+        let Some(missing) = self.missing.get(&chunk) else { return };
         for (shard, member) in members.iter().filter(|(_, member)| missing.contains(&DiskId(member.disk))) {
-            let paused = self.backoff.get(&DiskId(member.disk)).is_some_and(|backoff| backoff.until_ms > now_ms);
-            if !paused {
+            if !self.backoff.is_paused(DiskId(member.disk), now_ms) {
                 let name = ShardName { chunk, shard: *shard, nonce: freed.record.nonce };
                 batch.by_disk.entry((NodeId(member.node), DiskId(member.disk))).or_default().push(name);
             }
@@ -246,23 +242,46 @@ impl Sweep {
 
     fn note(&mut self, disk: DiskId, names: &[ShardName], confirmed: bool, now_ms: u64) {
         if !confirmed {
-            let pause_ms = self.backoff.get(&disk).map_or(BACKOFF_MS_MIN, |b| (b.pause_ms * 2).min(BACKOFF_MS_MAX));
-            self.backoff.insert(disk, Backoff { until_ms: now_ms + pause_ms, pause_ms });
+            self.backoff.failed(disk, now_ms);
             return;
         }
-        self.backoff.remove(&disk);
-        for chunk in names.iter().map(|name| &name.chunk) {
-            let Some(missing) = self.missing.get_mut(chunk) else { continue };
+        self.backoff.answered(disk);
+        for chunk in names.iter().map(|name| name.chunk) {
+            let Some(missing) = self.missing.get_mut(&chunk) else { continue };
             missing.retain(|other| other != &disk);
-            if missing.is_empty() || self.sabotage == Sabotage::UnconfirmedChunksForgotten {
-                self.missing.remove(chunk);
-                self.done.push(chunk.0);
+            if self.sabotage == Sabotage::UnconfirmedChunksForgotten {
+                missing.clear();
             }
+            self.settle(chunk, now_ms);
         }
     }
 
-    fn take_done(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.done)
+    /// Lets a chunk be forgotten once it waits for nobody, or for silent members alone. Of these one whose pause is over is asked
+    /// once more first: it may be back.
+    fn settle(&mut self, chunk: ChunkId, now_ms: u64) {
+        let Some(missing) = self.missing.get(&chunk) else { return };
+        let is_silent = |disk: &DiskId| {
+            self.backoff.is_paused(*disk, now_ms) && self.backoff.silent_ms(*disk, now_ms) >= SILENCE_MS_MAX
+        };
+        if missing.is_empty() {
+            self.done.push(chunk.0);
+        } else if self.may_owe && missing.iter().all(is_silent) {
+            self.owing.0.push(chunk.0);
+            self.owing.1.extend(missing);
+        } else {
+            return;
+        }
+        self.missing.remove(&chunk);
+    }
+
+    /// What the table may forget now.
+    fn take_done(&mut self) -> Option<ForgetChunks> {
+        let done = std::mem::take(&mut self.done);
+        if !done.is_empty() {
+            return Some(ForgetChunks { chunks: done, disks: Vec::new() });
+        }
+        let (chunks, disks) = std::mem::take(&mut self.owing);
+        (!chunks.is_empty()).then(|| ForgetChunks { chunks, disks: disks.iter().map(|disk| disk.0).collect() })
     }
 }
 

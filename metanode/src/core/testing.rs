@@ -106,7 +106,7 @@ pub(crate) fn assignment() -> TableAssignment {
         parity_shards: 2,
         quota_bytes: 0,
         available_bytes: 1 << 40,
-        feature_level: 1,
+        feature_level: 2,
     }
 }
 

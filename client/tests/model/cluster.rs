@@ -122,8 +122,9 @@ impl Cluster {
 
     /// What the volume manager says of the volume.
     pub(crate) fn volume(&self) -> Volume {
-        let metanodes =
-            (1..=METANODES).map(|node| Endpoint { node, address: metanode(node).to_string(), alive: true }).collect();
+        let metanodes = (1..=METANODES)
+            .map(|node| Endpoint { node, address: metanode(node).to_string(), alive: true, ..Default::default() })
+            .collect();
         let quota_bytes = self.state().table.configuration().map_or(0, |c| c.quota_bytes);
         Volume {
             volume: VOLUME,
@@ -265,6 +266,7 @@ impl State {
                     node: 10 + disk,
                     address: datanode(disk).to_string(),
                     alive: !self.thought_dead.contains(&disk),
+                    ..NodeAddress::default()
                 };
                 // Two on a page.
                 let mut nodes: Vec<NodeAddress> =

@@ -55,7 +55,7 @@ impl World {
 
     /// What the volume manager says of a datanode.
     fn heard(&mut self, node: u64, alive: bool) {
-        let nodes = vec![Endpoint { node, address: format!("there:{node}"), alive }];
+        let nodes = vec![Endpoint { node, address: format!("there:{node}"), alive, ..Default::default() }];
         self.rig.known.learn(&HeartbeatResponse { nodes, ..Default::default() }, 0);
     }
 

@@ -182,7 +182,8 @@ impl World {
     }
 
     fn heartbeat(&self) -> HeartbeatResponse {
-        let endpoint = |node: u64| Endpoint { node, address: format!("node-{node}:1"), alive: true };
+        let endpoint =
+            |node: u64| Endpoint { node, address: format!("node-{node}:1"), alive: true, ..Default::default() };
         let table = TableAssignment {
             volume: VOLUME.0,
             incarnation: 1,

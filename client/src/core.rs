@@ -99,7 +99,9 @@ enum Asker {
         sent: Moment,
         attach: bool,
     },
-    Chunks(u32),
+    Chunks {
+        asked: Moment,
+    },
     /// A page of groups.
     Groups,
     /// A page of addresses, and the version that the first page was of.
@@ -310,7 +312,7 @@ impl Core {
             Asker::QuotaReturn => self.quota_asked = false,
             Asker::OpenSession { sent } => self.session_opened(sent, answer.and_then(mutated)),
             Asker::KeepAlive { sent, attach } => self.kept_alive(sent, attach, answer.and_then(read)),
-            Asker::Chunks(count) => self.chunks_reserved(count, answer.and_then(mutated)),
+            Asker::Chunks { asked } => self.chunks_reserved(asked, answer.and_then(mutated)),
             Asker::Groups => self.groups_answered(answer.and_then(read)),
             Asker::Nodes(version) => self.nodes_answered(version, answer.and_then(read)),
             Asker::Commit(job) => self.commit_answered(job, answer.and_then(mutated)),

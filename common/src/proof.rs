@@ -13,11 +13,24 @@ impl std::fmt::Debug for ClusterSecret {
     }
 }
 
+/// One attempt at one shard of a chunk (R1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ShardName {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Which of its shards.
+    pub shard: u8,
+    /// The attempt.
+    pub nonce: u64,
+}
+
 /// What is being asked for.
 #[derive(Clone, Copy, Debug)]
 pub enum Claim<'a> {
     /// Delete these chunks' shards.
     DeleteChunks(&'a [ChunkId]),
+    /// Delete these chunks' shards, and these shards.
+    DeleteShards(&'a [ChunkId], &'a [ShardName]),
     /// Refuse puts below this id.
     SetFloor(ChunkId),
     /// Delete the whole volume incarnation.
@@ -37,6 +50,19 @@ impl ClusterSecret {
                 hasher.update(b"delete");
                 for chunk in chunks {
                     hasher.update(&chunk.0.to_le_bytes());
+                }
+            }
+            Claim::DeleteShards(chunks, shards) => {
+                // The counts keep a chunk from passing for a part of a name. No other claim begins so.
+                hasher.update(b"names");
+                hasher.update(&(chunks.len() as u64).to_le_bytes());
+                for chunk in chunks {
+                    hasher.update(&chunk.0.to_le_bytes());
+                }
+                for ShardName { chunk, shard, nonce } in shards {
+                    hasher.update(&chunk.0.to_le_bytes());
+                    hasher.update(&[*shard]);
+                    hasher.update(&nonce.to_le_bytes());
                 }
             }
             Claim::SetFloor(floor) => {
@@ -73,6 +99,22 @@ mod tests {
         assert!(!secret.verify(v, Incarnation(2), Claim::DeleteChunks(&[ChunkId(5), ChunkId(6)]), &mac));
         assert!(!secret.verify(v, i, Claim::DropVolume, &mac));
         assert!(!secret.verify(v, i, Claim::DeleteChunks(&[ChunkId(5), ChunkId(6)]), &mac[..31]));
+        assert!(!secret.verify(v, i, Claim::DeleteShards(&[ChunkId(5), ChunkId(6)], &[]), &mac));
         assert!(!ClusterSecret([4; 32]).verify(v, i, Claim::DeleteChunks(&[ChunkId(5), ChunkId(6)]), &mac));
+    }
+
+    #[test]
+    fn a_proof_covers_every_part_of_every_name() {
+        let secret = ClusterSecret([3; 32]);
+        let (v, i) = (VolumeId(1), Incarnation(1));
+        let (chunks, name) = ([ChunkId(5)], ShardName { chunk: ChunkId(6), shard: 1, nonce: 7 });
+        let mac = secret.prove(v, i, Claim::DeleteShards(&chunks, &[name]));
+        assert!(secret.verify(v, i, Claim::DeleteShards(&chunks, &[name]), &mac));
+        let others =
+            [ShardName { chunk: ChunkId(7), ..name }, ShardName { shard: 2, ..name }, ShardName { nonce: 8, ..name }];
+        assert!(others.iter().all(|other| !secret.verify(v, i, Claim::DeleteShards(&chunks, &[*other]), &mac)));
+        assert!(!secret.verify(v, i, Claim::DeleteShards(&[], &[name]), &mac));
+        assert!(!secret.verify(v, i, Claim::DeleteShards(&chunks, &[name, name]), &mac));
+        assert!(!secret.verify(v, i, Claim::DeleteChunks(&chunks), &mac));
     }
 }

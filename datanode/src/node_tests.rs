@@ -373,6 +373,7 @@ async fn every_method_answers_with_its_status() {
         incarnation: 1,
         chunks: chunks.clone(),
         proof: proof(Claim::DropVolume),
+        shards: Vec::new(),
     };
     let deleted: DeleteShardsResponse = rig.call(&node, method::DATA_DELETE, forged.clone()).await;
     assert_eq!(status(deleted.status), Status::Forbidden);

@@ -6,11 +6,11 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_common::proof::{Claim, ClusterSecret};
+use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
 use holdfast_common::{ChunkId, DiskId, Incarnation, NodeId, SessionId, VolumeId};
 use holdfast_proto::control::VolumeDrop;
 use holdfast_proto::data::{
-    DeleteShardsRequest, DeleteShardsResponse, DiskGrant, DiskReport, DropVolumeRequest, DropVolumeResponse,
+    self, DeleteShardsRequest, DeleteShardsResponse, DiskGrant, DiskReport, DropVolumeRequest, DropVolumeResponse,
     ListShardsRequest, ListShardsResponse, ProbeResponse, Proof, PutShardRequest, PutShardResponse, ReadShardsRequest,
     ReadShardsResponse, ReserveSpaceRequest, SetFloorRequest, SetFloorResponse, ShardData, ShardRange, ShardSummary,
     Status,
@@ -148,13 +148,25 @@ pub(crate) fn delete<D>(
 ) -> Result<(D, Request), Denied> {
     let volume = volume_key(request.volume, request.incarnation);
     let chunks: Vec<ChunkId> = request.chunks.into_iter().map(ChunkId).collect();
-    check_proof(secret, &volume, Claim::DeleteChunks(&chunks), request.proof)?;
-    Ok((find(request.disk)?, Request::Delete { volume, chunks }))
+    let shards: Result<Vec<ShardName>, Denied> = request.shards.iter().map(shard_name).collect();
+    let shards = shards?;
+    let claim = match &shards[..] {
+        [] => Claim::DeleteChunks(&chunks),
+        shards => Claim::DeleteShards(&chunks, shards),
+    };
+    check_proof(secret, &volume, claim, request.proof)?;
+    Ok((find(request.disk)?, Request::Delete { volume, chunks, shards }))
+}
+
+fn shard_name(wire: &data::ShardName) -> Result<ShardName, Denied> {
+    let shard = u8::try_from(wire.shard).map_err(|_| invalid("no chunk has that many shards"))?;
+    Ok(ShardName { chunk: ChunkId(wire.chunk), shard, nonce: wire.nonce })
 }
 
 pub(crate) fn delete_answer(result: Result<Done, Denied>) -> DeleteShardsResponse {
     let (status, detail) = said(&result);
-    DeleteShardsResponse { status, detail, deleted_count: result.unwrap_or_default().deleted_count }
+    let Done { deleted_count, kept_count } = result.unwrap_or_default();
+    DeleteShardsResponse { status, detail, deleted_count, kept_count }
 }
 
 /// What every disk is to do about a floor, if it is proven (R30).

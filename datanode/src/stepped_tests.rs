@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_common::proof::{Claim, ClusterSecret};
+use holdfast_common::proof::{self, Claim, ClusterSecret};
 use holdfast_common::{ChunkId, ClusterId, DiskId, Incarnation, NodeId, VolumeId};
 use holdfast_proto::control::{HeartbeatResponse, VolumeDrop};
 use holdfast_proto::data::{
     DeleteShardsRequest, DiskReservation, ListShardsRequest, ProbeRequest, Proof, PutShardRequest, ReadShardsRequest,
-    ReserveSpaceRequest, SetFloorRequest, ShardRange, Status,
+    ReserveSpaceRequest, SetFloorRequest, ShardName, ShardRange, Status,
 };
 use holdfast_storage::simulated::faults::Fault;
 use holdfast_storage::{Directory, SimulatedDisk};
@@ -62,7 +62,22 @@ fn proof(claim: Claim<'_>) -> Option<Proof> {
 
 fn delete_request(disk: DiskId, chunk: u64, proof: Option<Proof>) -> DataRequest {
     let (volume, incarnation) = (VOLUME.volume.0, VOLUME.incarnation.0);
-    DataRequest::Delete(DeleteShardsRequest { disk: disk.0, volume, incarnation, chunks: vec![chunk], proof })
+    DataRequest::Delete(DeleteShardsRequest {
+        disk: disk.0,
+        volume,
+        incarnation,
+        chunks: vec![chunk],
+        proof,
+        shards: vec![],
+    })
+}
+
+/// Deletes attempts at the shards that [`put`] makes.
+fn delete_names(disk: DiskId, attempts: &[(u64, u64)], proof: Option<Proof>) -> DataRequest {
+    let (volume, incarnation) = (VOLUME.volume.0, VOLUME.incarnation.0);
+    let name = |(chunk, nonce): &(u64, u64)| ShardName { chunk: *chunk, shard: 1, nonce: *nonce };
+    let shards = attempts.iter().map(name).collect();
+    DataRequest::Delete(DeleteShardsRequest { disk: disk.0, volume, incarnation, chunks: vec![], proof, shards })
 }
 
 fn floor_request(floor: u64) -> DataRequest {
@@ -99,6 +114,23 @@ fn status(response: &DataResponse) -> Status {
 fn read(node: &mut SteppedDatanode, disks: &[(DiskId, u64)]) -> (Vec<Status>, Vec<Bytes>) {
     let DataResponse::Read(response, body) = node.handle(NOW, read_request(disks)) else { panic!("no read") };
     (response.results.iter().map(|result| Status::try_from(result.status).unwrap()).collect(), body)
+}
+
+#[test]
+fn r30_a_delete_by_name_needs_a_proof_of_its_names_and_says_what_it_left() {
+    let mut node = Machine::new(options()).start();
+    let disk = DISKS[0];
+    for chunk in 1..=2 {
+        assert_eq!(status(&node.handle(NOW, put_request(disk, chunk, 1))), Status::Ok);
+    }
+    let names = [(1, 1), (2, 2)].map(|(chunk, nonce)| proof::ShardName { chunk: ChunkId(chunk), shard: 1, nonce });
+    for wrong in [None, proof(Claim::DeleteChunks(&[])), proof(Claim::DeleteShards(&[], &names[..1]))] {
+        assert_eq!(status(&node.handle(NOW, delete_names(disk, &[(1, 1), (2, 2)], wrong))), Status::Forbidden);
+    }
+    let honest = delete_names(disk, &[(1, 1), (2, 2)], proof(Claim::DeleteShards(&[], &names)));
+    let DataResponse::Delete(done) = node.handle(NOW, honest) else { panic!("no delete") };
+    assert_eq!((done.status(), done.deleted_count, done.kept_count), (Status::Ok, 1, 1));
+    assert_eq!(read(&mut node, &[(disk, 1), (disk, 2)]).0, [Status::NotFound, Status::Ok]);
 }
 
 #[test]

@@ -37,6 +37,8 @@ mod fault_tests;
 #[cfg(test)]
 mod format_tests;
 #[cfg(test)]
+mod naming_tests;
+#[cfg(test)]
 mod purity_tests;
 #[cfg(test)]
 mod sabotage_tests;

@@ -1,8 +1,10 @@
 //! A metanode's decisions, as values and functions that are handed times and answers and say what is to be done. Nothing here
 //! names a runtime, a file, a clock, randomness or `HashMap` (a test greps for them). The server awaits around them
-//! (`service`, `upkeep`, `sweep`, `heartbeat`), the stepped form is driven by its caller.
+//! (`service`, `upkeep`, `sweep`, `collect`, `heartbeat`), the stepped form is driven by its caller.
 
 pub(crate) mod attendance;
+pub(crate) mod backoff;
+pub(crate) mod collect;
 pub(crate) mod command;
 pub(crate) mod known;
 pub(crate) mod mutating;

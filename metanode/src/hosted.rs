@@ -1,5 +1,6 @@
 //! A table on this node, and what everything on the node shares.
 
+use crate::collect;
 use crate::core::attendance::Attendance;
 use crate::core::command::{self, Place};
 use crate::core::known::Known;
@@ -43,7 +44,7 @@ pub(crate) struct Context {
 /// A table and the tasks that do its leader's work.
 struct Served {
     hosted: Arc<Hosted>,
-    tasks: [AbortHandle; 2],
+    tasks: [AbortHandle; 3],
 }
 
 impl Drop for Served {
@@ -136,7 +137,8 @@ impl Context {
         let hosted = Arc::new(Hosted { volume, group, attendance: Mutex::default() });
         let upkeep = tokio::spawn(upkeep::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
         let sweep = tokio::spawn(sweep::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
-        tables.insert(volume, Served { hosted, tasks: [upkeep, sweep] });
+        let collect = tokio::spawn(collect::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
+        tables.insert(volume, Served { hosted, tasks: [upkeep, sweep, collect] });
     }
 
     /// Serves it no more.

@@ -1,9 +1,10 @@
 //! The metadata table of a volume and the server that hosts its replicas.
 //!
 //! [`table`] and `core` decide and do no I/O. Around them: `machine` puts the table into a consensus group, `outbox` and
-//! `inbox` carry Raft over transport, `service` answers clients, `upkeep` and `sweep` do a leader's work, `heartbeat` talks
+//! `inbox` carry Raft over transport, `service` answers clients, `upkeep`, `sweep` and `collect` do a leader's work, `heartbeat` talks
 //! to the volume manager, `server` starts and stops it all. `stepped` is a metanode without any of that, for simulations.
 
+mod collect;
 mod core;
 mod heartbeat;
 mod hosted;

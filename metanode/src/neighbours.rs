@@ -144,7 +144,7 @@ mod tests {
     }
 
     fn answer(address: &str, alive: bool, available_bytes: u64) -> HeartbeatResponse {
-        let node = Endpoint { node: 4, address: address.to_owned(), alive };
+        let node = Endpoint { node: 4, address: address.to_owned(), alive, ..Default::default() };
         let table = TableAssignment {
             volume: 9,
             replicas: vec![4],
@@ -190,7 +190,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let neighbours = Neighbours::load(directory.path()).unwrap();
         let long = "x".repeat(ADDRESSES_PAGE_BYTES_MAX / 3);
-        let endpoint = |node| Endpoint { node, address: long.clone(), alive: true };
+        let endpoint = |node| Endpoint { node, address: long.clone(), alive: true, ..Default::default() };
         let nodes = (1..=7).map(endpoint).collect();
         neighbours.learn(&HeartbeatResponse { nodes, ..HeartbeatResponse::default() }).unwrap();
         let (mut seen, mut pages) = (vec![], 0);

@@ -236,7 +236,8 @@ mod tests {
         let any = "127.0.0.1:0".parse().unwrap();
         let server = Server::bind(any, IDENTITY, Arc::clone(&receiver), ServerLimits::default()).await.unwrap();
         let neighbours = Neighbours::load(directory.path()).unwrap();
-        let endpoint = Endpoint { node: 2, address: server.local_addr().to_string(), alive: true };
+        let endpoint =
+            Endpoint { node: 2, address: server.local_addr().to_string(), alive: true, ..Default::default() };
         neighbours.learn(&HeartbeatResponse { nodes: vec![endpoint], ..HeartbeatResponse::default() }).unwrap();
         let client = Client::new(IDENTITY, ClientLimits::default());
         let outbox = RaftOutbox::new(NodeId(1), 1, client, Arc::new(neighbours));

@@ -30,6 +30,16 @@ pub enum Sabotage {
     TruncatedCommitsTaken,
     /// Commits below the floor are taken (R4).
     CommitsBelowFloorTaken,
+    /// The floor is raised to where chunk ids are now: chunks under way are refused (R4).
+    FloorAtPresentId,
+    /// Shards are looked up in the table as it was before its floor was raised (R4).
+    LookedUpBeforePage,
+    /// Shards of chunks that are freed and not yet forgotten count as orphans (R5).
+    FreedChunksOrphaned,
+    /// Chunks are forgotten without members, and nobody remembers what these owe.
+    OwedNotWritten,
+    /// A disk that was compared owes nothing any more, whatever it was compared below.
+    SweptClearsAll,
     /// Several sessions get the same chunk ids (R3).
     ChunkIdsGivenTwice,
     /// A chunk that was freed may be named again (R1).
@@ -48,7 +58,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 24] = [
         Self::ReadsWithoutBarrier,
         Self::RepliesForgotten,
         Self::TimeGoesBack,
@@ -61,6 +71,11 @@ impl Sabotage {
         Self::SilenceConfirms,
         Self::TruncatedCommitsTaken,
         Self::CommitsBelowFloorTaken,
+        Self::FloorAtPresentId,
+        Self::LookedUpBeforePage,
+        Self::FreedChunksOrphaned,
+        Self::OwedNotWritten,
+        Self::SweptClearsAll,
         Self::ChunkIdsGivenTwice,
         Self::FreedChunksTakenAgain,
         Self::VacatedSlotsTaken,

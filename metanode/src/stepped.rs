@@ -5,6 +5,7 @@
 //! [`SteppedMetanode::turn`] while there is work, and [`SteppedMetanode::synced`] when a disk would have synced. What the real
 //! one keeps in its file of neighbours is the caller's to keep.
 
+use crate::core::collect;
 use crate::core::known::Known;
 use crate::core::led_term;
 use crate::core::mutating;
@@ -149,6 +150,12 @@ impl SteppedMetanode {
             Event::Refused => self.refused = self.options.sabotage != Sabotage::RefusedServesOn,
             Event::Groups { ticket, groups } => self.own(now, ticket, |work| work.groups(groups)),
             Event::Deleted { ticket, answer } => self.own(now, ticket, |work| work.deleted(answer)),
+            Event::FloorSet { ticket, answer } => {
+                self.own(now, ticket, |work| work.compared(answer.map(collect::Answer::FloorSet)));
+            }
+            Event::Listed { ticket, answer } => {
+                self.own(now, ticket, |work| work.compared(answer.map(collect::Answer::Listed)));
+            }
         }
     }
 
@@ -225,6 +232,9 @@ impl SteppedMetanode {
             }
             if due.sweep {
                 self.sweep(now, volume, term);
+            }
+            if due.collect {
+                self.collect(now, volume, term);
             }
         }
         let due = self.reporting.is_urgent() || now_ms >= self.report_due_ms;
@@ -441,12 +451,7 @@ impl SteppedMetanode {
             Some(Waiting::Read { volume, term, ticket, request }) => {
                 self.answer_read(now, (volume, term, ticket), &request, barrier);
             }
-            Some(Waiting::Own { volume, term, .. }) if barrier.is_ok() => self.upkeep(now, volume, term),
-            Some(Waiting::Own { volume, .. }) => {
-                if let Some(seat) = self.seats.get_mut(&volume) {
-                    seat.upkeep_rests();
-                }
-            }
+            Some(Waiting::Own { volume, term, work }) => self.barred(now, (volume, term), &work, barrier.is_ok()),
             Some(Waiting::Mutate { .. }) | None => {}
         }
     }

@@ -15,6 +15,7 @@ mod groups;
 mod key;
 mod level;
 mod namespace;
+mod owed;
 mod read;
 mod records;
 mod rename;
@@ -35,11 +36,12 @@ use crate::sabotage::Sabotage;
 use bytes::Bytes;
 use dead::PiecesMax;
 use extents::Runs;
-use holdfast_common::{ChunkId, GroupId, Incarnation, InodeId, SessionId, VolumeId};
+use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, InodeId, SessionId, VolumeId};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, MutateResponse};
 use holdfast_proto::record::TableCommand;
 use key::NameKey;
+pub use records::Owed;
 use records::{Chunk, Dentry, Group, Inode, Session};
 use tree::Tree;
 
@@ -117,6 +119,8 @@ pub struct Table {
     groups: Tree<GroupId, Group>,
     /// (last change, group): what a client has not seen yet is a range.
     group_changes: Tree<(u64, GroupId), ()>,
+    /// Members of which chunks were forgotten before they confirmed.
+    owed: Tree<DiskId, Owed>,
     pieces_max: PiecesMax,
     broken_rule: BrokenRule,
 }
@@ -271,6 +275,7 @@ impl Table {
             Op::Configure(op) => self.configure(op, now_ns),
             Op::RaiseFeatureLevel(op) => self.raise_feature_level(op),
             Op::FreeDead(op) => self.free_dead(op, now_ns),
+            Op::Swept(op) => self.swept(op),
         }
     }
 }
@@ -288,7 +293,8 @@ pub fn is_leader_only(op: &Op) -> bool {
         | Op::RaiseFloor(_)
         | Op::Configure(_)
         | Op::RaiseFeatureLevel(_)
-        | Op::FreeDead(_) => true,
+        | Op::FreeDead(_)
+        | Op::Swept(_) => true,
         Op::OpenSession(_)
         | Op::CloseSession(_)
         | Op::Create(_)

@@ -116,6 +116,8 @@ impl DatanodeRole {
             DataResponse::Put(response) => Response::Put(response),
             DataResponse::Read(response, body) => Response::Fetched(response, body.concat().into()),
             DataResponse::Delete(response) => Response::Deleted(response),
+            DataResponse::SetFloor(response) => Response::FloorSet(response),
+            DataResponse::List(response) => Response::Listed(response),
             DataResponse::Reserve(response) => Response::Reserved(response),
             DataResponse::Refused(refusal) => return Err(format!("refused: {refusal:?}")),
             other => return Err(format!("not asked for here: {other:?}")),
@@ -137,6 +139,8 @@ fn request_of(request: Request) -> Option<DataRequest> {
         Request::Fetch(request) => Some(DataRequest::Read(request)),
         Request::Reserve(request) => Some(DataRequest::Reserve(request)),
         Request::Delete(request) => Some(DataRequest::Delete(request)),
+        Request::SetFloor(request) => Some(DataRequest::SetFloor(request)),
+        Request::List(request) => Some(DataRequest::List(request)),
         _ => None,
     }
 }

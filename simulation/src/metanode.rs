@@ -49,6 +49,8 @@ enum Asked {
     Heartbeat,
     Groups(u64),
     Deletion(u64),
+    Floor(u64),
+    List(u64),
     Snapshot { to: NodeId, group: u64 },
 }
 
@@ -177,6 +179,14 @@ impl MetanodeRole {
                 let answer = answer.ok().and_then(Response::deleted);
                 self.node.handle(now, Event::Deleted { ticket, answer });
             }
+            Asked::Floor(ticket) => {
+                let answer = answer.ok().and_then(Response::floor_set);
+                self.node.handle(now, Event::FloorSet { ticket, answer });
+            }
+            Asked::List(ticket) => {
+                let answer = answer.ok().and_then(Response::listed);
+                self.node.handle(now, Event::Listed { ticket, answer });
+            }
             Asked::Snapshot { to, group } => {
                 let ok = answer.is_ok_and(|response| matches!(response, Response::SnapshotTaken(true)));
                 self.node.handle(now, Event::SnapshotReported { to, group, ok });
@@ -220,6 +230,12 @@ impl MetanodeRole {
             }
             Output::Delete { ticket, node, request } => {
                 self.ask(Asked::Deletion(ticket), node, Request::Delete(request), DELETE_TIMEOUT);
+            }
+            Output::SetFloor { ticket, node, request } => {
+                self.ask(Asked::Floor(ticket), node, Request::SetFloor(request), DELETE_TIMEOUT);
+            }
+            Output::List { ticket, node, request } => {
+                self.ask(Asked::List(ticket), node, Request::List(request), DELETE_TIMEOUT);
             }
             Output::Report(request) => self.report(request),
             Output::Applied { index, command, .. } => truth.applied(self.identity.node, index, &command),

@@ -10,8 +10,9 @@ use holdfast_proto::control::{
     RegisterRequest, RegisterResponse, Volume,
 };
 use holdfast_proto::data::{
-    DeleteShardsRequest, DeleteShardsResponse, PutShardRequest, PutShardResponse, ReadShardsRequest,
-    ReadShardsResponse, ReserveSpaceRequest, ReserveSpaceResponse,
+    DeleteShardsRequest, DeleteShardsResponse, ListShardsRequest, ListShardsResponse, PutShardRequest,
+    PutShardResponse, ReadShardsRequest, ReadShardsResponse, ReserveSpaceRequest, ReserveSpaceResponse,
+    SetFloorRequest, SetFloorResponse,
 };
 use holdfast_proto::meta::{MutateRequest, MutateResponse, ReadRequest, ReadResponse};
 
@@ -44,6 +45,8 @@ pub(crate) enum Request {
     Fetch(ReadShardsRequest),
     Reserve(ReserveSpaceRequest),
     Delete(DeleteShardsRequest),
+    SetFloor(SetFloorRequest),
+    List(ListShardsRequest),
     Register(RegisterRequest),
     Heartbeat(HeartbeatRequest),
     AllocateGroups(AllocateGroupsRequest),
@@ -66,6 +69,8 @@ pub(crate) enum Response {
     Fetched(ReadShardsResponse, Bytes),
     Reserved(ReserveSpaceResponse),
     Deleted(DeleteShardsResponse),
+    FloorSet(SetFloorResponse),
+    Listed(ListShardsResponse),
     Registered(RegisterResponse),
     Heartbeat(HeartbeatResponse),
     Groups(AllocateGroupsResponse),
@@ -96,6 +101,8 @@ picks! {
     put: Put -> PutShardResponse;
     reserved: Reserved -> ReserveSpaceResponse;
     deleted: Deleted -> DeleteShardsResponse;
+    floor_set: FloorSet -> SetFloorResponse;
+    listed: Listed -> ListShardsResponse;
     registered: Registered -> RegisterResponse;
     heartbeat: Heartbeat -> HeartbeatResponse;
     groups: Groups -> AllocateGroupsResponse;

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_common::limits::GROUP_CAPACITY_BYTES;
 use holdfast_common::proof::Claim;
-use holdfast_common::{ClusterId, GroupId, Incarnation, NodeId, VolumeId};
+use holdfast_common::{ClusterId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
 use holdfast_erasure::CodeMode;
 use holdfast_proto::cluster::{
     ActivateVolume, AllocateGroups, ClusterReply, ConfirmDrops, CreateVolume, DeleteVolume, DiskRecord, GroupRecord,
@@ -59,6 +59,9 @@ impl Now {
     }
 }
 
+/// A full disk takes data again once this part of it may be written.
+const ROOM_AGAIN_PART: u64 = 100;
+
 /// What the last leader's report said of a table.
 #[derive(Clone, Debug)]
 struct LeaderReport {
@@ -72,6 +75,8 @@ pub(crate) struct Manager {
     sabotage: Sabotage,
     liveness: Liveness,
     disks: BTreeMap<NodeId, Vec<Disk>>,
+    /// Below their soft threshold, or not yet far enough above it.
+    full_disks: BTreeSet<DiskId>,
     tables: BTreeMap<(VolumeId, Incarnation), LeaderReport>,
     /// The highest feature level of tables that each metanode's build knows (R26).
     feature_levels: BTreeMap<NodeId, u32>,
@@ -93,6 +98,7 @@ impl Manager {
             sabotage,
             liveness: Liveness::new(now.ms()),
             disks: BTreeMap::new(),
+            full_disks: BTreeSet::new(),
             tables: BTreeMap::new(),
             feature_levels: BTreeMap::new(),
         }
@@ -160,10 +166,22 @@ impl Manager {
         let node = NodeId(request.node);
         self.check_generation(state, node, request.generation)?;
         self.liveness.heard(now.ms(), node);
+        self.note_full(&request.disks);
         self.disks.insert(node, request.disks);
         self.feature_levels.insert(node, request.feature_level);
         let activate = request.tables.iter().filter_map(|report| self.note_table(state, node, report)).collect();
         Ok(Heard { node, activate, dropped: request.dropped })
+    }
+
+    /// A disk that goes back and forth about its threshold must not make every client ask for addresses each second.
+    fn note_full(&mut self, disks: &[Disk]) {
+        for disk in disks.iter().filter(|disk| disk.total_bytes > 0) {
+            if disk.available_bytes == 0 {
+                self.full_disks.insert(DiskId(disk.disk));
+            } else if disk.available_bytes >= disk.total_bytes / ROOM_AGAIN_PART {
+                self.full_disks.remove(&DiskId(disk.disk));
+            }
+        }
     }
 
     /// A node that is fenced by a later start, or unknown, hears so and is not counted as alive (R28).

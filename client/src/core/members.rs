@@ -20,11 +20,13 @@ const AVOID_MAX: Duration = Duration::from_secs(5);
 /// A disk without space is asked again after this.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct NodePlace {
     address: SocketAddr,
-    /// The volume manager's opinion.
+    /// The volume manager's opinion, of the node and of its disks.
     alive: bool,
+    failed_disks: Vec<u64>,
+    full_disks: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,8 +42,10 @@ pub(crate) struct Member {
     pub(crate) disk: DiskId,
     pub(crate) node: NodeId,
     pub(crate) address: SocketAddr,
-    /// The volume manager thinks so.
+    /// The volume manager thinks so, of the node and of the disk.
     pub(crate) alive: bool,
+    /// The volume manager thinks that the disk takes no more data.
+    pub(crate) full: bool,
 }
 
 /// The client's view of the cluster.
@@ -64,7 +68,8 @@ impl Members {
     pub(crate) fn learn_endpoints(&mut self, endpoints: &[Endpoint]) {
         for endpoint in endpoints {
             if let Ok(address) = endpoint.address.parse() {
-                self.nodes.insert(NodeId(endpoint.node), NodePlace { address, alive: endpoint.alive });
+                let Endpoint { alive, failed_disks, full_disks, .. } = endpoint.clone();
+                self.nodes.insert(NodeId(endpoint.node), NodePlace { address, alive, failed_disks, full_disks });
             }
         }
     }
@@ -86,7 +91,8 @@ impl Members {
     pub(crate) fn learn_nodes(&mut self, nodes: &[NodeAddress]) {
         for node in nodes {
             if let Ok(address) = node.address.parse() {
-                self.nodes.insert(NodeId(node.node), NodePlace { address, alive: node.alive });
+                let NodeAddress { alive, failed_disks, full_disks, .. } = node.clone();
+                self.nodes.insert(NodeId(node.node), NodePlace { address, alive, failed_disks, full_disks });
             }
         }
     }
@@ -120,12 +126,13 @@ impl Members {
     }
 
     /// The members of a group that a new chunk may use now, best first: with an address and not avoided. At least `wanted`
-    /// of those thought alive if there are so many; otherwise the others, too.
+    /// of those thought alive and not full if there are so many; otherwise the others, too.
     pub(crate) fn usable(&self, group: &BlockGroup, wanted: usize, now: Moment) -> Vec<Member> {
         let mut members = self.all(group);
         members.retain(|member| !self.is_avoided(member.disk, now));
-        if members.iter().filter(|member| member.alive).count() >= wanted {
-            members.retain(|member| member.alive);
+        let is_good = |member: &Member| member.alive && !member.full;
+        if members.iter().filter(|member| is_good(member)).count() >= wanted {
+            members.retain(is_good);
         }
         members
     }
@@ -137,7 +144,9 @@ impl Members {
 
     fn member(&self, slot: u8, disk: DiskId, node: NodeId) -> Option<Member> {
         let place = self.nodes.get(&node)?;
-        (disk.0 != 0).then_some(Member { slot, disk, node, address: place.address, alive: place.alive })
+        let alive = place.alive && !place.failed_disks.contains(&disk.0);
+        let full = place.full_disks.contains(&disk.0);
+        (disk.0 != 0).then_some(Member { slot, disk, node, address: place.address, alive, full })
     }
 
     /// Where shard `shard` of a chunk is, if its slot and node are known.
@@ -184,9 +193,7 @@ mod tests {
             slots: (1..=3).map(|i| GroupSlot { disk: i, node: 10 + i }).collect(),
             ..BlockGroup::default()
         };
-        let nodes: Vec<_> = (11..=13)
-            .map(|node| NodeAddress { node, address: format!("127.0.0.1:{node}"), alive: node != 13 })
-            .collect();
+        let nodes: Vec<_> = (11..=13).map(|node| address(node, node != 13)).collect();
         members.learn_groups(vec![group.clone()]);
         members.learn_nodes(&nodes);
         (members, group)
@@ -204,6 +211,23 @@ mod tests {
         assert!(!slots(&members, now + AVOID_FIRST).contains(&0));
         members.works(DiskId(1));
         assert_eq!(slots(&members, now), [0, 1]);
+    }
+
+    fn address(node: u64, alive: bool) -> NodeAddress {
+        NodeAddress { node, address: format!("127.0.0.1:{node}"), alive, ..NodeAddress::default() }
+    }
+
+    #[test]
+    fn disks_that_are_out_of_service_or_full_are_left_out_while_enough_others_are_there() {
+        let (mut members, group) = members();
+        let failed = NodeAddress { failed_disks: vec![1], ..address(11, true) };
+        let full = NodeAddress { full_disks: vec![2], ..address(12, true) };
+        members.learn_nodes(&[failed, full, address(13, true)]);
+        let disks = |wanted| members.usable(&group, wanted, Moment(0)).iter().map(|m| m.disk.0).collect::<Vec<_>>();
+        assert_eq!((disks(1), disks(2)), (vec![3], vec![1, 2, 3]));
+        let doubtful =
+            members.all(&group).iter().map(|member| members.is_doubtful(member, Moment(0))).collect::<Vec<_>>();
+        assert_eq!(doubtful, [true, false, false], "a full disk is read as any other");
     }
 
     #[test]

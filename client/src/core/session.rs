@@ -5,7 +5,7 @@
 //! so. Then everything unflushed is given up, and another session is opened.
 
 use super::time::Moment;
-use holdfast_common::limits::SESSION_LEASE_MS;
+use holdfast_common::limits::{REQUEST_DEADLINE_MS, SESSION_LEASE_MS};
 use holdfast_common::{ChunkId, InodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,6 +14,10 @@ use std::time::Duration;
 const RELEASED_MAX: usize = 16 << 10;
 /// How long the table keeps a session that is silent.
 pub(crate) const LEASE: Duration = Duration::from_millis(SESSION_LEASE_MS as u64);
+
+/// Ids that were asked for longer ago are left: a chunk that gets its id now may take a request deadline until it is committed,
+/// and two deadlines after they were given out the floor may pass them. They cost nothing, another range one entry.
+const CHUNKS_AGE_MAX: Duration = Duration::from_millis(REQUEST_DEADLINE_MS as u64);
 
 /// What is known of the session's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +57,8 @@ pub(crate) struct Session {
     openings: BTreeMap<OpeningId, Opening>,
     next_opening: u64,
     chunks: std::ops::Range<u64>,
+    /// Until when they are used: the floor follows the ids that are given out, two request deadlines behind.
+    chunks_until: Moment,
     pub(crate) reserving_chunks: bool,
 }
 
@@ -67,6 +73,7 @@ impl Session {
             openings: BTreeMap::new(),
             next_opening: 0,
             chunks: 0..0,
+            chunks_until: Moment(0),
             reserving_chunks: false,
         }
     }
@@ -164,13 +171,23 @@ impl Session {
         self.counts.keys().map(|inode| inode.0).collect()
     }
 
-    /// A chunk id never used before (R1, R3), if some are left.
-    pub(crate) fn next_chunk(&mut self) -> Option<ChunkId> {
+    /// A chunk id never used before (R1, R3), if some are left that the floor does not come near before they are committed.
+    pub(crate) fn next_chunk(&mut self, now: Moment) -> Option<ChunkId> {
+        if now >= self.chunks_until {
+            self.leave_chunks();
+        }
         self.chunks.next().map(ChunkId)
     }
 
-    pub(crate) fn add_chunks(&mut self, first: u64, count: u32) {
+    /// Ids that were asked for at that time.
+    pub(crate) fn add_chunks(&mut self, first: u64, count: u32, asked: Moment) {
         self.chunks = first..first + u64::from(count);
+        self.chunks_until = asked + CHUNKS_AGE_MAX;
+    }
+
+    /// Ids below the floor are of no use any more (R4).
+    pub(crate) fn heed_floor(&mut self, floor: u64) {
+        self.chunks.start = self.chunks.start.max(floor).min(self.chunks.end);
     }
 
     /// The ids left are below the floor, or about to be.
@@ -241,6 +258,24 @@ mod tests {
         let opening = session.begin_opening();
         session.lost();
         assert!(session.end_opening(opening, Some(FILE)));
+    }
+
+    #[test]
+    fn chunk_ids_are_left_below_the_floor_and_a_deadline_after_they_were_asked_for() {
+        let mut session = Session::new();
+        assert_eq!(session.next_chunk(Moment(0)), None);
+        session.add_chunks(10, 5, Moment(0));
+        assert_eq!(session.next_chunk(Moment(0)), Some(ChunkId(10)));
+        session.heed_floor(5);
+        assert_eq!(session.next_chunk(Moment(0)), Some(ChunkId(11)));
+        session.heed_floor(14);
+        assert_eq!(session.next_chunk(Moment(0) + CHUNKS_AGE_MAX / 2), Some(ChunkId(14)));
+        assert_eq!(session.next_chunk(Moment(0)), None);
+        session.add_chunks(20, 5, Moment(0));
+        session.heed_floor(99);
+        assert_eq!(session.next_chunk(Moment(0)), None);
+        session.add_chunks(30, 5, Moment(0));
+        assert_eq!(session.next_chunk(Moment(0) + CHUNKS_AGE_MAX), None);
     }
 
     #[test]

@@ -138,6 +138,7 @@ impl Core {
         self.session.told(answer.is_ok());
         let Ok(response) = answer else { return };
         self.session.renewed(sent);
+        self.session.heed_floor(response.floor);
         if self.members.is_behind(response.groups_changes, response.nodes_version) {
             self.ask_groups();
         }
@@ -217,14 +218,14 @@ impl Core {
     pub(super) fn reserve_chunks(&mut self) {
         if self.requests.session().is_some() && !std::mem::replace(&mut self.session.reserving_chunks, true) {
             let op = ReserveChunks { count: CHUNK_RANGE_COUNT };
-            self.mutate(mutation::Op::ReserveChunks(op), Asker::Chunks(CHUNK_RANGE_COUNT));
+            self.mutate(mutation::Op::ReserveChunks(op), Asker::Chunks { asked: self.now });
         }
     }
 
-    pub(super) fn chunks_reserved(&mut self, count: u32, answer: Result<MutateResponse, Error>) {
+    pub(super) fn chunks_reserved(&mut self, asked: Moment, answer: Result<MutateResponse, Error>) {
         self.session.reserving_chunks = false;
         match answer {
-            Ok(response) => self.session.add_chunks(response.first_chunk, count),
+            Ok(response) => self.session.add_chunks(response.first_chunk, CHUNK_RANGE_COUNT, asked),
             Err(Error::SessionLost) => return,
             // Not at once again: the refusal may stand.
             Err(error) => {

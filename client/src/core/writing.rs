@@ -406,7 +406,7 @@ impl Core {
     /// Starts an attempt at a chunk, or waits for what it lacks.
     pub(super) fn attempt(&mut self, id: WriteId) {
         let Some(length_bytes) = self.writes.get(id).map(|write| write.length_bytes) else { return };
-        let Some(chunk) = self.session.next_chunk() else {
+        let Some(chunk) = self.session.next_chunk(self.now) else {
             self.writes.without_id.insert(id);
             return self.reserve_chunks();
         };

@@ -55,8 +55,10 @@ pub(crate) struct State {
     pub(crate) thought_dead: Vec<u64>,
     pub(crate) free_bytes: u64,
     pub(crate) floor: u64,
+    /// Puts below it.
+    pub(crate) refused_puts: u64,
     pub(crate) executed: u64,
-    shards: BTreeMap<(u64, u64, u32), (ShardHeader, Bytes)>,
+    pub(crate) shards: BTreeMap<(u64, u64, u32), (ShardHeader, Bytes)>,
     started: Instant,
 }
 
@@ -84,6 +86,7 @@ impl Cluster {
             thought_dead: Vec::new(),
             free_bytes: 1 << 40,
             floor: 0,
+            refused_puts: 0,
             executed: 0,
             shards: BTreeMap::new(),
             started: Instant::now(),
@@ -119,8 +122,9 @@ impl Cluster {
 
     /// What the volume manager says of the volume.
     pub(crate) fn volume(&self) -> Volume {
-        let metanodes =
-            (1..=METANODES).map(|node| Endpoint { node, address: metanode(node).to_string(), alive: true }).collect();
+        let metanodes = (1..=METANODES)
+            .map(|node| Endpoint { node, address: metanode(node).to_string(), alive: true, ..Default::default() })
+            .collect();
         let quota_bytes = self.state().table.configuration().map_or(0, |c| c.quota_bytes);
         Volume {
             volume: VOLUME,
@@ -275,6 +279,7 @@ impl State {
                     node: 10 + disk,
                     address: datanode(disk).to_string(),
                     alive: !self.thought_dead.contains(&disk),
+                    ..NodeAddress::default()
                 };
                 // Two on a page.
                 let mut nodes: Vec<NodeAddress> =
@@ -286,6 +291,7 @@ impl State {
             }
             Question::KeepAlive(_) => {
                 self.check_session(request.session)?;
+                response.floor = table.floor().0;
                 self.say_versions(&mut response);
             }
             Question::Walk(op) => {
@@ -307,6 +313,7 @@ impl State {
 
     fn put(&mut self, disk: u64, header: ShardHeader, payload: Bytes) -> Status {
         if header.chunk < self.floor {
+            self.refused_puts += 1;
             return Status::BelowFloor;
         }
         let key = (disk, header.chunk, header.shard);

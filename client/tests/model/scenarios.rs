@@ -211,6 +211,48 @@ fn a_raised_floor_and_a_vacated_slot_cost_a_writer_nothing_but_time() {
     });
 }
 
+#[test]
+fn a_floor_in_a_keep_alive_makes_a_writer_leave_its_ids_before_they_are_refused() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(15, 0);
+        let fs = mount(&cluster, "a").await;
+        let (_, handle) = create(&fs, "file").await;
+        write(&fs, handle, 0, "before").await.unwrap();
+        fs.fsync(handle).await.unwrap();
+        let next = cluster.state().table.next_chunk().0;
+        cluster.raise_floor(next);
+        sleep(Duration::from_secs(2)).await;
+        let before = cluster.state().shards.len();
+        write(&fs, handle, 0, "behind").await.unwrap();
+        fs.fsync(handle).await.unwrap();
+        let state = cluster.state();
+        assert_eq!((state.refused_puts, state.shards.len() - before), (0, 2));
+    });
+}
+
+/// A leader raises the floor once a minute to where ids were two request deadlines ago.
+#[test]
+fn a_writer_never_meets_the_floor_that_follows_it() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(16, 0);
+        let fs = mount(&cluster, "a").await;
+        let (_, handle) = create(&fs, "file").await;
+        let mut marks = Vec::new();
+        for second in 0..600 {
+            marks.push(cluster.state().table.next_chunk().0);
+            if second % 60 == 0 && second >= 120 {
+                cluster.raise_floor(marks[second - 120]);
+            }
+            write(&fs, handle, 0, "again").await.unwrap();
+            fs.fsync(handle).await.unwrap();
+            sleep(Duration::from_secs(1)).await;
+        }
+        let state = cluster.state();
+        assert!(state.floor > 20_000, "{}", state.floor);
+        assert_eq!((state.refused_puts, state.shards.len()), (0, 600 * 2));
+    });
+}
+
 /// Point 6.
 #[test]
 fn members_that_the_volume_manager_calls_dead_are_used_when_too_few_are_left() {

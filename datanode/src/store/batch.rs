@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use holdfast_common::ChunkId;
 use holdfast_common::limits::PAGE_BYTES;
 
 use super::index::Location;
 use super::record::{self, Body};
 use super::segment::{Segment, SegmentKind};
-use super::types::{ChunkKey, Done, Outcome, Put, Request, ShardError, ShardKey, ShardMeta, VolumeKey};
+use super::types::{ChunkKey, Done, Outcome, Put, Request, ShardError, ShardKey, ShardMeta, Target, VolumeKey};
 
 /// Most bytes written to a segment by one write.
 pub(crate) const LANE_BYTES: usize = 8 << 20;
@@ -43,7 +42,7 @@ impl AlignedBuffer {
 /// What a written record changes in the index once it is durable.
 pub(super) enum Change {
     Put { key: ShardKey, meta: Box<ShardMeta>, version: u64, at: Location },
-    Delete { volume: VolumeKey, chunks: Vec<ChunkId>, version: u64, at: Location },
+    Delete { volume: VolumeKey, targets: Vec<Target>, kept_count: u32, version: u64, at: Location },
     MoveShard { key: ShardKey, from: Location, to: Location },
     MoveTombstone { version: u64, to: Location },
 }
@@ -84,10 +83,12 @@ impl Batch {
     pub(super) fn must_end_before(&self, request: &Request) -> bool {
         match request {
             Request::Put(put) => self.deleted_chunks.contains(&put.meta.key.chunk),
-            Request::Delete { volume, chunks } => chunks.iter().any(|chunk| {
-                let key = ChunkKey { volume: *volume, chunk: *chunk };
-                self.put_chunks.contains(&key) || self.deleted_chunks.contains(&key)
-            }),
+            Request::Delete { volume, chunks, shards } => {
+                let named = chunks.iter().copied().chain(shards.iter().map(|name| name.chunk));
+                named
+                    .map(|chunk| ChunkKey { volume: *volume, chunk })
+                    .any(|key| self.put_chunks.contains(&key) || self.deleted_chunks.contains(&key))
+            }
             Request::SetFloor { .. } | Request::DropVolume { .. } => !self.outcomes.is_empty(),
         }
     }
@@ -170,7 +171,9 @@ pub(super) fn fill(into: &mut [u8], header: &[u8], payload: &Payload<'_>) -> Res
 pub(super) fn merge(outcome: &mut Option<Outcome>, result: Outcome) {
     *outcome = Some(match (*outcome, result) {
         (None, result) => result,
-        (Some(Ok(a)), Ok(b)) => Ok(Done { deleted_count: a.deleted_count + b.deleted_count }),
+        (Some(Ok(a)), Ok(b)) => {
+            Ok(Done { deleted_count: a.deleted_count + b.deleted_count, kept_count: a.kept_count + b.kept_count })
+        }
         (Some(Err(error)), _) | (Some(Ok(_)), Err(error)) => Err(error),
     });
 }

@@ -11,7 +11,7 @@ use holdfast_storage::Directory;
 use super::fields::{FieldReader, FieldWriter};
 use super::index::{Entry, Index, Location, Phase, SegmentState};
 use super::segment::SegmentKind;
-use super::types::{ChunkKey, ShardKey, Stripe, VolumeKey};
+use super::types::{ChunkKey, Grave, ShardKey, Stripe, Target, VolumeKey};
 use crate::units::to_usize;
 
 /// Name of the file.
@@ -19,7 +19,7 @@ pub const CHECKPOINT_FILE: &str = "checkpoint";
 /// First four bytes.
 pub const CHECKPOINT_MAGIC: [u8; 4] = *b"HFck";
 /// Version of the format. Another one is dropped like a damaged one: the scan gives the same index.
-pub const CHECKPOINT_VERSION: u16 = 1;
+pub const CHECKPOINT_VERSION: u16 = 2;
 
 /// What a checkpoint says.
 #[derive(Debug)]
@@ -85,9 +85,9 @@ pub(super) fn encode(
     out.put_u64(index.punches.len() as u64);
     for punch in &index.punches {
         put_location(&mut out, &punch.at);
-        out.push(u8::from(punch.chunk.is_some()));
-        if let Some(chunk) = &punch.chunk {
-            put_chunk(&mut out, chunk);
+        out.push(u8::from(punch.grave.is_some()));
+        if let Some(grave) = &punch.grave {
+            put_grave(&mut out, grave);
         }
     }
     let crc = crc32c(&out);
@@ -111,7 +111,7 @@ fn encode_segments(out: &mut Vec<u8>, index: &Index) {
         out.put_u64(segment.append);
         out.put_u64(segment.damaged_bytes);
         out.put_u64(segment.pinned.len() as u64);
-        segment.pinned.iter().for_each(|chunk| put_chunk(out, chunk));
+        segment.pinned.iter().for_each(|grave| put_grave(out, grave));
     }
 }
 
@@ -154,9 +154,19 @@ fn encode_tombstones(out: &mut Vec<u8>, index: &Index) {
         out.put_u64(*version);
         put_location(out, &record.at);
         put_volume(out, &record.volume);
-        out.put_u32(crate::units::saturating_u32(record.chunks.len()));
-        record.chunks.iter().for_each(|chunk| out.put_u64(chunk.0));
+        out.put_u32(crate::units::saturating_u32(record.targets.len()));
+        record.targets.iter().for_each(|target| put_target(out, target));
     }
+}
+
+fn put_grave(out: &mut Vec<u8>, grave: &Grave) {
+    put_volume(out, &grave.volume);
+    put_target(out, &grave.target);
+}
+
+fn put_target(out: &mut Vec<u8>, target: &Target) {
+    out.put_u64(target.chunk.0);
+    out.extend_from_slice(&[u8::from(target.shard.is_some()), target.shard.unwrap_or(0)]);
 }
 
 fn put_volume(out: &mut Vec<u8>, volume: &VolumeKey) {
@@ -194,22 +204,22 @@ pub(super) fn decode(bytes: &[u8], disk: DiskId) -> Option<Checkpoint> {
     decode_shards(&mut fields, &mut index)?;
     decode_tombstones(&mut fields, &mut index)?;
     // Dead records come after the tombstones that they pin.
-    for (segment, chunk) in pinned {
-        index.bury(Location { segment, offset: 0, bytes: 0 }, Some(chunk));
+    for (segment, grave) in pinned {
+        index.bury(Location { segment, offset: 0, bytes: 0 }, Some(grave));
     }
     decode_stale(&mut fields, &mut index)?;
     for _ in 0..fields.u64()? {
         let at = location(&mut fields, &index)?;
-        let chunk = if fields.u8()? == 1 { Some(chunk(&mut fields)?) } else { None };
+        let grave = if fields.u8()? == 1 { Some(grave(&mut fields)?) } else { None };
         if index.segments[&at.segment].kind != SegmentKind::Bulk {
             return None;
         }
-        index.bury(at, chunk);
+        index.bury(at, grave);
     }
     fields.is_empty().then_some(Checkpoint { index, durable_sequence, next_sequence, next_segment })
 }
 
-fn decode_segments(fields: &mut FieldReader<'_>, index: &mut Index) -> Option<Vec<(u32, ChunkKey)>> {
+fn decode_segments(fields: &mut FieldReader<'_>, index: &mut Index) -> Option<Vec<(u32, Grave)>> {
     let mut pinned = Vec::new();
     for _ in 0..fields.u64()? {
         let number = fields.u32()?;
@@ -224,7 +234,7 @@ fn decode_segments(fields: &mut FieldReader<'_>, index: &mut Index) -> Option<Ve
         let (generation, size_bytes, append) = (fields.u64()?, fields.u64()?, fields.u64()?);
         let damaged_bytes = fields.u64()?;
         for _ in 0..fields.u64()? {
-            pinned.push((number, chunk(fields)?));
+            pinned.push((number, grave(fields)?));
         }
         let state = SegmentState {
             kind,
@@ -274,8 +284,8 @@ fn decode_tombstones(fields: &mut FieldReader<'_>, index: &mut Index) -> Option<
         let version = fields.u64()?;
         let at = location(fields, index)?;
         let volume = volume(fields)?;
-        let chunks: Option<Vec<ChunkId>> = (0..fields.u32()?).map(|_| fields.u64().map(ChunkId)).collect();
-        index.apply_tombstone(volume, &chunks?, version, at);
+        let targets: Option<Vec<Target>> = (0..fields.u32()?).map(|_| target(fields)).collect();
+        index.apply_tombstone(volume, &targets?, version, at);
     }
     Some(())
 }
@@ -295,6 +305,15 @@ fn volume(fields: &mut FieldReader<'_>) -> Option<VolumeKey> {
 
 fn chunk(fields: &mut FieldReader<'_>) -> Option<ChunkKey> {
     Some(ChunkKey { volume: volume(fields)?, chunk: ChunkId(fields.u64()?) })
+}
+
+fn grave(fields: &mut FieldReader<'_>) -> Option<Grave> {
+    Some(Grave { volume: volume(fields)?, target: target(fields)? })
+}
+
+fn target(fields: &mut FieldReader<'_>) -> Option<Target> {
+    let (chunk, names_one, shard) = (ChunkId(fields.u64()?), fields.u8()?, fields.u8()?);
+    Some(Target { chunk, shard: (names_one == 1).then_some(shard) })
 }
 
 /// A location inside a segment the checkpoint knows.

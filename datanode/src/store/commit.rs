@@ -5,16 +5,19 @@
 //! every request can be decided against the index as it stands.
 
 use std::collections::BTreeSet;
+use std::iter::repeat;
 use std::sync::atomic::Ordering;
 
 use holdfast_common::ChunkId;
 
 use super::batch::{Batch, Change, Copied, LANE_BYTES, Payload, fill, merge};
 use super::index::{Entry, Location};
-use super::record::{self, Body, TOMBSTONE_CHUNKS_MAX, encode, shard_header_area_bytes, tombstone_bytes};
+use super::record::{self, Body, TOMBSTONE_TARGETS_MAX, encode, shard_header_area_bytes, tombstone_bytes};
 use super::scan::read_header;
 use super::segment::{Segment, SegmentKind};
-use super::types::{ChunkKey, Done, Outcome, Put, Request, ShardError, ShardMeta, VolumeKey};
+use super::types::{
+    ChunkKey, Done, Outcome, Put, Request, ShardError, ShardKey, ShardMeta, ShardName, Target, VolumeKey,
+};
 use super::volumes::VolumeState;
 use super::{Cursor, Sabotage, Store};
 use crate::units::to_usize;
@@ -49,7 +52,9 @@ impl Store {
             }
             let settled = match request {
                 Request::Put(put) => self.plan_put(&mut batch, number, put),
-                Request::Delete { volume, chunks } => self.plan_delete(&mut batch, number, volume, chunks),
+                Request::Delete { volume, chunks, shards } => {
+                    self.plan_delete(&mut batch, number, volume, (chunks, shards))
+                }
                 Request::SetFloor { .. } | Request::DropVolume { .. } => unreachable!("ends the batch before"),
             };
             batch.outcomes.push(settled.transpose());
@@ -140,34 +145,59 @@ impl Store {
         batch: &mut Batch,
         number: usize,
         volume: &VolumeKey,
-        chunks: &[ChunkId],
+        named: (&[ChunkId], &[ShardName]),
     ) -> Result<Option<Done>, ShardError> {
-        let present: BTreeSet<ChunkId> = {
-            let state = self.shared.state.read();
-            if state.volumes.get(volume).dropped {
-                return Ok(Some(Done::default()));
-            }
-            let key = |chunk| ChunkKey { volume: *volume, chunk };
-            chunks.iter().copied().filter(|chunk| state.index.has_chunk(&key(*chunk))).collect()
-        };
+        let Some((present, kept_count)) = self.named_here(volume, named) else { return Ok(Some(Done::default())) };
+        let done = Done { deleted_count: 0, kept_count };
         if present.is_empty() {
-            return Ok(Some(Done::default()));
+            return Ok(Some(done));
         }
-        let present: Vec<ChunkId> = present.into_iter().collect();
-        for part in present.chunks(TOMBSTONE_CHUNKS_MAX) {
-            let body = Body::Tombstone { volume: *volume, chunks: part.to_vec() };
-            let bytes = tombstone_bytes(part.len());
+        for (part, kept_count) in present.chunks(TOMBSTONE_TARGETS_MAX).zip([kept_count].into_iter().chain(repeat(0))) {
+            let body = Body::Tombstone { volume: *volume, targets: part.to_vec() };
+            let bytes = tombstone_bytes(part);
             let (at, version) = self.append(batch, SegmentKind::Small, None, bytes, &body, &Payload::None)?;
-            let change = Change::Delete { volume: *volume, chunks: part.to_vec(), version, at };
+            let change = Change::Delete { volume: *volume, targets: part.to_vec(), kept_count, version, at };
             batch.plan(SegmentKind::Small, change, Some(number));
-            batch.deleted_chunks.extend(part.iter().map(|chunk| ChunkKey { volume: *volume, chunk: *chunk }));
+            batch.deleted_chunks.extend(part.iter().map(|target| ChunkKey { volume: *volume, chunk: target.chunk }));
         }
         Ok(None)
     }
 
+    /// What a delete names and is here, ascending, and how many shards it names are of another attempt. `None` if all of the
+    /// volume is deleted. A tombstone need not hold the nonce: of each shard one attempt is here, and only what is older than
+    /// the tombstone dies by it.
+    fn named_here(
+        &self,
+        volume: &VolumeKey,
+        (chunks, shards): (&[ChunkId], &[ShardName]),
+    ) -> Option<(Vec<Target>, u32)> {
+        let state = self.shared.state.read();
+        if state.volumes.get(volume).dropped {
+            return None;
+        }
+        let key = |chunk| ChunkKey { volume: *volume, chunk };
+        let mut present = BTreeSet::new();
+        for chunk in chunks {
+            let target = |shard| Target { chunk: *chunk, shard: Some(shard) };
+            present.extend(state.index.shards_of(&key(*chunk)).map(target));
+        }
+        let mut kept_count = 0;
+        for name in shards {
+            let key = ShardKey { chunk: key(name.chunk), shard: name.shard };
+            match state.index.get(&key) {
+                Some(entry) if entry.nonce == name.nonce || self.shared.sabotage == Sabotage::DeleteAnyNonce => {
+                    present.insert(key.grave().target);
+                }
+                Some(_) => kept_count += 1,
+                None => {}
+            }
+        }
+        Some((present.into_iter().collect(), kept_count))
+    }
+
     /// Puts a record into its lane, and the lane to disk first if it is full. A record without a version gets its append
     /// number as one. Nothing is taken when it fails.
-    fn append(
+    pub(super) fn append(
         &mut self,
         batch: &mut Batch,
         kind: SegmentKind,
@@ -282,7 +312,7 @@ impl Store {
     }
 
     /// Writes, syncs, indexes and answers.
-    fn finish(&mut self, mut batch: Batch) -> Vec<Outcome> {
+    pub(super) fn finish(&mut self, mut batch: Batch) -> Vec<Outcome> {
         let durable = self.make_durable(&mut batch);
         if let Err(error) = durable {
             return batch.outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(error))).collect();
@@ -348,9 +378,9 @@ impl Store {
                         _ => index.insert_shard(*key, entry),
                     }
                 }
-                Change::Delete { volume, chunks, version, at } => {
-                    let deleted_count = index.apply_tombstone(*volume, chunks, *version, *at);
-                    *result = Ok(Done { deleted_count });
+                Change::Delete { volume, targets, kept_count, version, at } => {
+                    let deleted_count = index.apply_tombstone(*volume, targets, *version, *at);
+                    *result = Ok(Done { deleted_count, kept_count: *kept_count });
                 }
                 Change::MoveShard { key, from, to } => index.move_shard(key, *from, *to),
                 Change::MoveTombstone { version, to } => index.move_tombstone(*version, *to),

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 
 use holdfast_common::ChunkId;
 
+use super::naming_tests::bury_whole_chunk;
 use super::tests::Survival;
-use super::tests::{DISK, VOLUME, alone, delete, key, options, payload, put, read};
+use super::tests::{DISK, VOLUME, alone, delete, delete_named, key, options, payload, put, read};
 use super::types::{Request, ShardError};
 use super::{Store, make_segment};
 use holdfast_common::Random;
@@ -54,6 +55,7 @@ fn random_request(random: &mut Random, promises: &mut Promises) -> (Request, Vec
         Some((nonce, bytes)) if random.chance(15) => {
             (Request::Put(put(chunk, nonce, bytes)), vec![(chunk, Some((nonce, bytes)))])
         }
+        Some((nonce, _)) if random.chance(40) => (delete_named(&[(chunk, nonce)]), vec![(chunk, None)]),
         Some(_) => {
             let more = promises.floor_possible + random.below(CHUNKS) + 1;
             (delete(&[chunk, more]), vec![(chunk, None), (more, None)])
@@ -120,6 +122,7 @@ fn work(store: &mut Store, disk: &SimulatedDisk, random: &mut Random, promises: 
                 }
             },
             17 if random.chance(10) => raise_floor(store, promises),
+            17 => delete_in_the_first_format(store, random, promises),
             _ => {
                 if let Some(header) = store.plan_spare() {
                     store.add_spare(make_segment(&*disk.root(), header, random.chance(50)));
@@ -129,6 +132,19 @@ fn work(store: &mut Store, disk: &SimulatedDisk, random: &mut Random, promises: 
         if disk.is_dead() {
             return;
         }
+    }
+}
+
+/// As a former build did it on the disk that this one opened.
+fn delete_in_the_first_format(store: &mut Store, random: &mut Random, promises: &mut Promises) {
+    let chunk = promises.floor_possible + random.below(CHUNKS) + 1;
+    if store.is_failed() || promises.acknowledged.get(&chunk).copied().flatten().is_none() {
+        return;
+    }
+    promises.possible.entry(chunk).or_default().push(None);
+    if bury_whole_chunk(store, chunk).is_ok() {
+        promises.acknowledged.insert(chunk, None);
+        promises.possible.clear();
     }
 }
 
@@ -204,18 +220,18 @@ fn accounts(store: &Store, context: &str) {
     assert_eq!(index.used_bytes(), shards_bytes + punch_bytes, "{context}");
     for record in index.tombstone_records.values() {
         *live.entry(record.at.segment).or_default() += record.at.bytes;
-        assert!(!record.chunks.is_empty(), "{context}");
+        assert!(!record.targets.is_empty(), "{context}");
     }
     for (number, segment) in &index.segments {
         assert_eq!(segment.live_bytes, live.get(number).copied().unwrap_or(0), "segment {number} {context}");
     }
     let mut pins: BTreeMap<_, u32> = BTreeMap::new();
     for segment in index.segments.values() {
-        segment.pinned.iter().for_each(|chunk| *pins.entry(*chunk).or_default() += 1);
+        segment.pinned.iter().for_each(|grave| *pins.entry(*grave).or_default() += 1);
     }
-    index.punches.iter().filter_map(|p| p.chunk).for_each(|chunk| *pins.entry(chunk).or_default() += 1);
-    for (chunk, tombstone) in &index.tombstones {
-        assert_eq!(Some(&tombstone.pins), pins.get(chunk), "{chunk:?} {context}");
+    index.punches.iter().filter_map(|p| p.grave).for_each(|grave| *pins.entry(grave).or_default() += 1);
+    for (grave, tombstone) in &index.tombstones {
+        assert_eq!(Some(&tombstone.pins), pins.get(grave), "{grave:?} {context}");
     }
 }
 

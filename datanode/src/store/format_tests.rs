@@ -11,7 +11,7 @@ use super::checkpoint;
 use super::record::{Body, DecodeError, Place, decode, encode};
 use super::segment::{SegmentHeader, SegmentKind};
 use super::tests::{DISK, VOLUME, delete, fresh, put};
-use super::types::Request;
+use super::types::{Request, Target};
 use super::volumes::{VolumeState, Volumes};
 use holdfast_common::Random;
 
@@ -36,7 +36,10 @@ fn golden_bytes_of_a_shards_header() {
 
 #[test]
 fn golden_bytes_of_a_tombstone_and_a_filler() {
-    let body = Body::Tombstone { volume: VOLUME, chunks: vec![ChunkId(5), ChunkId(0x0102_0304_0506_0708)] };
+    let targets = |shard| [5, 0x0102_0304_0506_0708].map(|chunk| Target { chunk: ChunkId(chunk), shard }).to_vec();
+    let whole_chunks = Body::Tombstone { volume: VOLUME, targets: targets(None) };
+    assert_eq!(hex(&encode(&PLACE, 100, 99, 98, 512, &whole_chunks)), GOLDEN_TOMBSTONE_OF_CHUNKS);
+    let body = Body::Tombstone { volume: VOLUME, targets: targets(Some(3)) };
     assert_eq!(hex(&encode(&PLACE, 100, 99, 98, 512, &body)), GOLDEN_TOMBSTONE);
     assert_eq!(hex(&encode(&PLACE, 100, 99, 0, 1024, &Body::Filler)), GOLDEN_FILLER);
 }
@@ -65,6 +68,17 @@ const GOLDEN_SHARD: &str = "\
     a3a4b1b2b3b4\n\
 ";
 const GOLDEN_TOMBSTONE: &str = "\
+    4846726301000200010000008a000000\n\
+    00020000000000006400000000000000\n\
+    63000000000000006200000000000000\n\
+    03000000000000000100000000000000\n\
+    00000000000000000000000000000000\n\
+    00000000000000000000000000000000\n\
+    00000000000000000000000002000000\n\
+    0000000058a262720500000000000000\n\
+    03080706050403020103\n\
+";
+const GOLDEN_TOMBSTONE_OF_CHUNKS: &str = "\
     48467263010002000000000088000000\n\
     00020000000000006400000000000000\n\
     63000000000000006200000000000000\n\
@@ -99,11 +113,16 @@ const GOLDEN_VOLUMES: &str = "\
     e80300000000000000a8533fc9\n\
 ";
 
+fn target(chunk: u64, shard: Option<u8>) -> Target {
+    Target { chunk: ChunkId(chunk), shard }
+}
+
 #[test]
 fn records_read_back_at_their_place_and_nowhere_else() {
     let bodies = [
         Body::Shard(put(5, 6, 64 << 10).meta),
-        Body::Tombstone { volume: VOLUME, chunks: (1..200).map(ChunkId).collect() },
+        Body::Tombstone { volume: VOLUME, targets: (1..200).map(|chunk| target(chunk, None)).collect() },
+        Body::Tombstone { volume: VOLUME, targets: (1..200).map(|chunk| target(chunk, Some(1))).collect() },
         Body::Filler,
     ];
     for body in bodies {
@@ -188,6 +207,7 @@ proptest! {
             let kind = bytes[6] % 5;
             bytes[..8].copy_from_slice(&[b'H', b'F', b'r', b'c', 1, 0, kind, 0]);
             bytes[8..12].fill(0);
+            bytes[8] = u8::from(bytes[7] == 0 && bytes[20] % 2 == 0);
             let length = u32::try_from(bytes.len()).unwrap();
             bytes[12..16].copy_from_slice(&length.to_le_bytes());
             reseal(&mut bytes);

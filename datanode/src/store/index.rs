@@ -13,7 +13,7 @@ use holdfast_common::ChunkId;
 use imbl::{OrdMap, Vector};
 
 use super::segment::{DATA_START, SegmentHeader, SegmentKind};
-use super::types::{ChunkKey, ShardKey, Stripe, VolumeKey};
+use super::types::{ChunkKey, Grave, ShardKey, Stripe, Target, VolumeKey};
 
 /// A record on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub struct SegmentState {
     /// Punches waiting.
     pub punches_count: u32,
     /// Tombstones pinned by dead records in here, one item a record.
-    pub pinned: Arc<Vec<ChunkKey>>,
+    pub pinned: Arc<Vec<Grave>>,
 }
 
 impl SegmentState {
@@ -109,7 +109,7 @@ pub struct Punch {
     /// The range.
     pub at: Location,
     /// Whose tombstone waits for it; none if the volume's drop record is enough.
-    pub chunk: Option<ChunkKey>,
+    pub grave: Option<Grave>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ pub(super) struct Tombstone {
 pub(super) struct TombstoneRecord {
     pub(super) at: Location,
     pub(super) volume: VolumeKey,
-    pub(super) chunks: BTreeSet<ChunkId>,
+    pub(super) targets: BTreeSet<Target>,
 }
 
 /// Shards of one volume.
@@ -134,7 +134,7 @@ pub(super) type Shards = OrdMap<(ChunkId, u8), Entry>;
 pub struct Index {
     pub(super) volumes: BTreeMap<VolumeKey, Shards>,
     pub(super) segments: BTreeMap<u32, SegmentState>,
-    pub(super) tombstones: OrdMap<ChunkKey, Tombstone>,
+    pub(super) tombstones: OrdMap<Grave, Tombstone>,
     pub(super) tombstone_records: OrdMap<u64, TombstoneRecord>,
     pub(super) stale: OrdMap<ShardKey, Vec<Location>>,
     pub(super) punches: Vector<Punch>,
@@ -184,12 +184,10 @@ impl Index {
         self.volumes.get(&key.chunk.volume)?.get(&(key.chunk.chunk, key.shard))
     }
 
-    /// Whether any shard of a chunk is here.
-    #[must_use]
-    pub fn has_chunk(&self, key: &ChunkKey) -> bool {
-        self.volumes
-            .get(&key.volume)
-            .is_some_and(|shards| shards.range((key.chunk, 0)..=(key.chunk, u8::MAX)).next().is_some())
+    /// Numbers of the shards of a chunk that are here.
+    pub fn shards_of(&self, key: &ChunkKey) -> impl Iterator<Item = u8> {
+        let (shards, chunk) = (self.volumes.get(&key.volume).into_iter(), key.chunk);
+        shards.flat_map(move |shards| shards.range((chunk, 0)..=(chunk, u8::MAX))).map(|((_, shard), _)| *shard)
     }
 
     /// Shards of a volume above a chunk, ascending.
@@ -212,8 +210,8 @@ impl Index {
 
     /// Adds a shard that a scan found: it may be dead already, or the copy of one that is known.
     pub fn restore_shard(&mut self, key: ShardKey, entry: Entry) {
-        if self.tombstones.get(&key.chunk).is_some_and(|t| t.version > entry.version) {
-            self.bury(entry.at, Some(key.chunk));
+        if let Some(grave) = self.grave_of(&key, entry.version) {
+            self.bury(entry.at, Some(grave));
             return;
         }
         match self.get(&key) {
@@ -228,51 +226,60 @@ impl Index {
         }
     }
 
-    /// Applies a durable tombstone and says how many shards it deleted. Ends with [`Index::release_unpinned`] for its
-    /// chunks, unless a scan may still find records it killed.
-    pub fn apply_tombstone(&mut self, volume: VolumeKey, chunks: &[ChunkId], version: u64, at: Location) -> u32 {
-        // Compaction may have copied it with fewer chunks. Those left out are gone from the disk, but an old checkpoint
-        // may still call them live, so all chunks of all copies count; any of the copies keeps the rest alive.
+    /// The tombstone that a shard of this version is dead by.
+    fn grave_of(&self, key: &ShardKey, version: u64) -> Option<Grave> {
+        let own = key.grave();
+        let whole = Grave { target: Target { shard: None, ..own.target }, ..own };
+        let kills = |grave: &Grave| self.tombstones.get(grave).is_some_and(|t| t.version > version);
+        [own, whole].into_iter().find(kills)
+    }
+
+    /// Applies a durable tombstone and says how many shards it deleted. Ends with [`Index::release_unpinned`] for what it
+    /// names, unless a scan may still find records it killed.
+    pub fn apply_tombstone(&mut self, volume: VolumeKey, targets: &[Target], version: u64, at: Location) -> u32 {
+        // Compaction may have copied it with fewer targets. Those left out are gone from the disk, but an old checkpoint
+        // may still call them live, so all targets of all copies count; any of the copies keeps the rest alive.
         if let Some(known) = self.tombstone_records.get_mut(&version) {
-            known.chunks.extend(chunks);
+            known.targets.extend(targets);
         } else {
-            let record = TombstoneRecord { at, volume, chunks: chunks.iter().copied().collect() };
+            let record = TombstoneRecord { at, volume, targets: targets.iter().copied().collect() };
             self.tombstone_records.insert(version, record);
             self.segment_mut(at.segment).live_bytes += at.bytes;
         }
         let mut deleted_count = 0;
-        for chunk in chunks {
-            let key = ChunkKey { volume, chunk: *chunk };
+        for target in targets {
+            let grave = Grave { volume, target: *target };
             let mut pins = 0;
-            if let Some(other) = self.tombstones.get(&key).copied() {
+            if let Some(other) = self.tombstones.get(&grave).copied() {
                 if other.version > version {
-                    self.detach(version, *chunk);
+                    self.detach(version, *target);
                 }
                 if other.version >= version {
                     continue;
                 }
-                self.detach(other.version, *chunk);
+                self.detach(other.version, *target);
                 pins = other.pins;
             }
-            self.tombstones.insert(key, Tombstone { version, pins });
-            deleted_count += self.kill_below(&key, version);
+            self.tombstones.insert(grave, Tombstone { version, pins });
+            deleted_count += self.kill_below(&grave, version);
         }
         deleted_count
     }
 
-    fn kill_below(&mut self, key: &ChunkKey, version: u64) -> u32 {
-        let Some(shards) = self.volumes.get(&key.volume) else { return 0 };
+    fn kill_below(&mut self, grave: &Grave, version: u64) -> u32 {
+        let Some(shards) = self.volumes.get(&grave.volume) else { return 0 };
+        let Target { chunk, shard } = grave.target;
         let dead: Vec<u8> = shards
-            .range((key.chunk, 0)..=(key.chunk, u8::MAX))
+            .range((chunk, shard.unwrap_or(0))..=(chunk, shard.unwrap_or(u8::MAX)))
             .filter(|(_, entry)| entry.version < version)
             .map(|((_, shard), _)| *shard)
             .collect();
         for shard in &dead {
-            let shard_key = ShardKey { chunk: *key, shard: *shard };
+            let shard_key = ShardKey { chunk: ChunkKey { volume: grave.volume, chunk }, shard: *shard };
             let entry = self.remove_entry(&shard_key).expect("just listed");
-            self.bury(entry.at, Some(*key));
+            self.bury(entry.at, Some(*grave));
             for copy in self.stale.remove(&shard_key).unwrap_or_default() {
-                self.bury(copy, Some(*key));
+                self.bury(copy, Some(*grave));
             }
         }
         u32::try_from(dead.len()).expect("at most 256 shards")
@@ -291,17 +298,17 @@ impl Index {
     }
 
     /// A record is dead: pins its tombstone and, in a bulk segment, waits for its punch.
-    pub(super) fn bury(&mut self, at: Location, chunk: Option<ChunkKey>) {
+    pub(super) fn bury(&mut self, at: Location, grave: Option<Grave>) {
         let segment = self.segments.get_mut(&at.segment).expect("records stand in known segments");
         match segment.kind {
-            SegmentKind::Small => Arc::make_mut(&mut segment.pinned).extend(chunk),
+            SegmentKind::Small => Arc::make_mut(&mut segment.pinned).extend(grave),
             SegmentKind::Bulk => {
                 segment.punches_count += 1;
                 self.punch_bytes += at.bytes;
-                self.punches.push_back(Punch { at, chunk });
+                self.punches.push_back(Punch { at, grave });
             }
         }
-        if let Some(tombstone) = chunk.and_then(|chunk| self.tombstones.get_mut(&chunk)) {
+        if let Some(tombstone) = grave.and_then(|grave| self.tombstones.get_mut(&grave)) {
             tombstone.pins += 1;
         }
     }
@@ -323,29 +330,29 @@ impl Index {
         if let Some(segment) = self.segments.get_mut(&punch.at.segment) {
             segment.punches_count -= 1;
         }
-        if let Some(chunk) = &punch.chunk {
-            self.unpin(chunk);
+        if let Some(grave) = &punch.grave {
+            self.unpin(grave);
         }
     }
 
-    fn unpin(&mut self, chunk: &ChunkKey) {
-        let Some(tombstone) = self.tombstones.get_mut(chunk) else { return };
+    fn unpin(&mut self, grave: &Grave) {
+        let Some(tombstone) = self.tombstones.get_mut(grave) else { return };
         tombstone.pins -= 1;
         if tombstone.pins == 0 {
-            self.release(chunk);
+            self.release(grave);
         }
     }
 
-    fn release(&mut self, chunk: &ChunkKey) {
-        if let Some(tombstone) = self.tombstones.remove(chunk) {
-            self.detach(tombstone.version, chunk.chunk);
+    fn release(&mut self, grave: &Grave) {
+        if let Some(tombstone) = self.tombstones.remove(grave) {
+            self.detach(tombstone.version, grave.target);
         }
     }
 
-    fn detach(&mut self, version: u64, chunk: ChunkId) {
+    fn detach(&mut self, version: u64, target: Target) {
         let Some(record) = self.tombstone_records.get_mut(&version) else { return };
-        record.chunks.remove(&chunk);
-        if record.chunks.is_empty() {
+        record.targets.remove(&target);
+        if record.targets.is_empty() {
             let at = record.at;
             self.tombstone_records.remove(&version);
             self.segment_mut(at.segment).live_bytes -= at.bytes;
@@ -354,10 +361,9 @@ impl Index {
 
     /// Lets go of tombstones that nothing pins. After a scan only when all of it was applied.
     pub(super) fn release_unpinned(&mut self) {
-        let idle: Vec<ChunkKey> =
-            self.tombstones.iter().filter(|(_, t)| t.pins == 0).map(|(chunk, _)| *chunk).collect();
-        for chunk in idle {
-            self.release(&chunk);
+        let idle: Vec<Grave> = self.tombstones.iter().filter(|(_, t)| t.pins == 0).map(|(grave, _)| *grave).collect();
+        for grave in idle {
+            self.release(&grave);
         }
     }
 
@@ -372,7 +378,7 @@ impl Index {
         self.stale.entry(*key).or_default().push(from);
     }
 
-    /// Compaction copied a tombstone, with the chunks that still need it.
+    /// Compaction copied a tombstone, with the targets that still need it.
     pub(super) fn move_tombstone(&mut self, version: u64, to: Location) {
         let Some(record) = self.tombstone_records.get_mut(&version) else { return };
         let from = std::mem::replace(&mut record.at, to);
@@ -381,9 +387,9 @@ impl Index {
     }
 
     /// What is left of a tombstone whose record stands at `at`.
-    pub(super) fn live_tombstone(&self, version: u64, at: &Location) -> Option<(VolumeKey, Vec<ChunkId>)> {
+    pub(super) fn live_tombstone(&self, version: u64, at: &Location) -> Option<(VolumeKey, Vec<Target>)> {
         let record = self.tombstone_records.get(&version).filter(|record| record.at == *at)?;
-        Some((record.volume, record.chunks.iter().copied().collect()))
+        Some((record.volume, record.targets.iter().copied().collect()))
     }
 
     /// A segment's bytes are gone for good: recycled or removed, durably.
@@ -394,8 +400,8 @@ impl Index {
         for punch in &punches {
             self.punched(punch);
         }
-        for chunk in segment.pinned.iter() {
-            self.unpin(chunk);
+        for grave in segment.pinned.iter() {
+            self.unpin(grave);
         }
         let here = |copies: &Vec<Location>| copies.iter().any(|copy| copy.segment == number);
         let stale: Vec<ShardKey> = self.stale.iter().filter(|(_, copies)| here(copies)).map(|(key, _)| *key).collect();

@@ -349,11 +349,11 @@ impl super::Shared {
             }
             Body::Tombstone { .. } => {
                 let live = self.state.read().index.live_tombstone(version, &at);
-                Ok(live.map(|(volume, chunks)| Copied {
+                Ok(live.map(|(volume, targets)| Copied {
                     from: at,
                     version,
-                    record_bytes: tombstone_bytes(chunks.len()),
-                    body: Body::Tombstone { volume, chunks },
+                    record_bytes: tombstone_bytes(&targets),
+                    body: Body::Tombstone { volume, targets },
                     payload: Vec::new(),
                 }))
             }

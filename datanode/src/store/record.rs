@@ -10,7 +10,7 @@ use holdfast_common::limits::{CHUNK_BYTES_MAX, PAGE_BYTES, SHARDS_MAX};
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, VolumeId};
 
 use super::fields::{FieldReader, FieldWriter};
-use super::types::{ChunkKey, ShardKey, ShardMeta, Stripe, VolumeKey};
+use super::types::{ChunkKey, ShardKey, ShardMeta, Stripe, Target, VolumeKey};
 use crate::units::to_usize;
 use holdfast_storage::{BLOCK_BYTES, SECTOR_BYTES};
 
@@ -19,13 +19,18 @@ pub const RECORD_MAGIC: [u8; 4] = *b"HFrc";
 /// Version of the record format.
 pub const RECORD_VERSION: u16 = 1;
 /// Feature bits this code understands; a record with another required bit is refused.
-pub const RECORD_FEATURES_KNOWN: u32 = 0;
+pub const RECORD_FEATURES_KNOWN: u32 = NAMES_SHARDS;
+/// Of a tombstone: it names single shards. Without it, all shards of chunks.
+pub const NAMES_SHARDS: u32 = 1;
 /// Bytes of the header before slots and items.
 pub const FIXED_BYTES: usize = 120;
-/// Chunks that one tombstone names at most.
-pub const TOMBSTONE_CHUNKS_MAX: usize = 4096;
+/// What one tombstone names at most.
+pub const TOMBSTONE_TARGETS_MAX: usize = 4096;
+/// Bytes of what a tombstone names: a chunk, and a shard's number.
+const CHUNK_BYTES: usize = 8;
+const SHARD_BYTES: usize = CHUNK_BYTES + 1;
 /// Longest header: a tombstone that is full.
-pub const HEADER_BYTES_MAX: usize = FIXED_BYTES + TOMBSTONE_CHUNKS_MAX * 8;
+pub const HEADER_BYTES_MAX: usize = FIXED_BYTES + TOMBSTONE_TARGETS_MAX * SHARD_BYTES;
 /// Longest record: one data shard that is a whole chunk, with its header.
 pub const RECORD_BYTES_MAX: u64 = CHUNK_BYTES_MAX as u64 + 4 * BLOCK_BYTES;
 
@@ -61,12 +66,12 @@ impl Place {
 pub enum Body {
     /// A shard; its payload follows the header.
     Shard(ShardMeta),
-    /// Every shard of these chunks of a lower version is deleted.
+    /// Every shard that it names of a lower version is deleted.
     Tombstone {
-        /// Whose chunks.
+        /// Whose shards.
         volume: VolumeKey,
-        /// Which.
-        chunks: Vec<ChunkId>,
+        /// Which: either all of them whole chunks, or none.
+        targets: Vec<Target>,
     },
     /// Covers bytes that a crash left torn, so that the scan can explain them.
     Filler,
@@ -121,8 +126,24 @@ pub fn shard_header_area_bytes(stripe: &Stripe, shard_length_bytes: u32, alignme
 
 /// Bytes that a tombstone takes.
 #[must_use]
-pub fn tombstone_bytes(chunks_count: usize) -> u64 {
-    align_up((FIXED_BYTES + chunks_count * 8) as u64, SECTOR_BYTES)
+pub fn tombstone_bytes(targets: &[Target]) -> u64 {
+    let target_bytes = if names_shards(targets) { SHARD_BYTES } else { CHUNK_BYTES };
+    align_up((FIXED_BYTES + targets.len() * target_bytes) as u64, SECTOR_BYTES)
+}
+
+fn names_shards(targets: &[Target]) -> bool {
+    let names = targets.first().is_some_and(|target| target.shard.is_some());
+    assert!(targets.iter().all(|target| target.shard.is_some() == names), "a tombstone is of one format");
+    names
+}
+
+fn encode_targets(targets: &[Target]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(targets.len() * SHARD_BYTES);
+    for target in targets {
+        out.put_u64(target.chunk.0);
+        out.extend(target.shard);
+    }
+    out
 }
 
 /// Encodes a header without padding. `record_bytes` is the length of the whole record.
@@ -140,11 +161,15 @@ pub fn encode(
     out.put_u16(RECORD_VERSION);
     let (kind, tail) = match body {
         Body::Shard(meta) => (1, [&meta.stripe.slots[..], &meta.page_checksums[..]].concat()),
-        Body::Tombstone { chunks, .. } => (2, chunks.iter().flat_map(|c| c.0.to_le_bytes()).collect()),
+        Body::Tombstone { targets, .. } => (2, encode_targets(targets)),
         Body::Filler => (3, Vec::new()),
     };
+    let features = match body {
+        Body::Tombstone { targets, .. } if names_shards(targets) => NAMES_SHARDS,
+        Body::Shard(_) | Body::Tombstone { .. } | Body::Filler => 0,
+    };
     out.extend_from_slice(&[kind, 0]);
-    out.put_u32(0);
+    out.put_u32(features);
     out.put_u32(u32::try_from(FIXED_BYTES + tail.len()).expect("HEADER_BYTES_MAX fits"));
     out.put_u64(record_bytes);
     out.put_u64(sequence);
@@ -175,11 +200,11 @@ fn encode_identity(out: &mut Vec<u8>, body: &Body) {
             out.extend_from_slice(&[meta.key.shard, meta.stripe.data_shards, meta.stripe.parity_shards, slots_count]);
             out.put_u32(meta.pages_count());
         }
-        Body::Tombstone { volume, chunks } => {
+        Body::Tombstone { volume, targets } => {
             out.put_u64(volume.volume.0);
             out.put_u64(volume.incarnation.0);
             out.extend_from_slice(&[0; 44]);
-            out.put_u32(u32::try_from(chunks.len()).expect("TOMBSTONE_CHUNKS_MAX fits"));
+            out.put_u32(u32::try_from(targets.len()).expect("TOMBSTONE_TARGETS_MAX fits"));
         }
         Body::Filler => out.extend_from_slice(&[0; 64]),
     }
@@ -232,7 +257,7 @@ fn decode_fields(
     let record_bytes = fields.u64().ok_or(none)?;
     let (sequence, durable_sequence) = (fields.u64().ok_or(none)?, fields.u64().ok_or(none)?);
     let version = fields.u64().ok_or(none)?;
-    let body = decode_body(kind, fields, header).ok_or(none)?;
+    let body = decode_body((kind, features), fields, header).ok_or(none)?;
     let header_area_bytes = align_up(header_bytes as u64, alignment);
     let payload_bytes = match &body {
         Body::Shard(meta) => u64::from(meta.shard_length_bytes),
@@ -245,7 +270,7 @@ fn decode_fields(
     Ok(Header { sequence, durable_sequence, version, record_bytes, header_area_bytes, body })
 }
 
-fn decode_body(kind: u8, fields: &mut FieldReader<'_>, header: &[u8]) -> Option<Body> {
+fn decode_body((kind, features): (u8, u32), fields: &mut FieldReader<'_>, header: &[u8]) -> Option<Body> {
     let volume = VolumeKey { volume: VolumeId(fields.u64()?), incarnation: Incarnation(fields.u64()?) };
     let chunk = ChunkId(fields.u64()?);
     let nonce = fields.u64()?;
@@ -266,11 +291,13 @@ fn decode_body(kind: u8, fields: &mut FieldReader<'_>, header: &[u8]) -> Option<
             Body::Shard(meta)
         }
         2 => {
-            let mut chunks = Vec::with_capacity(items_count.min(TOMBSTONE_CHUNKS_MAX));
+            let mut targets = Vec::with_capacity(items_count.min(TOMBSTONE_TARGETS_MAX));
             for _ in 0..items_count {
-                chunks.push(ChunkId(tail.u64()?));
+                let chunk = ChunkId(tail.u64()?);
+                let shard = if features & NAMES_SHARDS == 0 { None } else { Some(tail.u8()?) };
+                targets.push(Target { chunk, shard });
             }
-            Body::Tombstone { volume, chunks }
+            Body::Tombstone { volume, targets }
         }
         3 => Body::Filler,
         _ => return None,

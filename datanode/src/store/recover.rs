@@ -300,8 +300,8 @@ impl Recovery {
             let segment = self.index.segment_mut(*number);
             segment.append = segment.append.max(found.end);
             for Found { at, header } in &found.records {
-                if let Body::Tombstone { volume, chunks } = &header.body {
-                    self.index.apply_tombstone(*volume, chunks, header.version, *at);
+                if let Body::Tombstone { volume, targets } = &header.body {
+                    self.index.apply_tombstone(*volume, targets, header.version, *at);
                 }
             }
         }

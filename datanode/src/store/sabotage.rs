@@ -20,6 +20,8 @@ pub enum Sabotage {
     ServeAnyNonce,
     /// Puts below the floor are taken (R4).
     IgnoreFloor,
+    /// A shard that is deleted by name goes whatever attempt it is of (R1).
+    DeleteAnyNonce,
     /// Space is given back under readers (R5). A single thread cannot tell: its reads are whole.
     PunchUnderReaders,
     /// A drained segment is used again though the last checkpoint still needs a tombstone of it (R5, R7).
@@ -36,7 +38,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::AnswerPutBeforeSync,
         Self::AnswerDeleteBeforeSync,
         Self::RetryFailedSync,
@@ -44,6 +46,7 @@ impl Sabotage {
         Self::OverwriteOtherShard,
         Self::ServeAnyNonce,
         Self::IgnoreFloor,
+        Self::DeleteAnyNonce,
         Self::PunchUnderReaders,
         Self::RecycleBeforeCheckpoint,
         Self::ServeUnverified,

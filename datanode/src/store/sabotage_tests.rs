@@ -11,7 +11,8 @@ use holdfast_storage::simulated::faults::Fault;
 use super::recover::create;
 use super::segment::file_name;
 use super::tests::{
-    BULK, DISK, SMALL, Survival, VOLUME, alone, commit_one, delete, key, options, payload, put, put_one, read, settle,
+    BULK, DISK, SMALL, Survival, VOLUME, alone, commit_one, delete, delete_named, key, options, payload, put, put_one,
+    read, settle,
 };
 use super::types::{Done, Request, SessionKey, ShardError};
 use super::{Sabotage, Store, StoreOptions};
@@ -58,7 +59,7 @@ fn a_put_answered_before_its_sync_is_lost_by_a_crash() {
 fn a_delete_answered_before_its_sync_is_taken_back_by_a_crash() {
     let found = both(Sabotage::AnswerDeleteBeforeSync, |disk, mut store| {
         put_one(&mut store, 1, SMALL);
-        assert_eq!(commit_one(&mut store, delete(&[1])), Ok(Done { deleted_count: 1 }));
+        assert_eq!(commit_one(&mut store, delete(&[1])), Ok(Done { deleted_count: 1, kept_count: 0 }));
         after_power_loss(disk, SMALL)
     });
     assert_eq!(found, (Err(ShardError::NotFound), Ok(payload(1, 1, SMALL))));
@@ -105,6 +106,16 @@ fn r1_a_read_of_another_attempt_is_answered() {
         read(&store.reader(), 1, 2, SMALL)
     });
     assert_eq!(found, (Err(ShardError::NotFound), Ok(payload(1, 1, SMALL))));
+}
+
+#[test]
+fn r1_a_delete_of_another_attempt_takes_the_shard() {
+    let found = both(Sabotage::DeleteAnyNonce, |_, mut store| {
+        put_one(&mut store, 1, SMALL);
+        commit_one(&mut store, delete_named(&[(1, 2)]))
+    });
+    let (kept, deleted) = (Done { deleted_count: 0, kept_count: 1 }, Done { deleted_count: 1, kept_count: 0 });
+    assert_eq!(found, (Ok(kept), Ok(deleted)));
 }
 
 #[test]

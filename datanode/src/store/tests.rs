@@ -10,7 +10,7 @@ use super::recover::create;
 use super::space::Shelves;
 use super::surroundings::Surroundings;
 use super::types::{
-    ChunkKey, Done, Put, ReadRange, Request, SessionKey, ShardError, ShardKey, ShardMeta, Stripe, VolumeKey,
+    ChunkKey, Done, Put, ReadRange, Request, SessionKey, ShardError, ShardKey, ShardMeta, ShardName, Stripe, VolumeKey,
 };
 use super::{Reader, Sabotage, Store, StoreOptions, make_segment};
 use holdfast_common::Random;
@@ -104,7 +104,13 @@ pub(crate) fn put(chunk: u64, nonce: u64, bytes: usize) -> Put {
 }
 
 pub(crate) fn delete(chunks: &[u64]) -> Request {
-    Request::Delete { volume: VOLUME, chunks: chunks.iter().copied().map(ChunkId).collect() }
+    Request::Delete { volume: VOLUME, chunks: chunks.iter().copied().map(ChunkId).collect(), shards: Vec::new() }
+}
+
+/// Deletes attempts at the shards that [`put`] makes.
+pub(crate) fn delete_named(attempts: &[(u64, u64)]) -> Request {
+    let name = |(chunk, nonce): &(u64, u64)| ShardName { chunk: ChunkId(*chunk), shard: 1, nonce: *nonce };
+    Request::Delete { volume: VOLUME, chunks: Vec::new(), shards: attempts.iter().map(name).collect() }
 }
 
 pub(crate) fn read(reader: &Reader, chunk: u64, nonce: u64, bytes: usize) -> Result<Bytes, ShardError> {
@@ -197,7 +203,7 @@ fn a_payload_that_does_not_match_its_checksums_leaves_no_trace() {
 fn a_delete_takes_every_shard_named_and_deleting_what_is_not_there_is_fine() {
     let (_disk, mut store) = fresh();
     (1..=4).for_each(|chunk| put_one(&mut store, chunk, if chunk % 2 == 0 { SMALL } else { BULK }));
-    assert_eq!(commit_one(&mut store, delete(&[1, 2, 9])), Ok(Done { deleted_count: 2 }));
+    assert_eq!(commit_one(&mut store, delete(&[1, 2, 9])), Ok(Done { deleted_count: 2, kept_count: 0 }));
     assert_eq!(commit_one(&mut store, delete(&[1, 2, 9])), Ok(Done::default()));
     let reader = store.reader();
     for chunk in [1, 2] {
@@ -218,7 +224,7 @@ fn a_put_and_a_delete_of_one_chunk_in_one_batch_happen_in_order() {
         [Request::Put(put(1, 1, SMALL)), delete(&[1]), Request::Put(put(1, 2, SMALL)), delete(&[2]), delete(&[2])];
     let outcomes = store.commit(&requests);
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
-    assert_eq!(outcomes[1], Ok(Done { deleted_count: 1 }));
+    assert_eq!(outcomes[1], Ok(Done { deleted_count: 1, kept_count: 0 }));
     assert_eq!(read(&store.reader(), 1, 2, SMALL).unwrap(), payload(1, 2, SMALL));
     let store = open(&Survival::Nothing.of(&disk, &mut Random::new(1)));
     assert_eq!(read(&store.reader(), 1, 2, SMALL).unwrap(), payload(1, 2, SMALL));

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, PAGE_BYTES, SHARDS_MAX, SMALL_SHARD_BYTES};
+pub use holdfast_common::proof::ShardName;
 use holdfast_common::{ChunkId, GroupId, Incarnation, SessionId, VolumeId};
 use holdfast_proto::data;
 
@@ -52,6 +53,32 @@ impl ShardKey {
     #[must_use]
     pub fn place(&self) -> ShardPlace {
         ShardPlace { volume: self.chunk.volume.volume, chunk: self.chunk.chunk, shard: self.shard }
+    }
+}
+
+/// What a tombstone names of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Which of its shards; `None` in tombstones of the first format, which name all of them.
+    pub shard: Option<u8>,
+}
+
+/// A tombstone of a disk: what it names, and whose that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Grave {
+    /// The volume.
+    pub volume: VolumeKey,
+    /// What of it is deleted.
+    pub target: Target,
+}
+
+impl ShardKey {
+    /// The tombstone that names this shard alone.
+    #[must_use]
+    pub fn grave(&self) -> Grave {
+        Grave { volume: self.chunk.volume, target: Target { chunk: self.chunk.chunk, shard: Some(self.shard) } }
     }
 }
 
@@ -195,12 +222,14 @@ pub struct Put {
 pub enum Request {
     /// Store a shard.
     Put(Put),
-    /// Delete every shard of these chunks; what is not there counts as deleted.
+    /// Delete every shard of these chunks, and these shards; what is not there counts as deleted.
     Delete {
         /// Whose chunks.
         volume: VolumeKey,
         /// Which.
         chunks: Vec<ChunkId>,
+        /// Single attempts; a shard that is here under another nonce stays.
+        shards: Vec<ShardName>,
     },
     /// Refuse puts below this chunk from now on (R4).
     SetFloor {
@@ -221,6 +250,8 @@ pub enum Request {
 pub struct Done {
     /// Shards that a delete removed.
     pub deleted_count: u32,
+    /// Shards that a delete named and left, because they are of another attempt.
+    pub kept_count: u32,
 }
 
 /// A part of a shard that is wanted.

@@ -1,7 +1,7 @@
 //! What the volume manager said last: where nodes are, whether they live, which tables belong here. Pure: the monotonic time
 //! is passed in, in nanoseconds.
 
-use holdfast_common::{NodeId, VolumeId};
+use holdfast_common::{DiskId, NodeId, VolumeId};
 use holdfast_proto::control::{Endpoint, HeartbeatResponse, TableAssignment};
 use holdfast_proto::meta::NodeAddress;
 use holdfast_proto::metanode::Neighbours as Record;
@@ -19,7 +19,7 @@ pub(crate) const ADDRESSES_PAGE_BYTES_MAX: usize = 256 << 10;
 pub(crate) struct Known {
     nodes: BTreeMap<NodeId, Place>,
     tables: BTreeMap<VolumeId, TableAssignment>,
-    /// Equal for equal addresses and liveness, on every metanode.
+    /// Equal for equal addresses, liveness and health of disks, on every metanode.
     fingerprint: u64,
     /// The volume manager's clock, nanoseconds since the epoch, and the monotonic time when it was heard.
     clock: Option<(i64, u64)>,
@@ -30,6 +30,8 @@ struct Place {
     /// As the volume manager wrote it.
     address: String,
     alive: bool,
+    failed_disks: Vec<u64>,
+    full_disks: Vec<u64>,
 }
 
 impl Known {
@@ -49,6 +51,8 @@ impl Known {
             node: node.0,
             address: place.address.clone(),
             alive: place.alive,
+            failed_disks: place.failed_disks.clone(),
+            full_disks: place.full_disks.clone(),
         };
         Record { nodes: self.nodes.iter().map(endpoint).collect(), tables: self.tables.values().cloned().collect() }
     }
@@ -76,7 +80,8 @@ impl Known {
     fn note_nodes(&mut self, nodes: &[Endpoint]) -> bool {
         let mut changed = false;
         for node in nodes {
-            let place = Place { address: node.address.clone(), alive: node.alive };
+            let Endpoint { node: _, address, alive, failed_disks, full_disks } = node.clone();
+            let place = Place { address, alive, failed_disks, full_disks };
             let former = self.nodes.insert(NodeId(node.node), place);
             changed |= former.is_none_or(|former| former.address != node.address);
         }
@@ -89,11 +94,18 @@ impl Known {
         self.nodes.get(&node).map_or("", |place| &place.address)
     }
 
+    /// Whether a disk is worth asking: its node lives and it is in service, as far as is known.
+    pub(crate) fn is_well(&self, node: NodeId, disk: DiskId) -> bool {
+        self.nodes.get(&node).is_some_and(|place| place.alive && !place.failed_disks.contains(&disk.0))
+    }
+
     pub(crate) fn addresses(&self) -> Vec<NodeAddress> {
         let address = |(node, place): (&NodeId, &Place)| NodeAddress {
             node: node.0,
             address: place.address.clone(),
             alive: place.alive,
+            failed_disks: place.failed_disks.clone(),
+            full_disks: place.full_disks.clone(),
         };
         self.nodes.iter().map(address).collect()
     }
@@ -114,7 +126,7 @@ impl Known {
         (page, more)
     }
 
-    /// Changes when an address or the liveness of a node does.
+    /// Changes when an address, the liveness of a node or the health of a disk does.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
@@ -149,6 +161,13 @@ fn fingerprint(nodes: &BTreeMap<NodeId, Place>) -> u64 {
         mix(&node.0.to_le_bytes());
         mix(place.address.as_bytes());
         mix(&[u8::from(place.alive)]);
+        // Nothing while all are well, as builds say it that know nothing of disks.
+        for (kind, disks) in [(b"failed", &place.failed_disks), (b"full\0\0", &place.full_disks)] {
+            for disk in disks {
+                mix(kind);
+                mix(&disk.to_le_bytes());
+            }
+        }
     }
     hash
 }
@@ -158,7 +177,28 @@ mod tests {
     use super::*;
 
     fn endpoint(address: &str, alive: bool) -> Endpoint {
-        Endpoint { node: 4, address: address.to_owned(), alive }
+        Endpoint { node: 4, address: address.to_owned(), alive, ..Endpoint::default() }
+    }
+
+    #[test]
+    fn the_health_of_disks_is_passed_on_and_changes_the_fingerprint() {
+        let said = |failed_disks: &[u64], full_disks: &[u64]| {
+            let (failed_disks, full_disks) = (failed_disks.to_vec(), full_disks.to_vec());
+            let nodes = vec![Endpoint { failed_disks, full_disks, ..endpoint("a:1", true) }];
+            let mut known = Known::default();
+            known.learn(&HeartbeatResponse { nodes, ..Default::default() }, 0);
+            known
+        };
+        let prints = [said(&[], &[]), said(&[7], &[]), said(&[], &[7]), said(&[7], &[7]), said(&[7, 8], &[])];
+        let mut prints = prints.map(|known| known.fingerprint()).to_vec();
+        prints.sort_unstable();
+        prints.dedup();
+        assert_eq!(prints.len(), 5);
+        let known = said(&[7], &[8]);
+        let address = &known.addresses()[0];
+        assert_eq!((&address.failed_disks[..], &address.full_disks[..]), (&[7][..], &[8][..]));
+        let well = |disk| known.is_well(NodeId(4), DiskId(disk));
+        assert_eq!([well(7), well(8), well(9)], [false, true, true], "a full disk deletes");
     }
 
     fn table(available_bytes: u64) -> TableAssignment {

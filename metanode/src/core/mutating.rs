@@ -122,7 +122,8 @@ fn note_before(view: &mut impl View, op: &Op, session: SessionId) -> Note {
             | Op::RaiseFloor(_)
             | Op::Configure(_)
             | Op::RaiseFeatureLevel(_)
-            | Op::FreeDead(_) => Note::Nothing,
+            | Op::FreeDead(_)
+            | Op::Swept(_) => Note::Nothing,
         }
     })
 }

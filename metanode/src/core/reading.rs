@@ -159,7 +159,10 @@ impl<V: View> Reader<'_, V> {
         let attach_needed =
             self.view.attendance(|attendance| attendance.keep_alive(session, &op.released, attached, now_ms));
         let mut response = ReadResponse { attach_needed, ..ReadResponse::default() };
-        self.view.table(|table| self.say_versions(table, &mut response));
+        self.view.table(|table| {
+            response.floor = table.floor().0;
+            self.say_versions(table, &mut response);
+        });
         Ok(response)
     }
 

@@ -1,19 +1,20 @@
-//! Deletes the shards of freed chunks, and has the table forget the chunks once every member confirmed. Pulled, as the upkeep
-//! is; the disks of one step are asked all at once and answer one by one.
+//! Deletes the shards of freed chunks, and has the table forget the chunks once every member confirmed, or has been silent for
+//! [`SILENCE_MS_MAX`] and owes it. Pulled, as the upkeep is; the disks of one step are asked all at once and answer one by one.
 //!
 //! A chunk is deleted [`FREED_CHUNK_DELAY_MS`] after it was freed, by this leader's monotonic clock (R5): a reader that
 //! got its location before has had its deadline. Deleting twice is harmless, so a new leader simply starts over.
 
+use super::backoff::Backoff;
 use super::view::View;
 use crate::sabotage::Sabotage;
 use crate::table::{FreedChunk, Table};
-use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
-use holdfast_common::proof::{Claim, ClusterSecret};
+use holdfast_common::limits::{FREED_CHUNK_DELAY_MS, REQUEST_DEADLINE_MS};
+use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
-use holdfast_proto::data::{DeleteShardsRequest, DeleteShardsResponse, Proof, Status};
+use holdfast_proto::data::{self, DeleteShardsRequest, DeleteShardsResponse, Proof, Status};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{ForgetChunks, MutateResponse};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How often a leader looks for freed chunks.
 pub(crate) const ROUND_INTERVAL_MS: u64 = 1_000;
@@ -21,9 +22,10 @@ pub(crate) const ROUND_INTERVAL_MS: u64 = 1_000;
 const BATCH_CHUNKS_MAX: usize = 1024;
 /// Batches of one round: a million chunks would otherwise keep it from noticing that it leads no more.
 const BATCHES_PER_ROUND_MAX: usize = 64;
-/// First and longest pause after a disk did not confirm.
-const BACKOFF_MS_MIN: u64 = 1_000;
-const BACKOFF_MS_MAX: u64 = 60_000;
+/// A member that has done nothing it was asked for this long is not waited for: from feature level 2 on the table writes down what
+/// it owes. As long as a request may take: a restart or a full queue is over by then, and a comparison of the whole disk, which is
+/// the price, is not paid for it. Half of what the floor stays behind, so that waiting longer would free nothing sooner.
+const SILENCE_MS_MAX: u64 = REQUEST_DEADLINE_MS as u64;
 /// Chunks whose partial progress is remembered; others start over when their turn comes again.
 const PROGRESS_CHUNKS_MAX: usize = 64 << 10;
 
@@ -55,7 +57,7 @@ struct Round {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Batch {
     incarnation: Incarnation,
-    by_disk: BTreeMap<Member, Vec<ChunkId>>,
+    by_disk: BTreeMap<Member, Vec<ShardName>>,
 }
 
 /// How far the deletions have come, in one term.
@@ -64,38 +66,52 @@ pub(crate) struct Sweep {
     term: u64,
     round: Option<Round>,
     /// Requests that were not answered yet.
-    asked: BTreeMap<Member, Vec<ChunkId>>,
+    asked: BTreeMap<Member, Vec<ShardName>>,
     /// The table's time at moments of this leader's clock, oldest first.
     marks: VecDeque<(u64, i64)>,
     cursor: (i64, ChunkId),
     /// Members that did not confirm yet, of chunks under way.
     missing: BTreeMap<ChunkId, Vec<DiskId>>,
     done: Vec<u64>,
-    backoff: BTreeMap<DiskId, Backoff>,
+    /// Chunks that only silent members have not confirmed, and these.
+    owing: (Vec<u64>, BTreeSet<DiskId>),
+    /// The table knows debts.
+    may_owe: bool,
+    backoff: Backoff,
     sabotage: Sabotage,
 }
 
 impl Batch {
     fn requests(&self, volume: VolumeId, secret: &ClusterSecret) -> Vec<(Member, DeleteShardsRequest)> {
-        let request = |(member, chunks): (&Member, &Vec<ChunkId>)| {
-            let mac = secret.prove(volume, self.incarnation, Claim::DeleteChunks(chunks));
-            let request = DeleteShardsRequest {
-                disk: member.1.0,
-                volume: volume.0,
-                incarnation: self.incarnation.0,
-                chunks: chunks.iter().map(|chunk| chunk.0).collect(),
-                proof: Some(Proof { issuer: format!("table of volume {volume}"), mac: mac.to_vec().into() }),
-            };
-            (*member, request)
+        let request = |(member, names): (&Member, &Vec<ShardName>)| {
+            (*member, deletion((volume, self.incarnation), member.1, names, secret))
         };
         self.by_disk.iter().map(request).collect()
     }
 }
 
-#[derive(Debug)]
-struct Backoff {
-    until_ms: u64,
-    pause_ms: u64,
+/// The request that deletes these shards on a disk, with its proof (R30).
+pub(crate) fn deletion(
+    (volume, incarnation): (VolumeId, Incarnation),
+    disk: DiskId,
+    names: &[ShardName],
+    secret: &ClusterSecret,
+) -> DeleteShardsRequest {
+    let mac = secret.prove(volume, incarnation, Claim::DeleteShards(&[], names));
+    let named = |name: &ShardName| data::ShardName { chunk: name.chunk.0, shard: name.shard.into(), nonce: name.nonce };
+    DeleteShardsRequest {
+        disk: disk.0,
+        volume: volume.0,
+        incarnation: incarnation.0,
+        chunks: Vec::new(),
+        proof: Some(issued(volume, mac)),
+        shards: names.iter().map(named).collect(),
+    }
+}
+
+/// A proof of a table's.
+pub(crate) fn issued(volume: VolumeId, mac: [u8; 32]) -> Proof {
+    Proof { issuer: format!("table of volume {volume}"), mac: mac.to_vec().into() }
 }
 
 impl Sweep {
@@ -115,10 +131,10 @@ impl Sweep {
         if !self.asked.is_empty() {
             return Step::Wait;
         }
+        self.may_owe = view.table(Table::feature_level) >= 2;
         loop {
-            let done = self.take_done();
-            if !done.is_empty() {
-                return Step::Forget(Op::ForgetChunks(ForgetChunks { chunks: done }));
+            if let Some(forgotten) = self.take_done() {
+                return Step::Forget(Op::ForgetChunks(forgotten));
             }
             let until_ns = self.go_on(view);
             let batch =
@@ -149,14 +165,19 @@ impl Sweep {
 
     /// A disk answered, or cannot be reached.
     pub(crate) fn answered(&mut self, member: Member, answer: Option<&DeleteShardsResponse>, view: &impl View) {
-        let Some(chunks) = self.asked.remove(&member) else { return };
+        let Some(names) = self.asked.remove(&member) else { return };
         let confirmed =
             answer.is_some_and(|answer| confirms(answer.status)) || self.sabotage == Sabotage::SilenceConfirms;
         if let Some(answer) = answer.filter(|_| !confirmed) {
             let (volume, disk, detail) = (view.volume(), member.1, &answer.detail);
             tracing::warn!(%volume, %disk, status = ?answer.status(), detail, "not deleted");
         }
-        self.note(member.1, &chunks, confirmed, view.now_ms());
+        if let Some(answer) = answer.filter(|answer| answer.kept_count > 0) {
+            // R1: not of this chunk. Collection finds it, should it be nobody's.
+            let (volume, disk, kept_count) = (view.volume(), member.1, answer.kept_count);
+            tracing::warn!(%volume, %disk, kept_count, "shards of other attempts stand under the names of freed chunks");
+        }
+        self.note(member.1, &names, confirmed, view.now_ms());
     }
 
     /// The answer to the entry of the last step; without one the round is over.
@@ -197,49 +218,70 @@ impl Sweep {
     fn plan(&mut self, table: &Table, freed: &FreedChunk, batch: &mut Batch, now_ms: u64) {
         let chunk = ChunkId(freed.record.chunk);
         let Some(group) = table.group(GroupId(freed.record.group)) else { return };
-        let slots = freed.record.slots.iter().filter_map(|slot| group.slots.get(usize::from(*slot)));
+        let slots = freed.record.slots.iter().map(|slot| group.slots.get(usize::from(*slot)));
         // The shard of a vacated slot went with its disk; should that come back, collection finds it (D10).
-        let members: Vec<_> = slots.filter(|slot| slot.disk != 0).collect();
+        let members = (0..).zip(slots).filter_map(|(shard, slot)| Some((shard, slot.filter(|slot| slot.disk != 0)?)));
+        let members: Vec<(u8, _)> = members.collect();
         if !self.missing.contains_key(&chunk) {
             if self.missing.len() >= PROGRESS_CHUNKS_MAX {
                 self.missing.pop_first();
             }
-            self.missing.insert(chunk, members.iter().map(|member| DiskId(member.disk)).collect());
+            self.missing.insert(chunk, members.iter().map(|(_, member)| DiskId(member.disk)).collect());
         }
         let Some(missing) = self.missing.get_mut(&chunk) else { return };
-        missing.retain(|disk| members.iter().any(|member| member.disk == disk.0));
-        if missing.is_empty() {
-            self.missing.remove(&chunk);
-            self.done.push(chunk.0);
-            return;
-        }
-        for member in members.iter().filter(|member| missing.contains(&DiskId(member.disk))) {
-            let paused = self.backoff.get(&DiskId(member.disk)).is_some_and(|backoff| backoff.until_ms > now_ms);
-            if !paused {
-                batch.by_disk.entry((NodeId(member.node), DiskId(member.disk))).or_default().push(chunk);
+        missing.retain(|disk| members.iter().any(|(_, member)| member.disk == disk.0));
+        self.settle(chunk, now_ms);
+        let Some(missing) = self.missing.get(&chunk) else { return };
+        for (shard, member) in members.iter().filter(|(_, member)| missing.contains(&DiskId(member.disk))) {
+            if !self.backoff.is_paused(DiskId(member.disk), now_ms) {
+                let name = ShardName { chunk, shard: *shard, nonce: freed.record.nonce };
+                batch.by_disk.entry((NodeId(member.node), DiskId(member.disk))).or_default().push(name);
             }
         }
     }
 
-    fn note(&mut self, disk: DiskId, chunks: &[ChunkId], confirmed: bool, now_ms: u64) {
+    fn note(&mut self, disk: DiskId, names: &[ShardName], confirmed: bool, now_ms: u64) {
         if !confirmed {
-            let pause_ms = self.backoff.get(&disk).map_or(BACKOFF_MS_MIN, |b| (b.pause_ms * 2).min(BACKOFF_MS_MAX));
-            self.backoff.insert(disk, Backoff { until_ms: now_ms + pause_ms, pause_ms });
+            self.backoff.failed(disk, now_ms);
             return;
         }
-        self.backoff.remove(&disk);
-        for chunk in chunks {
-            let Some(missing) = self.missing.get_mut(chunk) else { continue };
+        self.backoff.answered(disk);
+        for chunk in names.iter().map(|name| name.chunk) {
+            let Some(missing) = self.missing.get_mut(&chunk) else { continue };
             missing.retain(|other| other != &disk);
-            if missing.is_empty() || self.sabotage == Sabotage::UnconfirmedChunksForgotten {
-                self.missing.remove(chunk);
-                self.done.push(chunk.0);
+            if self.sabotage == Sabotage::UnconfirmedChunksForgotten {
+                missing.clear();
             }
+            self.settle(chunk, now_ms);
         }
     }
 
-    fn take_done(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.done)
+    /// Lets a chunk be forgotten once it waits for nobody, or for silent members alone. Of these one whose pause is over is asked
+    /// once more first: it may be back.
+    fn settle(&mut self, chunk: ChunkId, now_ms: u64) {
+        let Some(missing) = self.missing.get(&chunk) else { return };
+        let is_silent = |disk: &DiskId| {
+            self.backoff.is_paused(*disk, now_ms) && self.backoff.silent_ms(*disk, now_ms) >= SILENCE_MS_MAX
+        };
+        if missing.is_empty() {
+            self.done.push(chunk.0);
+        } else if self.may_owe && missing.iter().all(is_silent) {
+            self.owing.0.push(chunk.0);
+            self.owing.1.extend(missing);
+        } else {
+            return;
+        }
+        self.missing.remove(&chunk);
+    }
+
+    /// What the table may forget now.
+    fn take_done(&mut self) -> Option<ForgetChunks> {
+        let done = std::mem::take(&mut self.done);
+        if !done.is_empty() {
+            return Some(ForgetChunks { chunks: done, disks: Vec::new() });
+        }
+        let (chunks, disks) = std::mem::take(&mut self.owing);
+        (!chunks.is_empty()).then(|| ForgetChunks { chunks, disks: disks.iter().map(|disk| disk.0).collect() })
     }
 }
 

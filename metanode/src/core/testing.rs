@@ -46,7 +46,7 @@ impl Rig {
     }
 
     pub(crate) fn learn(&mut self, table: TableAssignment) {
-        let nodes = vec![Endpoint { node: 2, address: "there:1".into(), alive: true }];
+        let nodes = vec![Endpoint { node: 2, address: "there:1".into(), alive: true, ..Default::default() }];
         self.known.learn(&HeartbeatResponse { tables: vec![table], nodes, ..Default::default() }, 0);
     }
 
@@ -106,7 +106,7 @@ pub(crate) fn assignment() -> TableAssignment {
         parity_shards: 2,
         quota_bytes: 0,
         available_bytes: 1 << 40,
-        feature_level: 1,
+        feature_level: 2,
     }
 }
 

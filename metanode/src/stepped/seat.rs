@@ -2,6 +2,7 @@
 
 use super::{Now, Output, SteppedMetanode, Waiting};
 use crate::core::attendance::Attendance;
+use crate::core::collect::{self, Answer, Collector, Question};
 use crate::core::command::{self, Place};
 use crate::core::sweep::{self, Member, Sweep};
 use crate::core::upkeep::{self, Upkeep};
@@ -23,6 +24,9 @@ pub(super) enum Work {
     Sweep,
     Groups,
     Delete(Member),
+    Collect,
+    CollectBarrier,
+    Compare(Member),
 }
 
 /// A piece of the leader's own work, and its answer.
@@ -31,6 +35,8 @@ pub(super) enum Worked {
     Sweep(Option<MutateResponse>),
     Groups(Option<AllocateGroupsResponse>),
     Deleted(Member, Option<DeleteShardsResponse>),
+    Collect(Option<MutateResponse>),
+    Compared(Member, Option<Answer>),
 }
 
 impl Work {
@@ -39,7 +45,8 @@ impl Work {
         match self {
             Self::Upkeep => Some(Worked::Upkeep(answer)),
             Self::Sweep => Some(Worked::Sweep(answer)),
-            Self::Barrier | Self::Groups | Self::Delete(_) => None,
+            Self::Collect => Some(Worked::Collect(answer)),
+            Self::Barrier | Self::Groups | Self::Delete(_) | Self::CollectBarrier | Self::Compare(_) => None,
         }
     }
 
@@ -50,7 +57,15 @@ impl Work {
     pub(super) fn deleted(self, answer: Option<DeleteShardsResponse>) -> Option<Worked> {
         match self {
             Self::Delete(member) => Some(Worked::Deleted(member, answer)),
-            Self::Barrier | Self::Upkeep | Self::Sweep | Self::Groups => None,
+            other => other.compared(answer.map(Answer::Deleted)),
+        }
+    }
+
+    pub(super) fn compared(self, answer: Option<Answer>) -> Option<Worked> {
+        match self {
+            Self::Compare(member) => Some(Worked::Compared(member, answer)),
+            Self::Barrier | Self::Upkeep | Self::Sweep | Self::Groups | Self::Delete(_) | Self::Collect => None,
+            Self::CollectBarrier => None,
         }
     }
 }
@@ -59,6 +74,26 @@ impl Work {
 pub(super) struct Due {
     pub(super) upkeep: bool,
     pub(super) sweep: bool,
+    pub(super) collect: bool,
+}
+
+/// When a worker that starts over in each term works.
+#[derive(Default)]
+struct Shift {
+    term: u64,
+    works: bool,
+    due_ms: u64,
+}
+
+impl Shift {
+    /// Whether it is due; it counts as begun. A new term's work does not wait for the answers to a former one's.
+    fn begins(&mut self, term: u64, now_ms: u64, interval_ms: u64) -> bool {
+        let begins = (!self.works || term != self.term) && now_ms >= self.due_ms;
+        if begins {
+            *self = Self { term, works: true, due_ms: now_ms + interval_ms };
+        }
+        begins
+    }
 }
 
 /// A table of which this node has a replica, and what only its leader has.
@@ -70,9 +105,9 @@ pub(super) struct Seat {
     upkeep_works: bool,
     upkeep_due_ms: u64,
     sweep: Sweep,
-    sweep_term: u64,
-    sweep_works: bool,
-    sweep_due_ms: u64,
+    sweeps: Shift,
+    collector: Collector,
+    collects: Shift,
 }
 
 impl Seat {
@@ -84,34 +119,44 @@ impl Seat {
             upkeep_works: false,
             upkeep_due_ms: 0,
             sweep: Sweep::sabotaged(sabotage),
-            sweep_term: 0,
-            sweep_works: false,
-            sweep_due_ms: 0,
+            sweeps: Shift::default(),
+            collector: Collector::sabotaged(sabotage),
+            collects: Shift::default(),
         }
     }
 
     /// What is due, by this replica's leading in `term`; it counts as begun.
     pub(super) fn look(&mut self, term: u64, now_ms: u64) -> Due {
         if term != self.term {
-            (self.term, self.upkeep_due_ms, self.sweep_due_ms) = (term, 0, 0);
+            (self.term, self.upkeep_due_ms, self.sweeps.due_ms, self.collects.due_ms) = (term, 0, 0, 0);
         }
         let upkeep = !self.upkeep_works && now_ms >= self.upkeep_due_ms;
         if upkeep {
             self.upkeep_works = true;
             self.upkeep_due_ms = now_ms + upkeep::ROUND_INTERVAL_MS;
         }
-        // A new term's sweep does not wait for the answers to a former one's.
-        let sweep = (!self.sweep_works || term != self.sweep_term) && now_ms >= self.sweep_due_ms;
+        let sweep = self.sweeps.begins(term, now_ms, sweep::ROUND_INTERVAL_MS);
         if sweep {
             self.sweep.follow(term);
-            (self.sweep_term, self.sweep_works) = (term, true);
-            self.sweep_due_ms = now_ms + sweep::ROUND_INTERVAL_MS;
         }
-        Due { upkeep, sweep }
+        let collect = self.collects.begins(term, now_ms, collect::ROUND_INTERVAL_MS);
+        if collect {
+            self.collector.follow(term);
+        }
+        Due { upkeep, sweep, collect }
     }
 
     pub(super) fn upkeep_rests(&mut self) {
         self.upkeep_works = false;
+    }
+
+    /// Whether an answer to a question of that term is waited for. Sweep and collector start over in a new one.
+    fn works_in(&self, term: u64, worker: Worker) -> bool {
+        match worker {
+            Worker::Upkeep => true,
+            Worker::Sweep => self.sweeps.term == term,
+            Worker::Collector => self.collects.term == term,
+        }
     }
 }
 
@@ -119,6 +164,15 @@ impl Seat {
 pub(super) struct Workers<'a> {
     upkeep: &'a mut Upkeep,
     sweep: &'a mut Sweep,
+    collector: &'a mut Collector,
+}
+
+/// Which of them goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Worker {
+    Upkeep,
+    Sweep,
+    Collector,
 }
 
 impl SteppedMetanode {
@@ -135,7 +189,8 @@ impl SteppedMetanode {
             known: &self.known,
             attendance: &mut seat.attendance,
         };
-        Some((view, Workers { upkeep: &mut seat.upkeep, sweep: &mut seat.sweep }))
+        let Seat { upkeep, sweep, collector, .. } = seat;
+        Some((view, Workers { upkeep, sweep, collector }))
     }
 
     /// Takes in what the volume manager or a datanode answered.
@@ -147,8 +202,15 @@ impl SteppedMetanode {
 
     /// Takes an answer in and goes on with the round.
     pub(super) fn worked(&mut self, now: Now, (volume, term): (VolumeId, u64), worked: Option<Worked>) {
-        let sweep_term = self.seats.get(&volume).map(|seat| seat.sweep_term);
-        let is_upkeeps = matches!(worked, Some(Worked::Upkeep(_) | Worked::Groups(_)));
+        let worker = match &worked {
+            Some(Worked::Upkeep(_) | Worked::Groups(_)) => Worker::Upkeep,
+            Some(Worked::Sweep(_) | Worked::Deleted(..)) => Worker::Sweep,
+            Some(Worked::Collect(_) | Worked::Compared(..)) => Worker::Collector,
+            None => return,
+        };
+        if !self.seats.get(&volume).is_some_and(|seat| seat.works_in(term, worker)) {
+            return;
+        }
         let Some((mut view, workers)) = self.seated(now, volume, term) else { return };
         match worked {
             Some(Worked::Upkeep(answer)) => workers.upkeep.proposed(answer.as_ref(), &mut view),
@@ -156,16 +218,39 @@ impl SteppedMetanode {
                 let groups = answer.map(|answer| answer.groups).ok_or("it does not answer");
                 workers.upkeep.groups_given(groups, &view);
             }
-            // Of a former term: the sweep has started over.
-            Some(Worked::Sweep(_) | Worked::Deleted(..)) if sweep_term != Some(term) => return,
             Some(Worked::Sweep(answer)) => workers.sweep.proposed(answer.as_ref()),
             Some(Worked::Deleted(member, answer)) => workers.sweep.answered(member, answer.as_ref(), &view),
+            Some(Worked::Collect(answer)) => workers.collector.proposed(answer.as_ref(), &view),
+            Some(Worked::Compared(member, answer)) => workers.collector.answered(member, answer, &view),
             None => return,
         }
-        if is_upkeeps {
-            self.upkeep(now, volume, term);
-        } else {
-            self.sweep(now, volume, term);
+        match worker {
+            Worker::Upkeep => self.upkeep(now, volume, term),
+            Worker::Sweep => self.sweep(now, volume, term),
+            Worker::Collector => self.collect(now, volume, term),
+        }
+    }
+
+    /// A barrier that the leader's own work waited for was passed, or was not.
+    pub(super) fn barred(&mut self, now: Now, (volume, term): (VolumeId, u64), work: &Work, passed: bool) {
+        let collects = self.seats.get(&volume).is_some_and(|seat| seat.works_in(term, Worker::Collector));
+        match work {
+            Work::CollectBarrier if collects => {
+                let Some((view, workers)) = self.seated(now, volume, term) else { return };
+                if workers.collector.barred(passed, &view) {
+                    self.collect(now, volume, term);
+                } else if let Some(seat) = self.seats.get_mut(&volume) {
+                    seat.collects.works = false;
+                }
+            }
+            // Of a former term: it has started over.
+            Work::CollectBarrier => {}
+            _ if passed => self.upkeep(now, volume, term),
+            _ => {
+                if let Some(seat) = self.seats.get_mut(&volume) {
+                    seat.upkeep_rests();
+                }
+            }
         }
     }
 
@@ -205,7 +290,37 @@ impl SteppedMetanode {
             sweep::Step::Wait => {}
             sweep::Step::Rest => {
                 if let Some(seat) = self.seats.get_mut(&volume) {
-                    seat.sweep_works = false;
+                    seat.sweeps.works = false;
+                }
+            }
+        }
+    }
+
+    /// Goes on with a round of the collector until it waits or rests.
+    pub(super) fn collect(&mut self, now: Now, volume: VolumeId, term: u64) {
+        let secret = self.options.secret.clone();
+        let Some((view, workers)) = self.seated(now, volume, term) else { return };
+        match workers.collector.next(&view, &secret) {
+            collect::Step::Propose(op) => self.propose_own(now, (volume, term), op, Work::Collect),
+            collect::Step::Ask(questions) => {
+                for (member, question) in questions {
+                    let ticket = self.wait(Waiting::Own { volume, term, work: Work::Compare(member) });
+                    let node = member.0;
+                    self.outputs.push(match question {
+                        Question::SetFloor(request) => Output::SetFloor { ticket, node, request },
+                        Question::List(request) => Output::List { ticket, node, request },
+                        Question::Delete(request) => Output::Delete { ticket, node, request },
+                    });
+                }
+            }
+            collect::Step::Barrier => {
+                let ticket = self.wait(Waiting::Own { volume, term, work: Work::CollectBarrier });
+                self.node.read(now.boottime_ns, volume.0, ticket);
+            }
+            collect::Step::Wait => {}
+            collect::Step::Rest => {
+                if let Some(seat) = self.seats.get_mut(&volume) {
+                    seat.collects.works = false;
                 }
             }
         }

@@ -5,6 +5,7 @@ mod world;
 use super::*;
 use crate::core::testing::{create, unlink};
 use holdfast_common::{ChunkId, InodeId, Random};
+use holdfast_proto::data::ShardSummary;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     ChunkRecord, Commit, Extent, FileCommit, GetAttr, KeepAlive, Lookup, OpenSession, ReserveChunks, SetAttr,
@@ -162,6 +163,25 @@ fn a_request_that_was_given_up_is_not_answered_and_holds_up_nothing() {
     assert_eq!(world.mutate(session, unlink(b"f")).code(), Code::Ok, "it happened all the same");
     assert!(!world.read(session, keep_alive(&[], Some(&[]))).attach_needed);
     world.until("it is reaped", |world| world.table(world.leader().unwrap()).orphans(InodeId(0), 9).is_empty());
+}
+
+#[test]
+fn a_leader_tells_the_disks_its_floor_and_deletes_what_nobody_committed_below_it() {
+    let mut world = World::new(Sabotage::None);
+    let session = open_session(&mut world);
+    written_file(&mut world, session);
+    world.mutate(session, Op::ReserveChunks(ReserveChunks { count: 1 }));
+    // Disk 1 should hold shard 0 of chunk 1; what disks say beyond that is nobody's.
+    let shard = |chunk, shard| ShardSummary { chunk, shard, nonce: 1, ..ShardSummary::default() };
+    world.listed = vec![shard(1, 0), shard(2, 0), shard(3, 0)];
+    (0..1_500).for_each(|_| world.step());
+    world.until("the orphan is deleted on all disks", |world| {
+        let on_all =
+            (1..=6).all(|disk| world.deleted.iter().any(|(other, chunks)| *other == disk && chunks.contains(&2)));
+        on_all && !world.floors.is_empty()
+    });
+    assert!(world.floors.iter().all(|floor| *floor == 3), "{:?}", world.floors);
+    assert!(world.deleted.contains(&(1, vec![2])) && world.deleted.contains(&(2, vec![1, 2])), "{:?}", world.deleted);
 }
 
 #[test]

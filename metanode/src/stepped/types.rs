@@ -3,7 +3,9 @@
 use super::*;
 use holdfast_consensus::SnapshotOut;
 use holdfast_proto::control::{AllocateGroupsRequest, AllocateGroupsResponse, HeartbeatRequest};
-use holdfast_proto::data::{DeleteShardsRequest, DeleteShardsResponse};
+use holdfast_proto::data::{
+    DeleteShardsRequest, DeleteShardsResponse, ListShardsRequest, ListShardsResponse, SetFloorRequest, SetFloorResponse,
+};
 use holdfast_proto::meta::ReadResponse;
 
 /// Who a stepped metanode is, and how it keeps its log.
@@ -47,7 +49,7 @@ impl Now {
 pub enum Event {
     /// A tick of consensus, at least [`SteppedOptions::tick`] after the last one.
     Tick,
-    /// Several times a second: upkeep, sweep and heartbeat look whether they are due.
+    /// Several times a second: upkeep, sweep, collection and heartbeat look whether they are due.
     Look,
     /// A client's mutation.
     Mutate {
@@ -115,6 +117,20 @@ pub enum Event {
         /// The answer.
         answer: Option<DeleteShardsResponse>,
     },
+    /// The answer to an [`Output::SetFloor`]; `None` if there is none.
+    FloorSet {
+        /// Of the request.
+        ticket: u64,
+        /// The answer.
+        answer: Option<SetFloorResponse>,
+    },
+    /// The answer to an [`Output::List`]; `None` if there is none.
+    Listed {
+        /// Of the request.
+        ticket: u64,
+        /// The answer.
+        answer: Option<ListShardsResponse>,
+    },
 }
 
 /// What a metanode wants done, or says.
@@ -167,6 +183,24 @@ pub enum Output {
         node: NodeId,
         /// The request.
         request: DeleteShardsRequest,
+    },
+    /// A request to a datanode, answered by [`Event::FloorSet`].
+    SetFloor {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// The datanode.
+        node: NodeId,
+        /// The request.
+        request: SetFloorRequest,
+    },
+    /// A request to a datanode, answered by [`Event::Listed`].
+    List {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// The datanode.
+        node: NodeId,
+        /// The request.
+        request: ListShardsRequest,
     },
     /// A heartbeat that is due, answered by [`Event::Heartbeat`].
     Report(HeartbeatRequest),

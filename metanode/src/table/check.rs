@@ -35,7 +35,20 @@ impl Table {
         self.check_extents()?;
         self.check_chunks()?;
         self.check_sessions()?;
+        self.check_owed()?;
         self.check_sums()
+    }
+
+    fn check_owed(&self) -> Check {
+        ensure(self.owed.len() == 0 || self.feature_level() >= 2, || {
+            "disks owe at a level that knows no debts".into()
+        })?;
+        ensure(self.counters.floor <= self.counters.next_chunk, || "the floor is above what was given".into())?;
+        for (disk, owed) in self.owed.iter() {
+            let was_given = (1..self.counters.next_chunk).contains(&owed.chunk.0);
+            ensure(was_given && disk.0 != 0 && owed.entries > 0, || format!("disk {disk} cannot owe {owed:?}"))?;
+        }
+        Ok(())
     }
 
     /// The digest says what the trees hold.
@@ -56,6 +69,7 @@ impl Table {
             ("client keys", self.client_keys.sum_is_right()),
             ("groups", self.groups.sum_is_right()),
             ("group changes", self.group_changes.sum_is_right()),
+            ("owed", self.owed.sum_is_right()),
             ("replies", self.sessions.iter().all(|(_, session)| session.replies.sum_is_right())),
         ];
         let wrong = sums.iter().find(|(_, right)| !right);

@@ -6,10 +6,10 @@
 //! bijections of 64 bits: two records that differ in one number never have the same, others by accident in one of 2^64 cases.
 //! It guards against faults, not against somebody who makes collisions.
 
-use super::records::{Body, Chunk, Dentry, Group, Inode, Run, Session, Slot};
+use super::records::{Body, Chunk, Dentry, Group, Inode, Owed, Run, Session, Slot};
 use super::{Configuration, Counters, Table};
 use bytes::Bytes;
-use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
+use holdfast_common::{ChunkId, DiskId, GroupId, InodeId, SessionId};
 use holdfast_proto::meta::{GroupState, Kind};
 use std::ops::Range;
 
@@ -70,6 +70,7 @@ feed_as_words! {
     ChunkId: id => id.0;
     SessionId: id => id.0;
     GroupId: id => id.0;
+    DiskId: id => id.0;
     Kind: kind => u64::from(i32::from(kind).cast_unsigned());
     GroupState: state => u64::from(i32::from(state).cast_unsigned());
 }
@@ -215,6 +216,13 @@ impl Digest for Group {
     }
 }
 
+impl Digest for Owed {
+    fn feed(&self, to: &mut Hasher) {
+        let Self { chunk, entries } = self;
+        (*chunk, *entries).feed(to);
+    }
+}
+
 impl Digest for Counters {
     fn feed(&self, to: &mut Hasher) {
         let Self {
@@ -275,6 +283,7 @@ impl Table {
             client_keys,
             groups,
             group_changes,
+            owed,
             pieces_max: _,
             broken_rule: _,
         } = self;
@@ -296,6 +305,10 @@ impl Table {
         client_keys.feed(&mut to);
         groups.feed(&mut to);
         group_changes.feed(&mut to);
+        // Builds that know only lower levels do not feed it.
+        if counters.feature_level >= 2 {
+            owed.feed(&mut to);
+        }
         to.finish()
     }
 }

@@ -1,4 +1,4 @@
-//! Configuration, block groups and their membership (R12), freed chunks, the floor (R4): what leaders propose.
+//! Configuration, block groups and their membership (R12), freed chunks: what leaders propose.
 
 use super::namespace::root_directory;
 use super::records::{Group, Slot};
@@ -6,8 +6,7 @@ use super::{Broken, Configuration, Outcome, Table, broken};
 use holdfast_common::limits::SHARDS_MAX;
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, InodeId, NodeId, VolumeId};
 use holdfast_proto::meta::{
-    AddGroups, BlockGroup, Code, Configure, ForgetChunks, GroupState, MutateResponse, RaiseFloor, SetGroupState,
-    VacateSlot,
+    AddGroups, BlockGroup, Code, Configure, ForgetChunks, GroupState, MutateResponse, SetGroupState, VacateSlot,
 };
 
 /// What a table's open groups could still take.
@@ -132,6 +131,7 @@ impl Table {
                 self.forget_chunk(id)?;
             }
         }
+        self.note_owed(op);
         Ok(MutateResponse::default())
     }
 
@@ -147,14 +147,6 @@ impl Table {
             None => return broken(format!("group {} has fewer bytes than its chunks", chunk.group)),
         }
         Ok(())
-    }
-
-    pub(super) fn raise_floor(&mut self, op: &RaiseFloor) -> Outcome<MutateResponse> {
-        if op.floor > self.counters.next_chunk {
-            return Err(Code::Invalid.into());
-        }
-        self.counters.floor = self.counters.floor.max(op.floor);
-        Ok(MutateResponse::default())
     }
 
     /// What the open groups could still take.

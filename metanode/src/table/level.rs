@@ -9,12 +9,14 @@
 //! (`user.`) or has a NUL are refused; what fallocate allocates is recorded and charged;
 //! chunks have exactly the geometry that readers accept; the last change of each group is recorded;
 //! what goes beyond an entry's bound on pieces becomes dead intervals |
+//! | 2 | freed chunks are forgotten without members that do not confirm, and what these owe is recorded and settled; the leader
+//! raises the floor |
 
 use super::{Outcome, Table, broken};
 use holdfast_proto::meta::{MutateResponse, RaiseFeatureLevel};
 
 /// The highest feature level that this build knows.
-pub const FEATURE_LEVEL: u32 = 1;
+pub const FEATURE_LEVEL: u32 = 2;
 
 impl Table {
     /// The level that apply follows now.

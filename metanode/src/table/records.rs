@@ -158,6 +158,15 @@ pub(crate) struct Session {
     pub(crate) reserved_bytes: u64,
 }
 
+/// What a disk owes: shards of chunks that were forgotten before it confirmed their deletion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owed {
+    /// The highest of these chunks.
+    pub chunk: ChunkId,
+    /// Entries that said so since it was last settled.
+    pub entries: u64,
+}
+
 /// A block group and since which epoch each slot's member stands (R12).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Group {

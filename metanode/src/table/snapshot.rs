@@ -7,7 +7,7 @@
 mod blocks;
 
 use super::key::NameProbe;
-use super::records::{Body, Chunk, Dentry, Group, Inode, Run, Session, Slot};
+use super::records::{Body, Chunk, Dentry, Group, Inode, Owed, Run, Session, Slot};
 use super::tree::Tree;
 use super::{Configuration, Counters, FEATURE_LEVEL, Table};
 use blocks::{BlockReader, BlockWriter, VERSION_PLAIN, VERSION_WITH_LEVEL};
@@ -17,7 +17,7 @@ use holdfast_proto::meta::{GroupState, Kind};
 use holdfast_proto::snapshot::snapshot_record::Record;
 use holdfast_proto::snapshot::{
     AllocationRecord, ChunkRange, ChunkState, DeadRecord, DentryRecord, ExtentRecord, GroupRecord, Header, InodeRecord,
-    Reply, SessionRecord, SnapshotRecord, XattrRecord,
+    OwedRecord, Reply, SessionRecord, SnapshotRecord, XattrRecord,
 };
 use prost::Message;
 use std::io::{self, Read, Write};
@@ -151,6 +151,13 @@ impl Table {
                 Ok(())
             }
             Record::Group(record) => self.restore_group(record),
+            Record::Owed(record) if self.feature_level() < 2 || self.owed.contains(&DiskId(record.disk)) => {
+                Err(RestoreError::Malformed("what a disk owes, twice or before there were debts"))
+            }
+            Record::Owed(OwedRecord { disk, chunk, entries }) => {
+                self.owed.insert(DiskId(disk), Owed { chunk: ChunkId(chunk), entries });
+                Ok(())
+            }
         }
     }
 
@@ -365,6 +372,9 @@ impl FrozenTable {
                 slot_epochs,
                 changed: group.changed,
             }))?;
+        }
+        for (disk, owed) in table.owed.iter() {
+            blocks.put(Record::Owed(OwedRecord { disk: disk.0, chunk: owed.chunk.0, entries: owed.entries }))?;
         }
         blocks.finish()
     }

@@ -6,6 +6,7 @@ mod commits;
 mod digest;
 mod model;
 mod names;
+mod owed;
 mod persistence;
 mod random;
 mod sabotage;

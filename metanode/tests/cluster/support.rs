@@ -98,8 +98,12 @@ impl Nodes for FakeVolmgr {
         if !request.dropped.is_empty() {
             known.dropped.push(request.node);
         }
-        let endpoint =
-            |(node, address): (&u64, &String)| Endpoint { node: *node, address: address.clone(), alive: true };
+        let endpoint = |(node, address): (&u64, &String)| Endpoint {
+            node: *node,
+            address: address.clone(),
+            alive: true,
+            ..Default::default()
+        };
         let table = TableAssignment {
             volume: VOLUME,
             incarnation: 1,

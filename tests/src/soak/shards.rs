@@ -13,7 +13,7 @@ const SECOND_HEADER_AT: u64 = 4096;
 const FIRST_RECORD_AT: u64 = 8192;
 const FIXED_BYTES: usize = 120;
 const CRC_AT: usize = 116;
-const HEADER_BYTES_MAX: usize = FIXED_BYTES + 4096 * 8;
+const HEADER_BYTES_MAX: usize = FIXED_BYTES + 4096 * 9;
 const WINDOW_BYTES: usize = 4 << 20;
 
 /// Volume, incarnation, chunk.
@@ -24,8 +24,8 @@ type Chunk = (u64, u64, u64);
 pub(super) struct Disk {
     /// Highest version of each shard, which is a chunk's and has a number.
     shards: BTreeMap<(Chunk, u8), u64>,
-    /// Highest version of a tombstone of each chunk.
-    tombstones: BTreeMap<Chunk, u64>,
+    /// Highest version of a tombstone of each shard, and of each chunk as a whole.
+    tombstones: BTreeMap<(Chunk, Option<u8>), u64>,
     /// Segment files, open and spare ones among them.
     pub(super) segments: usize,
 }
@@ -45,20 +45,21 @@ impl Disk {
 
     /// Shards that no tombstone covers.
     pub(super) fn live_shards(&self) -> usize {
-        let is_live = |((chunk, _), version): &(&(Chunk, u8), &u64)| {
-            self.tombstones.get(chunk).is_none_or(|tombstone| tombstone <= version)
-        };
-        self.shards.iter().filter(is_live).count()
+        self.live().count()
     }
 
     /// Chunks of which this disk has a shard that is live.
     pub(super) fn live_chunks(&self) -> BTreeSet<(u64, u64, u64)> {
-        let is_live = |chunk: &Chunk, version: u64| self.tombstones.get(chunk).is_none_or(|t| *t <= version);
-        self.shards
-            .iter()
-            .filter(|((chunk, _), version)| is_live(chunk, **version))
-            .map(|((chunk, _), _)| *chunk)
-            .collect()
+        self.live().map(|(chunk, _)| chunk).collect()
+    }
+
+    fn live(&self) -> impl Iterator<Item = (Chunk, u8)> {
+        let dead_by =
+            |version: u64, grave: &(Chunk, Option<u8>)| self.tombstones.get(grave).is_some_and(|t| *t > version);
+        let is_live = move |((chunk, shard), version): &(&(Chunk, u8), &u64)| {
+            [(*chunk, Some(*shard)), (*chunk, None)].iter().all(|grave| !dead_by(**version, grave))
+        };
+        self.shards.iter().filter(is_live).map(|(shard, _)| *shard)
     }
 
     fn read_segment(&mut self, path: &PathBuf) -> io::Result<()> {
@@ -106,9 +107,15 @@ impl Disk {
         let raise = |entry: &mut u64| *entry = version.max(*entry);
         match header[6] {
             1 => raise(self.shards.entry(((volume, incarnation, field(64)), header[104])).or_default()),
-            2 => header[FIXED_BYTES..].chunks_exact(8).filter_map(|item| u64_at(item, 0)).for_each(|chunk| {
-                raise(self.tombstones.entry((volume, incarnation, chunk)).or_default());
-            }),
+            2 => {
+                // Feature bit 0: it names single shards, each by a byte behind its chunk.
+                let item_bytes = if header[8] & 1 == 0 { 8 } else { 9 };
+                for item in header[FIXED_BYTES..].chunks_exact(item_bytes) {
+                    let Some(chunk) = u64_at(item, 0) else { continue };
+                    let grave = ((volume, incarnation, chunk), item.get(8).copied());
+                    raise(self.tombstones.entry(grave).or_default());
+                }
+            }
             _ => {}
         }
     }

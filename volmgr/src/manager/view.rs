@@ -120,7 +120,16 @@ impl<'a> View<'a> {
 
     pub(super) fn endpoint(&self, node: NodeId) -> Endpoint {
         let address = self.state.nodes().get(&node).map(|n| n.address.clone()).unwrap_or_default();
-        Endpoint { node: node.0, address, alive: self.is_alive(node) }
+        let disks = self.state.nodes().get(&node).map(|known| self.disks_of(node, known)).unwrap_or_default();
+        let failed = disks.iter().filter(|disk| !disk.healthy).map(|disk| disk.disk);
+        let full = disks.iter().filter(|disk| disk.healthy && self.manager.full_disks.contains(&DiskId(disk.disk)));
+        Endpoint {
+            node: node.0,
+            address,
+            alive: self.is_alive(node),
+            failed_disks: failed.collect(),
+            full_disks: full.map(|disk| disk.disk).collect(),
+        }
     }
 
     pub(super) fn endpoints(&self) -> Vec<Endpoint> {

@@ -283,3 +283,22 @@ fn r7_a_deleted_volume_is_forgotten_though_no_node_dropped_it() {
     });
     assert_eq!(forgotten, [false, true]);
 }
+
+#[test]
+fn answers_to_heartbeats_say_which_disks_are_out_of_service_or_full() {
+    let mut rig = Rig::new(Sabotage::None);
+    let nodes = rig.populate();
+    let datanode = &nodes[5];
+    let mut said = |healthy, available_bytes| {
+        let disks = vec![Disk { healthy, available_bytes, ..disk(datanode.disks[0]) }];
+        let answer = rig.beat(HeartbeatRequest { disks, ..heartbeat(datanode) }).unwrap();
+        let endpoint = answer.nodes.into_iter().find(|endpoint| endpoint.node == datanode.node).unwrap();
+        (endpoint.failed_disks, endpoint.full_disks)
+    };
+    let id = datanode.disks[0];
+    assert_eq!(said(true, 1), (vec![], vec![]));
+    assert_eq!(said(true, 0), (vec![], vec![id]));
+    assert_eq!(said(true, GIB - 1), (vec![], vec![id]), "it is full until a part of it is free");
+    assert_eq!(said(false, GIB), (vec![id], vec![]));
+    assert_eq!(said(true, GIB), (vec![], vec![]));
+}

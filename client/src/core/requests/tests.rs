@@ -6,7 +6,7 @@ const LATER: Duration = Duration::from_secs(10);
 
 fn members() -> Members {
     let mut members = Members::default();
-    let endpoint = |node| Endpoint { node, address: format!("127.0.0.1:{node}"), alive: true };
+    let endpoint = |node| Endpoint { node, address: format!("127.0.0.1:{node}"), alive: true, ..Default::default() };
     members.learn_endpoints(&[endpoint(1), endpoint(2)]);
     members
 }

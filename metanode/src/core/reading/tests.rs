@@ -87,7 +87,8 @@ fn free_space_is_what_the_disks_leave_and_versions_follow_addresses() {
     };
     let former = versions(&mut rig);
     assert_eq!(versions(&mut rig), former);
-    let nodes = vec![holdfast_proto::control::Endpoint { node: 3, address: "new:1".into(), alive: true }];
+    let nodes =
+        vec![holdfast_proto::control::Endpoint { node: 3, address: "new:1".into(), alive: true, ..Default::default() }];
     rig.known.learn(&holdfast_proto::control::HeartbeatResponse { nodes, ..Default::default() }, 0);
     let next = versions(&mut rig);
     assert!(next.0 != former.0 && next.1 == former.1 && next.2 != former.2);

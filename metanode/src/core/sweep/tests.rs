@@ -5,7 +5,7 @@ use crate::core::testing::{Rig, VOLUME};
 use crate::table::COMMAND_VERSION;
 use holdfast_proto::meta::{
     AddGroups, BlockGroup, ChunkRecord, Commit, Configure, CreateNode, Extent, FileCommit, GroupSlot, Kind, Mutation,
-    OpenSession, ReserveChunks, SetAttr, VacateSlot,
+    OpenSession, RaiseFeatureLevel, ReserveChunks, SetAttr, VacateSlot,
 };
 use holdfast_proto::record::TableCommand;
 
@@ -51,7 +51,10 @@ fn apply(table: &mut Table, sequence: u64, op: Op) {
     assert_eq!(table.apply(&command).unwrap().code, 0);
 }
 
-const BOTH: [ChunkId; 2] = [ChunkId(1), ChunkId(2)];
+/// Shards of both chunks, of which the disks 11, 14 and 16 hold numbers 0, 1 and 2.
+fn both(shard: u8) -> [ShardName; 2] {
+    [1, 2].map(|chunk| ShardName { chunk: ChunkId(chunk), shard, nonce: 1 })
+}
 
 fn disks(batch: &Batch) -> Vec<u64> {
     batch.by_disk.keys().map(|(_, disk)| disk.0).collect()
@@ -74,12 +77,12 @@ fn chunks_are_forgotten_when_every_member_confirmed() {
     let mut sweep = Sweep::default();
     let batch = sweep.next_batch(&table, i64::MAX, 0).unwrap();
     assert_eq!(disks(&batch), [11, 14, 16]);
-    assert!(batch.by_disk.values().all(|chunks| chunks == &BOTH));
-    sweep.note(DiskId(11), &BOTH, true, 0);
-    sweep.note(DiskId(14), &BOTH, true, 0);
-    assert!(sweep.take_done().is_empty());
-    sweep.note(DiskId(16), &BOTH, true, 0);
-    assert_eq!(sweep.take_done(), [1, 2]);
+    assert!(batch.by_disk.values().zip(0..).all(|(names, shard)| names == &both(shard)));
+    sweep.note(DiskId(11), &both(0), true, 0);
+    sweep.note(DiskId(14), &both(0), true, 0);
+    assert_eq!(sweep.take_done(), None);
+    sweep.note(DiskId(16), &both(0), true, 0);
+    assert_eq!(sweep.take_done().unwrap().chunks, [1, 2]);
     assert_eq!(sweep.next_batch(&table, i64::MAX, 0), None);
 }
 
@@ -88,21 +91,21 @@ fn a_member_that_cannot_be_reached_is_asked_again_later_and_alone() {
     let table = table_with_freed_chunks();
     let mut sweep = Sweep::default();
     sweep.next_batch(&table, i64::MAX, 0).unwrap();
-    sweep.note(DiskId(11), &BOTH, true, 0);
-    sweep.note(DiskId(14), &BOTH, false, 0);
-    sweep.note(DiskId(16), &BOTH, true, 0);
-    assert!(sweep.take_done().is_empty());
+    sweep.note(DiskId(11), &both(0), true, 0);
+    sweep.note(DiskId(14), &both(0), false, 0);
+    sweep.note(DiskId(16), &both(0), true, 0);
+    assert_eq!(sweep.take_done(), None);
     let again = |sweep: &mut Sweep, now_ms| {
         assert_eq!(sweep.next_batch(&table, i64::MAX, now_ms), None);
         disks(&sweep.next_batch(&table, i64::MAX, now_ms).unwrap())
     };
     assert!(again(&mut sweep, 999).is_empty());
     assert_eq!(again(&mut sweep, 1_000), [14]);
-    sweep.note(DiskId(14), &BOTH, false, 1_000);
+    sweep.note(DiskId(14), &both(0), false, 1_000);
     assert!(again(&mut sweep, 2_999).is_empty(), "the pause doubles");
     assert_eq!(again(&mut sweep, 3_000), [14]);
-    sweep.note(DiskId(14), &BOTH, true, 3_000);
-    assert_eq!(sweep.take_done(), [1, 2]);
+    sweep.note(DiskId(14), &both(0), true, 3_000);
+    assert_eq!(sweep.take_done().unwrap().chunks, [1, 2]);
 }
 
 #[test]
@@ -110,12 +113,12 @@ fn a_vacated_slot_is_not_waited_for() {
     let mut table = table_with_freed_chunks();
     let mut sweep = Sweep::default();
     sweep.next_batch(&table, i64::MAX, 0).unwrap();
-    sweep.note(DiskId(11), &BOTH, true, 0);
-    sweep.note(DiskId(16), &BOTH, true, 0);
+    sweep.note(DiskId(11), &both(0), true, 0);
+    sweep.note(DiskId(16), &both(0), true, 0);
     apply(&mut table, 0, Op::VacateSlot(VacateSlot { group: 1, epoch: 1, slot: 3 }));
     assert_eq!(sweep.next_batch(&table, i64::MAX, 0), None);
     sweep.next_batch(&table, i64::MAX, 0).unwrap();
-    assert_eq!(sweep.take_done(), [1, 2]);
+    assert_eq!(sweep.take_done().unwrap().chunks, [1, 2]);
 }
 
 #[test]
@@ -147,9 +150,16 @@ fn a_round_asks_all_disks_at_once_with_proofs_and_forgets_what_all_confirmed() {
     let members: Vec<Member> = requests.iter().map(|(member, _)| *member).collect();
     assert_eq!(members, [(101, 11), (104, 14), (106, 16)].map(|(node, disk)| (NodeId(node), DiskId(disk))));
     for (member, request) in &requests {
-        assert_eq!((request.disk, &request.chunks[..]), (member.1.0, &[1, 2][..]));
+        let shard = match member.1.0 {
+            11 => 0,
+            14 => 1,
+            _ => 2,
+        };
+        let names: Vec<_> = request.shards.iter().map(|name| (name.chunk, name.shard, name.nonce)).collect();
+        assert_eq!((request.disk, &names[..]), (member.1.0, &[(1, shard.into(), 1), (2, shard.into(), 1)][..]));
+        assert!(request.chunks.is_empty());
         let mac = &request.proof.as_ref().unwrap().mac;
-        assert!(SECRET.verify(VOLUME, Incarnation(1), Claim::DeleteChunks(&BOTH), mac));
+        assert!(SECRET.verify(VOLUME, Incarnation(1), Claim::DeleteShards(&[], &both(shard)), mac));
     }
     for member in &members {
         assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Wait);
@@ -205,6 +215,46 @@ fn an_answer_that_nobody_waits_for_any_more_confirms_nothing() {
     assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Rest);
     rig.now_ms *= 2;
     assert!(matches!(sweep.next(&rig.view(), &SECRET), Step::Delete(_)));
+}
+
+/// A leader whose disk 14 answers nothing, each second, until a step that is none of the sweep's own questions.
+fn until_forgotten(sweep: &mut Sweep, rig: &mut Rig, up_to_ms: u64) -> Option<Op> {
+    while rig.now_ms < up_to_ms {
+        match sweep.next(&rig.view(), &SECRET) {
+            Step::Delete(requests) => {
+                for (member, _) in requests {
+                    let answer = (member.1 != DiskId(14)).then(|| answer(Status::Ok));
+                    sweep.answered(member, answer.as_ref(), &rig.view());
+                }
+            }
+            Step::Forget(op) => return Some(op),
+            Step::Rest => rig.now_ms += 1_000,
+            Step::Wait => panic!(),
+        }
+    }
+    None
+}
+
+#[test]
+fn a_member_that_is_silent_for_a_minute_owes_and_is_waited_for_no_longer() {
+    let (mut sweep, mut rig) = (Sweep::default(), rig());
+    apply(&mut rig.table, 0, Op::RaiseFeatureLevel(RaiseFeatureLevel { level: 2 }));
+    sweep.follow(1);
+    let delay_ms = u64::from(FREED_CHUNK_DELAY_MS);
+    assert_eq!(until_forgotten(&mut sweep, &mut rig, delay_ms + SILENCE_MS_MAX), None);
+    let op = until_forgotten(&mut sweep, &mut rig, delay_ms + 3 * SILENCE_MS_MAX).unwrap();
+    assert_eq!(op, Op::ForgetChunks(ForgetChunks { chunks: vec![1, 2], disks: vec![14] }));
+    let forgot = rig.apply_own(op);
+    sweep.proposed(Some(&forgot));
+    assert!(rig.table.freed_chunks(i64::MAX, (0, ChunkId(0)), 9).is_empty());
+    assert_eq!(rig.table.owed(DiskId(14)).unwrap().chunk, ChunkId(2));
+}
+
+#[test]
+fn before_all_replicas_know_debts_a_silent_member_is_waited_for() {
+    let (mut sweep, mut rig) = (Sweep::default(), rig());
+    sweep.follow(1);
+    assert_eq!(until_forgotten(&mut sweep, &mut rig, 1_000_000), None);
 }
 
 /// Each rule that a simulation may break is broken by it.

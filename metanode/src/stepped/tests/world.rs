@@ -6,7 +6,7 @@ use holdfast_common::{Incarnation, Random};
 use holdfast_proto::control::{
     AllocateGroupsResponse, Endpoint, Group, GroupMember, HeartbeatRequest, TableAssignment,
 };
-use holdfast_proto::data::DeleteShardsResponse;
+use holdfast_proto::data::{DeleteShardsResponse, ListShardsResponse, ShardSummary};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Mutation, ReadResponse, read_request};
 use holdfast_storage::SimulatedDisk;
@@ -32,6 +32,9 @@ pub(crate) struct World {
     /// Deletions by disk, and the disk that does not answer.
     pub(crate) deleted: Vec<(u64, Vec<u64>)>,
     pub(crate) silent_disk: u64,
+    /// Floors that disks were told, and shards that all of them list.
+    pub(crate) floors: Vec<u64>,
+    pub(crate) listed: Vec<ShardSummary>,
     pub(crate) sabotage: Sabotage,
     next_ticket: u64,
     pub(crate) sequence: u64,
@@ -53,6 +56,8 @@ impl World {
             drops_volume: false,
             deleted: Vec::new(),
             silent_disk: 0,
+            floors: Vec::new(),
+            listed: Vec::new(),
             sabotage,
             next_ticket: 0,
             sequence: 0,
@@ -154,9 +159,17 @@ impl World {
             Output::Delete { ticket, node, request } => {
                 assert_eq!(node.0, 100 + request.disk);
                 let answers = request.disk != self.silent_disk;
-                self.deleted.push((request.disk, request.chunks));
+                self.deleted.push((request.disk, request.shards.iter().map(|name| name.chunk).collect()));
                 let answer = answers.then(DeleteShardsResponse::default);
                 self.mail.push_back((from, from, Event::Deleted { ticket, answer }));
+            }
+            Output::SetFloor { ticket, request, .. } => {
+                self.floors.push(request.floor);
+                self.mail.push_back((from, from, Event::FloorSet { ticket, answer: Some(Default::default()) }));
+            }
+            Output::List { ticket, .. } => {
+                let answer = Some(ListShardsResponse { end: true, shards: self.listed.clone(), ..Default::default() });
+                self.mail.push_back((from, from, Event::Listed { ticket, answer }));
             }
             Output::Report(report) => {
                 let response = (!self.cut.contains(&from)).then(|| self.heartbeat());
@@ -169,7 +182,8 @@ impl World {
     }
 
     fn heartbeat(&self) -> HeartbeatResponse {
-        let endpoint = |node: u64| Endpoint { node, address: format!("node-{node}:1"), alive: true };
+        let endpoint =
+            |node: u64| Endpoint { node, address: format!("node-{node}:1"), alive: true, ..Default::default() };
         let table = TableAssignment {
             volume: VOLUME.0,
             incarnation: 1,
@@ -179,12 +193,12 @@ impl World {
             parity_shards: 2,
             quota_bytes: 0,
             available_bytes: 1 << 40,
-            feature_level: 1,
+            feature_level: 2,
         };
         let mac = SECRET.prove(VOLUME, Incarnation(1), Claim::DropVolume).to_vec().into();
         HeartbeatResponse {
             tables: if self.drops_volume { vec![] } else { vec![table] },
-            nodes: (1..=3).map(endpoint).collect(),
+            nodes: (1..=3).chain(101..=106).map(endpoint).collect(),
             drops: if self.drops_volume { vec![VolumeDrop { volume: VOLUME.0, incarnation: 1, mac }] } else { vec![] },
             time_ns: 0,
         }

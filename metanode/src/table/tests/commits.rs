@@ -165,7 +165,7 @@ fn a_forgotten_chunk_never_comes_back() {
     assert_eq!(freed(&fixture), [id]);
     let late = FileCommit { truncate_generation: 1, ..file_commit(inode, 0, 9, id) };
     assert_eq!(fixture.commit_one(chunk(id, 9), late.clone()), Code::RewriteChunk);
-    fixture.lead(Op::ForgetChunks(ForgetChunks { chunks: vec![id, 12_345] }));
+    fixture.lead(Op::ForgetChunks(ForgetChunks { chunks: vec![id, 12_345], disks: vec![] }));
     assert_eq!(fixture.table.chunk_record(ChunkId(id)), None);
     assert_eq!(fixture.commit_one(chunk(id, 9), late), Code::RewriteChunk);
 }
@@ -176,7 +176,7 @@ fn live_chunks_are_never_forgotten() {
     let inode = fixture.create(ROOT, b"f", Kind::File);
     let id = fixture.reserve_chunk();
     assert_eq!(fixture.commit_one(chunk(id, 9), file_commit(inode, 0, 9, id)), Code::Ok);
-    fixture.lead(Op::ForgetChunks(ForgetChunks { chunks: vec![id] }));
+    fixture.lead(Op::ForgetChunks(ForgetChunks { chunks: vec![id], disks: vec![] }));
     assert!(fixture.table.chunk_record(ChunkId(id)).is_some());
 }
 

@@ -5,7 +5,8 @@ use crate::table::dead::PiecesMax;
 use crate::table::{FEATURE_LEVEL, RestoreError, Table};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
-    Code, Fallocate, Kind, Mutation, RaiseFeatureLevel, ReserveChunks, ReserveQuota, SetXattr, Unlink,
+    Code, Fallocate, ForgetChunks, Kind, Mutation, RaiseFeatureLevel, ReserveChunks, ReserveQuota, SetAttr, SetXattr,
+    Unlink,
 };
 use holdfast_proto::record::TableCommand;
 use prost::Message;
@@ -120,6 +121,11 @@ pub(super) fn full_table() -> Fixture {
     fixture.create(ROOT, b"orphan", Kind::File);
     fixture.ok(Op::Unlink(Unlink { parent: ROOT, name: b"orphan"[..].into(), directory: false }));
     fixture.open_session(b"other");
+    let freed = fixture.reserve_chunk();
+    let emptied = fixture.create(ROOT, b"emptied", Kind::File);
+    assert_eq!(fixture.commit_one(chunk(freed, 100), file_commit(emptied, 0, 100, freed)), Code::Ok);
+    fixture.ok(Op::SetAttr(SetAttr { inode: emptied, size_bytes: Some(0), ..SetAttr::default() }));
+    fixture.lead(Op::ForgetChunks(ForgetChunks { chunks: vec![freed], disks: vec![2, 3] }));
     fixture
 }
 

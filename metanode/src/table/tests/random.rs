@@ -316,7 +316,8 @@ impl Run {
             }
             _ => {
                 let chunks = self.model.chunks.keys().copied().filter(|_| self.random.chance(2)).collect();
-                Op::ForgetChunks(ForgetChunks { chunks })
+                let disks = (11..17).filter(|_| self.random.chance(6)).collect();
+                Op::ForgetChunks(ForgetChunks { chunks, disks })
             }
         }
     }

@@ -2,9 +2,12 @@
 
 use super::{Fixture, ROOT, chunk, command, create, file_commit};
 use crate::sabotage::Sabotage;
-use holdfast_common::ChunkId;
+use holdfast_common::proof::ShardName;
+use holdfast_common::{ChunkId, DiskId};
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{Commit, Kind, MutateResponse, RaiseFloor, ReserveChunks, SetAttr, Unlink, VacateSlot};
+use holdfast_proto::meta::{
+    Commit, ForgetChunks, Kind, MutateResponse, RaiseFloor, ReserveChunks, SetAttr, Swept, Unlink, VacateSlot,
+};
 
 /// An operation whose result a broken rule may leave inconsistent.
 fn unchecked(fixture: &mut Fixture, op: Op) -> MutateResponse {
@@ -68,6 +71,34 @@ fn a_commit_below_the_floor_is_taken() {
         let (inode, id) = (fixture.create(ROOT, b"f", Kind::File), fixture.reserve_chunk());
         fixture.lead(Op::RaiseFloor(RaiseFloor { floor: id + 1 }));
         commit_code(fixture, id, inode, 0)
+    });
+}
+
+/// A chunk that was freed and forgotten without a disk, which is then compared below or above it: whether the disk owes.
+fn owes(fixture: &mut Fixture, compared_above: u64) -> bool {
+    let (inode, id) = (fixture.create(ROOT, b"f", Kind::File), fixture.reserve_chunk());
+    assert_eq!(commit_code(fixture, id, inode, 0), 0);
+    unchecked(fixture, truncate(inode, 0));
+    fixture.lead(Op::ForgetChunks(ForgetChunks { chunks: vec![id], disks: vec![4] }));
+    let floor = id + compared_above;
+    fixture.lead(Op::RaiseFloor(RaiseFloor { floor }));
+    fixture.lead(Op::Swept(Swept { disk: 4, floor, owed_entries: 1 }));
+    fixture.table.owed(DiskId(4)).is_some()
+}
+
+#[test]
+fn what_disks_owe_is_not_written_or_settled_above_the_floor() {
+    assert_shows(Sabotage::OwedNotWritten, |fixture| owes(fixture, 0));
+    assert_shows(Sabotage::SweptClearsAll, |fixture| owes(fixture, 0));
+}
+
+#[test]
+fn shards_of_a_freed_chunk_count_as_orphans() {
+    assert_shows(Sabotage::FreedChunksOrphaned, |fixture| {
+        let (inode, id) = (fixture.create(ROOT, b"f", Kind::File), fixture.reserve_chunk());
+        commit_code(fixture, id, inode, 0);
+        unchecked(fixture, truncate(inode, 0));
+        fixture.table.places(&ShardName { chunk: ChunkId(id), shard: 0, nonce: id * 31 }, DiskId(1))
     });
 }
 

@@ -1,0 +1,66 @@
+//! When disks are asked again that did not answer, or refused.
+
+use holdfast_common::DiskId;
+use std::collections::BTreeMap;
+
+/// First and longest pause after a disk failed.
+const PAUSE_MS_MIN: u64 = 1_000;
+const PAUSE_MS_MAX: u64 = 60_000;
+
+/// The pauses of disks that failed and did not do what was asked since.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff(BTreeMap<DiskId, Pause>);
+
+#[derive(Debug)]
+struct Pause {
+    /// The first failure.
+    since_ms: u64,
+    until_ms: u64,
+    pause_ms: u64,
+}
+
+impl Backoff {
+    /// It did not answer, or refused: the next pause is twice as long.
+    pub(crate) fn failed(&mut self, disk: DiskId, now_ms: u64) {
+        let former = self.0.get(&disk);
+        let pause_ms = former.map_or(PAUSE_MS_MIN, |pause| (pause.pause_ms * 2).min(PAUSE_MS_MAX));
+        let since_ms = former.map_or(now_ms, |pause| pause.since_ms);
+        self.0.insert(disk, Pause { since_ms, until_ms: now_ms + pause_ms, pause_ms });
+    }
+
+    /// It did what was asked.
+    pub(crate) fn answered(&mut self, disk: DiskId) {
+        self.0.remove(&disk);
+    }
+
+    /// Whether it is left alone now.
+    pub(crate) fn is_paused(&self, disk: DiskId, now_ms: u64) -> bool {
+        self.0.get(&disk).is_some_and(|pause| pause.until_ms > now_ms)
+    }
+
+    /// For how long it has failed; 0 if it does not.
+    pub(crate) fn silent_ms(&self, disk: DiskId, now_ms: u64) -> u64 {
+        self.0.get(&disk).map_or(0, |pause| now_ms.saturating_sub(pause.since_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_minute_and_end_with_an_answer() {
+        let (mut backoff, disk) = (Backoff::default(), DiskId(1));
+        let mut now_ms = 5;
+        for pause_ms in [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000] {
+            backoff.failed(disk, now_ms);
+            assert!(backoff.is_paused(disk, now_ms + pause_ms - 1));
+            now_ms += pause_ms;
+            assert!(!backoff.is_paused(disk, now_ms) && !backoff.is_paused(DiskId(2), now_ms));
+            assert_eq!(backoff.silent_ms(disk, now_ms), now_ms - 5);
+        }
+        backoff.answered(disk);
+        backoff.failed(disk, now_ms);
+        assert_eq!((backoff.silent_ms(disk, now_ms), backoff.is_paused(disk, now_ms + 1_000)), (0, false));
+    }
+}

@@ -11,6 +11,7 @@ mod node;
 mod opening;
 mod order;
 mod outbox;
+mod room;
 mod sabotage;
 #[cfg(test)]
 mod simulation;
@@ -25,6 +26,7 @@ pub use log::LogFailed;
 pub use machine::{Broken, Snapshot, StateMachine};
 pub use node::Node;
 pub use outbox::{GroupMessage, MESSAGE_BYTES_MAX, Outbox};
+pub use room::release_reserve;
 pub use sabotage::Sabotage;
 pub use status::{GroupError, GroupStatus, OpenError, ProposeError, ReadError, Role};
 pub use stepped::{SnapshotOut, SteppedNode, SteppedOptions, Turn};

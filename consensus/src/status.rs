@@ -51,6 +51,9 @@ pub enum ProposeError {
     /// Certainly not executed: too much is waiting.
     #[error("too many proposals are waiting")]
     Overloaded,
+    /// Certainly not executed: the disk of the leader's log is nearly full, and the command does not free anything.
+    #[error("the disk of the log is full")]
+    NoSpace,
     /// Certainly not executed, and never will be: longer than [`crate::COMMAND_BYTES_MAX`].
     #[error("the command is too large")]
     TooLarge,

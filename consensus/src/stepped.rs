@@ -18,6 +18,7 @@ use crate::log::record::Record;
 use crate::log::{Log, LogFailed, LogOptions};
 use crate::machine::StateMachine;
 use crate::outbox::GroupMessage;
+use crate::room::Room;
 use crate::sabotage::Sabotage;
 use crate::status::{GroupError, GroupStatus, OpenError, ProposeError, ReadError};
 use crate::turn::{Input, NodeCore};
@@ -155,6 +156,7 @@ enum Control {
 pub struct SteppedNode<S> {
     core: NodeCore<u64, u64>,
     log: Log,
+    room: Room,
     site: SteppedSite<S>,
     make: Box<dyn Fn(u64) -> S>,
     controls: VecDeque<Control>,
@@ -179,12 +181,13 @@ impl<S: StateMachine> SteppedNode<S> {
         snapshots: Arc<dyn Directory>,
         make: impl Fn(u64) -> S + 'static,
     ) -> Result<Self, OpenError> {
-        let opened = opening::open(log, &*snapshots, options.log_options(), &make)?;
+        let opened = opening::open(log, &snapshots, options.log_options(), &make)?;
         let held = opened.states.into_iter().map(|(group, state)| (group, Held::new(state, true)));
-        let site = SteppedSite::new(snapshots, held.collect(), options.sabotage);
+        let site = SteppedSite::new(snapshots, Arc::clone(&opened.reserve), held.collect(), options.sabotage);
         Ok(Self {
             core: NodeCore::new(options.core_options(), opened.groups, opened.next_file),
             log: opened.log,
+            room: Room::new(opened.reserve, options.segment_bytes),
             site,
             make: Box::new(make),
             controls: VecDeque::new(),
@@ -219,7 +222,8 @@ impl<S: StateMachine> SteppedNode<S> {
         if command.len() > self.command_bytes_max {
             self.site.out.proposals.push((ticket, Err(ProposeError::TooLarge)));
         } else {
-            self.site.inbox.push_back(Input::Propose { group, command, ticket });
+            let frees = !self.core.is_tight() || S::frees(&command);
+            self.site.inbox.push_back(Input::Propose { group, command, ticket, frees });
         }
     }
 
@@ -279,6 +283,12 @@ impl<S: StateMachine> SteppedNode<S> {
         self.syncing
     }
 
+    /// Whether the log's disk is full and the write waits for room: [`Self::synced`] tries again, best a tick later.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        self.log.is_full()
+    }
+
     /// Whether the log failed, also in a call that did not say so: the process would stop.
     #[must_use]
     pub fn is_failed(&self) -> bool {
@@ -299,6 +309,7 @@ impl<S: StateMachine> SteppedNode<S> {
             let mut recalled = Vec::new();
             if std::mem::take(&mut self.ticked) {
                 inputs.push(Input::Tick);
+                self.room.tend(&mut self.core, &mut self.log)?;
                 recalled = order::carry_forward(&mut self.core, &self.log);
             }
             let effects = self.core.step(now_ns, inputs);
@@ -309,13 +320,17 @@ impl<S: StateMachine> SteppedNode<S> {
         Ok(self.told())
     }
 
-    /// Syncs the log and performs what that allows. There may be more to write then, and another sync due.
+    /// Syncs the log and performs what that allows, unless it waits for room. There may be more to write then, and another sync due.
     ///
     /// # Errors
     /// [`LogFailed`] if the log could not be written or synced: this value is of no use any more, and the process would stop.
     pub fn synced(&mut self) -> Result<Turn, LogFailed> {
         if self.syncing {
-            let synced = std::mem::replace(&mut self.appended, Ok(())).and_then(|()| self.log.sync());
+            let appended = std::mem::replace(&mut self.appended, Ok(())).and_then(|()| self.log.try_again());
+            if appended.is_ok() && self.log.is_full() {
+                return Ok(self.told());
+            }
+            let synced = appended.and_then(|()| self.log.sync());
             if let Err(error) = &synced {
                 self.site.stop_all(&error.to_string());
             }

@@ -7,11 +7,12 @@ use crate::neighbours::Neighbours;
 use crate::outbox::RaftOutbox;
 use crate::service::MetaService;
 use holdfast_common::{ClusterId, NodeId, VolumeId};
-use holdfast_consensus::{Node, NodeConfig, OpenError};
+use holdfast_consensus::{Node, NodeConfig, OpenError, release_reserve};
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::Role;
 use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
+use holdfast_storage::is_no_space;
 use holdfast_transport::{Client, ClientLimits, Server, ServerLimits};
 use parking_lot::Mutex;
 use std::io;
@@ -134,7 +135,7 @@ pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
     let address = reserved.address();
     let mut identity = {
         let directory = directory.clone();
-        tokio::task::spawn_blocking(move || NodeSuperblock::raise_generation(&directory, KIND)).await??
+        tokio::task::spawn_blocking(move || raise_generation(&directory)).await??
     };
     let newcomer = !identity.is_registered();
     if newcomer {
@@ -223,6 +224,18 @@ impl Metanode {
 fn claim(directory: &Path) -> Result<DirectoryLock, StartError> {
     NodeSuperblock::read(directory, KIND)?;
     Ok(DirectoryLock::acquire(directory)?)
+}
+
+/// On a full disk the new superblock takes of the room that is kept for a snapshot.
+fn raise_generation(directory: &Path) -> Result<NodeSuperblock, SuperblockError> {
+    match NodeSuperblock::raise_generation(directory, KIND) {
+        Err(SuperblockError::Io { source, .. })
+            if is_no_space(&source) && release_reserve(&directory.join(CONSENSUS_DIRECTORY)) =>
+        {
+            NodeSuperblock::raise_generation(directory, KIND)
+        }
+        other => other,
+    }
 }
 
 /// Asks for an id, a secret and a cluster until the volume manager answers, and writes them down.

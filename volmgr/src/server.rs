@@ -15,11 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_common::{ClusterId, NodeId, random_bytes};
-use holdfast_consensus::{GroupError, GroupMessage, Node, NodeConfig, OpenError, Outbox};
+use holdfast_consensus::{GroupError, GroupMessage, Node, NodeConfig, OpenError, Outbox, release_reserve};
 use holdfast_node::ListenError;
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::cluster::VolmgrSuperblock;
 use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
+use holdfast_storage::is_no_space;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
@@ -175,7 +176,15 @@ async fn blocking<T: Send + 'static>(
 fn raise_generation(directory: &Path) -> Result<ClusterId, StartError> {
     let mut record: VolmgrSuperblock = superblock::read(directory, KIND)?;
     record.generation += 1;
-    superblock::write(directory, KIND, &record)?;
+    match superblock::write(directory, KIND, &record) {
+        // On a full disk it takes of the room that is kept for a snapshot.
+        Err(SuperblockError::Io { source, .. })
+            if is_no_space(&source) && release_reserve(&directory.join(CONSENSUS_DIRECTORY)) =>
+        {
+            superblock::write(directory, KIND, &record)?;
+        }
+        written => written?,
+    }
     Ok(cluster_id(directory, &record)?)
 }
 

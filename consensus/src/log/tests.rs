@@ -12,6 +12,8 @@ use super::*;
 use holdfast_common::Random;
 use holdfast_storage::SimulatedDisk;
 
+mod full;
+
 const OPTIONS: LogOptions = LogOptions {
     segment_bytes: 4096,
     bytes_max: 8 * 4096,
@@ -40,6 +42,10 @@ fn replayed(records: &[Record]) -> Groups {
     let mut replay = Replay::new(0);
     records.iter().for_each(|record| replay.take(record.clone()));
     simplified(replay.finish().unwrap())
+}
+
+fn segment_names(disk: &SimulatedDisk) -> Vec<String> {
+    disk.list().unwrap().into_iter().filter(|name| segment::parse_name(name).is_some()).collect()
 }
 
 fn write(log: &mut Log, records: Vec<Record>) {
@@ -72,7 +78,7 @@ fn what_was_synced_is_there_and_what_was_not_may_be() {
     drop(log);
     disk.lose_power(&mut Random::new(1));
     assert_eq!(open(&disk).unwrap().1, replayed(&history));
-    assert!(disk.list().unwrap().len() > 5, "several segments");
+    assert!(segment_names(&disk).len() > 5, "several segments");
 }
 
 #[test]
@@ -107,7 +113,7 @@ fn damage_before_the_watermark_is_refused() {
         write(&mut log, vec![entries(first, 1)]);
     }
     drop(log);
-    let mut names: Vec<String> = disk.list().unwrap();
+    let mut names: Vec<String> = segment_names(&disk);
     names.sort();
     let head = names.pop().unwrap();
     assert!(names.len() > 1);
@@ -177,7 +183,7 @@ fn segments_are_recycled_and_their_former_bytes_never_pass() {
             index += 2;
         }
         write(&mut log, vec![state(index)]);
-        let segments = disk.list().unwrap().len();
+        let segments = segment_names(&disk).len();
         assert!(segments <= 8, "round {round}: {segments} segments");
     }
     let expected = replayed(&[state(index)]);

@@ -77,6 +77,9 @@ impl Core {
                 Ok(Err(error @ (ProposeError::Stopped | ProposeError::TooLarge))) => {
                     return Err(Status::internal(format!("the volume manager's log: {error}")));
                 }
+                Ok(Err(error @ ProposeError::NoSpace)) => {
+                    return Err(Status::resource_exhausted(format!("the volume manager: {error}; make room on it")));
+                }
                 Ok(Err(
                     error @ (ProposeError::NotLeader { .. } | ProposeError::Unknown | ProposeError::Overloaded),
                 )) => error.to_string(),

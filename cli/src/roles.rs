@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use holdfast_datanode::{Datanode, DatanodeConfig};
+use holdfast_datanode::{Datanode, DatanodeConfig, Process};
 use holdfast_metanode::{Metanode, MetanodeConfig};
 use holdfast_volmgr::{Volmgr, VolmgrConfig};
 
@@ -82,8 +82,8 @@ impl RoleConfig {
         Ok(())
     }
 
-    /// Starts serving.
-    pub(crate) async fn start(self) -> Result<Role> {
+    /// Starts serving, beside the other roles of this process.
+    pub(crate) async fn start(self, process: &Process) -> Result<Role> {
         Ok(match self {
             Self::Volmgr { dir, listen } => {
                 Role::Volmgr(holdfast_volmgr::start(VolmgrConfig { directory: dir, listen }).await?)
@@ -94,7 +94,7 @@ impl RoleConfig {
             }
             Self::Datanode { dir, disks, listen, volmgr } => {
                 let config = DatanodeConfig { directory: dir, disks, listen, volmgr };
-                Role::Datanode(holdfast_datanode::start(config).await?)
+                Role::Datanode(holdfast_datanode::start_in(config, process).await?)
             }
         })
     }

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use holdfast_datanode::Process;
 use serde_json::json;
 
 use crate::args::{DatanodeCommand, MetanodeCommand, volmgr_address};
@@ -59,9 +60,9 @@ pub(crate) async fn format(config: RoleConfig) -> Result<()> {
 /// Serves until SIGINT or SIGTERM.
 pub(crate) async fn serve(config: RoleConfig, json: bool) -> Result<()> {
     let mut signals = Signals::listen()?;
-    let kind = config.kind();
+    let (kind, process) = (config.kind(), Process::default());
     let role = tokio::select! {
-        started = config.start() => started?,
+        started = config.start(&process) => started?,
         () = signals.next() => return Ok(()),
     };
     let address = role.address();

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use holdfast_common::ChunkId;
 use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use tokio::sync::Notify;
 
 /// Bytes of a block: a part of one shard. Shorter at a shard's end.
@@ -29,7 +29,7 @@ enum Slot {
 
 #[derive(Debug, Default)]
 struct Blocks {
-    slots: HashMap<BlockKey, Slot>,
+    slots: BTreeMap<BlockKey, Slot>,
     /// Eviction order: oldest first, second chance for the used.
     order: VecDeque<BlockKey>,
     bytes: usize,
@@ -73,7 +73,7 @@ impl BlockCache {
         let mut blocks = self.blocks.lock();
         let mut claimed = Vec::new();
         for key in keys {
-            if let std::collections::hash_map::Entry::Vacant(slot) = blocks.slots.entry(key) {
+            if let std::collections::btree_map::Entry::Vacant(slot) = blocks.slots.entry(key) {
                 slot.insert(Slot::Loading);
                 claimed.push(key);
             }

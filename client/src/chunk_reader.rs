@@ -21,7 +21,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// A member that has not answered after 8 times the 99th percentile, within these, is read around.
 const READ_DEADLINE_MIN: Duration = Duration::from_millis(300);
@@ -203,10 +202,10 @@ impl ChunkReader {
     ) -> Vec<Option<Bytes>> {
         let ranges = wanted.iter().map(|(index, member)| self.shard_range(&parts[*index], member)).collect();
         let timeout = (self.latency.lock().estimate() * 8).clamp(READ_DEADLINE_MIN, READ_DEADLINE_MAX);
-        let started = Instant::now();
+        let started = self.shell.now();
         let request = ReadShardsRequest { ranges };
         let parsed = self.shell.network.fetch(address, request, timeout).await;
-        self.latency.lock().add(started.elapsed());
+        self.latency.lock().add(self.shell.now().since(started));
         match parsed {
             Ok((response, body)) => {
                 let mut at = 0;

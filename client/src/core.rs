@@ -37,7 +37,7 @@ use crate::{Error, FileHandle};
 use admission::{Cover, Memory, Quota};
 use effects::{Answer, Effects, Input, Note, OpId, Response};
 use files::Files;
-use holdfast_common::{Incarnation, InodeId, NodeId, SessionId, VolumeId};
+use holdfast_common::{Incarnation, InodeId, NodeId, Random, SessionId, VolumeId};
 use holdfast_erasure::CodeMode;
 use holdfast_proto::meta::{Attr, MutateResponse, ReadResponse, mutation, read_request};
 use latency::Percentile99;
@@ -118,7 +118,7 @@ pub(crate) struct Core {
     now: Moment,
     out: Effects,
     settings: Settings,
-    random: u64,
+    random: Random,
     pub(crate) members: Members,
     requests: Requests<Asked>,
     session: Session,
@@ -157,7 +157,7 @@ impl Core {
         let mut core = Self {
             now,
             out: Effects::default(),
-            random: settings.seed,
+            random: Random::new(settings.seed),
             requests: Requests::new(settings.volume, settings.incarnation, settings.replicas.clone()),
             session: Session::new(),
             files: Files::default(),
@@ -267,13 +267,9 @@ impl Core {
         moments.into_iter().flatten().min()
     }
 
-    /// A number that nobody outside can tell beforehand. By splitmix64 (Steele, Lea, Flood 2014).
+    /// A number that nobody outside can tell beforehand.
     fn draw(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.random.bits()
     }
 
     fn ask(&mut self, op: read_request::Op, asker: Asker) -> RequestId {

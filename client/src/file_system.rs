@@ -7,6 +7,7 @@ use crate::core::effects::{Answer, Call};
 use crate::core::missing;
 use crate::mount::Mounted;
 use crate::network::Network;
+use crate::runtime::{Runtime, TokioRuntime};
 use crate::{Attributes, Error, FileSystemStat, NodeKind};
 use holdfast_common::InodeId;
 use holdfast_proto::control::Volume;
@@ -55,7 +56,7 @@ impl FileSystem {
         Ok(Self { mounted: Mounted::new(config).await? })
     }
 
-    /// Mounts a volume that is known over a network of the caller's: for tests.
+    /// Mounts a volume that is known over a network of the caller's, for tests. Must run inside a tokio runtime.
     ///
     /// # Errors
     /// As [`FileSystem::mount`].
@@ -65,7 +66,21 @@ impl FileSystem {
         network: Arc<dyn Network>,
         seed: u64,
     ) -> Result<Self, Error> {
-        Ok(Self { mounted: Mounted::over(config, volume, network, seed).await? })
+        Self::mount_in(Arc::new(TokioRuntime::current()), config, volume, network, seed).await
+    }
+
+    /// The same, carried and timed by a runtime of the caller's: for simulations.
+    ///
+    /// # Errors
+    /// As [`FileSystem::mount`].
+    pub async fn mount_in(
+        runtime: Arc<dyn Runtime>,
+        config: MountConfig,
+        volume: &Volume,
+        network: Arc<dyn Network>,
+        seed: u64,
+    ) -> Result<Self, Error> {
+        Ok(Self { mounted: Mounted::over(config, volume, network, runtime, seed).await? })
     }
 
     /// Flushes everything and closes the session. Later calls fail.

@@ -1,6 +1,7 @@
 //! A Holdfast volume as a library: the metadata client, the write pipeline and the read path. Knows nothing of FUSE.
 //!
-//! [`core`] decides and does no I/O; [`shell`] steps it and performs what it wants; [`network`] is the seam to the cluster.
+//! [`core`] decides and does no I/O; [`shell`] steps it and performs what it wants; [`network`] is the seam to the
+//! cluster, [`runtime`] the one to what carries it.
 
 mod block_cache;
 mod chunk_reader;
@@ -9,6 +10,7 @@ pub mod error;
 pub mod file_system;
 mod mount;
 pub mod network;
+pub mod runtime;
 mod shell;
 pub mod task;
 pub mod types;

@@ -6,6 +6,7 @@ use crate::core::effects::{Answer, Call};
 use crate::core::members::Members;
 use crate::core::{Core, Settings};
 use crate::network::{Network, RealNetwork, ask_volmgr};
+use crate::runtime::{Runtime, TokioRuntime, within};
 use crate::shell::Shell;
 use crate::{Error, MountConfig};
 use holdfast_common::{ClusterId, Incarnation, NodeId, VolumeId};
@@ -16,7 +17,6 @@ use parking_lot::Mutex;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::timeout;
 
 /// Dirty data's share of the memory budget; the rest is for readahead, cached blocks and maps.
 const DIRTY_SHARE: usize = 2;
@@ -67,7 +67,7 @@ impl Mounted {
         let network = RealNetwork { transport, volmgr: config.volmgr.clone(), volume: config.volume.clone() };
         // Seeded by the process: nobody outside can tell a nonce beforehand.
         let seed = RandomState::new().hash_one(&config.client_key);
-        Self::over(config, &volume, Arc::new(network), seed).await
+        Self::over(config, &volume, Arc::new(network), Arc::new(TokioRuntime::current()), seed).await
     }
 
     /// Mounts a volume that is known over a network that stands.
@@ -75,6 +75,7 @@ impl Mounted {
         config: MountConfig,
         volume: &Volume,
         network: Arc<dyn Network>,
+        runtime: Arc<dyn Runtime>,
         seed: u64,
     ) -> Result<Arc<Self>, Error> {
         let (id, incarnation) = (VolumeId(volume.volume), Incarnation(volume.incarnation));
@@ -94,7 +95,7 @@ impl Mounted {
         };
         let mut members = Members::default();
         members.learn_endpoints(&volume.metanodes);
-        let shell = Shell::start(|now| Core::new(settings, members, now), network, id, incarnation);
+        let shell = Shell::start(|now| Core::new(settings, members, now), (network, runtime), id, incarnation);
         shell.run(Call::Start).await?;
         let reader = Arc::new(ChunkReader {
             shell: Arc::clone(&shell),
@@ -108,15 +109,16 @@ impl Mounted {
 
     /// Flushes, ends the session.
     pub(crate) async fn shutdown(&self) -> Result<(), Error> {
-        let flushed = timeout(SHUTDOWN_FLUSH_MAX, self.shell.run(Call::Sync)).await;
+        let runtime = &*self.shell.runtime;
+        let flushed = within(runtime, SHUTDOWN_FLUSH_MAX, self.shell.run(Call::Sync)).await;
         let mut unflushed = self.shell.with(|core, _| [core.unflushed(), core.untold()].concat());
         unflushed.sort_unstable();
         unflushed.dedup();
-        if timeout(SHUTDOWN_CLOSE_MAX, self.shell.run(Call::Close)).await.is_err() {
+        if within(runtime, SHUTDOWN_CLOSE_MAX, self.shell.run(Call::Close)).await.is_none() {
             tracing::debug!("the table was not told that the session ends");
         }
         match flushed {
-            Ok(Ok(Answer::Done)) if unflushed.is_empty() => Ok(()),
+            Some(Ok(Answer::Done)) if unflushed.is_empty() => Ok(()),
             _ => Err(Error::Unflushed(unflushed)),
         }
     }

@@ -9,6 +9,7 @@ use crate::core::Core;
 use crate::core::effects::{Answer, Call, Effects, Input, Note, OpId, PutChunk, Reserve, Response, Send, Wire};
 use crate::core::time::Moment;
 use crate::network::Network;
+use crate::runtime::{Runtime, Work, within};
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::{ChunkId, Incarnation, VolumeId};
@@ -22,15 +23,12 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::Instant;
 
 /// Longest sleep of the timer: only to notice that the mount has ended.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
 type Outcome = Result<Answer, Error>;
-type Work = Pin<Box<dyn Future<Output = ()> + std::marker::Send>>;
 
 struct Inner {
     core: Core,
@@ -74,38 +72,30 @@ pub(crate) struct Shell {
     pub(crate) network: Arc<dyn Network>,
     volume: VolumeId,
     incarnation: Incarnation,
-    started: Instant,
     timer: Notify,
-    runtime: Handle,
+    pub(crate) runtime: Arc<dyn Runtime>,
 }
 
 impl Shell {
     /// Starts the core: its first effects are performed, and its timer runs until the shell is dropped.
     pub(crate) fn start(
         make: impl FnOnce(Moment) -> (Core, Effects),
-        network: Arc<dyn Network>,
+        (network, runtime): (Arc<dyn Network>, Arc<dyn Runtime>),
         volume: VolumeId,
         incarnation: Incarnation,
     ) -> Arc<Self> {
-        let (core, effects) = make(Moment(0));
+        let (core, effects) = make(moment(&*runtime));
         let inner = Inner { core, waiting: BTreeMap::new(), next_op: 0, armed: None };
-        let shell = Arc::new(Self {
-            inner: Mutex::new(inner),
-            network,
-            volume,
-            incarnation,
-            started: Instant::now(),
-            timer: Notify::new(),
-            runtime: Handle::current(),
-        });
-        tokio::spawn(run_timer(Arc::downgrade(&shell)));
+        let shell =
+            Arc::new(Self { inner: Mutex::new(inner), network, volume, incarnation, timer: Notify::new(), runtime });
+        shell.runtime.spawn(Box::pin(run_timer(Arc::downgrade(&shell))));
         let stepped = shell.inner.lock().take(effects);
         shell.spawn_all(stepped);
         shell
     }
 
     pub(crate) fn now(&self) -> Moment {
-        Moment(0) + self.started.elapsed()
+        moment(&*self.runtime)
     }
 
     /// Looks at the core, or changes something that has no effects.
@@ -147,7 +137,7 @@ impl Shell {
             }
             (Begun::Waits(receiver), stepped) => {
                 let mut waits = Waits { shell: self, op, receiver: Some(receiver) };
-                let mut carried = Carried { works: self.perform(stepped), runtime: self.runtime.clone() };
+                let mut carried = Carried { works: self.perform(stepped), runtime: Arc::clone(&self.runtime) };
                 let outcome = std::future::poll_fn(|context| {
                     let _ = carried.poll(context);
                     waits.poll(context)
@@ -186,9 +176,9 @@ impl Shell {
         }
         let mut works: Vec<Work> = Vec::new();
         for (at, send) in effects.sends.into_iter().enumerate() {
-            let work = Arc::clone(self).send(send);
+            let work = Box::pin(Arc::clone(self).send(send));
             if at < effects.own_sends {
-                works.push(Box::pin(work));
+                works.push(work);
             } else {
                 // Not the caller's: a caller that is not polled must not hold up a keep-alive.
                 self.runtime.spawn(work);
@@ -196,18 +186,18 @@ impl Shell {
         }
         for put in effects.puts {
             // Encoding takes a core for a while: never in the thread that serves a caller.
-            self.runtime.spawn(Arc::clone(self).put(put));
+            self.runtime.spawn(Box::pin(Arc::clone(self).put(put)));
         }
         if let Some(reserve) = effects.reserve {
-            self.runtime.spawn(Arc::clone(self).reserve(reserve));
+            self.runtime.spawn(Box::pin(Arc::clone(self).reserve(reserve)));
         }
         if effects.ask_volmgr {
             let shell = Arc::clone(self);
-            self.runtime.spawn(async move {
+            self.runtime.spawn(Box::pin(async move {
                 let answer = shell.network.volume().await;
                 let endpoints = answer.map(|volume| volume.metanodes).unwrap_or_default();
                 shell.put_in(Input::Endpoints(endpoints));
-            });
+            }));
         }
         works
     }
@@ -244,13 +234,13 @@ impl Shell {
             let request = PutShardRequest { disk: member.disk.0, header: Some(header), session: put.session.0 };
             let (shell, to) = (Arc::clone(&self), member.address);
             works.push(Box::pin(async move {
-                let started = Instant::now();
+                let started = shell.now();
                 let answer = shell.network.put(to, request, payload, timeout).await;
-                let elapsed = started.elapsed();
+                let elapsed = shell.now().since(started);
                 shell.put_in(Input::Put { write, chunk, shard, elapsed, answer });
             }));
         }
-        let mut carried = Carried { works, runtime: self.runtime.clone() };
+        let mut carried = Carried { works, runtime: Arc::clone(&self.runtime) };
         std::future::poll_fn(|context| carried.poll(context)).await;
     }
 
@@ -291,6 +281,10 @@ impl Shell {
     }
 }
 
+fn moment(runtime: &dyn Runtime) -> Moment {
+    Moment(0) + runtime.now()
+}
+
 /// Steps the core whenever it wants to be, until the mount has ended.
 async fn run_timer(shell: Weak<Shell>) {
     loop {
@@ -308,7 +302,7 @@ async fn run_timer(shell: Weak<Shell>) {
         let notified = async {
             strong.timer.notified().await;
         };
-        let _ = tokio::time::timeout(sleep, notified).await;
+        within(&*strong.runtime, sleep, notified).await;
     }
 }
 
@@ -369,7 +363,7 @@ impl Drop for Waits<'_> {
 /// Works that run as long as this is polled, and then by themselves.
 struct Carried {
     works: Vec<Work>,
-    runtime: Handle,
+    runtime: Arc<dyn Runtime>,
 }
 
 impl Carried {

@@ -456,14 +456,14 @@ impl Writer {
 mod tests {
     use super::*;
     use crate::store::recover::create;
-    use crate::store::tests::{DISK, SMALL, options, put, read};
+    use crate::store::tests::{DISK, SMALL, alone, options, put, read};
     use holdfast_storage::SimulatedDisk;
 
     #[tokio::test]
     async fn a_panic_of_the_writer_takes_the_disk_out_and_answers_everybody() {
         let simulated = SimulatedDisk::default();
         create(&*simulated.root()).unwrap();
-        let (store, _) = Store::open(simulated.root(), DISK, options()).unwrap();
+        let (store, _) = Store::open(simulated.root(), DISK, options(), alone()).unwrap();
         let disk = Disk::start(DISK, store, None, None).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         disk.write(Request::Put(put(1, 1, SMALL)), deadline).await.unwrap();
@@ -477,7 +477,7 @@ mod tests {
         assert!(disk.reader().status().failed);
         disk.stop();
         // What was answered is there after a restart, and no note keeps the disk from serving again.
-        let (store, _) = Store::open(simulated.root(), DISK, options()).unwrap();
+        let (store, _) = Store::open(simulated.root(), DISK, options(), alone()).unwrap();
         assert!(read(&store.reader(), 1, 1, SMALL).is_ok());
     }
 }

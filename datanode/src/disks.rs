@@ -15,7 +15,9 @@ use holdfast_storage::{Directory, RealDirectory};
 use crate::disk::{Disk, Home};
 use crate::memory::Memory;
 use crate::node::{StartError, lock_disk};
+use crate::process::Process;
 use crate::store::recover::OpenError;
+use crate::store::surroundings::Surroundings;
 use crate::store::volumes::VolumesError;
 use crate::store::{DiskStatus, Store, StoreOptions};
 use crate::superblock::DiskSuperblock;
@@ -150,15 +152,18 @@ pub(crate) async fn open(
     found: Vec<Found>,
     memory: &Arc<Memory>,
     options: &StoreOptions,
+    process: &Process,
 ) -> Result<(Vec<Arc<Disk>>, Vec<DiskId>), StartError> {
     let descriptors = descriptors();
+    let surroundings = process.surroundings(memory.directory());
     let (mut opening, mut lost, mut last) = (Vec::new(), Vec::new(), None);
     for Found { path, id, state } in found {
         match state {
             State::Claimed(lock) => {
                 let directory = Arc::new(RealDirectory::with_descriptors(&path, descriptors.clone()));
-                let (at, memory, options) = (path.clone(), memory.clone(), options.clone());
-                let open = move || open_one(&at, directory, id, lock, &memory, options);
+                let (at, memory) = (path.clone(), memory.clone());
+                let (options, surroundings) = (options.clone(), surroundings.clone());
+                let open = move || open_one(&at, directory, id, lock, &memory, options, surroundings);
                 opening.push((path, id, tokio::task::spawn_blocking(open)));
             }
             State::Away(why) => {
@@ -195,12 +200,28 @@ fn open_one(
     lock: DirectoryLock,
     memory: &Memory,
     options: StoreOptions,
+    surroundings: Surroundings,
 ) -> Result<Arc<Disk>, OpenError> {
     let home = Home::of(path, directory.clone()).map_err(std::io::Error::other)?;
-    let (mut store, report) = Store::open_witnessed(directory, Some(memory.directory()), id, options)?;
+    let store = open_store(directory, id, memory, options, surroundings)?;
+    Ok(Disk::start(id, store, Some(home), Some(lock))?)
+}
+
+/// Opens the store of a disk and tells it what it missed.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(crate) fn open_store(
+    directory: Arc<dyn Directory>,
+    id: DiskId,
+    memory: &Memory,
+    options: StoreOptions,
+    surroundings: Surroundings,
+) -> Result<Store, OpenError> {
+    let (mut store, report) = Store::open(directory, id, options, surroundings)?;
     tracing::info!(disk = id.0, ?report, "disk read");
     // What was set or dropped while it was away, before it takes the first put.
     let caught_up = store.learn(&memory.all());
     caught_up.map_err(|error| OpenError::Volumes(VolumesError::Io(std::io::Error::other(error))))?;
-    Ok(Disk::start(id, store, Some(home), Some(lock))?)
+    Ok(store)
 }

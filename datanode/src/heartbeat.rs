@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast_common::{DiskId, Incarnation, VolumeId};
+use holdfast_common::{ClusterId, DiskId, NodeId};
 use holdfast_node::{NodeSuperblock, REGISTER_RETRY, VolumeManager, is_final};
 use holdfast_proto::control::{
     Disk, DroppedVolume, HeartbeatRequest, HeartbeatResponse, RegisterRequest, Role, VolumeDrop,
@@ -45,7 +45,8 @@ pub(crate) fn registration(
     superblock.registration(Role::Datanode, address, disks.iter().map(report).collect())
 }
 
-fn report((disk, status): &(DiskId, DiskStatus)) -> Disk {
+/// What a disk says to the volume manager.
+pub(crate) fn report((disk, status): &(DiskId, DiskStatus)) -> Disk {
     Disk {
         disk: disk.0,
         healthy: !status.failed,
@@ -55,6 +56,31 @@ fn report((disk, status): &(DiskId, DiskStatus)) -> Disk {
         shards_count: status.shards_count,
         file_system: status.file_system,
     }
+}
+
+/// A heartbeat of a node, with the volumes that are dropped on all its disks.
+pub(crate) fn message(
+    cluster: ClusterId,
+    node: NodeId,
+    generation: u64,
+    disks: &[(DiskId, DiskStatus)],
+    dropped: &BTreeSet<VolumeKey>,
+) -> HeartbeatRequest {
+    let drop = |key: &VolumeKey| DroppedVolume { volume: key.volume.0, incarnation: key.incarnation.0 };
+    HeartbeatRequest {
+        cluster: cluster.to_string(),
+        node: node.0,
+        generation,
+        disks: disks.iter().map(report).collect(),
+        tables: Vec::new(),
+        dropped: dropped.iter().map(drop).collect(),
+        feature_level: 0,
+    }
+}
+
+/// The drops that a heartbeat's answer asks for and that are executed now.
+pub(crate) fn ordered_drops(response: &HeartbeatResponse) -> impl Iterator<Item = &VolumeDrop> {
+    response.drops.iter().take(DROPS_PER_HEARTBEAT_MAX)
 }
 
 /// Registers unless that was done, then sends heartbeats. Returns only when the node must serve no more, with the reason:
@@ -113,27 +139,15 @@ impl Heart {
     }
 
     async fn request(&self, dropped: &BTreeSet<VolumeKey>) -> HeartbeatRequest {
-        let disks = self.service.statuses().await;
-        let drop = |key: &VolumeKey| DroppedVolume { volume: key.volume.0, incarnation: key.incarnation.0 };
-        HeartbeatRequest {
-            cluster: self.superblock.cluster.to_string(),
-            node: self.superblock.node.0,
-            generation: self.superblock.generation,
-            disks: disks.iter().map(report).collect(),
-            tables: Vec::new(),
-            dropped: dropped.iter().map(drop).collect(),
-            feature_level: 0,
-        }
+        let NodeSuperblock { cluster, node, generation, .. } = self.superblock;
+        message(cluster, node, generation, &self.service.statuses().await, dropped)
     }
 
     /// Executes the drops that are asked for; those durable on every disk are to be reported.
     async fn obey(&self, response: HeartbeatResponse) -> BTreeSet<VolumeKey> {
         let mut done = BTreeSet::new();
-        for VolumeDrop { volume, incarnation, mac } in response.drops.into_iter().take(DROPS_PER_HEARTBEAT_MAX) {
-            let key = VolumeKey { volume: VolumeId(volume), incarnation: Incarnation(incarnation) };
-            if self.service.drop_proven(key, &mac, Instant::now() + DROP_TIMEOUT).await {
-                done.insert(key);
-            }
+        for order in ordered_drops(&response) {
+            done.extend(self.service.obey_drop(order, Instant::now() + DROP_TIMEOUT).await);
         }
         done
     }

@@ -1,21 +1,30 @@
 //! A datanode: shards on disks, served over the framed transport.
 //!
 //! [`store`] is one disk's shard store; [`format`], [`start`] and [`Datanode`] are the node's life around it.
+//! [`SteppedDatanode`] is the same node without its threads, for simulations.
 
+mod clock;
 mod disk;
 mod disks;
 mod heartbeat;
 mod memory;
 mod node;
+mod process;
+mod protocol;
 mod service;
+mod stepped;
 pub mod store;
 pub mod superblock;
 mod units;
 
 pub use disk::{READ_QUEUE_MAX, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_MAX};
-pub use node::{Datanode, DatanodeConfig, StartError, format, start, start_with};
-pub use service::{LIST_SHARDS_MAX, READ_RANGES_MAX};
-pub use store::StoreOptions;
+pub use node::{Datanode, DatanodeConfig, StartError, format, start, start_in, start_with};
+pub use process::Process;
+pub use protocol::{LIST_SHARDS_MAX, READ_RANGES_MAX};
+pub use stepped::{DataRequest, DataResponse, DatanodeOptions, HeldShard, SteppedDatanode};
+pub use store::{Sabotage, StoreOptions};
 
 #[cfg(test)]
 mod node_tests;
+#[cfg(test)]
+mod stepped_tests;

@@ -22,6 +22,7 @@ use tokio::task::{AbortHandle, JoinError};
 use crate::disks::{self, Found};
 use crate::heartbeat::{self, Heart};
 use crate::memory::Memory;
+use crate::process::Process;
 use crate::service::DataService;
 use crate::store::StoreOptions;
 use crate::store::recover::{self, OpenError};
@@ -196,7 +197,15 @@ pub struct Datanode {
 /// # Errors
 /// [`StartError`]; nothing serves then.
 pub async fn start(config: DatanodeConfig) -> Result<Datanode, StartError> {
-    start_with(config, StoreOptions::default()).await
+    start_in(config, &Process::default()).await
+}
+
+/// [`start`], beside other datanodes of this process.
+///
+/// # Errors
+/// [`StartError`]; nothing serves then.
+pub async fn start_in(config: DatanodeConfig, process: &Process) -> Result<Datanode, StartError> {
+    start_node(config, StoreOptions::default(), process).await
 }
 
 /// [`start`], with other sizes of segments or an artificial size of the disks.
@@ -204,6 +213,10 @@ pub async fn start(config: DatanodeConfig) -> Result<Datanode, StartError> {
 /// # Errors
 /// [`StartError`]; nothing serves then.
 pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result<Datanode, StartError> {
+    start_node(config, options, &Process::default()).await
+}
+
+async fn start_node(config: DatanodeConfig, options: StoreOptions, process: &Process) -> Result<Datanode, StartError> {
     let (lock, found) = {
         let config = config.clone();
         tokio::task::spawn_blocking(move || claim(&config)).await??
@@ -221,7 +234,7 @@ pub async fn start_with(config: DatanodeConfig, options: StoreOptions) -> Result
         let ids: Vec<_> = ids.map(|disk| (disk.path.clone(), disk.id)).collect();
         Arc::new(tokio::task::spawn_blocking(move || remember(&directory, &ids)).await??)
     };
-    let (disks, lost) = disks::open(found, &memory, &options).await?;
+    let (disks, lost) = disks::open(found, &memory, &options, process).await?;
     let (node, secret) = (superblock.node, superblock.secret.clone());
     let service = Arc::new(DataService::new(node, secret, disks, lost, memory));
     drop(reserved);

@@ -28,7 +28,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::store::types::ShardKey;
 use crate::superblock::NODE_KIND;
-use crate::{Datanode, DatanodeConfig, StartError, StoreOptions, format, start, start_with};
+use crate::{Datanode, DatanodeConfig, Process, StartError, StoreOptions, format, start, start_in, start_with};
 use holdfast_node::NodeSuperblock;
 use holdfast_node::superblock::SuperblockError;
 

@@ -9,6 +9,7 @@
 //! A failed sync or write takes the disk out of service for good (D6), over restarts too; being full does not, nor does a
 //! missing descriptor. A place that cannot be read is the damage of what stands there.
 
+mod batch;
 pub mod checkpoint;
 pub mod commit;
 pub mod failure;
@@ -18,10 +19,12 @@ mod maintain;
 mod read;
 pub mod record;
 pub mod recover;
+mod sabotage;
 mod scan;
 pub mod segment;
 mod shared;
 pub mod space;
+pub mod surroundings;
 pub mod types;
 pub mod volumes;
 
@@ -34,15 +37,20 @@ mod fault_tests;
 #[cfg(test)]
 mod format_tests;
 #[cfg(test)]
+mod purity_tests;
+#[cfg(test)]
+mod sabotage_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use self::commit::AlignedBuffer;
+use self::batch::AlignedBuffer;
 use self::index::{Index, Phase, SegmentState};
+pub use self::sabotage::Sabotage;
 use self::segment::{DATA_START, Segment, SegmentHeader, SegmentKind, file_name, write_header};
 pub(crate) use self::shared::Shared;
 use self::space::Budget;
@@ -67,6 +75,8 @@ pub struct StoreOptions {
     pub limit_bytes: Option<u64>,
     /// A checkpoint is due after this many records, and a quarter of the shards on the disk.
     pub checkpoint_records: u64,
+    /// A rule to break; none but in the simulation.
+    pub sabotage: Sabotage,
 }
 
 impl Default for StoreOptions {
@@ -77,6 +87,7 @@ impl Default for StoreOptions {
             bulk_segment_bytes: 1 << 30,
             limit_bytes: None,
             checkpoint_records: 20_000,
+            sabotage: Sabotage::None,
         }
     }
 }
@@ -220,7 +231,7 @@ impl Store {
 
     /// Segments double in length as they are needed; on a nearly full disk they stay short.
     fn next_small_bytes(&self) -> u64 {
-        if !self.shared.budget().is_ok_and(|budget| budget.allows_compaction()) {
+        if !self.shared.budget(self.shared.now()).is_ok_and(|budget| budget.allows_compaction()) {
             return self.options.small_segment_bytes_min;
         }
         let state = self.shared.state.read();
@@ -375,17 +386,18 @@ impl Reader {
     #[must_use]
     pub fn available_bytes(&self) -> u64 {
         let used_bytes = self.shared.state.read().index.used_bytes();
-        let space = self.shared.space.lock().1;
+        let space = self.shared.space.lock().space;
         let mut budget = Budget::new(&space, used_bytes, self.shared.limit_bytes);
-        self.shared.book.fill(&mut budget, SessionKey::NOBODY, Instant::now());
+        self.shared.book.fill(&mut budget, SessionKey::NOBODY, self.shared.now());
         budget.share()
     }
 
     /// What the disk says of itself.
     #[must_use]
     pub fn status(&self) -> DiskStatus {
-        let budget = self.shared.budget().ok().map(|mut budget| {
-            self.shared.book.fill(&mut budget, SessionKey::NOBODY, Instant::now());
+        let now = self.shared.now();
+        let budget = self.shared.budget(now).ok().map(|mut budget| {
+            self.shared.book.fill(&mut budget, SessionKey::NOBODY, now);
             budget
         });
         let failed = self.shared.is_failed();
@@ -424,8 +436,8 @@ impl Reader {
         }
         // Other processes write to the same file system, too: what is promised is looked at now.
         self.shared.doubt_space();
-        let mut budget = self.shared.budget()?;
-        let now = Instant::now();
+        let now = self.shared.now();
+        let mut budget = self.shared.budget(now)?;
         let file_system_free_bytes = budget.unreserved();
         let granted_bytes = self.shared.book.reserve(budget, session, wanted_bytes, lease, now);
         let own = self.shared.book.fill(&mut budget, session, now);

@@ -45,3 +45,30 @@ pub enum Sabotage {
     /// A node that the volume manager refused for good goes on (R28).
     RefusedServesOn,
 }
+
+impl Sabotage {
+    /// Every rule that can be broken.
+    pub const ALL: [Self; 19] = [
+        Self::ReadsWithoutBarrier,
+        Self::RepliesForgotten,
+        Self::TimeGoesBack,
+        Self::SessionsExpiredEarly,
+        Self::OpenFilesReaped,
+        Self::ReapedBeforeAttached,
+        Self::ReapedUnderCreates,
+        Self::FreedChunksDeletedAtOnce,
+        Self::UnconfirmedChunksForgotten,
+        Self::SilenceConfirms,
+        Self::TruncatedCommitsTaken,
+        Self::CommitsBelowFloorTaken,
+        Self::ChunkIdsGivenTwice,
+        Self::FreedChunksTakenAgain,
+        Self::VacatedSlotsTaken,
+        Self::SharedChunksFreed,
+        Self::QuotaIgnored,
+        Self::OldStartsHeard,
+        Self::RefusedServesOn,
+    ];
+}
+
+const _: () = assert!(Sabotage::ALL.len() == Sabotage::RefusedServesOn as usize, "every value but none stands in ALL");

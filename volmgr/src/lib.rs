@@ -1,13 +1,17 @@
 //! The volume manager: cluster membership, placement and volumes.
 //!
-//! [`state`], [`placement`], [`capacity`] and [`liveness`] decide and do no I/O. [`machine`] puts the state into a
-//! consensus group, and the server is the shell: gRPC, clock, disk.
+//! [`state`], [`placement`], [`capacity`], [`liveness`] and the manager, which puts them together, decide and do no I/O.
+//! [`machine`] puts the state into a consensus group, and the server is the shell: gRPC, clock, disk.
 
 pub mod capacity;
 pub mod liveness;
 pub mod machine;
+mod manager;
 pub mod placement;
 mod server;
 pub mod state;
+mod stepped;
 
+pub use manager::{Denial, DenialKind, Now, Sabotage, VolmgrRequest, VolmgrResponse};
 pub use server::{StartError, Volmgr, VolmgrConfig, cluster_of, format, start};
+pub use stepped::{Answers, SteppedOpenError, SteppedVolmgr, VolmgrOptions};

@@ -1,10 +1,8 @@
 //! The volume manager's life: formatted, started, served, stopped. Everything it decides is decided elsewhere.
 
-mod admin;
 mod core;
-mod nodes;
 mod route;
-mod view;
+mod services;
 
 use std::fs::Permissions;
 use std::io;
@@ -146,7 +144,7 @@ pub async fn start(config: VolmgrConfig) -> Result<Volmgr, StartError> {
     let node = Arc::new(open_consensus(directory.join(CONSENSUS_DIRECTORY)).await?);
     let group = node.group(VOLMGR_GROUP).ok_or(GroupError::Stopped)?;
     let core = Arc::new(Core::new(cluster, group));
-    core.initialise().await.map_err(|status| StartError::Stuck(status.message().to_owned()))?;
+    core.initialise().await.map_err(|denial| StartError::Stuck(denial.detail))?;
     let ticker = tokio::spawn(tick(Arc::clone(&core)));
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tonic::transport::Server::builder()

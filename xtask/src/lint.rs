@@ -1,8 +1,11 @@
-//! The lint stage: formatting, clippy, and what the dependencies are allowed to be. Each is one check of the tally.
+//! The lint stage: formatting, clippy, what the dependencies are allowed to be, and the house's own rules. Each is one check of
+//! the tally.
 
 use crate::command::{cargo, succeeds};
+use crate::house;
 use crate::tally::Tally;
 use anyhow::Result;
+use std::path::Path;
 
 /// Runs all of them, so that one run shows everything there is to mend.
 pub(crate) fn run() -> Result<Tally> {
@@ -17,5 +20,7 @@ pub(crate) fn run() -> Result<Tally> {
     for arguments in checks {
         tally += Tally::check(succeeds(cargo().args(arguments))?);
     }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    tally += Tally::check(house::check(workspace)?);
     Ok(tally)
 }

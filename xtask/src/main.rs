@@ -5,9 +5,11 @@ mod bench;
 mod budget;
 mod build;
 mod command;
+mod house;
 mod install;
 mod lint;
 mod paired;
+mod sim;
 mod soak;
 mod suite;
 mod tally;
@@ -29,6 +31,8 @@ enum Task {
     Test(test::Arguments),
     /// Build the benchmark and run it; arguments are passed on to `holdfast-bench run`
     Bench(bench::Arguments),
+    /// Run seeds of the simulation of a whole cluster; exit code 0 only if all hold
+    Sim(sim::Arguments),
     /// Mixed load while members and clients are killed at random; then nothing may be wrong, and nothing left
     Soak(soak::Arguments),
 }
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Sim(arguments) => sim::run(&arguments),
         Task::Soak(arguments) => soak::run(&arguments),
     };
     match outcome {

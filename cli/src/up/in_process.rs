@@ -1,6 +1,7 @@
 //! Every role of a cluster in this process.
 
 use anyhow::{Context as _, Result};
+use holdfast_datanode::Process;
 use holdfast_node::superblock;
 use tokio::task::JoinSet;
 
@@ -14,12 +15,13 @@ use crate::roles::{Role, RoleConfig, RoleKind};
 pub(crate) struct InProcess {
     volmgr: Option<Role>,
     nodes: Vec<Role>,
+    process: Process,
 }
 
 impl InProcess {
     /// Starts the volume manager; answers its address.
     pub(crate) async fn start_volmgr(&mut self, config: RoleConfig) -> Result<RoleInfo> {
-        let role = config.clone().start().await?;
+        let role = config.clone().start(&self.process).await?;
         let info = RoleInfo::new(&config, 0, role.address().to_string(), std::process::id());
         self.volmgr = Some(role);
         Ok(info)
@@ -34,10 +36,11 @@ impl InProcess {
     ) -> Result<Vec<RoleInfo>> {
         let mut starting = JoinSet::new();
         for (index, config) in role_configs(plan, volmgr) {
+            let process = self.process.clone();
             starting.spawn(async move {
                 let name = config.kind().title(index);
                 format_if_new(&config).await.with_context(|| format!("{name} cannot be made"))?;
-                let role = config.clone().start().await.with_context(|| format!("{name} does not start"))?;
+                let role = config.clone().start(&process).await.with_context(|| format!("{name} does not start"))?;
                 let info = RoleInfo::new(&config, index, role.address().to_string(), std::process::id());
                 anyhow::Ok((role, info))
             });

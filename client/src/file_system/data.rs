@@ -11,15 +11,9 @@ use holdfast_common::InodeId;
 use holdfast_common::limits::FILE_BYTES_MAX;
 use holdfast_proto::meta::{Fallocate, FallocateMode as ProtoMode, mutation};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Times a read starts over because the map changed under it.
 const READ_ATTEMPTS_MAX: u32 = 4;
-
-fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
 
 /// All methods fail with what the table or the datanodes answer, or when no answer comes before the deadline.
 #[allow(clippy::missing_errors_doc)]
@@ -97,16 +91,17 @@ impl FileSystem {
     fn read_ahead(&self, handle: FileHandle, advice: Advice) {
         let Some((from, to)) = advice.ahead else { return };
         let file_system = self.clone();
-        tokio::spawn(async move {
+        self.mounted.shell.runtime.spawn(Box::pin(async move {
             if let Ok((pieces, _)) = file_system.plan(handle, from, to - from, Reading::Ahead).await {
                 file_system.mounted.reader.prefetch(&chunk_ranges(&pieces)).await;
             }
-        });
+        }));
     }
 
     /// Takes all of `data` or fails.
     pub async fn write(&self, handle: FileHandle, at: WriteAt, data: Bytes, kill_suid_sgid: bool) -> Result<(), Error> {
-        let call = Call::Write { handle, at, data, mtime_ns: now_ns(), kill_suid_sgid };
+        let mtime_ns = self.mounted.shell.runtime.wall_ns();
+        let call = Call::Write { handle, at, data, mtime_ns, kill_suid_sgid };
         match self.run(call).await? {
             Answer::Told(_, error) => Err(error),
             _ => Ok(()),

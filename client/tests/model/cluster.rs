@@ -4,7 +4,7 @@
 
 use bytes::{Bytes, BytesMut};
 use holdfast_client::network::{Call, Network};
-use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
+use holdfast_common::{ChunkId, GroupId, InodeId, Random, SessionId};
 use holdfast_metanode::table::{COMMAND_VERSION, FEATURE_LEVEL, Table, is_leader_only, refusal};
 use holdfast_proto::control::{Endpoint, Volume, VolumeState};
 use holdfast_proto::data::{
@@ -29,29 +29,6 @@ pub(crate) const CODE: (u32, u32) = (2, 1);
 const METANODES: u64 = 3;
 const DATANODES: u64 = 4;
 const PAGE: u32 = 4096;
-
-/// splitmix64: the same numbers for the same seed.
-#[derive(Clone, Debug)]
-pub(crate) struct Random(pub u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Below `limit`, which is not zero.
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    pub(crate) fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-}
 
 /// How often what goes wrong, in percent of requests.
 #[derive(Clone, Copy, Debug, Default)]
@@ -99,7 +76,7 @@ impl Cluster {
     pub(crate) fn new(seed: u64, quota_bytes: u64) -> Self {
         let state = State {
             table: Table::new(),
-            random: Random(seed),
+            random: Random::new(seed),
             faults: Faults::default(),
             leader: 1,
             headless: false,
@@ -218,11 +195,11 @@ impl Cluster {
     ) -> Call<T> {
         let fate = |state: &mut State| {
             let faults = state.faults;
-            if state.random.percent(faults.leader_changes) {
+            if state.random.chance(faults.leader_changes) {
                 state.leader = state.random.below(METANODES) + 1;
             }
-            let lost = state.random.percent(faults.lost) || state.headless;
-            (lost, state.random.percent(faults.unanswered), state.random.below(3000) + 20)
+            let lost = state.random.chance(faults.lost) || state.headless;
+            (lost, state.random.chance(faults.unanswered), state.random.below(3000) + 20)
         };
         self.call(timeout, fate, move |state| {
             let leader = metanode(state.leader);
@@ -343,7 +320,7 @@ impl State {
             let pages = index(range.offset / PAGE) * 4..index((range.offset + range.length_bytes) / PAGE) * 4;
             let page_checksums = header.page_checksums.slice(pages);
             body.extend_from_slice(part);
-            if self.random.percent(self.faults.damaged) {
+            if self.random.chance(self.faults.damaged) {
                 let last = body.len() - 1;
                 body[last] ^= 1;
             }
@@ -388,8 +365,8 @@ impl Network for Cluster {
         let header = request.header.expect("a header");
         let fate = |state: &mut State| {
             let faults = state.faults;
-            let lost = state.random.percent(faults.puts_fail) || state.silent.contains(&disk);
-            (lost, state.random.percent(faults.puts_late), state.random.below(4000) + 100)
+            let lost = state.random.chance(faults.puts_fail) || state.silent.contains(&disk);
+            (lost, state.random.chance(faults.puts_late), state.random.below(4000) + 100)
         };
         self.call(timeout, fate, move |state| {
             let status = state.put(disk, header, payload);
@@ -402,7 +379,7 @@ impl Network for Cluster {
         let fate = |state: &mut State| {
             let silent = disks.iter().any(|disk| state.silent.contains(disk));
             let faults = state.faults;
-            (silent || state.random.percent(faults.reads_fail), false, state.random.below(2000) + 100)
+            (silent || state.random.chance(faults.reads_fail), false, state.random.below(2000) + 100)
         };
         self.call(timeout, fate, move |state| state.fetch(&request))
     }

@@ -5,14 +5,14 @@
 //! closes it before the other one does. What is dropped may have happened or not; which of the two is then looked up, and
 //! nothing else is accepted.
 
-use crate::cluster::{Cluster, Faults, Random, in_virtual_time};
+use crate::cluster::{Cluster, Faults, in_virtual_time};
 use crate::scenarios::mount;
 use bytes::Bytes;
 use holdfast_client::{
     Error, FallocateMode, FileHandle, FileSystem, NewNode, NodeKind, OpenMode, RenameMode, SetAttributes, Whence,
     WriteAt, XattrMode,
 };
-use holdfast_common::InodeId;
+use holdfast_common::{InodeId, Random};
 use holdfast_proto::meta::Code;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -62,7 +62,7 @@ impl Run {
         let mounts = vec![mount(&cluster, "one").await, mount(&cluster, "other").await];
         let root = Node { directory: true, nlink: 2, mode: 0o755, ..Node::default() };
         let nodes = BTreeMap::from([(InodeId::ROOT, root)]);
-        let random = Random(seed ^ 0x5eed);
+        let random = Random::new(seed ^ 0x5eed);
         Self { cluster, mounts, nodes, open: vec![None, None], random, seed, step: 0 }
     }
 
@@ -80,7 +80,7 @@ impl Run {
     }
 
     fn bytes(&mut self, most: u64) -> Bytes {
-        let (length, stamp) = (self.random.below(most) + 1, self.random.next());
+        let (length, stamp) = (self.random.below(most) + 1, self.random.bits());
         let byte = |at: u64| u8::try_from((stamp.wrapping_add(at.wrapping_mul(31))) % 251 + 1).unwrap();
         Bytes::from((0..length).map(byte).collect::<Vec<u8>>())
     }
@@ -164,7 +164,7 @@ impl Run {
                 fs.unlink(parent, &name_bytes).await
             }
         };
-        let dropped = self.random.percent(10);
+        let dropped = self.random.chance(10);
         let patience = Duration::from_micros(if dropped { self.random.below(3000) } else { u64::MAX >> 20 });
         let happened = match timeout(patience, operation).await {
             Ok(outcome) => {
@@ -233,7 +233,7 @@ impl Run {
 
     async fn xattr(&mut self, fs: &FileSystem) {
         let (directory, name) = (self.directory(), format!("user.{}", self.name()));
-        if self.random.percent(50) {
+        if self.random.chance(50) {
             let value = self.bytes(20);
             let set = fs.set_xattr(directory, name.as_bytes(), value.clone(), XattrMode::Any).await;
             self.check("setxattr", told(&set), Ok(()));
@@ -246,15 +246,15 @@ impl Run {
     }
 
     async fn open(&mut self, fs: &FileSystem, who: usize) {
-        let (parent, name, append) = (self.directory(), self.name(), self.random.percent(30));
-        let mode = OpenMode { read: true, write: true, append, sync: self.random.percent(10) };
+        let (parent, name, append) = (self.directory(), self.name(), self.random.chance(30));
+        let mode = OpenMode { read: true, write: true, append, sync: self.random.chance(10) };
         let known = self.child(parent, name);
         let elsewhere = self.open.iter().flatten().any(|open| Some(open.inode) == known);
         if elsewhere || known.is_some_and(|inode| self.nodes[&inode].directory) {
             return;
         }
         let creating = fs.create(parent, name.as_bytes(), 0o644, 0, 0, false, mode);
-        let dropped = self.random.percent(10);
+        let dropped = self.random.chance(10);
         let patience = Duration::from_micros(if dropped { self.random.below(3000) } else { u64::MAX >> 20 });
         match timeout(patience, creating).await {
             Ok(outcome) => {
@@ -295,7 +295,7 @@ impl Run {
         after.resize(before.len().max(offset + data.len()), 0);
         after[offset..offset + data.len()].copy_from_slice(&data);
         let writing = fs.write(handle, place, data, false);
-        let dropped = self.random.percent(10);
+        let dropped = self.random.chance(10);
         let patience = Duration::from_micros(if dropped { self.random.below(500) } else { u64::MAX >> 20 });
         let happened = match timeout(patience, writing).await {
             Ok(outcome) => {
@@ -400,7 +400,7 @@ impl Run {
 
 /// Faults that a request meets, by seed: some runs have none, some many.
 fn faults(random: &mut Random) -> Faults {
-    let mut chance = |most: u64| if random.percent(40) { 0 } else { random.below(most) };
+    let mut chance = |most: u64| if random.chance(40) { 0 } else { random.below(most) };
     Faults {
         lost: chance(8),
         unanswered: chance(8),
@@ -416,7 +416,7 @@ fn faults(random: &mut Random) -> Faults {
 fn run(seed: u64) {
     in_virtual_time(async {
         let mut run = Run::new(seed).await;
-        run.cluster.state().faults = faults(&mut Random(seed ^ 0xfa17));
+        run.cluster.state().faults = faults(&mut Random::new(seed ^ 0xfa17));
         for step in 0..OPERATIONS {
             run.step = step;
             run.step().await;

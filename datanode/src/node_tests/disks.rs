@@ -73,6 +73,33 @@ async fn a_disk_without_superblock_is_reported_lost_by_its_id_and_learns_what_it
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_one_process_count_the_space_of_their_file_system_once() {
+    let rig = Rig::new().await;
+    let process = Process::default();
+    let available = async |node: &Datanode| {
+        let probe: ProbeResponse = rig.call(node, method::DATA_PROBE, ProbeRequest {}).await;
+        probe.disks[0].available_bytes
+    };
+    let node = start_in(rig.config(), &process).await.unwrap();
+    let alone = available(&node).await;
+    let config = DatanodeConfig {
+        directory: rig.path("node2"),
+        disks: vec![rig.path("disk2"), rig.path("disk3")],
+        ..rig.config()
+    };
+    format(&config.directory, &config.disks).await.unwrap();
+    let apart = start(config.clone()).await.unwrap();
+    let beside_another_process = available(&node).await;
+    assert!(beside_another_process > alone / 4 * 3, "{beside_another_process} of {alone}");
+    apart.shutdown().await;
+    let beside = start_in(config, &process).await.unwrap();
+    let shared = available(&node).await;
+    assert!(shared < alone / 4 * 3 && shared > alone / 4, "half of {alone}: {shared}");
+    beside.shutdown().await;
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_of_which_every_disk_is_away_says_why_and_does_not_start() {
     let rig = Rig::new().await;
     rig.start().await.shutdown().await;

@@ -8,7 +8,7 @@ use holdfast_common::{ChunkId, GroupId};
 use super::Store;
 use super::index::{Entry, Index, Location, SegmentState};
 use super::segment::{SegmentHeader, SegmentKind};
-use super::tests::{BULK, DISK, SMALL, commit_one, delete, fresh, key, options, payload, put_one, read, settle};
+use super::tests::{BULK, DISK, SMALL, alone, commit_one, delete, fresh, key, options, payload, put_one, read, settle};
 use super::types::{ChunkKey, ShardKey, Stripe};
 
 #[test]
@@ -29,10 +29,10 @@ fn a_checkpoint_written_while_the_store_went_on_gives_the_same_index_with_the_sc
     store.end_checkpoint(&frozen, written).unwrap();
     settle(&mut store);
     disk.lose_unsynced();
-    let (opened, report) = Store::open(disk.root(), DISK, options()).unwrap();
+    let (opened, report) = Store::open(disk.root(), DISK, options(), alone()).unwrap();
     assert!(report.checkpoint_used && report.records_count > 0 && report.damaged_bytes == 0, "{report:?}");
     disk.lose_file("checkpoint");
-    let (scanned, _) = Store::open(disk.root(), DISK, options()).unwrap();
+    let (scanned, _) = Store::open(disk.root(), DISK, options(), alone()).unwrap();
     for store in [opened, scanned] {
         assert_eq!(store.reader().status().shards_count, 2 + 10 + 10);
         for chunk in [1, 2].into_iter().chain(51..=70) {

@@ -4,143 +4,21 @@
 //! an earlier one of the same batch (a delete of a chunk just put) ends the batch before it, so that within a batch
 //! every request can be decided against the index as it stands.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use holdfast_common::ChunkId;
-use holdfast_common::limits::PAGE_BYTES;
 
+use super::batch::{Batch, Change, Copied, LANE_BYTES, Payload, fill, merge};
 use super::index::{Entry, Location};
 use super::record::{self, Body, TOMBSTONE_CHUNKS_MAX, encode, shard_header_area_bytes, tombstone_bytes};
 use super::scan::read_header;
 use super::segment::{Segment, SegmentKind};
-use super::types::{ChunkKey, Done, Outcome, Put, Request, ShardError, ShardKey, ShardMeta, VolumeKey};
+use super::types::{ChunkKey, Done, Outcome, Put, Request, ShardError, ShardMeta, VolumeKey};
 use super::volumes::VolumeState;
-use super::{Cursor, Store};
+use super::{Cursor, Sabotage, Store};
 use crate::units::to_usize;
 use holdfast_storage::{is_no_space, is_out_of_descriptors};
-
-/// Most bytes written to a segment by one write.
-pub const LANE_BYTES: usize = 8 << 20;
-const _: () = assert!(record::RECORD_BYTES_MAX <= LANE_BYTES as u64);
-
-/// Memory aligned as O_DIRECT wants it.
-pub struct AlignedBuffer {
-    storage: Vec<u8>,
-    start: usize,
-}
-
-impl AlignedBuffer {
-    /// Zeros.
-    #[must_use]
-    pub fn new(bytes: usize) -> Self {
-        const ALIGNMENT: usize = 4096;
-        let storage = vec![0; bytes + ALIGNMENT];
-        let start = storage.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-        Self { storage, start }
-    }
-
-    /// The first `count` bytes.
-    #[must_use]
-    pub fn bytes(&self, count: usize) -> &[u8] {
-        &self.storage[self.start..self.start + count]
-    }
-
-    fn range_mut(&mut self, offset: usize, count: usize) -> &mut [u8] {
-        &mut self.storage[self.start + offset..self.start + offset + count]
-    }
-}
-
-/// What a written record changes in the index once it is durable.
-pub(super) enum Change {
-    Put { key: ShardKey, meta: Box<ShardMeta>, version: u64, at: Location },
-    Delete { volume: VolumeKey, chunks: Vec<ChunkId>, version: u64, at: Location },
-    MoveShard { key: ShardKey, from: Location, to: Location },
-    MoveTombstone { version: u64, to: Location },
-}
-
-struct Planned {
-    change: Change,
-    /// Which request it answers, if any.
-    request: Option<usize>,
-    /// Why its record was not written.
-    failed: Option<ShardError>,
-}
-
-/// Records on their way to one segment.
-#[derive(Default)]
-struct Lane {
-    used: usize,
-    /// Planned changes whose records are in the buffer.
-    pending: Vec<usize>,
-}
-
-/// One group commit.
-#[derive(Default)]
-pub(super) struct Batch {
-    planned: Vec<Planned>,
-    outcomes: Vec<Option<Outcome>>,
-    /// Requests that another of the batch answers too.
-    twins: Vec<(usize, usize)>,
-    shards: BTreeMap<ShardKey, usize>,
-    put_chunks: BTreeSet<ChunkKey>,
-    deleted_chunks: BTreeSet<ChunkKey>,
-    small: Lane,
-    small_buffer: Vec<u8>,
-    bulk: Lane,
-    touched: Vec<Arc<Segment>>,
-}
-
-impl Batch {
-    fn must_end_before(&self, request: &Request) -> bool {
-        match request {
-            Request::Put(put) => self.deleted_chunks.contains(&put.meta.key.chunk),
-            Request::Delete { volume, chunks } => chunks.iter().any(|chunk| {
-                let key = ChunkKey { volume: *volume, chunk: *chunk };
-                self.put_chunks.contains(&key) || self.deleted_chunks.contains(&key)
-            }),
-            Request::SetFloor { .. } | Request::DropVolume { .. } => !self.outcomes.is_empty(),
-        }
-    }
-
-    fn lane(&self, kind: SegmentKind) -> &Lane {
-        match kind {
-            SegmentKind::Small => &self.small,
-            SegmentKind::Bulk => &self.bulk,
-        }
-    }
-
-    fn lane_mut(&mut self, kind: SegmentKind) -> &mut Lane {
-        match kind {
-            SegmentKind::Small => &mut self.small,
-            SegmentKind::Bulk => &mut self.bulk,
-        }
-    }
-
-    /// Notes what the record just appended to the lane changes.
-    fn plan(&mut self, kind: SegmentKind, change: Change, request: Option<usize>) {
-        let number = self.planned.len();
-        self.lane_mut(kind).pending.push(number);
-        self.planned.push(Planned { change, request, failed: None });
-    }
-
-    fn touch(&mut self, segment: &Arc<Segment>) {
-        if !self.touched.iter().any(|t| t.header.number == segment.header.number) {
-            self.touched.push(segment.clone());
-        }
-    }
-}
-
-/// What follows a header.
-enum Payload<'a> {
-    None,
-    /// From the network: every page is verified while it is copied.
-    Verified(&'a Put),
-    /// From another segment, as it stands there.
-    Raw(&'a [u8]),
-}
 
 impl Store {
     /// Executes requests in order and makes them durable together. One outcome for each, in the same order.
@@ -216,10 +94,11 @@ impl Store {
         let (entry, segment) = {
             let state = self.shared.state.read();
             let volume = state.volumes.get(&meta.key.chunk.volume);
-            if volume.dropped {
+            let sabotage = self.shared.sabotage;
+            if volume.dropped && sabotage != Sabotage::PutAfterDrop {
                 return Err(ShardError::Dropped);
             }
-            if meta.key.chunk.chunk < volume.floor {
+            if meta.key.chunk.chunk < volume.floor && sabotage != Sabotage::IgnoreFloor {
                 return Err(ShardError::BelowFloor(volume.floor));
             }
             let Some(entry) = state.index.get(&meta.key) else { return Ok(false) };
@@ -228,18 +107,23 @@ impl Store {
         match read_header(&segment, entry.at.offset) {
             Ok(Some(record::Header { body: Body::Shard(stored), .. })) if stored == *meta => Ok(true),
             Err(super::scan::ScanError::Io(error)) => Err(self.shared.unread(&meta.key, &error)),
+            _ if self.shared.sabotage == Sabotage::OverwriteOtherShard => Ok(false),
             _ => Err(ShardError::Conflict),
         }
     }
 
     /// Takes the space of a put before any byte of it is written (R29).
     fn admit(&self, put: &Put, bytes: u64) -> Result<(), ShardError> {
-        let mut budget = self.shared.budget()?;
-        let mut own = self.shared.book.fill(&mut budget, put.session, Instant::now());
+        let now = self.shared.now();
+        let mut budget = self.shared.budget(now)?;
+        let mut own = self.shared.book.fill(&mut budget, put.session, now);
+        if self.shared.sabotage == Sabotage::IgnoreReservations {
+            own = u64::MAX;
+        }
         if budget.for_session(own) < bytes {
             self.shared.doubt_space();
-            budget = self.shared.budget()?;
-            own = self.shared.book.fill(&mut budget, put.session, Instant::now());
+            budget = self.shared.budget(now)?;
+            own = self.shared.book.fill(&mut budget, put.session, now);
             if budget.for_session(own) < bytes {
                 return Err(ShardError::NoSpace);
             }
@@ -419,13 +303,23 @@ impl Store {
         self.flush(batch, SegmentKind::Bulk)?;
         self.flush(batch, SegmentKind::Small)?;
         for segment in &batch.touched {
-            segment.file.sync_data().map_err(|e| self.shared.trouble("fdatasync", &e))?;
+            self.sync(batch, segment)?;
         }
         if self.is_failed() {
             return Err(ShardError::DiskFailed);
         }
         self.durable_sequence = self.next_sequence - 1;
         Ok(())
+    }
+
+    fn sync(&self, batch: &Batch, segment: &Segment) -> Result<(), ShardError> {
+        let synced = match self.shared.sabotage {
+            Sabotage::AnswerPutBeforeSync if !batch.put_chunks.is_empty() => Ok(()),
+            Sabotage::AnswerDeleteBeforeSync if !batch.deleted_chunks.is_empty() => Ok(()),
+            Sabotage::RetryFailedSync => segment.file.sync_data().or_else(|_| segment.file.sync_data()),
+            _ => segment.file.sync_data(),
+        };
+        synced.map_err(|e| self.shared.trouble("fdatasync", &e))
     }
 
     fn apply(&mut self, batch: &Batch, results: &mut [Result<Done, ShardError>]) {
@@ -449,7 +343,10 @@ impl Store {
                         chunk_length_bytes: meta.chunk_length_bytes,
                         stripe,
                     };
-                    index.insert_shard(*key, entry);
+                    match self.shared.sabotage {
+                        Sabotage::OverwriteOtherShard => index.restore_shard(*key, entry),
+                        _ => index.insert_shard(*key, entry),
+                    }
                 }
                 Change::Delete { volume, chunks, version, at } => {
                     let deleted_count = index.apply_tombstone(*volume, chunks, *version, *at);
@@ -521,50 +418,4 @@ impl Store {
             Err(error) => Err(self.shared.trouble("replacing the volumes file", &error)),
         }
     }
-}
-
-/// A record that compaction carries to another segment.
-pub(super) struct Copied {
-    pub(super) from: Location,
-    pub(super) version: u64,
-    pub(super) record_bytes: u64,
-    pub(super) body: Body,
-    pub(super) payload: Vec<u8>,
-}
-
-/// Writes header, padding and payload. Verifies the payload in the same pass over it.
-fn fill(into: &mut [u8], header: &[u8], payload: &Payload<'_>) -> Result<(), ShardError> {
-    let payload_bytes = match payload {
-        Payload::None => 0,
-        Payload::Verified(put) => put.payload.len(),
-        Payload::Raw(bytes) => bytes.len(),
-    };
-    let (area, body) = into.split_at_mut(into.len() - payload_bytes);
-    area[..header.len()].copy_from_slice(header);
-    area[header.len()..].fill(0);
-    match payload {
-        Payload::None => {}
-        Payload::Raw(bytes) => body.copy_from_slice(bytes),
-        Payload::Verified(put) => {
-            let place = put.meta.key.place();
-            let pages = put.payload.chunks_exact(PAGE_BYTES as usize).zip(0..);
-            let copies = body.chunks_exact_mut(PAGE_BYTES as usize);
-            for (((page, index), expected), copy) in pages.zip(put.meta.page_checksums.chunks_exact(4)).zip(copies) {
-                if place.page_checksum(index, page).to_le_bytes() != expected {
-                    return Err(ShardError::Invalid("a page does not match its checksum"));
-                }
-                copy.copy_from_slice(page);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A request of several records is answered by all of them.
-fn merge(outcome: &mut Option<Outcome>, result: Outcome) {
-    *outcome = Some(match (*outcome, result) {
-        (None, result) => result,
-        (Some(Ok(a)), Ok(b)) => Ok(Done { deleted_count: a.deleted_count + b.deleted_count }),
-        (Some(Err(error)), _) | (Some(Ok(_)), Err(error)) => Err(error),
-    });
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use holdfast_common::ChunkId;
 
 use super::tests::Survival;
-use super::tests::{DISK, VOLUME, delete, key, options, payload, put, read};
+use super::tests::{DISK, VOLUME, alone, delete, key, options, payload, put, read};
 use super::types::{Request, ShardError};
 use super::{Store, make_segment};
 use holdfast_common::Random;
@@ -163,7 +163,7 @@ fn check(crashed: SimulatedDisk, mut promises: Promises, context: &str) -> (Simu
     // A second crash right after opening must change nothing, and neither must the loss of the checkpoint.
     let bare = Survival::All.of(&crashed, &mut Random::new(0));
     bare.lose_file("checkpoint");
-    let (store, report) = Store::open(crashed.root(), DISK, options()).expect(context);
+    let (store, report) = Store::open(crashed.root(), DISK, options(), alone()).expect(context);
     assert_eq!((report.damaged_bytes, report.damaged_segments), (0, 0), "{context}");
     let found = contents(&store, context);
     for chunk in 1..=promises.floor_possible + CHUNKS {
@@ -178,7 +178,7 @@ fn check(crashed: SimulatedDisk, mut promises: Promises, context: &str) -> (Simu
     assert_eq!(found.range(promises.floor_possible + CHUNKS + 1..).count(), 0, "{context}");
     let floor = store.shared.state.read().volumes.get(&VOLUME).floor.0;
     assert!(floor == promises.floor || floor == promises.floor_possible, "{context}");
-    let (scanned, report) = Store::open(bare.root(), DISK, options()).expect(context);
+    let (scanned, report) = Store::open(bare.root(), DISK, options(), alone()).expect(context);
     assert!(!report.checkpoint_used);
     assert_eq!((report.damaged_bytes, report.damaged_segments), (0, 0), "by scan {context}");
     assert_eq!(contents(&scanned, context), found, "by scan {context}");
@@ -238,7 +238,7 @@ fn a_crash_at_any_operation_breaks_no_promise() {
         }
         let mut random = Random::new(seed);
         let mut promises = Promises::default();
-        if let Ok((mut store, _)) = Store::open(disk.root(), DISK, options()) {
+        if let Ok((mut store, _)) = Store::open(disk.root(), DISK, options(), alone()) {
             work(&mut store, &disk, &mut random, &mut promises, 90);
         }
         (disk, promises)
@@ -270,14 +270,14 @@ fn many_crashes_in_a_row_break_no_promise() {
             let context = format!("seed {seed:#x} disk {number} life {life}");
             let survival = SURVIVALS[usize::try_from(random.below(3)).unwrap()];
             disk.die_after(random.below(250));
-            if let Ok((mut store, _)) = Store::open(disk.root(), DISK, options()) {
+            if let Ok((mut store, _)) = Store::open(disk.root(), DISK, options(), alone()) {
                 work(&mut store, &disk, &mut random, &mut promises, 120);
             }
             let crashed = survival.of(&disk, &mut random);
             if random.chance(30) {
                 // Cut off while it recovers; the next start has to cope with that too.
                 crashed.die_after(random.below(4));
-                let _ = Store::open(crashed.root(), DISK, options());
+                let _ = Store::open(crashed.root(), DISK, options(), alone());
                 disk = survival.of(&crashed, &mut random);
             } else {
                 disk = crashed;
@@ -317,7 +317,7 @@ fn listed(store: &Store) -> Vec<u64> {
 fn a_tombstone_outlives_every_checkpoint_that_calls_its_shard_live() {
     let scenario = |cut: u64| {
         let disk = formatted();
-        let (mut store, _) = Store::open(disk.root(), DISK, options()).unwrap();
+        let (mut store, _) = Store::open(disk.root(), DISK, options(), alone()).unwrap();
         assert!(store.commit(&[Request::Put(put(1, 1, 128 << 10))])[0].is_ok());
         store.checkpoint().unwrap();
         deleted(&mut store, &[1]);
@@ -340,7 +340,7 @@ fn a_tombstone_outlives_every_checkpoint_that_calls_its_shard_live() {
         }
         for survival in SURVIVALS {
             let crashed = survival.of(&disk, &mut Random::new(cut));
-            let (store, _) = Store::open(crashed.root(), DISK, options()).unwrap();
+            let (store, _) = Store::open(crashed.root(), DISK, options(), alone()).unwrap();
             assert_eq!(listed(&store), (131..=160).collect::<Vec<_>>(), "cut at {cut}, surviving {survival:?}");
         }
     }
@@ -351,7 +351,7 @@ fn a_tombstone_outlives_every_checkpoint_that_calls_its_shard_live() {
 #[test]
 fn a_tombstone_outlives_every_copy_that_a_compaction_made() {
     let disk = formatted();
-    let (mut store, _) = Store::open(disk.root(), DISK, options()).unwrap();
+    let (mut store, _) = Store::open(disk.root(), DISK, options(), alone()).unwrap();
     small(&mut store, 1..=30);
     let first = store.shared.state.read().index.get(&key(1)).unwrap().at.segment;
     // Shard 1 is the only one left of the first segment; its copy goes to the second.
@@ -360,7 +360,7 @@ fn a_tombstone_outlives_every_copy_that_a_compaction_made() {
     let second = store.shared.state.read().index.get(&key(1)).unwrap().at.segment;
     assert_ne!(first, second, "compaction was to copy shard 1");
     let crashed = Survival::All.of(&disk, &mut Random::new(1));
-    let (mut store, _) = Store::open(crashed.root(), DISK, options()).unwrap();
+    let (mut store, _) = Store::open(crashed.root(), DISK, options(), alone()).unwrap();
     assert_eq!(store.shared.state.read().index.get(&key(1)).unwrap().at.segment, first);
     // The second segment fills up and lives on; the tombstone comes to stand in a third one that dies.
     small(&mut store, 201..=225);
@@ -378,7 +378,7 @@ fn a_tombstone_outlives_every_copy_that_a_compaction_made() {
     let expected = listed(&store);
     assert!(!expected.contains(&1));
     crashed.lose_file("checkpoint");
-    let (store, _) = Store::open(crashed.root(), DISK, options()).unwrap();
+    let (store, _) = Store::open(crashed.root(), DISK, options(), alone()).unwrap();
     assert_eq!(listed(&store), expected);
 }
 
@@ -387,7 +387,7 @@ fn a_tombstone_outlives_every_copy_that_a_compaction_made() {
 #[test]
 fn a_tombstone_outlives_originals_in_a_segment_kept_for_its_damage() {
     let disk = formatted();
-    let (mut store, _) = Store::open(disk.root(), DISK, options()).unwrap();
+    let (mut store, _) = Store::open(disk.root(), DISK, options(), alone()).unwrap();
     small(&mut store, 1..=30);
     let damaged = store.shared.state.read().index.get(&key(2)).unwrap().at;
     disk.flip(&super::segment::file_name(super::segment::SegmentKind::Small, damaged.segment), damaged.offset + 30);
@@ -413,7 +413,7 @@ fn a_tombstone_outlives_originals_in_a_segment_kept_for_its_damage() {
     assert!(!generations.contains(&tombstone_at), "the tombstone's first segment was to be recycled");
     let crashed = Survival::Nothing.of(&disk, &mut Random::new(1));
     crashed.lose_file("checkpoint");
-    let (store, _) = Store::open(crashed.root(), DISK, options()).unwrap();
+    let (store, _) = Store::open(crashed.root(), DISK, options(), alone()).unwrap();
     assert_eq!(listed(&store), (501..=560).collect::<Vec<_>>());
 }
 

@@ -10,7 +10,8 @@ use holdfast_storage::{Directory, RealDirectory, SimulatedDisk, descriptors};
 use super::failure::{self, FAILED_FILE};
 use super::recover::{OpenError, create};
 use super::segment::{SegmentKind, file_name};
-use super::tests::{BULK, DISK, SMALL, VOLUME, commit_one, fresh, key, options, payload, put, put_one, read};
+use super::surroundings::Surroundings;
+use super::tests::{BULK, DISK, SMALL, VOLUME, alone, commit_one, fresh, key, options, payload, put, put_one, read};
 use super::types::{Done, Request, ShardError};
 use super::{Store, StoreOptions};
 
@@ -37,7 +38,7 @@ fn a_missing_descriptor_fails_the_request_and_never_the_disk() {
         let status = store.reader().status();
         assert_eq!((status.failed, status.shards_count, status.corrupt_reads), (false, 3, 0));
         // What was refused leaves nothing that a scan could call damage.
-        let (store, report) = Store::open(disk.fork().root(), DISK, options()).unwrap();
+        let (store, report) = Store::open(disk.fork().root(), DISK, options(), alone()).unwrap();
         assert_eq!((report.damaged_bytes, report.torn_count), (0, 0));
         assert_eq!(read(&store.reader(), 3, 1, bytes).unwrap(), payload(3, 1, bytes));
     }
@@ -66,7 +67,7 @@ fn a_read_error_is_that_shards_damage_and_never_the_disks() {
             assert!(!status.failed && status.corrupt_reads > 0);
             // A start that scans meets the same place.
             let next = disk.fork();
-            let (store, report) = Store::open(next.root(), DISK, options()).unwrap();
+            let (store, report) = Store::open(next.root(), DISK, options(), alone()).unwrap();
             assert_eq!(report.damaged_bytes > 0, unreadable_at == 0, "{report:?}");
             // The page of a small header is also the last one of the shard before.
             let before =
@@ -88,7 +89,7 @@ fn an_unreadable_last_record_is_damage_and_no_torn_tail() {
         (1..=2).for_each(|chunk| put_one(&mut store, chunk, bytes));
         let (file, offset) = place_of(&store, 2);
         disk.make_unreadable(&file, offset, 512);
-        let (mut store, report) = Store::open(disk.fork().root(), DISK, options()).unwrap();
+        let (mut store, report) = Store::open(disk.fork().root(), DISK, options(), alone()).unwrap();
         assert!(report.damaged_bytes > 0 && report.torn_count == 0, "{report:?}");
         put_one(&mut store, 3, bytes);
         assert_eq!(read(&store.reader(), 3, 1, bytes).unwrap(), payload(3, 1, bytes));
@@ -104,7 +105,7 @@ fn a_page_that_cannot_be_read_is_not_written_over() {
     let (file, offset) = place_of(&store, 1);
     // The next record would begin in the page in which this one ends.
     let next = disk.fork();
-    let (mut store, _) = Store::open(next.root(), DISK, options()).unwrap();
+    let (mut store, _) = Store::open(next.root(), DISK, options(), alone()).unwrap();
     next.make_unreadable(&file, offset + SMALL as u64, 512);
     put_one(&mut store, 2, SMALL);
     assert_ne!(place_of(&store, 2).0, file);
@@ -117,7 +118,10 @@ fn d6_a_failed_sync_is_remembered_by_the_disk_or_by_its_node() {
     for disk_takes_note in [true, false] {
         let (disk, node) = (SimulatedDisk::default(), SimulatedDisk::new(1));
         create(&*disk.root()).unwrap();
-        let open = |disk: &SimulatedDisk| Store::open_witnessed(disk.root(), Some(node.root()), DISK, options());
+        let open = |disk: &SimulatedDisk| {
+            let surroundings = Surroundings { witness: Some(node.root()), ..alone() };
+            Store::open(disk.root(), DISK, options(), surroundings)
+        };
         let (mut store, _) = open(&disk).unwrap();
         put_one(&mut store, 1, SMALL);
         disk.fail_next(Fault::Sync);
@@ -130,7 +134,7 @@ fn d6_a_failed_sync_is_remembered_by_the_disk_or_by_its_node() {
         let error = open(&disk).err().unwrap();
         assert!(matches!(&error, OpenError::FailedBefore(why) if why.contains("fdatasync")), "{error}");
         // Carried to another node, only its own note speaks for it.
-        assert_eq!(Store::open(disk.root(), DISK, options()).is_ok(), !disk_takes_note);
+        assert_eq!(Store::open(disk.root(), DISK, options(), alone()).is_ok(), !disk_takes_note);
     }
 }
 
@@ -189,7 +193,7 @@ fn three_thousand_segments_are_written_read_and_opened_again_with_256_descriptor
     let directory: Arc<dyn Directory> = Arc::new(RealDirectory::with_descriptors(temporary.path(), share.clone()));
     create(&*directory).unwrap();
     let options = StoreOptions { small_segment_bytes_min: 160 << 10, small_segment_bytes_max: 160 << 10, ..options() };
-    let (mut store, _) = Store::open(directory.clone(), DISK, options.clone()).unwrap();
+    let (mut store, _) = Store::open(directory.clone(), DISK, options.clone(), alone()).unwrap();
     for chunk in 1..=SEGMENTS {
         put_one(&mut store, chunk, 4096);
         store.roll(SegmentKind::Small).unwrap();
@@ -202,7 +206,7 @@ fn three_thousand_segments_are_written_read_and_opened_again_with_256_descriptor
     };
     check(&store);
     drop(store);
-    let (mut store, report) = Store::open(directory, DISK, options).unwrap();
+    let (mut store, report) = Store::open(directory, DISK, options, alone()).unwrap();
     assert_eq!((report.records_count, report.damaged_bytes), (SEGMENTS, 0));
     check(&store);
     put_one(&mut store, SEGMENTS + 1, BULK);
@@ -216,6 +220,6 @@ fn a_directory_that_was_taken_away_leaves_no_note_that_outlives_the_process() {
     store.add_spare(Err(std::io::Error::from_raw_os_error(libc::ENOENT)));
     assert_eq!(read(&store.reader(), 1, 1, SMALL), Err(ShardError::DiskFailed));
     drop(store);
-    let (store, _) = Store::open(disk.root(), DISK, options()).unwrap();
+    let (store, _) = Store::open(disk.root(), DISK, options(), alone()).unwrap();
     assert_eq!(read(&store.reader(), 1, 1, SMALL).unwrap(), payload(1, 1, SMALL));
 }

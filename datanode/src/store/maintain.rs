@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use super::Store;
+use super::batch::Copied;
 use super::checkpoint::Frozen;
-use super::commit::Copied;
 use super::index::{Location, Phase, Punch};
 use super::record::{Body, tombstone_bytes};
 use super::scan::{ScanError, read_header, scan};
 use super::segment::{Segment, SegmentHeader, SegmentKind, file_name, write_header};
 use super::types::ShardError;
+use super::{Sabotage, Store};
 use crate::units::to_usize;
 use holdfast_storage::{BLOCK_BYTES, is_no_space};
 use std::sync::Arc;
@@ -60,6 +60,9 @@ impl Store {
         let due = self.checkpoint_due(idle)
             || drained.len() >= DRAINED_SEGMENTS_MAX
             || (idle && !copied && !drained.is_empty());
+        if self.shared.sabotage == Sabotage::RecycleBeforeCheckpoint && !drained.is_empty() {
+            return drained.iter().try_for_each(|number| self.recycle(*number)).map(|()| true);
+        }
         if due && self.checkpoints_here {
             self.checkpoint()?;
             return Ok(true);
@@ -192,7 +195,7 @@ impl Store {
             best.map(|(number, s)| (state.segments[number].clone(), s.live_bytes))
         };
         let Some((segment, live_bytes)) = chosen else { return Ok(None) };
-        if live_bytes > 0 && !self.shared.budget()?.allows_compaction() {
+        if live_bytes > 0 && !self.shared.budget(self.shared.now())?.allows_compaction() {
             return Ok(None);
         }
         let found = if live_bytes == 0 { Vec::new() } else { self.shared.rescan(&segment)? };
@@ -287,8 +290,8 @@ impl Store {
 
 impl super::Shared {
     fn punch(&self, punches: &[Punch], segments: &BTreeMap<u32, Arc<Segment>>) -> Result<(), ShardError> {
-        for segment in segments.values() {
-            segment.drain_readers();
+        if self.sabotage != Sabotage::PunchUnderReaders {
+            segments.values().for_each(|segment| segment.drain_readers());
         }
         // The first block goes last: a record's header explains its bytes to a scan for as long as any of them is left.
         for first_block in [false, true] {

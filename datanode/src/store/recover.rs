@@ -10,20 +10,20 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::Instant;
 
 use holdfast_common::DiskId;
 use parking_lot::{Mutex, RwLock};
 
+use super::batch::{AlignedBuffer, LANE_BYTES};
 use super::checkpoint::{self, CHECKPOINT_FILE, Checkpoint};
-use super::commit::{AlignedBuffer, LANE_BYTES};
 use super::index::{Entry, Index, Phase, SegmentState};
 use super::record::{Body, RECORD_BYTES_MAX, encode};
 use super::scan::{Found, Gap, ScanError, SegmentScan, is_unreadable, read_header, scan};
 use super::segment::{DATA_START, HeaderError, Segment, SegmentKind, parse_file_name};
-use super::space::SpaceBook;
+use super::shared::Look;
+use super::surroundings::Surroundings;
 use super::volumes::{Volumes, VolumesError};
-use super::{Cursor, Shared, State, Store, StoreOptions, failure};
+use super::{Cursor, Sabotage, Shared, State, Store, StoreOptions, failure};
 use crate::units::to_usize;
 use holdfast_storage::Directory;
 
@@ -89,20 +89,9 @@ impl Store {
         directory: Arc<dyn Directory>,
         disk: DiskId,
         options: StoreOptions,
+        surroundings: Surroundings,
     ) -> Result<(Self, OpenReport), OpenError> {
-        Self::open_witnessed(directory, None, disk, options)
-    }
-
-    /// The same; a failure is written down in `witness` too, a directory elsewhere, in case the disk does not take the note.
-    ///
-    /// # Errors
-    /// See [`OpenError`]. What a crash leaves behind is never one.
-    pub fn open_witnessed(
-        directory: Arc<dyn Directory>,
-        witness: Option<Arc<dyn Directory>>,
-        disk: DiskId,
-        options: StoreOptions,
-    ) -> Result<(Self, OpenReport), OpenError> {
+        let Surroundings { clock, shelves, witness } = surroundings;
         if let Some(note) = failure::find(&*directory, witness.as_deref(), disk)? {
             return Err(OpenError::FailedBefore(note));
         }
@@ -118,7 +107,7 @@ impl Store {
         let mut recovery = Recovery::find_segments(&*directory, disk)?;
         recovery.use_checkpoint(&*directory, disk)?;
         recovery.scan_segments()?;
-        recovery.settle_torn()?;
+        recovery.settle_torn(options.sabotage)?;
         recovery.fill_index();
         let space = directory.space()?;
         let mut report = recovery.report;
@@ -127,15 +116,17 @@ impl Store {
         let dropped = volumes.0.iter().filter(|(_, state)| state.dropped).map(|(key, _)| *key);
         let dropping: VecDeque<_> = dropped.filter(|key| recovery.index.volumes.contains_key(key)).collect();
         let shared = Shared {
-            book: SpaceBook::join(space.file_system),
+            book: shelves.join(space.file_system),
+            space: Mutex::new(Look::new(clock(), space)),
+            clock,
             directory,
             witness,
             disk,
             state: RwLock::new(State { index: recovery.index, segments: recovery.segments, volumes }),
             limit_bytes: options.limit_bytes,
+            sabotage: options.sabotage,
             failed: AtomicBool::new(false),
             unapplied_bytes: AtomicU64::new(0),
-            space: Mutex::new((Instant::now(), space)),
             corrupt_reads: AtomicU64::new(0),
             short_of_descriptors: AtomicBool::new(false),
         };
@@ -268,7 +259,7 @@ impl Recovery {
     }
 
     /// Decides torn or damaged, makes what is torn harmless, and everything that stays durable.
-    fn settle_torn(&mut self) -> Result<(), OpenError> {
+    fn settle_torn(&mut self, sabotage: Sabotage) -> Result<(), OpenError> {
         let watermark = self.watermark;
         for (number, found) in &mut self.scans {
             let segment = &self.segments[number];
@@ -288,7 +279,8 @@ impl Recovery {
                 }
             }
             for record in &found.records {
-                if record.header.sequence > watermark && !is_whole(segment, record)? {
+                if record.header.sequence > watermark && !is_whole(segment, record)? && sabotage != Sabotage::AcceptTorn
+                {
                     torn.push(Gap { offset: record.at.offset, bytes: record.at.bytes, unreadable: false });
                 }
             }

@@ -2,20 +2,39 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use holdfast_common::DiskId;
 use holdfast_storage::{Directory, FileSystemSpace, is_out_of_descriptors};
 use parking_lot::{Mutex, RwLock};
 
 use super::space::{Budget, SpaceBook};
+use super::surroundings::Clock;
 use super::types::ShardError;
-use super::{State, failure};
+use super::{Sabotage, State, failure};
 
 /// How long a look at the file system's free space is believed.
 const SPACE_BELIEVED: Duration = Duration::from_millis(100);
 
+/// A look at the file system's free space.
+pub(super) struct Look {
+    /// When, on the node's clock; `None` if the next budget has to look again.
+    at: Option<Duration>,
+    pub(super) space: FileSystemSpace,
+}
+
+impl Look {
+    pub(super) fn new(now: Duration, space: FileSystemSpace) -> Self {
+        Self { at: Some(now), space }
+    }
+
+    fn is_believed(&self, now: Duration) -> bool {
+        self.at.is_some_and(|at| now.saturating_sub(at) <= SPACE_BELIEVED)
+    }
+}
+
 pub(crate) struct Shared {
+    pub(super) clock: Clock,
     pub(crate) directory: Arc<dyn Directory>,
     /// A directory elsewhere that is told of a failure too.
     pub(super) witness: Option<Arc<dyn Directory>>,
@@ -23,16 +42,22 @@ pub(crate) struct Shared {
     pub(crate) state: RwLock<State>,
     pub(crate) book: SpaceBook,
     pub(crate) limit_bytes: Option<u64>,
+    pub(super) sabotage: Sabotage,
     pub(super) failed: AtomicBool,
     /// Bytes of puts that were admitted and are not in the index yet.
     pub(crate) unapplied_bytes: AtomicU64,
-    pub(super) space: Mutex<(Instant, FileSystemSpace)>,
+    pub(super) space: Mutex<Look>,
     /// A missing descriptor was said once since the last success.
     pub(super) short_of_descriptors: AtomicBool,
     pub(crate) corrupt_reads: AtomicU64,
 }
 
 impl Shared {
+    /// The node's time.
+    pub(crate) fn now(&self) -> Duration {
+        (self.clock)()
+    }
+
     pub(crate) fn is_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
@@ -42,8 +67,10 @@ impl Shared {
     pub(crate) fn poison(&self, what: &str, error: &std::io::Error) -> ShardError {
         if !self.failed.swap(true, Ordering::AcqRel) {
             tracing::error!(disk = self.disk.0, %error, "disk out of service: {what} failed");
-            let reason = format!("{what}: {error}");
-            failure::note(&*self.directory, self.witness.as_deref(), self.disk, &reason);
+            if self.sabotage != Sabotage::ForgetFailure {
+                let reason = format!("{what}: {error}");
+                failure::note(&*self.directory, self.witness.as_deref(), self.disk, &reason);
+            }
         }
         ShardError::DiskFailed
     }
@@ -81,37 +108,34 @@ impl Shared {
         ShardError::Corrupt
     }
 
-    /// Free space now, without what is reserved.
-    pub(crate) fn budget(&self) -> Result<Budget, ShardError> {
+    /// Free space at `now`, without what is reserved.
+    pub(crate) fn budget(&self, now: Duration) -> Result<Budget, ShardError> {
         let used_bytes = self.state.read().index.used_bytes() + self.unapplied_bytes.load(Ordering::Relaxed);
-        let mut space = self.space.lock();
-        if space.0.elapsed() > SPACE_BELIEVED {
+        let mut look = self.space.lock();
+        if !look.is_believed(now) {
             match self.directory.space() {
-                Ok(fresh) => *space = (Instant::now(), fresh),
+                Ok(fresh) => *look = Look::new(now, fresh),
                 Err(error) if is_out_of_descriptors(&error) => return Err(self.trouble("statvfs", &error)),
                 // What was free a moment ago is the best guess; a write that does not fit says so itself.
                 Err(error) => tracing::warn!(disk = self.disk.0, %error, "the free space cannot be asked for"),
             }
         }
-        Ok(Budget::new(&space.1, used_bytes, self.limit_bytes))
+        Ok(Budget::new(&look.space, used_bytes, self.limit_bytes))
     }
 
     /// The file system whose free bytes this disk may share with others; 0 if it has a limit of its own.
     pub(super) fn shared_file_system(&self) -> u64 {
-        if self.limit_bytes.is_some() { 0 } else { self.space.lock().1.file_system }
+        if self.limit_bytes.is_some() { 0 } else { self.space.lock().space.file_system }
     }
 
     /// Takes written bytes off the believed free space until the next look.
     pub(crate) fn spend(&self, bytes: u64) {
-        let mut space = self.space.lock();
-        space.1.available_bytes = space.1.available_bytes.saturating_sub(bytes);
+        let space = &mut self.space.lock().space;
+        space.available_bytes = space.available_bytes.saturating_sub(bytes);
     }
 
     /// Makes the next [`Shared::budget`] look again.
     pub(crate) fn doubt_space(&self) {
-        let mut space = self.space.lock();
-        if let Some(before) = space.0.checked_sub(SPACE_BELIEVED * 2) {
-            space.0 = before;
-        }
+        self.space.lock().at = None;
     }
 }

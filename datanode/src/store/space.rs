@@ -1,12 +1,11 @@
 //! Space of a disk (R29): thresholds, reservations of sessions, and disks that share a file system.
 //!
-//! The decisions are pure ([`Budget`]); [`SpaceBook`] holds what disks of one process that share a file system must know
-//! of each other, so that none promises the same free bytes twice.
+//! The decisions are pure ([`Budget`]); [`Shelves`] holds what disks of one process that share a file system must know of
+//! each other, so that none promises the same free bytes twice.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::types::SessionKey;
 use parking_lot::Mutex;
@@ -116,7 +115,8 @@ impl Budget {
 #[derive(Debug, Clone, Copy)]
 struct Reservation {
     bytes: u64,
-    until: Instant,
+    /// On the clock of all who share the shelf.
+    until: Duration,
 }
 
 type Sessions = BTreeMap<SessionKey, Reservation>;
@@ -129,7 +129,7 @@ struct Shelf {
 
 impl Shelf {
     /// Completes a budget with what all sharers hold, and says what `session` holds on disk `member`.
-    fn fill(&mut self, budget: &mut Budget, member: u64, session: SessionKey, now: Instant) -> u64 {
+    fn fill(&mut self, budget: &mut Budget, member: u64, session: SessionKey, now: Duration) -> u64 {
         for sessions in self.disks.values_mut() {
             sessions.retain(|_, reservation| reservation.until > now && reservation.bytes > 0);
         }
@@ -144,6 +144,30 @@ impl Shelf {
     }
 }
 
+/// The shelves of a process, one a file system. Made once at its start and handed to each store; clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Shelves(Arc<Mutex<ByFileSystem>>);
+
+#[derive(Debug, Default)]
+struct ByFileSystem {
+    shelves: BTreeMap<u64, Arc<Mutex<Shelf>>>,
+    members_count: u64,
+}
+
+impl Shelves {
+    /// Adds a disk to those on a file system.
+    #[must_use]
+    pub fn join(&self, file_system: u64) -> SpaceBook {
+        let mut all = self.0.lock();
+        all.members_count += 1;
+        let member = all.members_count;
+        all.shelves.retain(|_, shelf| !shelf.lock().disks.is_empty());
+        let shelf = all.shelves.entry(file_system).or_default().clone();
+        shelf.lock().disks.insert(member, Sessions::new());
+        SpaceBook { shelf, member }
+    }
+}
+
 /// A disk's view of the shelf it shares. Leaves it when dropped.
 #[derive(Debug)]
 pub struct SpaceBook {
@@ -151,23 +175,9 @@ pub struct SpaceBook {
     member: u64,
 }
 
-static SHELVES: LazyLock<Mutex<HashMap<u64, Arc<Mutex<Shelf>>>>> = LazyLock::new(Mutex::default);
-static MEMBERS: AtomicU64 = AtomicU64::new(1);
-
 impl SpaceBook {
-    /// Joins the disks of this process on a file system.
-    #[must_use]
-    pub fn join(file_system: u64) -> Self {
-        let member = MEMBERS.fetch_add(1, Ordering::Relaxed);
-        let mut shelves = SHELVES.lock();
-        shelves.retain(|_, shelf| !shelf.lock().disks.is_empty());
-        let shelf = shelves.entry(file_system).or_default().clone();
-        shelf.lock().disks.insert(member, Sessions::new());
-        Self { shelf, member }
-    }
-
     /// Completes a budget with what sharers hold, and says what `session` holds here.
-    pub fn fill(&self, budget: &mut Budget, session: SessionKey, now: Instant) -> u64 {
+    pub fn fill(&self, budget: &mut Budget, session: SessionKey, now: Duration) -> u64 {
         self.shelf.lock().fill(budget, self.member, session, now)
     }
 
@@ -187,7 +197,7 @@ impl SpaceBook {
         session: SessionKey,
         wanted_bytes: u64,
         lease: Duration,
-        now: Instant,
+        now: Duration,
     ) -> u64 {
         let mut shelf = self.shelf.lock();
         let own = shelf.fill(&mut budget, self.member, session, now);
@@ -219,6 +229,7 @@ mod tests {
     const SPACE: FileSystemSpace =
         FileSystemSpace { total_bytes: 100 << 20, available_bytes: 50 << 20, file_system: 1 };
     const LEASE: Duration = Duration::from_secs(10);
+    const NOW: Duration = Duration::from_secs(1);
 
     fn session(number: u64) -> SessionKey {
         SessionKey { volume: VolumeId(1), session: SessionId(number) }
@@ -226,7 +237,7 @@ mod tests {
 
     #[test]
     fn sessions_of_two_volumes_with_one_number_have_reservations_of_their_own() {
-        let (book, now) = (SpaceBook::join(u64::MAX - 4), Instant::now());
+        let (book, now) = (Shelves::default().join(1), NOW);
         let space = FileSystemSpace { total_bytes: 1 << 30, available_bytes: 1 << 30, file_system: 1 };
         let budget = Budget::new(&space, 0, None);
         let other = SessionKey { volume: VolumeId(2), ..session(1) };
@@ -239,8 +250,8 @@ mod tests {
 
     #[test]
     fn a_reservation_is_kept_from_others_and_drawn_on_by_its_session() {
-        let book = SpaceBook::join(u64::MAX - 1);
-        let now = Instant::now();
+        let book = Shelves::default().join(1);
+        let now = NOW;
         let budget = Budget::new(&SPACE, 0, None);
         let soft = 4 << 20;
         assert_eq!(book.reserve(budget, session(1), 40 << 20, LEASE, now), 40 << 20);
@@ -255,8 +266,8 @@ mod tests {
 
     #[test]
     fn a_reservation_ends_with_its_lease() {
-        let book = SpaceBook::join(u64::MAX - 2);
-        let now = Instant::now();
+        let book = Shelves::default().join(1);
+        let now = NOW;
         let budget = Budget::new(&SPACE, 0, None);
         book.reserve(budget, session(1), 40 << 20, LEASE, now);
         let mut seen = budget;
@@ -266,8 +277,10 @@ mod tests {
 
     #[test]
     fn disks_that_share_a_file_system_count_its_space_once() {
-        let books: Vec<SpaceBook> = (0..5).map(|_| SpaceBook::join(u64::MAX - 3)).collect();
-        let now = Instant::now();
+        let shelves = Shelves::default();
+        let books: Vec<SpaceBook> = (0..5).map(|_| shelves.join(1)).collect();
+        let elsewhere = shelves.join(2);
+        let now = NOW;
         let mut sum = 0;
         for book in &books {
             let mut budget = Budget::new(&SPACE, 0, None);
@@ -279,6 +292,9 @@ mod tests {
         let first = books[0].reserve(budget, session(1), 40 << 20, LEASE, now);
         let second = books[1].reserve(budget, session(1), 40 << 20, LEASE, now);
         assert_eq!(first + second, 46 << 20);
+        let mut budget = Budget::new(&SPACE, 0, None);
+        elsewhere.fill(&mut budget, SessionKey::NOBODY, now);
+        assert_eq!(budget.share(), 46 << 20, "another file system");
     }
 
     #[test]

@@ -7,10 +7,12 @@ use bytes::Bytes;
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, SessionId, VolumeId};
 
 use super::recover::create;
+use super::space::Shelves;
+use super::surroundings::Surroundings;
 use super::types::{
     ChunkKey, Done, Put, ReadRange, Request, SessionKey, ShardError, ShardKey, ShardMeta, Stripe, VolumeKey,
 };
-use super::{Reader, Store, StoreOptions, make_segment};
+use super::{Reader, Sabotage, Store, StoreOptions, make_segment};
 use holdfast_common::Random;
 use holdfast_storage::RealDirectory;
 use holdfast_storage::SimulatedDisk;
@@ -50,11 +52,17 @@ pub(crate) fn options() -> StoreOptions {
         bulk_segment_bytes: 5 << 20,
         limit_bytes: None,
         checkpoint_records: 50,
+        sabotage: Sabotage::None,
     }
 }
 
+/// The surroundings of a store that shares nothing, at a time that stands still.
+pub(crate) fn alone() -> Surroundings {
+    Surroundings { clock: Arc::new(|| Duration::ZERO), shelves: Shelves::default(), witness: None }
+}
+
 pub(crate) fn open(disk: &SimulatedDisk) -> Store {
-    Store::open(disk.root(), DISK, options()).unwrap().0
+    Store::open(disk.root(), DISK, options(), alone()).unwrap().0
 }
 
 pub(crate) fn fresh() -> (SimulatedDisk, Store) {
@@ -341,7 +349,7 @@ fn a_full_file_system_fails_the_put_and_not_the_disk() {
         assert_eq!(store.commit(&requests), [Ok(Done::default()); 2]);
         for survival in [Survival::All, Survival::Nothing] {
             let crashed = survival.of(&disk, &mut Random::new(1));
-            let (store, report) = Store::open(crashed.root(), DISK, options()).unwrap();
+            let (store, report) = Store::open(crashed.root(), DISK, options(), alone()).unwrap();
             assert_eq!((report.damaged_bytes, report.torn_count), (0, 0));
             for chunk in 1..=3 {
                 assert_eq!(read(&store.reader(), chunk, 1, bytes).unwrap(), payload(chunk, 1, bytes));
@@ -355,7 +363,7 @@ fn a_limited_disk_fills_says_so_and_takes_more_after_a_delete() {
     let disk = SimulatedDisk::default();
     create(&*disk.root()).unwrap();
     let limited = StoreOptions { limit_bytes: Some(2 << 20), ..options() };
-    let (mut store, _) = Store::open(disk.root(), DISK, limited).unwrap();
+    let (mut store, _) = Store::open(disk.root(), DISK, limited, alone()).unwrap();
     let requests: Vec<Request> = (1..=40).map(|chunk| Request::Put(put(chunk, 1, BULK))).collect();
     let outcomes = store.commit(&requests);
     let stored = outcomes.iter().filter(|o| o.is_ok()).count();
@@ -373,7 +381,7 @@ fn a_reservation_keeps_space_for_its_session() {
     let disk = SimulatedDisk::default();
     create(&*disk.root()).unwrap();
     let limited = StoreOptions { limit_bytes: Some(2 << 20), ..options() };
-    let (mut store, _) = Store::open(disk.root(), DISK, limited).unwrap();
+    let (mut store, _) = Store::open(disk.root(), DISK, limited, alone()).unwrap();
     let reader = store.reader();
     let granted = reader
         .reserve(SessionKey { session: SessionId(1), ..SessionKey::NOBODY }, 8 << 20, Duration::from_secs(30))
@@ -412,7 +420,7 @@ fn a_flipped_bit_of_the_payload_or_the_header_is_never_served() {
                 // R6: the scan cannot explain it, and a later durable record says that it is no torn tail.
                 put_one(&mut store, 3, bytes);
                 let crashed = Survival::All.of(&disk, &mut Random::new(1));
-                let (store, report) = Store::open(crashed.root(), DISK, options()).unwrap();
+                let (store, report) = Store::open(crashed.root(), DISK, options(), alone()).unwrap();
                 assert_eq!(report.damaged_bytes, location.bytes);
                 assert_eq!(read(&store.reader(), 1, 1, bytes), Err(ShardError::NotFound));
                 assert_eq!(read(&store.reader(), 2, 1, bytes).unwrap(), payload(2, 1, bytes));
@@ -428,11 +436,11 @@ fn a_damaged_checkpoint_is_dropped_and_everything_found_by_the_scan() {
     commit_one(&mut store, delete(&[3, 4, 5])).unwrap();
     store.checkpoint().unwrap();
     let crashed = Survival::Nothing.of(&disk, &mut Random::new(1));
-    let (_, report) = Store::open(crashed.root(), DISK, options()).unwrap();
+    let (_, report) = Store::open(crashed.root(), DISK, options(), alone()).unwrap();
     assert!(report.checkpoint_used);
     assert_eq!(report.records_count, 0);
     crashed.flip("checkpoint", 77);
-    let (store, report) = Store::open(crashed.root(), DISK, options()).unwrap();
+    let (store, report) = Store::open(crashed.root(), DISK, options(), alone()).unwrap();
     assert!(!report.checkpoint_used);
     assert_eq!(report.records_count, 31);
     assert_eq!(store.reader().status().shards_count, 27);
@@ -449,7 +457,7 @@ fn bytes_of_a_segments_former_life_never_pass() {
     assert_eq!(recycled.header.number, 1);
     let crashed = Survival::Nothing.of(&disk, &mut Random::new(1));
     crashed.lose_file("checkpoint");
-    let (store, report) = Store::open(crashed.root(), DISK, options()).unwrap();
+    let (store, report) = Store::open(crashed.root(), DISK, options(), alone()).unwrap();
     assert_eq!((report.damaged_bytes, report.torn_count), (0, 0));
     assert_eq!(store.reader().status().shards_count, 40);
     assert!(store.spares.iter().any(|spare| spare.header.number == 1));
@@ -465,7 +473,7 @@ fn a_segment_of_a_newer_version_is_refused_with_its_name() {
     let crc = holdfast_common::checksum::crc32c(&sector[..508]);
     sector[508..].copy_from_slice(&crc.to_le_bytes());
     file.write_at(0, &sector).unwrap();
-    let error = Store::open(disk.root(), DISK, options()).err().unwrap();
+    let error = Store::open(disk.root(), DISK, options(), alone()).err().unwrap();
     assert!(error.to_string().contains("small-0000000001.seg was made by a newer version"), "{error}");
 }
 
@@ -473,7 +481,7 @@ fn a_segment_of_a_newer_version_is_refused_with_its_name() {
 fn a_lost_volumes_file_is_refused() {
     let (disk, _store) = fresh();
     disk.lose_file("volumes");
-    assert!(Store::open(disk.root(), DISK, options()).is_err());
+    assert!(Store::open(disk.root(), DISK, options(), alone()).is_err());
 }
 
 #[test]
@@ -481,7 +489,7 @@ fn a_real_directory_keeps_shards_over_restarts_with_and_without_checkpoint() {
     let temporary = tempfile::tempdir().unwrap();
     let directory: Arc<dyn holdfast_storage::Directory> = Arc::new(RealDirectory::new(temporary.path()));
     create(&*directory).unwrap();
-    let (mut store, _) = Store::open(directory.clone(), DISK, options()).unwrap();
+    let (mut store, _) = Store::open(directory.clone(), DISK, options(), alone()).unwrap();
     let spare = store.plan_spare().unwrap();
     assert!(store.plan_spare().is_none());
     store.add_spare(make_segment(&*directory, spare, true));
@@ -495,7 +503,7 @@ fn a_real_directory_keeps_shards_over_restarts_with_and_without_checkpoint() {
         if !with_checkpoint {
             std::fs::remove_file(temporary.path().join("checkpoint")).unwrap();
         }
-        let (store, report) = Store::open(directory.clone(), DISK, options()).unwrap();
+        let (store, report) = Store::open(directory.clone(), DISK, options(), alone()).unwrap();
         assert_eq!((report.damaged_bytes, report.torn_count), (0, 0));
         assert_eq!(report.checkpoint_used, with_checkpoint);
         assert_eq!(store.reader().status().shards_count, 40);
@@ -511,7 +519,7 @@ fn r5_readers_never_see_bytes_that_are_being_deleted_or_moved() {
     let temporary = tempfile::tempdir().unwrap();
     let directory: Arc<dyn holdfast_storage::Directory> = Arc::new(RealDirectory::new(temporary.path()));
     create(&*directory).unwrap();
-    let (mut store, _) = Store::open(directory, DISK, options()).unwrap();
+    let (mut store, _) = Store::open(directory, DISK, options(), alone()).unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);
     let served = std::sync::atomic::AtomicU64::new(0);
     std::thread::scope(|scope| {

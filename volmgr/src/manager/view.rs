@@ -7,15 +7,16 @@ use holdfast_common::{DiskId, NodeId, VolumeId};
 use holdfast_erasure::CodeMode;
 use holdfast_proto::control::{Disk, Endpoint, Node, Role, TableAssignment, Volume};
 
-use super::core::{Core, Soft};
+use super::Manager;
 use crate::capacity::{self, DiskSpace};
 use crate::placement::{Candidate, TableCandidate};
 use crate::state::{ClusterState, NodeState, VolumeInfo};
 
 /// The cluster at one moment: the state, with what heartbeats added.
 pub(super) struct View<'a> {
-    core: &'a Core,
+    manager: &'a Manager,
     state: &'a ClusterState,
+    now_ms: u64,
     alive: BTreeSet<NodeId>,
     spaces: Vec<DiskSpace>,
     /// Computed once for each code mode, however many volumes have it.
@@ -23,11 +24,10 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(core: &'a Core, state: &'a ClusterState) -> Self {
-        let alive = core.with_soft(|soft, now_ms| {
-            state.nodes().keys().copied().filter(|node| soft.liveness.is_alive(now_ms, *node)).collect()
-        });
-        let mut view = Self { core, state, alive, spaces: Vec::new(), available: RefCell::default() };
+    pub(super) fn new(manager: &'a Manager, state: &'a ClusterState, now_ms: u64) -> Self {
+        let nodes = state.nodes().keys().copied();
+        let alive = nodes.filter(|node| manager.liveness.is_alive(now_ms, *node)).collect();
+        let mut view = Self { manager, state, now_ms, alive, spaces: Vec::new(), available: RefCell::default() };
         view.spaces = view.disk_spaces();
         view
     }
@@ -45,9 +45,9 @@ impl<'a> View<'a> {
     /// A node's disks as it reported them last; as registered until its first report. A disk that a node no longer
     /// reports is out of service.
     fn disks_of(&self, id: NodeId, node: &NodeState) -> Vec<Disk> {
-        let reported = self.core.with_soft(|soft, _| soft.disks.get(&id).cloned());
+        let reported = self.manager.disks.get(&id);
         let registered = node.disks.iter().map(|(disk, known)| {
-            let found = reported.as_ref().map(|all| all.iter().find(|r| r.disk == disk.0));
+            let found = reported.map(|all| all.iter().find(|r| r.disk == disk.0));
             match found {
                 Some(Some(report)) => *report,
                 Some(None) => Disk { disk: disk.0, healthy: false, ..Disk::default() },
@@ -128,7 +128,7 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn node(&self, id: NodeId, node: &NodeState) -> Node {
-        let silent = self.core.with_soft(|soft, now_ms| soft.liveness.silent_ms(now_ms, id));
+        let silent = self.manager.liveness.silent_ms(self.now_ms, id);
         Node {
             node: id.0,
             role: node.role as i32,
@@ -141,8 +141,8 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn volume(&self, id: VolumeId, info: &VolumeInfo) -> Volume {
-        let report = self.core.with_soft(|soft, _| soft.tables.get(&(id, info.incarnation)).cloned());
-        let leader = report.as_ref().map(|r| r.node).filter(|node| self.is_alive(*node));
+        let report = self.manager.tables.get(&(id, info.incarnation));
+        let leader = report.map(|r| r.node).filter(|node| self.is_alive(*node));
         let report = report.map(|r| r.report).unwrap_or_default();
         let quota_left = match info.quota_bytes {
             0 => u64::MAX,
@@ -163,7 +163,7 @@ impl<'a> View<'a> {
             inodes_count: report.inodes_count,
             groups_count: info.groups.len() as u64,
             created_ns: u64::try_from(info.created_ns).unwrap_or(0),
-            cluster: self.core.cluster.to_string(),
+            cluster: self.manager.cluster.to_string(),
         }
     }
 
@@ -183,8 +183,8 @@ impl<'a> View<'a> {
 
     /// What the builds on all these metanodes know; 0 until each was heard.
     fn feature_level(&self, replicas: &BTreeSet<NodeId>) -> u32 {
-        let level = |soft: &Soft, node: &NodeId| soft.feature_levels.get(node).copied().unwrap_or(0);
-        self.core.with_soft(|soft, _| replicas.iter().map(|node| level(soft, node)).min().unwrap_or(0))
+        let level = |node: &NodeId| self.manager.feature_levels.get(node).copied().unwrap_or(0);
+        replicas.iter().map(level).min().unwrap_or(0)
     }
 }
 

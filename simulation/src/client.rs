@@ -1,0 +1,194 @@
+//! A client's process: the real `FileSystem`, shell and core, with its tasks, its clock and its network in the simulation's hands.
+
+mod executor;
+mod link;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_client::network::Network;
+use holdfast_client::runtime::Runtime;
+use holdfast_client::{FileSystem, MountConfig};
+use holdfast_common::{NodeId, Random};
+use holdfast_proto::control::VolumeState;
+use parking_lot::Mutex;
+
+use crate::clock::Times;
+use crate::packet::Packet;
+use crate::programs::{Desk, audit, clear, work_on_files, work_on_names};
+use crate::role::{Moment, Role, Timer, Wish};
+use crate::truth::{Stage, Truth};
+use executor::Executor;
+use link::{Link, Outgoing};
+
+/// Memory of a mount: little, so that budgets are met.
+const MEMORY_BYTES: usize = 2 << 20;
+/// Pause before a mount that failed is tried again, and between looks at what is to be done.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+/// Tasks polled in one go: more means that tasks wake each other for ever.
+const POLLS_MAX: usize = 100_000;
+
+pub(crate) struct ClientRole {
+    executor: Executor,
+    link: Link,
+}
+
+impl ClientRole {
+    /// Starts the process: it mounts the volume and lets its programs work.
+    pub(crate) fn start(
+        client: usize,
+        volmgr: NodeId,
+        volume: &str,
+        truth: &Arc<Mutex<Truth>>,
+        random: Random,
+        times: Times,
+    ) -> Self {
+        let link = Link::new(volmgr, volume);
+        let mut process = Self { executor: Executor::default(), link: link.clone() };
+        process.set_time(times);
+        process.executor.spawn(Box::pin(live(client, link, Arc::clone(truth), random)));
+        process
+    }
+
+    fn set_time(&self, times: Times) {
+        let mut state = self.link.state();
+        state.now = times.monotonic;
+        state.wall_ns = times.wall_ns;
+    }
+
+    fn wishes(&self) -> Vec<Wish> {
+        let mut state = self.link.state();
+        let mut wishes = Vec::new();
+        for Outgoing { number, to, request, timeout } in std::mem::take(&mut state.outgoing) {
+            wishes.push(Wish::Call { ticket: number, to, request, timeout });
+        }
+        let sleeps = std::mem::take(&mut state.sleeps);
+        wishes.extend(sleeps.into_iter().map(|(number, after)| Wish::Arm { timer: Timer::Sleep(number), after }));
+        wishes
+    }
+}
+
+impl Role for ClientRole {
+    fn packet(&mut self, times: Times, _: NodeId, packet: Packet) {
+        self.set_time(times);
+        if let Packet::Answer(number, answer) = packet {
+            self.link.answered(number, answer);
+        }
+    }
+
+    fn timer(&mut self, times: Times, timer: Timer) {
+        self.set_time(times);
+        if let Timer::Sleep(number) = timer {
+            self.link.slept(number);
+        }
+    }
+
+    /// Carries all tasks on until each waits for something.
+    fn drive(&mut self, moment: Moment<'_>) -> Vec<Wish> {
+        self.set_time(moment.times);
+        for _ in 0..POLLS_MAX {
+            let spawned = std::mem::take(&mut self.link.state().spawned);
+            spawned.into_iter().for_each(|work| self.executor.spawn(work));
+            if !self.executor.poll_one() && self.link.state().spawned.is_empty() {
+                return self.wishes();
+            }
+        }
+        panic!("{} tasks of a client never come to rest", self.executor.tasks_count());
+    }
+}
+
+impl Drop for ClientRole {
+    fn drop(&mut self) {
+        // Tasks that end put what goes on without them among the spawned, which hold the link.
+        self.executor = Executor::default();
+        loop {
+            let spawned = std::mem::take(&mut self.link.state().spawned);
+            if spawned.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+/// The key by which a client's next mount fences its former one.
+pub(crate) fn key_of(client: usize) -> Vec<u8> {
+    format!("client {client}").into_bytes()
+}
+
+async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: Random) {
+    let fs = mount(client, &link, random.bits()).await;
+    // The former mount is fenced: nothing of it can come any more.
+    truth.lock().client_mounted(client);
+    let runtime: Arc<dyn Runtime> = Arc::new(link.clone());
+    let desk = |random: Random| Desk {
+        fs: fs.clone(),
+        runtime: Arc::clone(&runtime),
+        truth: Arc::clone(&truth),
+        random,
+        client,
+        key: key_of(client),
+    };
+    for _ in 0..2 {
+        let (names, files) = (desk(random.fork()), desk(random.fork()));
+        begin(client, &runtime, &truth, work_on_names(names));
+        begin(client, &runtime, &truth, work_on_files(files));
+    }
+    let desk = desk(random.fork());
+    loop {
+        let stage = truth.lock().stage;
+        match stage {
+            Stage::Work | Stage::Stop => {}
+            Stage::Audit if client == 0 => {
+                audit(&desk).await;
+                clear(&desk).await;
+                truth.lock().stage = Stage::Leave;
+            }
+            Stage::Audit => {}
+            Stage::Leave => {
+                fs.shutdown().await.unwrap_or_else(|error| panic!("a mount does not end well: {error}"));
+                let held = fs.held_bytes();
+                assert_eq!(held, 0, "client {client} holds {held} bytes at its end");
+                truth.lock().left += 1;
+                return;
+            }
+        }
+        runtime.sleep(LOOK_PAUSE).await;
+    }
+}
+
+/// Begins a program beside the others.
+fn begin(
+    client: usize,
+    runtime: &Arc<dyn Runtime>,
+    truth: &Arc<Mutex<Truth>>,
+    program: impl Future<Output = ()> + Send + 'static,
+) {
+    let life = truth.lock().program_begins(client);
+    let truth = Arc::clone(truth);
+    runtime.spawn(Box::pin(async move {
+        program.await;
+        truth.lock().program_ended(client, life);
+    }));
+}
+
+async fn mount(client: usize, link: &Link, seed: u64) -> FileSystem {
+    let config = MountConfig {
+        volmgr: String::new(),
+        volume: String::new(),
+        client_key: key_of(client),
+        description: String::new(),
+        read_only: false,
+        memory_bytes: MEMORY_BYTES,
+    };
+    loop {
+        if let Ok(volume) = link.volume().await
+            && volume.state() == VolumeState::Active
+        {
+            let (runtime, network) = (Arc::new(link.clone()), Arc::new(link.clone()));
+            if let Ok(fs) = FileSystem::mount_in(runtime, config.clone(), &volume, network, seed).await {
+                return fs;
+            }
+        }
+        link.sleep(LOOK_PAUSE).await;
+    }
+}

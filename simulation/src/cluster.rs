@@ -1,0 +1,125 @@
+//! Which machines there are, how they are set up, and how each one's process starts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use holdfast_common::proof::ClusterSecret;
+use holdfast_common::{ClusterId, DiskId, NodeId, Random};
+use holdfast_proto::control::{CreateVolumeRequest, Disk, RegisterRequest, RegisterResponse, Role as NodeRole};
+use holdfast_storage::SimulatedDisk;
+use parking_lot::Mutex;
+
+use crate::client::ClientRole;
+use crate::datanode::{self, DatanodeIdentity, DatanodeRole};
+use crate::disk::format_log;
+use crate::metanode::{MetanodeIdentity, MetanodeRole};
+use crate::packet::{Request, address_of};
+use crate::role::Role;
+use crate::sabotage::Sabotage;
+use crate::truth::Truth;
+use crate::volmgr::{self, VolmgrRole};
+use crate::world::{Machine, World};
+
+pub(crate) const VOLMGR: NodeId = NodeId(1);
+pub(crate) const METANODES: [NodeId; 3] = [NodeId(2), NodeId(3), NodeId(4)];
+pub(crate) const DATANODES: [NodeId; 4] = [NodeId(5), NodeId(6), NodeId(7), NodeId(8)];
+pub(crate) const CLIENTS: usize = 2;
+/// Clients' machines have numbers from here on.
+const FIRST_CLIENT: u64 = 1000;
+/// Data and parity shards: one disk more than a stripe needs.
+const CODE: (u32, u32) = (2, 1);
+const VOLUME: &str = "volume";
+const CLUSTER: ClusterId = ClusterId([7; 16]);
+/// Size of a disk.
+const DISK_BYTES: u64 = 1 << 36;
+
+pub(crate) fn client_node(client: usize) -> NodeId {
+    NodeId(FIRST_CLIENT + client as u64)
+}
+
+/// Which client a machine is, if it is one.
+pub(crate) fn client_of(node: NodeId) -> Option<usize> {
+    usize::try_from(node.0.checked_sub(FIRST_CLIENT)?).ok()
+}
+
+/// What registration told everybody, kept for all lives.
+struct Registered {
+    secret: ClusterSecret,
+    disks: BTreeMap<NodeId, DiskId>,
+}
+
+/// Makes all machines: the volume manager gives ids to nodes and disks and makes the volume, then everybody starts.
+pub(crate) fn build(world: &mut World, sabotage: Sabotage) {
+    let disks: BTreeMap<NodeId, SimulatedDisk> = [VOLMGR]
+        .into_iter()
+        .chain(METANODES)
+        .chain(DATANODES)
+        .chain((0..CLIENTS).map(client_node))
+        .map(|node| (node, SimulatedDisk::new(world.random.bits())))
+        .collect();
+    let registered = set_up(&disks, &mut world.random);
+    world.start = Box::new(move |machine, random, truth| start(&registered, sabotage, machine, random, truth));
+    for (node, disk) in disks {
+        world.add(node, disk);
+    }
+}
+
+fn set_up(disks: &BTreeMap<NodeId, SimulatedDisk>, random: &mut Random) -> Registered {
+    format_log(&disks[&VOLMGR]).expect("a new disk");
+    let mut manager = volmgr::Setup::new(CLUSTER, &disks[&VOLMGR], random.bits());
+    let (mut secret, mut disk_ids) = (None, BTreeMap::new());
+    for node in METANODES.into_iter().chain(DATANODES) {
+        let is_data = DATANODES.contains(&node);
+        let formatted = if is_data { datanode::format(&disks[&node]) } else { format_log(&disks[&node]) };
+        formatted.expect("a new disk");
+        let response = manager.ask(Request::Register(registration(node, is_data)));
+        let response: RegisterResponse = response.registered().expect("a registration");
+        assert_eq!(response.node, node.0, "nodes are numbered as they register");
+        secret = <[u8; 32]>::try_from(&response.secret[..]).ok().map(ClusterSecret);
+        disk_ids.extend(response.disks.first().map(|disk| (node, DiskId(*disk))));
+    }
+    let (data_shards, parity_shards) = CODE;
+    let volume = CreateVolumeRequest { name: VOLUME.to_owned(), data_shards, parity_shards, quota_bytes: 0 };
+    manager.make_volume(Request::CreateVolume(volume));
+    Registered { secret: secret.expect("a secret"), disks: disk_ids }
+}
+
+fn registration(node: NodeId, is_data: bool) -> RegisterRequest {
+    let disk = Disk { healthy: true, total_bytes: DISK_BYTES, available_bytes: DISK_BYTES, ..Disk::default() };
+    RegisterRequest {
+        cluster: String::new(),
+        node: 0,
+        role: if is_data { NodeRole::Datanode } else { NodeRole::Metanode }.into(),
+        address: address_of(node).to_string(),
+        generation: 1,
+        disks: if is_data { vec![disk] } else { Vec::new() },
+        format_nonce: node.0,
+    }
+}
+
+fn start(
+    registered: &Registered,
+    sabotage: Sabotage,
+    machine: &mut Machine,
+    random: &mut Random,
+    truth: &Arc<Mutex<Truth>>,
+) -> Result<Box<dyn Role>, String> {
+    let (node, seed) = (machine.node, random.bits());
+    // Raised at each start (R28); the setup was the first.
+    let generation = machine.life + 2;
+    let disk = &machine.disk;
+    let times = machine.times();
+    let secret = registered.secret.clone();
+    Ok(if node == VOLMGR {
+        Box::new(VolmgrRole::start(CLUSTER, sabotage, disk, seed, times)?)
+    } else if METANODES.contains(&node) {
+        let identity = MetanodeIdentity { cluster: CLUSTER, secret, node, generation, volmgr: VOLMGR };
+        Box::new(MetanodeRole::start(identity, sabotage, disk, seed)?)
+    } else if let Some(disk_id) = registered.disks.get(&node) {
+        let identity = DatanodeIdentity { cluster: CLUSTER, secret, node, disk: *disk_id, generation, volmgr: VOLMGR };
+        Box::new(DatanodeRole::start(identity, sabotage, disk, times)?)
+    } else {
+        let client = client_of(node).ok_or("no such machine")?;
+        Box::new(ClientRole::start(client, VOLMGR, VOLUME, truth, random.fork(), times))
+    })
+}

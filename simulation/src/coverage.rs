@@ -1,0 +1,103 @@
+//! What happened in a run: a fault that never happens in many runs is not tested.
+
+use holdfast_storage::simulated::faults::Counts;
+
+macro_rules! coverage {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counts of a run, or of many.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Coverage {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Coverage {
+            /// Adds another run's.
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+
+            /// All counts by name.
+            #[must_use]
+            pub fn counts(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+    };
+}
+
+coverage! {
+    /// Events of the world.
+    events,
+    /// Operations of programs that were compared.
+    operations,
+    /// Starts of processes.
+    starts,
+    /// Deaths of processes.
+    kills,
+    /// Deaths in the middle of an operation of the disk.
+    deaths_in_operations,
+    /// Deaths after some of the messages of a turn were sent.
+    deaths_between_effects,
+    /// Pauses of processes.
+    pauses,
+    /// Wall clocks set.
+    clock_jumps,
+    /// Links cut.
+    partitions,
+    /// Links cut in one direction.
+    one_way_partitions,
+    /// Packets lost.
+    lost_packets,
+    /// Packets doubled.
+    doubled_packets,
+    /// Calls whose connection was closed.
+    closed_calls,
+    /// Entries of the table's log.
+    entries,
+    /// Mutations that came twice.
+    repeated_mutations,
+    /// Changes of the table's leader.
+    leader_changes,
+    /// Snapshots installed by replicas.
+    snapshots_installed,
+    /// Sessions expired.
+    session_expiries,
+    /// Lost writes that a program was told of.
+    told_losses,
+    /// Chunks whose stripe is narrower than the code's.
+    narrowed_stripes,
+    /// Floors raised.
+    floors,
+    /// Chunks freed and forgotten.
+    forgotten_chunks,
+    /// Files that lost the end of what was written.
+    torn_files,
+    /// Sectors that were lost with the power.
+    lost_sectors,
+    /// Names that were lost with the power.
+    lost_names,
+    /// Syncs that failed.
+    sync_errors,
+    /// Reads that failed.
+    read_errors,
+    /// Bits that rotted.
+    rotten_bits,
+    /// Writes that a disk lost or misplaced.
+    misplaced_writes,
+    /// Operations without a descriptor.
+    no_descriptor,
+}
+
+impl Coverage {
+    /// Adds what happened on a disk.
+    pub(crate) fn add_disk(&mut self, counts: &Counts) {
+        self.torn_files += counts.torn_files;
+        self.lost_sectors += counts.lost_sectors;
+        self.lost_names += counts.lost_names;
+        self.sync_errors += counts.sync_errors;
+        self.read_errors += counts.read_errors;
+        self.rotten_bits += counts.rotten_bits;
+        self.misplaced_writes += counts.phantom_writes + counts.misdirected_writes;
+        self.no_descriptor += counts.no_descriptor;
+    }
+}

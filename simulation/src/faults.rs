@@ -1,0 +1,210 @@
+//! What goes wrong, when, and how much of it: never more than Raft and the code mode tolerate for good.
+
+use holdfast_common::{NodeId, Random};
+use holdfast_storage::simulated::faults::Faults;
+
+use crate::cluster::{CLIENTS, DATANODES, METANODES, VOLMGR, client_node};
+use crate::world::{Heal, MS, World};
+
+const SECOND: u64 = 1000 * MS;
+
+/// What a run does to the cluster, by its seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Faults happen; else all is well.
+    pub(crate) on: bool,
+    /// How long they go on.
+    pub(crate) faults_ns: u64,
+    /// Packets lost all the time.
+    pub(crate) loss_percent: u64,
+    /// Time between faults, at most.
+    interval_ns: u64,
+    /// Once in this many turns a process dies after some of its messages.
+    dies_once_in: u64,
+    /// Clients are cut off or stopped for longer than their lease.
+    long: bool,
+    /// The one datanode whose disk rots and fails: parity is there for as many.
+    bad_disk: Option<NodeId>,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub(crate) fn new(random: &mut Random) -> Self {
+        let long = random.one_in(4);
+        Self {
+            on: false,
+            faults_ns: if long { 60 * SECOND } else { (10 + random.below(15)) * SECOND },
+            loss_percent: random.below(3) * 2,
+            interval_ns: (1 + random.below(4)) * SECOND,
+            dies_once_in: [0, 2000, 400][random.index(3)],
+            long,
+            bad_disk: random.chance(60).then(|| DATANODES[random.index(DATANODES.len())]),
+        }
+    }
+
+    /// After how many of its wishes a process dies, if it does.
+    pub(crate) fn dies_in_the_middle(&self, random: &mut Random, wishes: usize) -> Option<usize> {
+        let dies = self.on && self.dies_once_in > 0 && wishes > 1 && random.one_in(self.dies_once_in);
+        dies.then(|| random.index(wishes))
+    }
+
+    pub(crate) fn restart_delay(&self, random: &mut Random) -> u64 {
+        let most = if self.on { 6 * SECOND } else { SECOND };
+        random.below(most) + 100 * MS
+    }
+
+    /// A disk that fails, or the machine that dies again, keeps a process from starting.
+    pub(crate) fn may_fail_to_start(&self) -> bool {
+        self.on
+    }
+}
+
+/// Begins the time of faults.
+pub(crate) fn begin(world: &mut World) {
+    world.plan.on = true;
+    world.network.loss_percent = world.plan.loss_percent;
+    world.network.slow_percent = world.random.below(3);
+    world.network.doubled_percent = world.random.below(4);
+    for node in METANODES.into_iter().chain(DATANODES).chain([VOLMGR]) {
+        let bad = world.plan.bad_disk == Some(node);
+        world.machines[&node].disk.set_faults(Faults {
+            slow_ppm: 2000,
+            slow_ns_max: 500 * MS,
+            operation_ns: 20_000,
+            bit_rot_ppm: if bad { 3000 } else { 0 },
+            phantom_write_ppm: if bad { 1000 } else { 0 },
+            misdirected_write_ppm: if bad { 1000 } else { 0 },
+            read_error_ppm: if bad { 1000 } else { 0 },
+            sync_error_ppm: if bad { 500 } else { 0 },
+            ..Faults::default()
+        });
+    }
+    let delay = world.random.below(2 * SECOND);
+    world.fault_after(delay);
+}
+
+/// Ends it: everything that was cut, lost or slow is well again. What rotted stays so.
+pub(crate) fn end(world: &mut World) {
+    world.plan.on = false;
+    world.network.cut.clear();
+    (world.network.loss_percent, world.network.slow_percent, world.network.doubled_percent) = (0, 0, 0);
+    for machine in world.machines.values() {
+        machine.disk.set_faults(Faults { operation_ns: 20_000, ..Faults::default() });
+        machine.disk.fail_no_more();
+    }
+}
+
+fn any(random: &mut Random) -> NodeId {
+    match random.below(10) {
+        0..=3 => METANODES[random.index(METANODES.len())],
+        4..=6 => DATANODES[random.index(DATANODES.len())],
+        7..=8 => client_node(random.index(CLIENTS)),
+        _ => VOLMGR,
+    }
+}
+
+/// The metanode that leads the table more often than not, else any.
+fn important(world: &mut World) -> NodeId {
+    let leader = METANODES.into_iter().find(|node| world.leads(*node));
+    let node = any(&mut world.random);
+    leader.filter(|_| world.random.chance(30)).unwrap_or(node)
+}
+
+/// One fault, and the next.
+pub(crate) fn strike(world: &mut World) {
+    if !world.plan.on {
+        return;
+    }
+    let node = important(world);
+    match world.random.below(12) {
+        0..=2 => die(world, node),
+        3..=4 => isolate(world, node),
+        5 => cut_one(world),
+        6..=7 => {
+            let duration = duration(world);
+            world.pause(node, duration);
+        }
+        8 => jump(world, node),
+        9 => {
+            let other = any(&mut world.random);
+            world.close_connections(node, other);
+        }
+        10 => {
+            world.network.loss_percent = 30;
+            let delay = world.random.below(3 * SECOND);
+            world.heal_after(delay, Heal::Loss);
+        }
+        _ => cut_down(world),
+    }
+    let delay = world.random.below(world.plan.interval_ns) + 10 * MS;
+    world.fault_after(delay);
+}
+
+/// A pause or cut: mostly short; in long runs sometimes longer than a lease.
+fn duration(world: &mut World) -> u64 {
+    if world.plan.long && world.random.one_in(4) {
+        return 30 * SECOND + world.random.below(20 * SECOND);
+    }
+    world.random.below(5 * SECOND) + 20 * MS
+}
+
+/// At once, or in one of its disk's next operations.
+fn die(world: &mut World, node: NodeId) {
+    if !world.lives(node) {
+        return;
+    }
+    if world.random.chance(50) {
+        world.kill(node);
+    } else {
+        let operations = world.random.below(12);
+        world.machines[&node].disk.die_after(operations);
+    }
+}
+
+/// Nobody reaches a machine, or it reaches nobody, or both.
+fn isolate(world: &mut World, node: NodeId) {
+    let others: Vec<NodeId> = world.machines.keys().copied().filter(|other| *other != node).collect();
+    let way = world.random.below(3);
+    let mut pairs = Vec::new();
+    for other in others {
+        if way != 1 {
+            pairs.push((node, other));
+        }
+        if way != 0 {
+            pairs.push((other, node));
+        }
+    }
+    world.coverage.partitions += 1;
+    world.coverage.one_way_partitions += u64::from(way != 2);
+    cut(world, pairs);
+}
+
+fn cut_one(world: &mut World) {
+    let (one, other) = (any(&mut world.random), any(&mut world.random));
+    world.coverage.partitions += 1;
+    cut(world, vec![(one, other), (other, one)]);
+}
+
+fn cut(world: &mut World, pairs: Vec<(NodeId, NodeId)>) {
+    world.network.cut.extend(pairs.iter().copied());
+    let delay = duration(world);
+    world.heal_after(delay, Heal::Link(pairs));
+}
+
+/// The wall clock is set.
+fn jump(world: &mut World, node: NodeId) {
+    let by = i64::try_from(world.random.below(2 * 3600 * SECOND)).unwrap_or(0) - 3_600_000_000_000;
+    if let Some(machine) = world.machines.get_mut(&node) {
+        machine.clock.set_wall(by);
+        world.coverage.clock_jumps += 1;
+    }
+}
+
+/// Several datanodes at once: more than the code mode reads around.
+fn cut_down(world: &mut World) {
+    for node in DATANODES {
+        if world.random.chance(50) {
+            die(world, node);
+        }
+    }
+}

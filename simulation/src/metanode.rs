@@ -1,0 +1,307 @@
+//! A metanode's process: its replica of the table, driven in turns, each of which may wait for a sync.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use holdfast_common::proof::ClusterSecret;
+use holdfast_common::{ClusterId, NodeId};
+use holdfast_consensus::Role as RaftRole;
+use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
+use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
+use holdfast_storage::SimulatedDisk;
+
+use crate::clock::Times;
+use crate::disk::{Waits, log_directories, log_options};
+use crate::packet::{Answer, Packet, Request, Response, address_of};
+use crate::role::{Moment, Role, Timer, Wish};
+use crate::sabotage::Sabotage;
+use crate::truth::Truth;
+
+const TICK: Duration = Duration::from_millis(150);
+/// How often upkeep, sweep and heartbeat are let look.
+const LOOK: Duration = Duration::from_millis(250);
+const BEAT_MS: u64 = 1000;
+const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
+const GROUPS_TIMEOUT: Duration = Duration::from_secs(5);
+const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a metanode keeps for all its lives.
+#[derive(Clone)]
+pub(crate) struct MetanodeIdentity {
+    pub(crate) cluster: ClusterId,
+    pub(crate) secret: ClusterSecret,
+    pub(crate) node: NodeId,
+    pub(crate) generation: u64,
+    pub(crate) volmgr: NodeId,
+}
+
+/// What an answer is for.
+enum Asked {
+    Registration,
+    Heartbeat,
+    Groups(u64),
+    Deletion(u64),
+    Snapshot { to: NodeId, group: u64 },
+}
+
+pub(crate) struct MetanodeRole {
+    identity: MetanodeIdentity,
+    node: SteppedMetanode,
+    registered: bool,
+    looks: bool,
+    waits: Waits,
+    asked: BTreeMap<u64, Asked>,
+    next_ticket: u64,
+    /// Sessions of requests that came and were not answered yet: when they came, by call.
+    sessions: BTreeMap<u64, (u64, u64)>,
+    arrived: Vec<(u64, u64)>,
+    /// Snapshots that came whole and are not answered yet.
+    snapshots: BTreeMap<(NodeId, u64), u64>,
+    wishes: Vec<Wish>,
+}
+
+fn now(times: Times) -> Now {
+    let monotonic_ns = times.monotonic_ns();
+    Now { monotonic_ns, boottime_ns: monotonic_ns, wall_ns: times.wall_ns }
+}
+
+impl MetanodeRole {
+    pub(crate) fn start(
+        identity: MetanodeIdentity,
+        sabotage: Sabotage,
+        disk: &SimulatedDisk,
+        seed: u64,
+    ) -> Result<Self, String> {
+        let options = MetanodeOptions {
+            cluster: identity.cluster,
+            node: identity.node,
+            generation: identity.generation,
+            secret: identity.secret.clone(),
+            heartbeat_interval_ms: BEAT_MS,
+            consensus: log_options(identity.node, seed, TICK, sabotage),
+            sabotage: sabotage.metanode(),
+        };
+        let (log, snapshots) = log_directories(disk)?;
+        let node = SteppedMetanode::open(options, log, snapshots).map_err(|error| error.to_string())?;
+        let mut role = Self {
+            identity,
+            node,
+            registered: false,
+            looks: true,
+            waits: Waits::default(),
+            asked: BTreeMap::new(),
+            next_ticket: 1,
+            sessions: BTreeMap::new(),
+            arrived: Vec::new(),
+            snapshots: BTreeMap::new(),
+            wishes: vec![Wish::Arm { timer: Timer::Tick, after: TICK }],
+        };
+        role.register();
+        Ok(role)
+    }
+
+    fn ask(&mut self, asked: Asked, to: NodeId, request: Request, timeout: Duration) {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.asked.insert(ticket, asked);
+        self.wishes.push(Wish::Call { ticket, to, request, timeout });
+    }
+
+    fn register(&mut self) {
+        let identity = &self.identity;
+        let request = RegisterRequest {
+            cluster: identity.cluster.to_string(),
+            node: identity.node.0,
+            role: NodeRole::Metanode.into(),
+            address: address_of(identity.node).to_string(),
+            generation: identity.generation,
+            disks: Vec::new(),
+            format_nonce: identity.node.0,
+        };
+        self.ask(Asked::Registration, identity.volmgr, Request::Register(request), BEAT_TIMEOUT);
+    }
+
+    fn report(&mut self, request: HeartbeatRequest) {
+        if !self.registered {
+            self.register();
+        }
+        self.ask(Asked::Heartbeat, self.identity.volmgr, Request::Heartbeat(request), BEAT_TIMEOUT);
+    }
+
+    fn called(&mut self, times: Times, from: NodeId, call: u64, request: Request) {
+        let now = now(times);
+        match request {
+            Request::Mutate(request) => {
+                self.arrived.push((call, request.session));
+                self.node.handle(now, Event::Mutate { ticket: call, request });
+            }
+            Request::Read(request) => {
+                self.arrived.push((call, request.session));
+                self.node.handle(now, Event::Read { ticket: call, request });
+            }
+            Request::Snapshot { generation, message, bytes } => {
+                self.snapshots.insert((from, message.group), call);
+                self.node.handle(now, Event::Snapshot { from, generation, message, bytes: bytes.into() });
+            }
+            _ => {}
+        }
+    }
+
+    fn answered(&mut self, times: Times, ticket: u64, answer: Answer) {
+        let now = now(times);
+        let Some(asked) = self.asked.remove(&ticket) else { return };
+        match asked {
+            Asked::Registration => self.registered |= answer.is_ok(),
+            Asked::Heartbeat => {
+                let response = answer.ok().and_then(Response::heartbeat);
+                self.node.handle(now, Event::Heartbeat(response));
+            }
+            Asked::Groups(ticket) => {
+                let groups = answer.ok().and_then(Response::groups);
+                self.node.handle(now, Event::Groups { ticket, groups });
+            }
+            Asked::Deletion(ticket) => {
+                let answer = answer.ok().and_then(Response::deleted);
+                self.node.handle(now, Event::Deleted { ticket, answer });
+            }
+            Asked::Snapshot { to, group } => {
+                let ok = answer.is_ok_and(|response| matches!(response, Response::SnapshotTaken(true)));
+                self.node.handle(now, Event::SnapshotReported { to, group, ok });
+            }
+        }
+    }
+
+    fn put_out(&mut self, output: Output, truth: &mut Truth) {
+        match output {
+            Output::Mutated { ticket, response } => {
+                self.session_answered(ticket, truth);
+                self.reply(ticket, Response::Mutated(response));
+            }
+            Output::Read { ticket, response } => {
+                if response.code() == holdfast_proto::meta::Code::Ok {
+                    self.session_answered(ticket, truth);
+                }
+                self.reply(ticket, Response::Read(response));
+            }
+            Output::Raft { to, messages } => {
+                let generation = self.identity.generation;
+                let packet = Packet::Raft(generation, messages);
+                self.wishes.push(Wish::Send { to, packet });
+            }
+            Output::Snapshot(out) => {
+                let (to, group) = (out.to, out.message.group);
+                let (generation, bytes) = (self.identity.generation, out.bytes.into());
+                let request = Request::Snapshot { generation, message: out.message, bytes };
+                self.ask(Asked::Snapshot { to, group }, to, request, SNAPSHOT_TIMEOUT);
+            }
+            Output::SnapshotTaken { from, group, accepted } => {
+                if let Some(call) = self.snapshots.remove(&(from, group)) {
+                    self.reply(call, Response::SnapshotTaken(accepted));
+                }
+            }
+            Output::AskGroups { ticket, request } => {
+                let volmgr = self.identity.volmgr;
+                self.ask(Asked::Groups(ticket), volmgr, Request::AllocateGroups(request), GROUPS_TIMEOUT);
+            }
+            Output::Delete { ticket, node, request } => {
+                self.ask(Asked::Deletion(ticket), node, Request::Delete(request), DELETE_TIMEOUT);
+            }
+            Output::Report(request) => self.report(request),
+            Output::Applied { index, command, .. } => truth.applied(self.identity.node, index, &command),
+            Output::Installed { .. } => truth.installed += 1,
+            Output::Broken { reason, .. } => panic!("{}: a replica is broken: {reason}", self.identity.node),
+        }
+    }
+
+    fn reply(&mut self, call: u64, response: Response) {
+        self.sessions.remove(&call);
+        self.wishes.push(Wish::Reply { call, answer: Ok(response), after_ns: 0 });
+    }
+
+    fn session_answered(&mut self, call: u64, truth: &mut Truth) {
+        if let Some((session, came)) = self.sessions.get(&call) {
+            truth.session_answered(*session, *came);
+        }
+    }
+
+    /// What the truth must know of this replica.
+    fn compare(&self, truth: &mut Truth) {
+        for (_, table, status) in self.node.tables() {
+            let compared = truth.log.compare(status.applied, table.digest());
+            compared.unwrap_or_else(|wrong| panic!("{}: {wrong}", self.identity.node));
+            if status.role == RaftRole::Leader {
+                truth.leads(self.identity.node, status.term);
+            }
+        }
+    }
+}
+
+impl Role for MetanodeRole {
+    fn packet(&mut self, times: Times, from: NodeId, packet: Packet) {
+        match packet {
+            Packet::Call(call, request) => self.called(times, from, call, request),
+            Packet::Answer(ticket, answer) => self.answered(times, ticket, answer),
+            Packet::Raft(generation, messages) => {
+                for message in messages {
+                    self.node.handle(now(times), Event::Raft { from, generation, message });
+                }
+            }
+        }
+    }
+
+    fn timer(&mut self, times: Times, timer: Timer) {
+        self.waits.timer(timer);
+        match timer {
+            Timer::Tick => {
+                self.node.handle(now(times), Event::Tick);
+                self.wishes.push(Wish::Arm { timer: Timer::Tick, after: TICK });
+            }
+            Timer::Look => self.looks = true,
+            Timer::Beat | Timer::Synced | Timer::Job | Timer::Sleep(_) => {}
+        }
+    }
+
+    fn drive(&mut self, moment: Moment<'_>) -> Vec<Wish> {
+        let now = now(moment.times);
+        let mut truth = moment.truth.lock();
+        for (call, session) in std::mem::take(&mut self.arrived) {
+            self.sessions.insert(call, (session, truth.now));
+        }
+        if std::mem::take(&mut self.looks) {
+            self.node.handle(now, Event::Look);
+            self.wishes.push(Wish::Arm { timer: Timer::Look, after: LOOK });
+        }
+        if self.waits.take_job() {
+            self.node.write_snapshot();
+        }
+        let mut outputs = Vec::new();
+        if self.waits.take_sync() {
+            match self.node.synced(now) {
+                Ok(synced) => outputs.extend(synced),
+                Err(failed) => return vec![Wish::Die(failed.to_string())],
+            }
+        }
+        match self.node.turn(now) {
+            Ok(turned) => outputs.extend(turned),
+            Err(failed) => return vec![Wish::Die(failed.to_string())],
+        }
+        outputs.into_iter().for_each(|output| self.put_out(output, &mut truth));
+        if self.node.is_failed() {
+            return vec![Wish::Die("its log failed".to_owned())];
+        }
+        if !moment.disk.is_dead() {
+            self.compare(&mut truth);
+        }
+        self.waits.arm(self.node.is_syncing(), self.node.jobs(), moment.random, &mut self.wishes);
+        std::mem::take(&mut self.wishes)
+    }
+
+    fn leads(&self) -> bool {
+        self.node.tables().any(|(_, _, status)| status.role == RaftRole::Leader)
+    }
+
+    fn applied(&self) -> u64 {
+        self.node.tables().map(|(_, _, status)| status.applied).max().unwrap_or(0)
+    }
+}

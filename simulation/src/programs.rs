@@ -1,0 +1,62 @@
+//! What runs on a simulated client: programs that use the file system and say to the truth what they were told.
+
+mod data;
+mod names;
+
+pub(crate) use data::{FILES, audit, work_on_files};
+pub(crate) use names::{clear, work_on_names};
+
+use std::future::Future;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use holdfast_client::FileSystem;
+use holdfast_client::runtime::Runtime;
+use holdfast_common::Random;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::truth::{Stage, Truth};
+
+/// What a program has at hand.
+#[derive(Clone)]
+pub(crate) struct Desk {
+    pub(crate) fs: FileSystem,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) truth: Arc<Mutex<Truth>>,
+    pub(crate) random: Random,
+    /// Which client it is, and its key.
+    pub(crate) client: usize,
+    pub(crate) key: Vec<u8>,
+}
+
+impl Desk {
+    pub(crate) fn truth(&self) -> MutexGuard<'_, Truth> {
+        self.truth.lock()
+    }
+
+    fn goes_on(&self) -> bool {
+        self.truth().stage == Stage::Work
+    }
+
+    async fn pause(&mut self, most_ms: u64) {
+        let pause = Duration::from_micros(self.random.below(most_ms * 1000) + 1);
+        self.runtime.sleep(pause).await;
+    }
+
+    /// Lets go of a work that does not end within a time, as an interrupted system call does.
+    async fn unless_interrupted<T>(&mut self, percent: u64, most_us: u64, work: impl Future<Output = T>) -> Option<T> {
+        if !self.random.chance(percent) {
+            return Some(work.await);
+        }
+        let mut sleep = self.runtime.sleep(Duration::from_micros(self.random.below(most_us)));
+        let mut work = std::pin::pin!(work);
+        std::future::poll_fn(|context| {
+            if let Poll::Ready(output) = work.as_mut().poll(context) {
+                return Poll::Ready(Some(output));
+            }
+            sleep.as_mut().poll(context).map(|()| None)
+        })
+        .await
+    }
+}

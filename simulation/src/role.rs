@@ -1,0 +1,77 @@
+//! What every simulated process is to the world: packets and timers go in, wishes come out.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use holdfast_common::{NodeId, Random};
+use holdfast_storage::SimulatedDisk;
+use parking_lot::Mutex;
+
+use crate::clock::Times;
+use crate::packet::{Answer, Packet, Request};
+use crate::truth::Truth;
+
+/// Why a process is driven that got no packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    /// Raft's time passes.
+    Tick,
+    /// Work that nobody asked for is looked after.
+    Look,
+    /// The volume manager is told that this process lives.
+    Beat,
+    /// A sync that began returns.
+    Synced,
+    /// A job of a background thread is done.
+    Job,
+    /// A sleep of a client's task ends.
+    Sleep(u64),
+}
+
+/// What a process wants done.
+pub(crate) enum Wish {
+    /// Sent and forgotten.
+    Send { to: NodeId, packet: Packet },
+    /// Answered under the ticket, by an error at the latest when the time is over.
+    Call { ticket: u64, to: NodeId, request: Request, timeout: Duration },
+    /// An answer to a call, after the time that the disk took.
+    Reply { call: u64, answer: Answer, after_ns: u64 },
+    /// The timer goes off once the process's clock has counted this.
+    Arm { timer: Timer, after: Duration },
+    /// The process cannot go on, and ends.
+    Die(String),
+}
+
+/// What a process is handed when it is driven.
+pub(crate) struct Moment<'a> {
+    pub(crate) times: Times,
+    pub(crate) random: &'a mut Random,
+    pub(crate) truth: &'a Mutex<Truth>,
+    pub(crate) disk: &'a SimulatedDisk,
+}
+
+pub(crate) trait Role {
+    /// Takes a packet in, to be worked on when it is driven.
+    fn packet(&mut self, times: Times, from: NodeId, packet: Packet);
+
+    /// Takes a timer in.
+    fn timer(&mut self, times: Times, timer: Timer);
+
+    /// Does what waits.
+    fn drive(&mut self, moment: Moment<'_>) -> Vec<Wish>;
+
+    /// Whether it leads the volume's table.
+    fn leads(&self) -> bool {
+        false
+    }
+
+    /// How far its replica of the volume's table has come.
+    fn applied(&self) -> u64 {
+        0
+    }
+
+    /// The chunks of which its disk has shards; `None` if it has no disk for them, or one that failed.
+    fn shards(&self) -> Option<BTreeSet<u64>> {
+        None
+    }
+}

@@ -1,0 +1,86 @@
+//! One run: the cluster is set up, things go wrong while programs work, everything is well again, and it must all come to rest.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use holdfast_common::Random;
+
+use crate::checks;
+use crate::cluster::{self, CLIENTS};
+use crate::coverage::Coverage;
+use crate::faults::{self, Plan};
+use crate::programs::FILES;
+use crate::sabotage::Sabotage;
+use crate::trace::Trace;
+use crate::truth::{Stage, Truth};
+use crate::world::{MS, World};
+
+const SECOND: u64 = 1000 * MS;
+/// All clients are mounted within this while all is well.
+const MOUNT_NS_MAX: u64 = 30 * SECOND;
+/// Programs end within this after all is well: the longest lease, and a deadline of requests.
+const STOP_NS_MAX: u64 = 180 * SECOND;
+/// Replicas agree within this.
+const CONVERGE_NS_MAX: u64 = 60 * SECOND;
+/// Everything is read, removed and unmounted within this.
+const LEAVE_NS_MAX: u64 = 180 * SECOND;
+/// What was removed is deleted and forgotten within this.
+const FORGET_NS_MAX: u64 = 120 * SECOND;
+
+/// How a seed is run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// The rule that is broken.
+    pub sabotage: Sabotage,
+    /// Every event is printed.
+    pub shown: bool,
+}
+
+/// What a run that held showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Equal for equal runs.
+    pub trace: u64,
+    /// What happened.
+    pub coverage: Coverage,
+}
+
+/// Runs a seed.
+///
+/// # Errors
+/// What did not hold, in words.
+pub fn run(seed: u64, options: Options) -> Result<Report, String> {
+    let ran = catch_unwind(AssertUnwindSafe(|| live(seed, options)));
+    ran.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        text.unwrap_or("a panic without a text").to_owned()
+    })
+}
+
+fn live(seed: u64, options: Options) -> Report {
+    let plan = Plan::new(&mut Random::new(seed ^ 0xfa17));
+    let faults_ns = plan.faults_ns;
+    let mut world = World::new(seed, Truth::new(CLIENTS, FILES), plan, Trace::new(options.shown));
+    cluster::build(&mut world, options.sabotage);
+    wait(&mut world, "all clients mount", MOUNT_NS_MAX, |world| world.truth.lock().mounted() == CLIENTS);
+    faults::begin(&mut world);
+    let end = world.now + faults_ns;
+    world.run_until(end, |_| false);
+    faults::end(&mut world);
+    world.truth.lock().stage = Stage::Stop;
+    wait(&mut world, "all programs end", STOP_NS_MAX, |world| {
+        let truth = world.truth.lock();
+        truth.programs == 0 && truth.mounted() == CLIENTS
+    });
+    wait(&mut world, "all replicas agree", CONVERGE_NS_MAX, checks::replicas_agree);
+    world.truth.lock().stage = Stage::Audit;
+    wait(&mut world, "all clients leave", LEAVE_NS_MAX, |world| world.truth.lock().left == CLIENTS);
+    wait(&mut world, "what was removed is forgotten", FORGET_NS_MAX, checks::all_forgotten);
+    checks::nothing_is_left(&world);
+    let coverage = checks::coverage(&world);
+    Report { trace: world.trace.hash(), coverage }
+}
+
+fn wait(world: &mut World, what: &str, most_ns: u64, done: impl FnMut(&World) -> bool) {
+    let end = world.now + most_ns;
+    assert!(world.run_until(end, done), "within {} s not: {what}: {}", most_ns / SECOND, checks::state(world));
+}

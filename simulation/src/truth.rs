@@ -1,0 +1,291 @@
+//! What everybody has seen, to be contradicted by nobody: the log and its outcomes, a model of names, what files may hold, who
+//! was heard when.
+
+pub(crate) mod files;
+pub(crate) mod log;
+pub(crate) mod names;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use files::File;
+use holdfast_client::Error;
+use holdfast_common::NodeId;
+use holdfast_common::limits::SESSION_LEASE_MS;
+use holdfast_proto::meta::mutation::Op;
+use holdfast_proto::meta::{Code, Kind, MutateResponse};
+use holdfast_proto::record::TableCommand;
+use log::{Applied, Log};
+use names::Names;
+
+/// Nanoseconds of a lease by a clock that is a fiftieth slow: no leader may expire a session that was answered later.
+const LEASE_NS: u64 = SESSION_LEASE_MS as u64 * 1_000_000 / 50 * 49;
+
+/// What clients are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Work,
+    /// Programs come to an end.
+    Stop,
+    /// One client compares everything with what is known, and removes it.
+    Audit,
+    /// Everybody unmounts.
+    Leave,
+}
+
+/// A client's present life.
+#[derive(Clone, Default)]
+struct Client {
+    life: u64,
+    mounted: bool,
+    programs: usize,
+}
+
+pub(crate) struct Truth {
+    /// The true time.
+    pub(crate) now: u64,
+    pub(crate) stage: Stage,
+    /// Programs that run.
+    pub(crate) programs: usize,
+    /// Clients that have unmounted.
+    pub(crate) left: usize,
+    clients: Vec<Client>,
+    pub(crate) log: Log,
+    pub(crate) names: Names,
+    pub(crate) files: Vec<File>,
+    /// The highest index whose effect somebody was told of.
+    pub(crate) observed: u64,
+    /// Sessions of each client that ended without being closed by it.
+    lost_sessions: BTreeMap<Vec<u8>, u64>,
+    keys: BTreeMap<u64, Vec<u8>>,
+    /// When a session was last answered by whoever leads, and when the question was sent.
+    answered: BTreeMap<u64, u64>,
+    pub(crate) operations: u64,
+    pub(crate) told_losses: u64,
+    pub(crate) expiries: u64,
+    pub(crate) repeated: u64,
+    pub(crate) narrowed: u64,
+    pub(crate) forgotten: u64,
+    pub(crate) floors: u64,
+    pub(crate) installed: u64,
+    /// Chunks that were ever committed.
+    pub(crate) committed: BTreeSet<u64>,
+    /// Who led, by term.
+    pub(crate) leaders: BTreeMap<u64, NodeId>,
+    executed: BTreeSet<(u64, u64)>,
+}
+
+impl Truth {
+    pub(crate) fn new(clients: usize, files: usize) -> Self {
+        let mut all = Vec::new();
+        all.resize_with(files, File::default);
+        Self {
+            now: 0,
+            stage: Stage::Work,
+            programs: 0,
+            left: 0,
+            clients: vec![Client::default(); clients],
+            log: Log::default(),
+            names: Names::default(),
+            files: all,
+            observed: 0,
+            lost_sessions: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            answered: BTreeMap::new(),
+            operations: 0,
+            told_losses: 0,
+            expiries: 0,
+            repeated: 0,
+            narrowed: 0,
+            forgotten: 0,
+            floors: 0,
+            installed: 0,
+            committed: BTreeSet::new(),
+            leaders: BTreeMap::new(),
+            executed: BTreeSet::new(),
+        }
+    }
+
+    /// A client has mounted: what its former life held is free, and nothing of it can come any more.
+    pub(crate) fn client_mounted(&mut self, client: usize) {
+        for file in self.files.iter_mut().filter(|file| file.holder == Some(client)) {
+            file.doubt();
+            file.holder = None;
+        }
+        self.clients[client].mounted = true;
+    }
+
+    /// A client was killed.
+    pub(crate) fn client_killed(&mut self, client: usize) {
+        let client = &mut self.clients[client];
+        self.programs -= client.programs;
+        *client = Client { life: client.life + 1, ..Client::default() };
+    }
+
+    /// How many clients are mounted.
+    pub(crate) fn mounted(&self) -> usize {
+        self.clients.iter().filter(|client| client.mounted).count()
+    }
+
+    /// A program of a client begins; says in which life.
+    pub(crate) fn program_begins(&mut self, client: usize) -> u64 {
+        self.programs += 1;
+        self.clients[client].programs += 1;
+        self.clients[client].life
+    }
+
+    pub(crate) fn program_ended(&mut self, client: usize, life: u64) {
+        let client = &mut self.clients[client];
+        if client.life == life {
+            client.programs -= 1;
+            self.programs -= 1;
+        }
+    }
+
+    /// A replica says that it leads in a term.
+    pub(crate) fn leads(&mut self, node: NodeId, term: u64) {
+        let leader = *self.leaders.entry(term).or_insert(node);
+        assert_eq!(leader, node, "two leaders in term {term}");
+    }
+
+    /// A replica applied an entry.
+    pub(crate) fn applied(&mut self, node: NodeId, index: u64, bytes: &Bytes) {
+        let applied = self.log.applied(index, bytes).unwrap_or_else(|wrong| panic!("{node}: {wrong}"));
+        let Some(Applied { index, command, answer }) = applied else { return };
+        let (command, answer) = (command.clone(), answer.clone());
+        self.follow_sessions(&command, &answer);
+        if command.session != 0 && !self.executed.insert((command.session, command.sequence)) {
+            self.repeated += 1;
+        }
+        let judged = self.names.apply(index, &command, &answer);
+        judged.unwrap_or_else(|wrong| panic!("entry {index}: {wrong}"));
+        self.compare_names(index, &command, &answer);
+    }
+
+    fn follow_sessions(&mut self, command: &TableCommand, answer: &MutateResponse) {
+        match command.mutation.as_ref().and_then(|mutation| mutation.op.as_ref()) {
+            Some(Op::OpenSession(open)) if answer.code() == Code::Ok => {
+                if self.names.session_of(&open.client_key).is_some() {
+                    *self.lost_sessions.entry(open.client_key.to_vec()).or_default() += 1;
+                }
+                self.keys.insert(answer.session, open.client_key.to_vec());
+                self.answered.insert(answer.session, self.now);
+            }
+            Some(Op::Commit(commit)) => {
+                for (file, result) in commit.files.iter().zip(&answer.commits) {
+                    if result.code() == Code::Ok {
+                        self.committed.extend(file.extents.iter().map(|extent| extent.chunk));
+                    }
+                }
+                self.narrowed += commit.chunks.iter().filter(|chunk| chunk.data_shards < 2).count() as u64;
+            }
+            Some(Op::ForgetChunks(forget)) => self.forgotten += forget.chunks.len() as u64,
+            Some(Op::RaiseFloor(_)) => self.floors += 1,
+            Some(Op::ExpireSessions(expire)) => {
+                for session in &expire.sessions {
+                    let last = self.answered.get(session).copied().unwrap_or(0);
+                    let silent = self.now.saturating_sub(last);
+                    assert!(
+                        silent >= LEASE_NS || !self.names.has_session(*session),
+                        "session {session} was expired {} ms after it was answered",
+                        silent / 1_000_000
+                    );
+                    if let Some(key) = self.keys.get(session) {
+                        *self.lost_sessions.entry(key.clone()).or_default() += 1;
+                    }
+                    self.expiries += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The names of an entry lead to what the model says.
+    fn compare_names(&mut self, index: u64, command: &TableCommand, answer: &MutateResponse) {
+        let mut touched: Vec<(u64, &Bytes)> = Vec::new();
+        match command.mutation.as_ref().and_then(|mutation| mutation.op.as_ref()) {
+            Some(Op::Create(op)) => {
+                if op.kind() == Kind::Directory && answer.code() == Code::Ok {
+                    self.names.made_directory(answer.attr.map_or(0, |attr| attr.inode));
+                }
+                touched.push((op.parent, &op.name));
+            }
+            Some(Op::Link(op)) => touched.push((op.parent, &op.name)),
+            Some(Op::Unlink(op)) => touched.push((op.parent, &op.name)),
+            Some(Op::Rename(op)) => touched.extend([(op.parent, &op.name), (op.new_parent, &op.new_name)]),
+            _ => {}
+        }
+        for (parent, name) in touched {
+            let there = self.log.table().lookup(parent.into(), name).map_or(0, |attr| attr.inode);
+            let wanted = self.names.now(parent, name);
+            assert_eq!(there, wanted, "entry {index}: {name:?} in {parent} leads elsewhere: {command:?}");
+        }
+    }
+
+    /// A leader answered a request of a session: no lease may end sooner than its length after the asking.
+    pub(crate) fn session_answered(&mut self, session: u64, sent: u64) {
+        let last = self.answered.entry(session).or_default();
+        *last = sent.max(*last);
+    }
+
+    /// How many sessions a client has lost.
+    pub(crate) fn losses_of(&self, client_key: &[u8]) -> u64 {
+        self.lost_sessions.get(client_key).copied().unwrap_or(0)
+    }
+
+    /// A caller was told how a mutation ended: there must be an entry for it, after everything that was known before it began.
+    pub(crate) fn told(
+        &mut self,
+        what: &str,
+        low: u64,
+        outcome: Result<(), &Error>,
+        is_it: impl Fn(&TableCommand, &Op, &MutateResponse) -> bool,
+    ) {
+        self.operations += 1;
+        let Some(code) = code_of(outcome) else { return };
+        let window = (low, self.log.last());
+        let Some(index) = self.log.claim(window, code, is_it) else {
+            panic!("{what}: told {code:?}, and no entry after {low} up to {} says so", window.1)
+        };
+        self.observed = self.observed.max(index);
+    }
+
+    /// A caller was told what a name leads to.
+    pub(crate) fn looked_up(&mut self, low: u64, parent: u64, name: &[u8], outcome: Result<u64, &Error>) {
+        self.operations += 1;
+        let inode = match outcome {
+            Ok(inode) => inode,
+            Err(Error::Refused { code: Code::NotFound, .. }) => 0,
+            Err(_) => return,
+        };
+        let high = self.log.last();
+        let Some(index) = self.names.first_time(parent, name, inode, low, high) else {
+            panic!("{name:?} in {parent} never led to {inode} from entry {low} to {high}")
+        };
+        self.observed = self.observed.max(index);
+    }
+
+    /// A caller was told the names of a directory.
+    pub(crate) fn listed(&mut self, low: u64, parent: u64, seen: &BTreeMap<Vec<u8>, u64>) {
+        self.operations += 1;
+        let high = self.log.last();
+        let Some(index) = self.names.first_listing(parent, seen, low, high) else {
+            panic!("directory {parent} never had the names {seen:?} from entry {low} to {high}")
+        };
+        self.observed = self.observed.max(index);
+    }
+}
+
+/// What an outcome says for certain; nothing if it leaves open what happened.
+fn code_of(outcome: Result<(), &Error>) -> Option<Code> {
+    match outcome {
+        Ok(()) => Some(Code::Ok),
+        Err(Error::Refused { code, .. }) => match code {
+            Code::NotFound | Code::Exists | Code::NotDirectory | Code::IsDirectory | Code::NotEmpty | Code::Invalid => {
+                Some(*code)
+            }
+            _ => None,
+        },
+        Err(_) => None,
+    }
+}

@@ -1,0 +1,178 @@
+//! The volume manager's process, and the short life in which it sets the cluster up.
+
+use std::time::Duration;
+
+use holdfast_common::{ClusterId, NodeId};
+use holdfast_proto::control::ShowVolumeRequest;
+use holdfast_storage::SimulatedDisk;
+use holdfast_volmgr::{Answers, Now, SteppedVolmgr, VolmgrOptions, VolmgrRequest, VolmgrResponse};
+
+use crate::clock::Times;
+use crate::cluster::VOLMGR;
+use crate::disk::{Waits, log_directories, log_options};
+use crate::packet::{Packet, Request, Response};
+use crate::role::{Moment, Role, Timer, Wish};
+use crate::sabotage::Sabotage;
+
+/// The log of one voter: its only election takes a few of these.
+const TICK: Duration = Duration::from_millis(100);
+/// Turns within which the setup's requests are answered.
+const SETUP_TURNS_MAX: u64 = 1000;
+
+pub(crate) struct VolmgrRole {
+    node: SteppedVolmgr,
+    ticked: bool,
+    waits: Waits,
+}
+
+fn now(times: Times) -> Now {
+    Now { monotonic_ns: times.monotonic_ns(), wall_ns: times.wall_ns }
+}
+
+fn open(
+    cluster: ClusterId,
+    sabotage: Sabotage,
+    disk: &SimulatedDisk,
+    seed: u64,
+    times: Times,
+) -> Result<SteppedVolmgr, String> {
+    let consensus = log_options(VOLMGR, seed, TICK, sabotage);
+    let options = VolmgrOptions { cluster, consensus, seed, sabotage: sabotage.volmgr() };
+    let (log, snapshots) = log_directories(disk)?;
+    let opened = SteppedVolmgr::open(options, log, snapshots, now(times));
+    opened.map_err(|error| error.to_string())
+}
+
+fn request_of(request: Request) -> Option<VolmgrRequest> {
+    match request {
+        Request::Register(request) => Some(VolmgrRequest::Register(request)),
+        Request::Heartbeat(request) => Some(VolmgrRequest::Heartbeat(request)),
+        Request::AllocateGroups(request) => Some(VolmgrRequest::AllocateGroups(request)),
+        Request::CreateVolume(request) => Some(VolmgrRequest::CreateVolume(request)),
+        Request::ShowVolume(name) => Some(VolmgrRequest::ShowVolume(ShowVolumeRequest { name })),
+        _ => None,
+    }
+}
+
+fn response_of(response: VolmgrResponse) -> Option<Response> {
+    match response {
+        VolmgrResponse::Register(response) => Some(Response::Registered(response)),
+        VolmgrResponse::Heartbeat(response) => Some(Response::Heartbeat(response)),
+        VolmgrResponse::AllocateGroups(response) => Some(Response::Groups(response)),
+        VolmgrResponse::Volume(response) => Some(Response::Volume(response)),
+        VolmgrResponse::DeleteVolume(_) | VolmgrResponse::ListVolumes(_) | VolmgrResponse::ShowCluster(_) => None,
+    }
+}
+
+/// The setup: one request after another, while nothing goes wrong and no time but its own passes.
+pub(crate) struct Setup {
+    node: SteppedVolmgr,
+    now: Now,
+}
+
+impl Setup {
+    pub(crate) fn new(cluster: ClusterId, disk: &SimulatedDisk, seed: u64) -> Self {
+        let times = Times { monotonic: Duration::ZERO, wall_ns: 0 };
+        let node = open(cluster, Sabotage::None, disk, seed, times).expect("a new disk");
+        let mut setup = Self { node, now: now(times) };
+        setup.turn_until(|node, _| node.is_serving());
+        setup
+    }
+
+    fn turn_until(&mut self, mut done: impl FnMut(&SteppedVolmgr, Answers) -> bool) {
+        for _ in 0..SETUP_TURNS_MAX {
+            self.now.monotonic_ns += u64::try_from(TICK.as_nanos()).unwrap_or(0);
+            self.node.tick(self.now);
+            let mut answers = self.node.turn(self.now).expect("a new disk");
+            while self.node.is_syncing() {
+                answers.extend(self.node.synced(self.now).expect("a new disk"));
+            }
+            if done(&self.node, answers) {
+                return;
+            }
+        }
+        panic!("the setup comes to no end");
+    }
+
+    /// The answer to a request.
+    pub(crate) fn ask(&mut self, request: Request) -> Response {
+        self.node.handle(self.now, 1, request_of(request).expect("a request for the volume manager"));
+        let mut answer = None;
+        self.turn_until(|_, answers| {
+            answer = answers.into_iter().next();
+            answer.is_some()
+        });
+        let (_, response) = answer.expect("an answer");
+        response_of(response.expect("a setup without mistakes")).expect("an answer of use")
+    }
+
+    /// Makes a volume; its table is made when the metanodes hear of it.
+    pub(crate) fn make_volume(&mut self, request: Request) {
+        self.node.handle(self.now, 1, request_of(request).expect("a request for the volume manager"));
+        self.turn_until(|node, _| !node.cluster_state().volumes().is_empty());
+    }
+}
+
+impl VolmgrRole {
+    pub(crate) fn start(
+        cluster: ClusterId,
+        sabotage: Sabotage,
+        disk: &SimulatedDisk,
+        seed: u64,
+        times: Times,
+    ) -> Result<Self, String> {
+        let node = open(cluster, sabotage, disk, seed, times)?;
+        Ok(Self { node, ticked: true, waits: Waits::default() })
+    }
+
+    fn replies(answers: Answers, wishes: &mut Vec<Wish>) {
+        wishes.extend(answers.into_iter().map(|(call, answer)| {
+            let answer = answer.map_err(|denial| denial.to_string());
+            let answer = answer.and_then(|response| response_of(response).ok_or_else(|| "not asked here".to_owned()));
+            Wish::Reply { call, answer, after_ns: 0 }
+        }));
+    }
+}
+
+impl Role for VolmgrRole {
+    fn packet(&mut self, times: Times, _: NodeId, packet: Packet) {
+        if let Packet::Call(call, request) = packet
+            && let Some(request) = request_of(request)
+        {
+            self.node.handle(now(times), call, request);
+        }
+    }
+
+    fn timer(&mut self, _: Times, timer: Timer) {
+        self.ticked |= timer == Timer::Tick;
+        self.waits.timer(timer);
+    }
+
+    fn drive(&mut self, moment: Moment<'_>) -> Vec<Wish> {
+        let (mut wishes, now) = (Vec::new(), now(moment.times));
+        if std::mem::take(&mut self.ticked) {
+            self.node.tick(now);
+            wishes.push(Wish::Arm { timer: Timer::Tick, after: TICK });
+        }
+        if self.waits.take_job() {
+            self.node.write_snapshot();
+        }
+        let mut answers = Vec::new();
+        if self.waits.take_sync() {
+            match self.node.synced(now) {
+                Ok(synced) => answers.extend(synced),
+                Err(failed) => return vec![Wish::Die(failed.to_string())],
+            }
+        }
+        match self.node.turn(now) {
+            Ok(turned) => answers.extend(turned),
+            Err(failed) => return vec![Wish::Die(failed.to_string())],
+        }
+        if self.node.is_stuck() {
+            return vec![Wish::Die("its log accepts no entries".to_owned())];
+        }
+        Self::replies(answers, &mut wishes);
+        self.waits.arm(self.node.is_syncing(), self.node.jobs(), moment.random, &mut wishes);
+        wishes
+    }
+}

@@ -1,0 +1,448 @@
+//! The machines, the network between them, and time: events happen one after another, and each follows from the seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_common::{NodeId, Random};
+use holdfast_storage::SimulatedDisk;
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, Times};
+use crate::coverage::Coverage;
+use crate::faults::Plan;
+use crate::packet::{Answer, Packet, Request};
+use crate::role::{Moment, Role, Timer, Wish};
+use crate::trace::Trace;
+use crate::truth::Truth;
+
+pub(crate) const MS: u64 = 1_000_000;
+/// A process that has something to do begins within this.
+const WAKE_NS_MAX: u64 = 200_000;
+/// Longest way of a packet, but for the slow ones.
+const TRANSIT_NS_MAX: u64 = 2 * MS;
+const SLOW_TRANSIT_NS_MAX: u64 = 900 * MS;
+
+/// Something that happens at a time.
+enum Event {
+    Arrive {
+        from: NodeId,
+        to: NodeId,
+        packet: Packet,
+    },
+    Timer {
+        node: NodeId,
+        life: u64,
+        timer: Timer,
+    },
+    /// A process looks at what came.
+    Wake {
+        node: NodeId,
+        life: u64,
+    },
+    /// A call has waited long enough.
+    Expire {
+        call: u64,
+    },
+    /// A paused process goes on.
+    Resume {
+        node: NodeId,
+        life: u64,
+    },
+    Restart {
+        node: NodeId,
+    },
+    Fault,
+    Heal(Heal),
+}
+
+/// The end of a fault.
+#[derive(Clone, Debug)]
+pub(crate) enum Heal {
+    /// These can talk again, from the first to the second.
+    Link(Vec<(NodeId, NodeId)>),
+    Loss,
+}
+
+/// One machine: its clock, its disk, and its process while it lives.
+pub(crate) struct Machine {
+    pub(crate) node: NodeId,
+    pub(crate) life: u64,
+    pub(crate) clock: Clock,
+    /// The true time, when its process starts.
+    now: u64,
+    pub(crate) disk: SimulatedDisk,
+    pub(crate) role: Option<Box<dyn Role>>,
+    woken: bool,
+    /// What came while the process was paused; `None` when it is not.
+    deferred: Option<Vec<Deferred>>,
+}
+
+impl Machine {
+    pub(crate) fn times(&self) -> Times {
+        self.clock.times(self.now)
+    }
+}
+
+enum Deferred {
+    Packet(NodeId, Packet),
+    Timer(Timer),
+}
+
+/// A call under way.
+struct OpenCall {
+    caller: NodeId,
+    life: u64,
+    ticket: u64,
+    to: NodeId,
+    expires: (u64, u64),
+}
+
+/// What the network does at present.
+#[derive(Default)]
+pub(crate) struct Network {
+    /// Pairs that cannot talk, from the first to the second.
+    pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
+    pub(crate) loss_percent: u64,
+    pub(crate) slow_percent: u64,
+    pub(crate) doubled_percent: u64,
+}
+
+/// Starts the process of a machine.
+pub(crate) type Start = Box<dyn Fn(&mut Machine, &mut Random, &Arc<Mutex<Truth>>) -> Result<Box<dyn Role>, String>>;
+
+pub(crate) struct World {
+    pub(crate) random: Random,
+    pub(crate) now: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    next_event: u64,
+    pub(crate) machines: BTreeMap<NodeId, Machine>,
+    pub(crate) network: Network,
+    calls: BTreeMap<u64, OpenCall>,
+    next_call: u64,
+    pub(crate) truth: Arc<Mutex<Truth>>,
+    pub(crate) plan: Plan,
+    pub(crate) coverage: Coverage,
+    pub(crate) trace: Trace,
+    /// Set once the machines are set up.
+    pub(crate) start: Start,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, truth: Truth, plan: Plan, trace: Trace) -> Self {
+        Self {
+            random: Random::new(seed),
+            now: 0,
+            events: BTreeMap::new(),
+            next_event: 0,
+            machines: BTreeMap::new(),
+            network: Network::default(),
+            calls: BTreeMap::new(),
+            next_call: 1,
+            truth: Arc::new(Mutex::new(truth)),
+            plan,
+            coverage: Coverage::default(),
+            trace,
+            start: Box::new(|machine, _, _| Err(format!("{} was not set up", machine.node))),
+        }
+    }
+
+    /// Adds a machine with a formatted disk, and starts its process.
+    pub(crate) fn add(&mut self, node: NodeId, disk: SimulatedDisk) {
+        let clock = Clock::new(&mut self.random);
+        let machine = Machine { node, life: 0, clock, now: 0, disk, role: None, woken: false, deferred: None };
+        self.machines.insert(node, machine);
+        self.start(node);
+    }
+
+    fn after(&mut self, delay: u64, event: Event) -> (u64, u64) {
+        let key = (self.now + delay, self.next_event);
+        self.events.insert(key, event);
+        self.next_event += 1;
+        key
+    }
+
+    pub(crate) fn heal_after(&mut self, delay: u64, heal: Heal) {
+        self.after(delay, Event::Heal(heal));
+    }
+
+    pub(crate) fn fault_after(&mut self, delay: u64) {
+        self.after(delay, Event::Fault);
+    }
+
+    pub(crate) fn role(&self, node: NodeId) -> Option<&dyn Role> {
+        self.machines[&node].role.as_deref()
+    }
+
+    pub(crate) fn lives(&self, node: NodeId) -> bool {
+        self.role(node).is_some()
+    }
+
+    /// Whether a machine's process leads the volume's table.
+    pub(crate) fn leads(&self, node: NodeId) -> bool {
+        self.role(node).is_some_and(Role::leads)
+    }
+
+    /// Lets events happen until a time or until `done` says so; says whether it did.
+    pub(crate) fn run_until(&mut self, end: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
+        while !done(self) {
+            let Some(next) = self.events.first_entry().filter(|next| next.key().0 <= end) else { return false };
+            let ((at, _), event) = next.remove_entry();
+            self.now = at;
+            self.truth.lock().now = at;
+            self.happen(event);
+        }
+        true
+    }
+
+    fn happen(&mut self, event: Event) {
+        self.coverage.events += 1;
+        match event {
+            Event::Arrive { from, to, packet } => self.arrive(from, to, packet),
+            Event::Timer { node, life, timer } if self.machines[&node].life == life => self.timer(node, timer),
+            Event::Wake { node, life } if self.machines[&node].life == life => self.drive(node),
+            Event::Resume { node, life } if self.machines[&node].life == life => self.resume(node),
+            // Of a former life.
+            Event::Timer { .. } | Event::Wake { .. } | Event::Resume { .. } => {}
+            Event::Expire { call } => self.end_call(call, Err("no answer in time".to_owned())),
+            Event::Restart { node } => self.start(node),
+            Event::Fault => crate::faults::strike(self),
+            Event::Heal(Heal::Link(pairs)) => self.network.cut.retain(|pair| !pairs.contains(pair)),
+            Event::Heal(Heal::Loss) => self.network.loss_percent = self.plan.loss_percent,
+        }
+    }
+
+    /// How long a packet travels; `None` if it is lost.
+    fn transit(&mut self, from: NodeId, to: NodeId) -> Option<u64> {
+        if self.network.cut.contains(&(from, to)) || self.random.chance(self.network.loss_percent) {
+            self.coverage.lost_packets += 1;
+            return None;
+        }
+        let slow = self.random.chance(self.network.slow_percent);
+        Some(self.random.below(if slow { SLOW_TRANSIT_NS_MAX } else { TRANSIT_NS_MAX }) + 20_000)
+    }
+
+    fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {
+        if !matches!(packet, Packet::Call(..) | Packet::Answer(..)) && self.random.chance(self.network.doubled_percent)
+        {
+            self.coverage.doubled_packets += 1;
+            if let Some(delay) = self.transit(from, to) {
+                self.after(delay, Event::Arrive { from, to, packet: packet.clone() });
+            }
+        }
+        if let Some(delay) = self.transit(from, to) {
+            self.after(delay, Event::Arrive { from, to, packet });
+        }
+    }
+
+    fn arrive(&mut self, from: NodeId, to: NodeId, packet: Packet) {
+        self.trace.packet(self.now, from, to, &packet);
+        if let Packet::Answer(call, answer) = packet {
+            return self.end_call(call, answer);
+        }
+        let Some(machine) = self.machines.get_mut(&to) else { return };
+        if machine.role.is_none() {
+            if let Packet::Call(call, _) = packet {
+                // The host is there, and nobody listens.
+                self.answer(to, call, Err("connection refused".to_owned()), 0);
+            }
+            return;
+        }
+        if let Some(deferred) = &mut machine.deferred {
+            return deferred.push(Deferred::Packet(from, packet));
+        }
+        let times = machine.clock.times(self.now);
+        if let Some(role) = &mut machine.role {
+            role.packet(times, from, packet);
+        }
+        self.wake(to);
+    }
+
+    fn timer(&mut self, node: NodeId, timer: Timer) {
+        let Some(machine) = self.machines.get_mut(&node) else { return };
+        if let Some(deferred) = &mut machine.deferred {
+            return deferred.push(Deferred::Timer(timer));
+        }
+        let times = machine.clock.times(self.now);
+        if let Some(role) = &mut machine.role {
+            role.timer(times, timer);
+        }
+        self.wake(node);
+    }
+
+    fn wake(&mut self, node: NodeId) {
+        let Some(machine) = self.machines.get_mut(&node) else { return };
+        if !std::mem::replace(&mut machine.woken, true) {
+            let life = machine.life;
+            let delay = self.random.below(WAKE_NS_MAX);
+            self.after(delay, Event::Wake { node, life });
+        }
+    }
+
+    fn drive(&mut self, node: NodeId) {
+        let Some(machine) = self.machines.get_mut(&node) else { return };
+        machine.woken = false;
+        if machine.deferred.is_some() {
+            return;
+        }
+        let times = machine.clock.times(self.now);
+        let Some(role) = &mut machine.role else { return };
+        let truth = Arc::clone(&self.truth);
+        let wishes = {
+            let moment = Moment { times, random: &mut self.random, truth: &truth, disk: &machine.disk };
+            role.drive(moment)
+        };
+        if machine.disk.is_dead() {
+            // What it did last never left the machine.
+            self.coverage.deaths_in_operations += 1;
+            return self.kill(node);
+        }
+        self.grant(node, wishes);
+    }
+
+    fn grant(&mut self, node: NodeId, mut wishes: Vec<Wish>) {
+        let dies = self.plan.dies_in_the_middle(&mut self.random, wishes.len());
+        if let Some(count) = dies {
+            wishes.truncate(count);
+        }
+        for wish in wishes {
+            match wish {
+                Wish::Send { to, packet } => self.send(node, to, packet),
+                Wish::Call { ticket, to, request, timeout } => self.call(node, ticket, to, request, timeout),
+                Wish::Reply { call, answer, after_ns } => self.answer(node, call, answer, after_ns),
+                Wish::Arm { timer, after } => {
+                    let machine = &self.machines[&node];
+                    let (life, delay) = (machine.life, machine.clock.true_ns(after));
+                    self.after(delay, Event::Timer { node, life, timer });
+                }
+                Wish::Die(why) => {
+                    self.trace.note(self.now, || format!("{node} ends: {why}"));
+                    return self.kill(node);
+                }
+            }
+        }
+        if dies.is_some() {
+            self.coverage.deaths_between_effects += 1;
+            self.kill(node);
+        }
+    }
+
+    fn call(&mut self, caller: NodeId, ticket: u64, to: NodeId, request: Request, timeout: Duration) {
+        let call = self.next_call;
+        self.next_call += 1;
+        let machine = &self.machines[&caller];
+        let (life, wait) = (machine.life, machine.clock.true_ns(timeout));
+        let expires = self.after(wait, Event::Expire { call });
+        self.calls.insert(call, OpenCall { caller, life, ticket, to, expires });
+        self.send(caller, to, Packet::Call(call, request));
+    }
+
+    fn answer(&mut self, from: NodeId, call: u64, answer: Answer, after_ns: u64) {
+        let Some(caller) = self.calls.get(&call).map(|open| open.caller) else { return };
+        if let Some(delay) = self.transit(from, caller) {
+            self.after(after_ns + delay, Event::Arrive { from, to: caller, packet: Packet::Answer(call, answer) });
+        }
+    }
+
+    /// Hands a call's outcome to its caller, if it still waits.
+    fn end_call(&mut self, call: u64, answer: Answer) {
+        let Some(open) = self.calls.remove(&call) else { return };
+        self.events.remove(&open.expires);
+        let Some(machine) = self.machines.get_mut(&open.caller).filter(|machine| machine.life == open.life) else {
+            return;
+        };
+        let packet = Packet::Answer(open.ticket, answer);
+        if let Some(deferred) = &mut machine.deferred {
+            return deferred.push(Deferred::Packet(open.to, packet));
+        }
+        let times = machine.clock.times(self.now);
+        if let Some(role) = &mut machine.role {
+            role.packet(times, open.to, packet);
+        }
+        self.wake(open.caller);
+    }
+
+    /// Calls between two machines fail at once, whatever becomes of them at the other end.
+    pub(crate) fn close_connections(&mut self, caller: NodeId, to: NodeId) {
+        let between = |open: &OpenCall| open.caller == caller && open.to == to;
+        let closed: Vec<u64> = self.calls.iter().filter(|(_, open)| between(open)).map(|(call, _)| *call).collect();
+        self.coverage.closed_calls += closed.len() as u64;
+        closed.into_iter().for_each(|call| self.end_call(call, Err("connection closed".to_owned())));
+    }
+
+    /// Ends a process. What its disk had not synced may be lost with the power.
+    pub(crate) fn kill(&mut self, node: NodeId) {
+        let Some(machine) = self.machines.get_mut(&node) else { return };
+        machine.role = None;
+        machine.life += 1;
+        (machine.woken, machine.deferred) = (false, None);
+        let power = self.random.chance(60);
+        if power {
+            machine.disk.lose_power(&mut self.random);
+        } else {
+            machine.disk.lose_process();
+        }
+        self.coverage.kills += 1;
+        self.trace.note(self.now, || format!("{node} dies, power lost: {power}"));
+        let to_it: Vec<(u64, NodeId)> =
+            self.calls.iter().filter(|(_, open)| open.to == node).map(|(call, open)| (*call, open.caller)).collect();
+        for (call, caller) in to_it {
+            // Sometimes nobody is told: the host went with its process.
+            if !power && let Some(delay) = self.transit(node, caller) {
+                let packet = Packet::Answer(call, Err("connection closed".to_owned()));
+                self.after(delay, Event::Arrive { from: node, to: caller, packet });
+            }
+        }
+        self.calls.retain(|_, open| open.caller != node);
+        if let Some(client) = crate::cluster::client_of(node) {
+            self.truth.lock().client_killed(client);
+        }
+        let delay = self.plan.restart_delay(&mut self.random);
+        self.after(delay, Event::Restart { node });
+    }
+
+    fn start(&mut self, node: NodeId) {
+        let Some(machine) = self.machines.get_mut(&node).filter(|machine| machine.role.is_none()) else { return };
+        machine.now = self.now;
+        match (self.start)(machine, &mut self.random, &self.truth) {
+            Ok(role) => {
+                machine.role = Some(role);
+                self.coverage.starts += 1;
+                self.trace.note(self.now, || format!("{node} starts"));
+                self.wake(node);
+            }
+            Err(why) => {
+                // A disk's fault, or death, at its start.
+                assert!(self.plan.may_fail_to_start(), "{node} does not start when all is well: {why}");
+                self.trace.note(self.now, || format!("{node} does not start: {why}"));
+                self.kill(node);
+            }
+        }
+    }
+
+    /// Stops a process for a while; its clock goes on.
+    pub(crate) fn pause(&mut self, node: NodeId, duration: u64) {
+        let Some(machine) = self.machines.get_mut(&node) else { return };
+        if machine.role.is_some() && machine.deferred.is_none() {
+            machine.deferred = Some(Vec::new());
+            let life = machine.life;
+            self.after(duration, Event::Resume { node, life });
+            self.coverage.pauses += 1;
+        }
+    }
+
+    fn resume(&mut self, node: NodeId) {
+        let Some(machine) = self.machines.get_mut(&node) else { return };
+        let times = machine.clock.times(self.now);
+        let deferred = machine.deferred.take().unwrap_or_default();
+        if let Some(role) = &mut machine.role {
+            for came in deferred {
+                match came {
+                    Deferred::Packet(from, packet) => role.packet(times, from, packet),
+                    Deferred::Timer(timer) => role.timer(times, timer),
+                }
+            }
+        }
+        self.wake(node);
+    }
+}

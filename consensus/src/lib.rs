@@ -4,6 +4,7 @@ mod clock;
 mod config;
 mod core;
 mod driver;
+mod formatting;
 mod group;
 mod log;
 mod machine;
@@ -20,7 +21,8 @@ mod status;
 mod stepped;
 mod turn;
 
-pub use config::{COMMAND_BYTES_MAX, ELECTION_TICKS, HEARTBEAT_TICKS, NodeConfig};
+pub use config::{COMMAND_BYTES_MAX, ELECTION_TICKS, ExpectedLog, HEARTBEAT_TICKS, NodeConfig};
+pub use formatting::format_log;
 pub use group::Group;
 pub use log::LogFailed;
 pub use machine::{Broken, Snapshot, StateMachine};

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, mpsc};
 
+use crate::config::ExpectedLog;
 use crate::sabotage::Sabotage;
 use batch::{FIRST_BATCH, Position, SEGMENT_HEADER_BYTES, SegmentHeader, batch_bytes, split};
 use holdfast_storage::{Directory, DiskFile, FileSystemSpace, is_no_space};
@@ -46,6 +47,8 @@ pub(crate) struct LogOptions {
     pub(crate) tail_entries: u64,
     /// Identity of the log if there is none yet.
     pub(crate) identity: [u8; 16],
+    /// The log that must be there.
+    pub(crate) expected: ExpectedLog,
     pub(crate) sabotage: Sabotage,
 }
 
@@ -96,6 +99,11 @@ impl Log {
     pub(crate) fn set_filler(&mut self, filler: Filler) {
         self.filler = Some(filler);
         self.order_next();
+    }
+
+    /// Tells it from all other logs.
+    pub(crate) fn identity(&self) -> [u8; 16] {
+        self.current.header.log
     }
 
     /// Room of the largest batch.

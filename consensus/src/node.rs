@@ -16,13 +16,15 @@ use crate::log::LogOptions;
 use crate::log::segment::Preparation;
 use crate::room::{Reserve, Room};
 use crate::turn::NodeCore;
-use crate::{Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, Sabotage, StateMachine, opening};
+use crate::{
+    ExpectedLog, Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, Sabotage, StateMachine, opening,
+};
 use holdfast_storage::{Directory, RealDirectory, create_directories};
 
 /// Where snapshots live, below the directory of a node.
 pub(crate) const SNAPSHOT_DIRECTORY: &str = "snapshots";
 /// And the log.
-const LOG_DIRECTORY: &str = "log";
+pub(crate) const LOG_DIRECTORY: &str = "log";
 
 /// All groups of this process, their shared log and their driver. Dropping it shuts it down.
 pub struct Node<S> {
@@ -30,6 +32,7 @@ pub struct Node<S> {
     groups: Groups<S>,
     snapshot_directory: PathBuf,
     reserve: Arc<Reserve>,
+    identity: [u8; 16],
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -50,6 +53,9 @@ impl<S: StateMachine> Node<S> {
             let path = path.to_owned();
             move |source| OpenError::Io { path, source }
         };
+        if config.log != ExpectedLog::AnyOrNone && !log_directory.exists() {
+            return Err(OpenError::Missing { path: log_directory });
+        }
         let open = |path: &Path| -> Result<Arc<dyn Directory>, OpenError> {
             create_directories(path).map_err(io_error(path))?;
             Ok(Arc::new(RealDirectory::new(path)))
@@ -61,10 +67,12 @@ impl<S: StateMachine> Node<S> {
             tail_entries: config.tail_entries,
             // Recycled bytes of another log never pass for this one's.
             identity: random_bytes().map_err(io_error(&config.directory))?,
+            expected: config.log,
             sabotage: Sabotage::None,
         };
         let opened = opening::open(Arc::clone(&log_disk), &snapshots, options, &make)?;
         let mut log = opened.log;
+        let identity = log.identity();
         let queue = Arc::new(Queue::new(config.queue_bytes_max, config.queue_inputs_max));
         let make: Make<S> = Arc::new(Mutex::new(make));
         let command_bytes_max = config.command_bytes_max();
@@ -120,7 +128,7 @@ impl<S: StateMachine> Node<S> {
         let threads = Mutex::new(threads.map_err(io_error(&config.directory))?);
         // Only now: what visits holds the driver until its thread ends.
         queue.let_visitors(Box::new(move |items| driver::visit(&visited, items)));
-        Ok(Self { queue, groups, snapshot_directory, reserve, threads })
+        Ok(Self { queue, groups, snapshot_directory, reserve, identity, threads })
     }
 
     /// Creates this node's replica of a group; durable when it returns. Every replica is created with the same
@@ -145,6 +153,12 @@ impl<S: StateMachine> Node<S> {
         let (ticket, result) = mpsc::channel();
         self.queue.push_always(item(ticket)).map_err(control_refused)?;
         result.recv().unwrap_or(Err(GroupError::Stopped))
+    }
+
+    /// Tells its log from all others; the caller keeps it for [`ExpectedLog::Identity`].
+    #[must_use]
+    pub fn log_identity(&self) -> [u8; 16] {
+        self.identity
     }
 
     /// The groups of this node.

@@ -72,10 +72,12 @@ fn clear_files(disk: &dyn Directory, replayed: &BTreeMap<u64, Replayed>) -> io::
     Ok(next.max(current.unwrap_or(1)))
 }
 
-fn log_error(path: &Path, error: RecoveryError) -> OpenError {
+pub(crate) fn log_error(path: &Path, error: RecoveryError) -> OpenError {
     let path = path.to_owned();
     match error {
         RecoveryError::Io(source) => OpenError::Io { path, source },
+        RecoveryError::Missing => OpenError::Missing { path },
+        RecoveryError::Foreign => OpenError::Foreign { path },
         RecoveryError::NewerVersion(found) => OpenError::NewerVersion { path, found, known: LOG_VERSION },
         RecoveryError::Damaged { .. } | RecoveryError::Contradiction(_) => {
             OpenError::Damaged { path, what: error.to_string() }

@@ -100,6 +100,7 @@ struct Truth {
 /// The world.
 pub(super) struct World {
     pub(super) random: Random,
+    sabotage: Sabotage,
     pub(super) now: u64,
     events: BTreeMap<(u64, u64), Event>,
     next_event: u64,
@@ -120,6 +121,7 @@ impl World {
         let loss_percent = random.below(4) * 5;
         let mut world = Self {
             random,
+            sabotage,
             now: 0,
             events: BTreeMap::new(),
             next_event: 0,
@@ -229,7 +231,8 @@ impl World {
         }
         self.replicas.values().for_each(Replica::make_room);
         let node = 1 + self.random.below(REPLICAS);
-        match self.random.below(9) {
+        // Broken rules are looked for without: full disks hold up what breaks them.
+        match self.random.below(if self.sabotage == Sabotage::None { 9 } else { 8 }) {
             0 | 1 => self.with(node, |_, _| Err(std::io::Error::other("killed"))),
             2 => {
                 let operations = self.random.below(30);

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use holdfast_common::NodeId;
 use holdfast_storage::Directory;
 
-use crate::config::command_bytes_max;
+use crate::config::{ExpectedLog, command_bytes_max};
 use crate::core::CoreOptions;
 use crate::driver::queue::TURN_BYTES_MAX;
 use crate::log::record::Record;
@@ -50,6 +50,8 @@ pub struct SteppedOptions {
     pub snapshot_log_bytes: u64,
     /// Identity of the log if there is none yet; nodes should differ.
     pub identity: [u8; 16],
+    /// The log that must be there.
+    pub log: ExpectedLog,
     /// The rule that this node breaks.
     pub sabotage: Sabotage,
 }
@@ -70,6 +72,7 @@ impl SteppedOptions {
             tail_bytes: 8 << 10,
             snapshot_log_bytes: 48 << 10,
             identity,
+            log: ExpectedLog::AnyOrNone,
             sabotage: Sabotage::None,
         }
     }
@@ -92,6 +95,7 @@ impl SteppedOptions {
             bytes_max: self.log_bytes_max,
             tail_entries: self.tail_entries,
             identity: self.identity,
+            expected: self.log,
             sabotage: self.sabotage,
         }
     }

@@ -20,6 +20,7 @@ use super::replay::{Replay, Replayed};
 use super::segment::{Preparation, lasting, name, parse_name};
 use super::spares::Spares;
 use super::{Current, Log, LogOptions};
+use crate::config::ExpectedLog;
 use crate::sabotage::Sabotage;
 use holdfast_storage::{Directory, DiskFile, is_no_space};
 
@@ -28,6 +29,10 @@ use holdfast_storage::{Directory, DiskFile, is_no_space};
 pub(crate) enum RecoveryError {
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error("there is no log")]
+    Missing,
+    #[error("it is the log of another node, or another log of this one")]
+    Foreign,
     #[error("segment {segment:#x} of the log is damaged: {what}")]
     Damaged { segment: u64, what: &'static str },
     #[error("the log contradicts itself: {0}")]
@@ -52,6 +57,7 @@ impl Log {
     ) -> Result<(Self, BTreeMap<u64, Replayed>), RecoveryError> {
         let scans = scan_all(&*disk, options.sabotage)?;
         let extent = extent(&scans)?;
+        check_expected(&scans, options.expected)?;
         let identity = scans.values().next().map_or(options.identity, |(scan, _)| scan.header.log);
         let mut replay = Replay::new(options.tail_entries);
         let mut pins = AllPins::default();
@@ -142,6 +148,15 @@ impl Log {
         }
         // Their space is free for spares from here on.
         if void.is_empty() { Ok(()) } else { self.disk.sync_names().map_err(lasting) }
+    }
+}
+
+/// Before anything is changed.
+fn check_expected(scans: &BTreeMap<u64, (Scan, u32)>, expected: ExpectedLog) -> Result<(), RecoveryError> {
+    match (scans.values().next(), expected) {
+        (None, ExpectedLog::Any | ExpectedLog::Identity(_)) => Err(RecoveryError::Missing),
+        (Some((scan, _)), ExpectedLog::Identity(wanted)) if scan.header.log != wanted => Err(RecoveryError::Foreign),
+        _ => Ok(()),
     }
 }
 

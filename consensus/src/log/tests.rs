@@ -19,6 +19,7 @@ const OPTIONS: LogOptions = LogOptions {
     bytes_max: 8 * 4096,
     tail_entries: 0,
     identity: [9; 16],
+    expected: ExpectedLog::AnyOrNone,
     sabotage: Sabotage::None,
 };
 
@@ -137,6 +138,26 @@ fn damage_before_the_watermark_is_refused() {
     bytes[SEGMENT_HEADER_BYTES + 50] ^= 1;
     damaged.damage(&head, &bytes);
     assert!(refused(&damaged));
+}
+
+#[test]
+fn a_log_that_must_be_there_is_not_made_and_another_is_not_taken() {
+    let disk = SimulatedDisk::default();
+    let expect = |expected| Log::open(Arc::new(disk.clone()), LogOptions { expected, ..OPTIONS });
+    for expected in [ExpectedLog::Any, ExpectedLog::Identity([9; 16])] {
+        assert!(matches!(expect(expected), Err(RecoveryError::Missing)));
+        assert_eq!(disk.operations(), 0, "nothing is made");
+    }
+    let (mut log, _) = open(&disk).unwrap();
+    write(&mut log, vec![state(0)]);
+    drop(log);
+    let operations = disk.operations();
+    assert!(matches!(expect(ExpectedLog::Identity([8; 16])), Err(RecoveryError::Foreign)));
+    assert_eq!(disk.operations(), operations, "nothing is changed");
+    for expected in [ExpectedLog::Any, ExpectedLog::Identity([9; 16])] {
+        let (log, groups) = expect(expected).unwrap();
+        assert_eq!((log.identity(), groups.len()), ([9; 16], 1));
+    }
 }
 
 #[test]

@@ -8,13 +8,28 @@ use holdfast_common::NodeId;
 /// Largest command. A batch of the log holds a few of them; bigger data belongs in chunks.
 pub const COMMAND_BYTES_MAX: usize = 2 << 20;
 
+/// Which log a node must find. A replica that lost its log has forgotten its votes, and must not take part again before it was
+/// recovered (R23).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ExpectedLog {
+    /// One is made if there is none: tests and simulations.
+    #[default]
+    AnyOrNone,
+    /// There must be one, of whatever identity: directories made before identities were written down.
+    Any,
+    /// The one with this identity, and nothing is made in its place.
+    Identity([u8; 16]),
+}
+
 /// Settings of a [`crate::Node`].
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// This node's id, its identity in every group. Never 0.
     pub node: NodeId,
-    /// Where log and snapshots live. Made if missing; the caller holds its lock.
+    /// Where log and snapshots live. Made if missing, if the log may be; the caller holds its lock.
     pub directory: PathBuf,
+    /// The log that must be there.
+    pub log: ExpectedLog,
     /// Seed of the election timeouts; nodes should differ.
     pub seed: u64,
     /// Length of a tick. Heartbeats go every [`HEARTBEAT_TICKS`], elections after [`ELECTION_TICKS`] or more.
@@ -64,6 +79,7 @@ impl Default for NodeConfig {
         Self {
             node: NodeId(1),
             directory: PathBuf::from("."),
+            log: ExpectedLog::AnyOrNone,
             seed: 1,
             tick: Duration::from_millis(100),
             segment_bytes: 16 << 20,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use holdfast_common::NodeId;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
-use raft::{Config, RawNode, Ready, SnapshotStatus, StateRole, Storage};
+use raft::{Config, RawNode, Ready, StateRole, Storage};
 
 use crate::config::{ELECTION_TICKS, HEARTBEAT_TICKS};
 use crate::log::record::{HardState, Record, SnapshotMark};
@@ -16,13 +16,14 @@ use crate::log::replay::Replayed;
 use crate::outbox::GroupMessage;
 use crate::sabotage::Sabotage;
 use crate::status::{GroupStatus, ProposeError, ReadError, Role};
-use effects::{Apply, Command, Effects, Freeze, Install, SnapshotOut};
+use effects::{Apply, Command, Effects, Install, SnapshotOut};
 use holdfast_common::Random;
 use reads::Reads;
 use store::EntryStore;
 
 pub(crate) mod effects;
 mod reads;
+mod snapshots;
 mod store;
 mod wire;
 
@@ -32,12 +33,6 @@ const APPEND_BYTES_MAX: u64 = 1 << 20;
 const APPENDS_IN_FLIGHT_MAX: usize = 128;
 /// Uncommitted bytes above which a leader refuses proposals.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
-
-/// Ticks a follower has to restore a snapshot it got; then it is sent another.
-const RESTORE_TICKS: usize = 5 * ELECTION_TICKS;
-/// And one tick more for each of these: 5 MiB a second at the default tick, which a slow disk checks and a table decodes even
-/// while others do the same.
-const RESTORE_TICK_BYTES: u64 = 512 << 10;
 
 /// What a core is told about its node.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +91,8 @@ pub(crate) struct GroupCore<P, R> {
     freeze_wanted: bool,
     /// Log bytes at which the next snapshot is tried, raised after a failure.
     freeze_at_bytes: u64,
+    /// Ticks after a failure in which the log's length alone is no reason for another try.
+    freeze_pause_ticks: usize,
     stopped: Option<String>,
     distrusted: bool,
 }
@@ -157,6 +154,7 @@ impl<P, R> GroupCore<P, R> {
             freezing: false,
             freeze_wanted: false,
             freeze_at_bytes: 0,
+            freeze_pause_ticks: 0,
             // What was left out must not be lost by being carried forward.
             distrusted: stopped.is_some(),
             stopped,
@@ -185,7 +183,8 @@ impl<P, R> GroupCore<P, R> {
         let _ = self.raw.campaign();
     }
 
-    fn leads(&self) -> bool {
+    /// Whether it believes to lead.
+    pub(crate) fn leads(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
     }
 
@@ -200,6 +199,7 @@ impl<P, R> GroupCore<P, R> {
     /// Lets a tick pass.
     pub(crate) fn tick(&mut self, now: u64) {
         self.quiet_ticks = self.quiet_ticks.saturating_sub(1);
+        self.freeze_pause_ticks = self.freeze_pause_ticks.saturating_sub(1);
         self.raw.tick();
         if !self.leads() {
             // Whoever heard a leader must be patient for an election timeout, because the leader's lease counts on it.
@@ -276,83 +276,6 @@ impl<P, R> GroupCore<P, R> {
         let _ = self.raw.step(message);
     }
 
-    /// Takes a snapshot message in whose file was verified and is durable as `mark.file`.
-    pub(crate) fn snapshot_delivered(&mut self, from: u64, bytes: &Bytes, mark: SnapshotMark, out: &mut Effects<P, R>) {
-        let message = wire::decode(from, self.options.node, bytes)
-            .filter(|message| message.get_msg_type() == MessageType::MsgSnapshot)
-            .filter(|message| {
-                let metadata = message.get_snapshot().get_metadata();
-                (metadata.index, metadata.term) == (mark.index, mark.term)
-            });
-        if let Some(message) = message {
-            let _ = self.raw.step(message);
-            if self.raw.snap().is_some_and(|snapshot| snapshot.get_metadata().index == mark.index) {
-                out.remove(self.group, self.delivered.replace(mark));
-                return;
-            }
-        }
-        out.remove(self.group, Some(mark));
-    }
-
-    /// How a snapshot's way to a follower went. That it arrived is not that it is restored: the follower says so itself,
-    /// and raft would send it again as long as it does not. Only if it never does is it tried again.
-    pub(crate) fn snapshot_reported(&mut self, to: u64, ok: bool) {
-        if ok {
-            self.restoring.insert(to, restore_ticks(self.raw.store().mark().bytes));
-        } else {
-            self.restoring.remove(&to);
-            self.raw.report_snapshot(to, SnapshotStatus::Failure);
-        }
-    }
-
-    fn await_restored(&mut self) {
-        let raw = &mut self.raw;
-        self.restoring.retain(|to, ticks| {
-            *ticks -= 1;
-            if *ticks == 0 {
-                raw.report_snapshot(*to, SnapshotStatus::Failure);
-            }
-            *ticks > 0
-        });
-    }
-
-    /// A frozen state is durable in its file, or was not written.
-    pub(crate) fn snapshot_written(&mut self, mark: SnapshotMark, ok: bool, out: &mut Effects<P, R>) {
-        self.freezing = false;
-        if !ok {
-            self.freeze_at_bytes = self.raw.store().bytes_above_snapshot() + self.options.snapshot_log_bytes;
-        } else if mark.index <= self.raw.store().mark().index {
-            out.remove(self.group, Some(mark));
-        } else {
-            out.records.push(Record::Group(self.group, self.raw.store().group_state(mark, false)));
-            self.written = Some(mark);
-        }
-    }
-
-    /// Writes this group's needs again, so that the log can let go of an old segment; a long log is snapshot instead.
-    /// False if what it has in memory must not be written: then the log has to help itself.
-    pub(crate) fn carry_forward(&mut self, bytes_max: u64, out: &mut Effects<P, R>) -> bool {
-        if self.distrusted {
-            return false;
-        }
-        let busy = self.written.is_some() || self.freezing;
-        if busy && !self.is_stopped() {
-            return true;
-        }
-        let store = self.raw.store();
-        let long = store.bytes_above_snapshot() > bytes_max && self.applied > store.mark().index;
-        if long && !self.is_stopped() {
-            self.freeze_wanted = true;
-            return true;
-        }
-        out.records.push(Record::Group(self.group, store.group_state(store.mark(), false)));
-        let entries = store.live_entries();
-        if !entries.is_empty() {
-            out.records.push(Record::Carry(self.group, entries, true));
-        }
-        true
-    }
-
     /// The record that creates this group. Nothing leaves before it is durable: not even a heartbeat may be answered by a
     /// replica that could forget its leader's lease together with its own existence.
     pub(crate) fn creation(&mut self) -> Record {
@@ -361,7 +284,7 @@ impl<P, R> GroupCore<P, R> {
     }
 
     /// Gathers everything there is to do until something has to be made durable first.
-    pub(crate) fn collect(&mut self, now: u64, next_file: &mut u64, out: &mut Effects<P, R>) {
+    pub(crate) fn collect(&mut self, now: u64, is_tight: bool, next_file: &mut u64, out: &mut Effects<P, R>) {
         self.take_readies(out);
         if self.proposals_term != self.raw.raft.term || !self.leads() {
             let lost = std::mem::take(&mut self.proposals);
@@ -372,11 +295,7 @@ impl<P, R> GroupCore<P, R> {
             self.beat(now);
             self.take_readies(out);
         }
-        let due = self.options.snapshot_log_bytes.max(self.raw.store().mark().bytes / 2).max(self.freeze_at_bytes);
-        let wanted = std::mem::take(&mut self.freeze_wanted) || self.raw.store().bytes_above_snapshot() >= due;
-        if wanted && !self.freezing && self.written.is_none() && self.applied > self.raw.store().mark().index {
-            self.freeze(next_file, out);
-        }
+        self.freeze_if_due(is_tight, next_file, out);
         out.touched.insert(self.group);
     }
 
@@ -518,16 +437,6 @@ impl<P, R> GroupCore<P, R> {
         self.reads.round_wanted = ready && !self.alone() && self.reads.waits() && !self.reads.round_runs();
     }
 
-    fn freeze(&mut self, next_file: &mut u64, out: &mut Effects<P, R>) {
-        let Some(term) = self.raw.store().term_of(self.applied) else { return };
-        self.freezing = true;
-        let mark = SnapshotMark { index: self.applied, term, file: *next_file, bytes: 0 };
-        *next_file += 1;
-        let conf = self.raw.store().conf();
-        let (voters, learners) = (conf.voters.clone(), conf.learners.clone());
-        out.freezes.push(Freeze { group: self.group, mark, voters, learners });
-    }
-
     /// Takes this replica out: it neither votes nor answers any more.
     pub(crate) fn stop(&mut self, reason: String, out: &mut Effects<P, R>) {
         let group = self.group;
@@ -575,27 +484,9 @@ impl<P, R> GroupCore<P, R> {
     }
 }
 
-/// Ticks that a follower has to restore a snapshot of this length before it is sent again.
-fn restore_ticks(bytes: u64) -> usize {
-    RESTORE_TICKS + usize::try_from(bytes / RESTORE_TICK_BYTES).unwrap_or(usize::MAX / 2)
-}
-
 /// How long after a round's beginning nobody else can lead. Whoever answered the round gives no vote for
 /// [`ELECTION_TICKS`] ticks, the first of which may come at once; a tenth is left to clocks that differ.
 fn lease_ns(options: &CoreOptions) -> u64 {
     let lease_ns = (ELECTION_TICKS as u64 - 1) * options.tick_ns / 10 * 9;
     if options.sabotage == Sabotage::LeaseOutlivesPatience { 3 * lease_ns } else { lease_ns }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_large_snapshot_is_not_sent_again_while_it_is_restored() {
-        assert_eq!(restore_ticks(1000), RESTORE_TICKS);
-        // 2 GiB: seven minutes at the default tick of 100 ms.
-        assert!(restore_ticks(2 << 30) > 4000);
-        assert!(restore_ticks(u64::MAX) > 1 << 40);
-    }
 }

@@ -18,6 +18,7 @@ use crate::log::{Log, LogFailed};
 use crate::machine::StateMachine;
 use crate::order;
 use crate::outbox::Outbox;
+use crate::room::Room;
 use crate::status::{GroupError, GroupStatus, ReadError, Role};
 use crate::turn::{Input, NodeCore, panic_text};
 use holdfast_storage::Directory;
@@ -37,6 +38,7 @@ type TurnEffects = Effects<ProposeTicket, ReadTicket>;
 pub(crate) struct Driver<S> {
     pub(crate) core: NodeCore<ProposeTicket, ReadTicket>,
     pub(crate) log: Log,
+    pub(crate) room: Room,
     pub(crate) queue: Arc<Queue>,
     pub(crate) outbox: Arc<dyn Outbox>,
     pub(crate) groups: Groups<S>,
@@ -117,7 +119,7 @@ impl<S: StateMachine> Driver<S> {
         let left = std::mem::replace(&mut self.left, Ok(Vec::new()))?;
         let mut controls = Controls::default();
         if !left.is_empty() {
-            self.make_durable(left, &controls.created).map_err(|error| error.to_string())?;
+            self.make_durable(left, &controls.created)?;
             // Much comes during a sync, and one batch is enough for it.
             self.queue.take_more(&mut items);
         }
@@ -133,19 +135,23 @@ impl<S: StateMachine> Driver<S> {
             // Missed ticks are not made up for: an election timeout must never pass faster than real time.
             *next_tick = instant + self.tick;
             inputs.push(Input::Tick);
+            self.room.tend(&mut self.core, &mut self.log).map_err(|error| error.to_string())?;
             recalled = order::carry_forward(&mut self.core, &self.log);
         }
         let effects = self.core.step(now, inputs);
         let mut records = self.perform(effects, &controls.created);
         records.append(&mut recalled);
-        self.make_durable(records, &controls.created).map_err(|error| error.to_string())?;
+        self.make_durable(records, &controls.created)?;
         self.conclude(controls);
         Ok(())
     }
 
     fn input(&mut self, item: Item, controls: &mut Controls<S>) -> Option<Input<ProposeTicket, ReadTicket>> {
         Some(match item {
-            Item::Propose { group, command, ticket } => Input::Propose { group, command, ticket },
+            Item::Propose { group, command, ticket } => {
+                let frees = !self.core.is_tight() || S::frees(&command);
+                Input::Propose { group, command, ticket, frees }
+            }
             Item::Read { group, ticket } => Input::Read { group, ticket },
             Item::Message { from, message } => Input::Message { from, group: message.group, bytes: message.bytes },
             Item::SnapshotDelivered { from, message, mark } => {
@@ -188,14 +194,30 @@ impl<S: StateMachine> Driver<S> {
     }
 
     /// The rest of a turn: writes and syncs records, with as many batches as it takes until none follow.
-    fn make_durable(&mut self, mut records: Vec<Record>, created: &BTreeMap<u64, Group<S>>) -> Result<(), LogFailed> {
+    fn make_durable(&mut self, mut records: Vec<Record>, created: &BTreeMap<u64, Group<S>>) -> Result<(), String> {
         while !records.is_empty() {
-            self.log.append(records)?;
-            self.log.sync()?;
+            self.write(records)?;
             let effects = self.core.persisted();
             records = self.perform(effects, created);
         }
         Ok(())
+    }
+
+    /// Writes and syncs records; on a full disk it waits for room, because they were promised to nobody yet, and leaves the other
+    /// replicas to themselves meanwhile.
+    fn write(&mut self, records: Vec<Record>) -> Result<(), String> {
+        let said = |error: LogFailed| error.to_string();
+        self.log.append(records).map_err(said)?;
+        if self.log.is_full() {
+            tracing::error!("the disk of the log is full, and this node waits for room on it");
+        }
+        while self.log.is_full() {
+            if self.queue.closes_within(self.tick) {
+                return Err("shut down with a full disk".to_owned());
+            }
+            self.log.try_again().map_err(said)?;
+        }
+        self.log.sync().map_err(said)
     }
 
     /// Makes durable creations and drops known.

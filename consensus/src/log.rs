@@ -4,17 +4,22 @@
 //! and recycled afterwards, so that `append` and `sync` never change a file's length or blocks. After a failed write
 //! or sync the log is poisoned: whether the bytes are durable is unknown for good, so nothing may be acknowledged or
 //! voted any more, and trying again would let the kernel claim a success that it cannot keep.
+//!
+//! Only a full disk is no such failure: what could not be written waits ([`Log::is_full`]), nothing of it is acknowledged,
+//! and it is tried again. Spare segments keep that from happening while there is anything to make obsolete.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, mpsc};
 
+use crate::config::ExpectedLog;
 use crate::sabotage::Sabotage;
 use batch::{FIRST_BATCH, Position, SEGMENT_HEADER_BYTES, SegmentHeader, batch_bytes, split};
-use holdfast_storage::{Directory, DiskFile};
+use holdfast_storage::{Directory, DiskFile, FileSystemSpace, is_no_space};
 use pins::AllPins;
 use record::Record;
-use segment::Preparation;
+use segment::{Preparation, lasting};
+use spares::{SPARES, Spares};
 
 pub(crate) mod batch;
 mod pins;
@@ -22,6 +27,7 @@ pub(crate) mod record;
 mod recovery;
 pub(crate) mod replay;
 pub(crate) mod segment;
+mod spares;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +47,8 @@ pub(crate) struct LogOptions {
     pub(crate) tail_entries: u64,
     /// Identity of the log if there is none yet.
     pub(crate) identity: [u8; 16],
+    /// The log that must be there.
+    pub(crate) expected: ExpectedLog,
     pub(crate) sabotage: Sabotage,
 }
 
@@ -77,6 +85,11 @@ pub(crate) struct Log {
     /// The next segment, in the filler's hands.
     next: Option<mpsc::Receiver<io::Result<Arc<dyn DiskFile>>>>,
     filler: Option<Filler>,
+    spares: Spares,
+    /// Batches that wait for room.
+    waiting: VecDeque<Vec<Record>>,
+    /// The bytes of a batch that the current segment has a place for, but the disk has not.
+    unwritten: Option<Vec<u8>>,
     unsynced: bool,
     poisoned: bool,
 }
@@ -88,28 +101,69 @@ impl Log {
         self.order_next();
     }
 
+    /// Tells it from all other logs.
+    pub(crate) fn identity(&self) -> [u8; 16] {
+        self.current.header.log
+    }
+
     /// Room of the largest batch.
     fn batch_bytes_max(&self) -> usize {
         self.options.segment_bytes as usize - SEGMENT_HEADER_BYTES
     }
 
-    /// Writes records, as one batch unless they are too many for one; durable after [`Self::sync`].
+    /// Writes records, as one batch unless they are too many for one; durable after [`Self::sync`]. On a full disk they wait, see
+    /// [`Self::is_full`].
     pub(crate) fn append(&mut self, records: Vec<Record>) -> Result<(), LogFailed> {
         self.guard(|log| log.try_append(records))
     }
 
+    /// Whether records wait for room on the disk. Nothing can be synced until [`Self::try_again`] has written them.
+    pub(crate) fn is_full(&self) -> bool {
+        self.unwritten.is_some() || !self.waiting.is_empty()
+    }
+
+    /// Writes what waits for room, if there is some now.
+    pub(crate) fn try_again(&mut self) -> Result<(), LogFailed> {
+        self.guard(Self::write_waiting)
+    }
+
     /// Makes everything appended durable.
     pub(crate) fn sync(&mut self) -> Result<(), LogFailed> {
+        assert!(!self.is_full(), "what waits for room is not durable");
         self.guard(Self::try_sync)
     }
 
-    /// Groups that hold the oldest segment while the log is longer than its bound: write their state again.
+    /// Groups that hold the oldest segment while the log is longer than its bound, or its disk has no room for spares: write
+    /// their state again.
     pub(crate) fn holders(&self) -> Vec<u64> {
         let total: u64 = self.segments.values().chain([&self.current.bytes]).map(|bytes| u64::from(*bytes)).sum();
-        if total <= self.options.bytes_max || self.start >= self.current.header.segment {
+        let fits = total <= self.options.bytes_max && self.missing_spares() == 0;
+        if fits || self.start >= self.current.header.segment {
             return Vec::new();
         }
         self.pins.holders(self.start)
+    }
+
+    /// Space of its disk.
+    pub(crate) fn space(&self) -> io::Result<FileSystemSpace> {
+        self.disk.space()
+    }
+
+    /// Bytes that the spares need which are not there.
+    pub(crate) fn missing_bytes(&self) -> u64 {
+        self.missing_spares() as u64 * u64::from(self.options.segment_bytes)
+    }
+
+    fn missing_spares(&self) -> usize {
+        SPARES.saturating_sub(self.spares.count() + self.segments.range(..self.durable_start).count())
+    }
+
+    /// Makes the spares that are missing, if there is room for them.
+    pub(crate) fn fill_spares(&mut self) -> Result<(), LogFailed> {
+        self.guard(|log| {
+            while log.missing_spares() > 0 && log.spares.add(&*log.disk, log.options.segment_bytes)? {}
+            Ok(())
+        })
     }
 
     /// Says whether it may still be written.
@@ -126,7 +180,27 @@ impl Log {
     }
 
     fn try_append(&mut self, records: Vec<Record>) -> io::Result<()> {
-        split(records, self.batch_bytes_max()).iter().try_for_each(|batch| self.append_batch(batch))
+        self.waiting.extend(split(records, self.batch_bytes_max()));
+        self.write_waiting()
+    }
+
+    fn write_waiting(&mut self) -> io::Result<()> {
+        let unless_full = |result: io::Result<()>| match result {
+            Err(error) if is_no_space(&error) => Ok(false),
+            other => other.map(|()| true),
+        };
+        if !unless_full(self.write_unwritten())? {
+            return Ok(());
+        }
+        while let Some(batch) = self.waiting.pop_front() {
+            if !unless_full(self.append_batch(&batch))? {
+                if self.unwritten.is_none() {
+                    self.waiting.push_front(batch);
+                }
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn append_batch(&mut self, records: &[Record]) -> io::Result<()> {
@@ -142,13 +216,22 @@ impl Log {
         let forgets = self.options.sabotage == Sabotage::NeededSegmentsRecycled;
         self.start = self.pins.oldest().filter(|_| !forgets).unwrap_or(segment).min(segment);
         let bytes = self.current.header.encode_batch(self.current.offset, self.durable, self.start, records);
-        self.current.file.write_at(u64::from(self.current.offset), &bytes)?;
+        self.unwritten = Some(bytes);
+        self.write_unwritten()
+    }
+
+    /// Segments have their blocks, yet a file system that copies on write needs new ones. The same bytes are tried again then,
+    /// because their records are noted already.
+    fn write_unwritten(&mut self) -> io::Result<()> {
+        let Some(bytes) = &self.unwritten else { return Ok(()) };
+        self.current.file.write_at(u64::from(self.current.offset), bytes)?;
         self.current.offset += u32::try_from(bytes.len()).expect("a batch fits a segment");
-        self.unsynced = true;
+        (self.unwritten, self.unsynced) = (None, true);
         Ok(())
     }
 
     fn try_sync(&mut self) -> io::Result<()> {
+        assert!(self.unwritten.is_none(), "a batch that waits for room is not covered by a sync");
         if !self.unsynced {
             return Ok(());
         }
@@ -156,7 +239,7 @@ impl Log {
         if self.options.sabotage == Sabotage::FailedSyncRetried {
             synced = synced.or_else(|_| self.current.file.sync_data());
         }
-        synced?;
+        synced.map_err(lasting)?;
         self.unsynced = false;
         self.durable = Position { segment: self.current.header.segment, offset: self.current.offset };
         self.durable_start = self.start;
@@ -171,7 +254,7 @@ impl Log {
         let file = match self.next.take().map(|next| next.recv()) {
             Some(Ok(Ok(file))) => file,
             // Whatever hindered the filler, such as a full disk, may be over, or hinder recycling less.
-            _ => self.preparation(segment).run(&*self.disk)?,
+            _ => self.preparation(segment).run(&*self.disk).or_else(|error| self.prepare_spare(segment, error))?,
         };
         self.segments.insert(self.current.header.segment, self.current.bytes);
         self.current = Current {
@@ -183,6 +266,14 @@ impl Log {
         self.remove_surplus()?;
         self.order_next();
         Ok(())
+    }
+
+    /// Begins a segment on a full disk.
+    fn prepare_spare(&mut self, segment: u64, error: io::Error) -> io::Result<Arc<dyn DiskFile>> {
+        let spare = if is_no_space(&error) { self.spares.take() } else { None };
+        let reused = Some(spare.ok_or(error)?);
+        let header = SegmentHeader { log: self.current.header.log, segment };
+        Preparation { header, bytes: self.options.segment_bytes, reused }.run(&*self.disk)
     }
 
     fn order_next(&mut self) {
@@ -200,7 +291,8 @@ impl Log {
         if let Some(recycled) = recycled {
             self.segments.remove(&recycled);
         }
-        Preparation { header: SegmentHeader { log: self.current.header.log, segment }, bytes, recycled }
+        let header = SegmentHeader { log: self.current.header.log, segment };
+        Preparation { header, bytes, reused: recycled.map(segment::name) }
     }
 
     fn remove_surplus(&mut self) -> io::Result<()> {

@@ -27,6 +27,14 @@ pub trait StateMachine: Send + Sync + 'static {
     /// [`Broken`] if the bytes are not such a snapshot.
     fn restore(&mut self, from: &mut dyn Read) -> Result<(), Broken>;
 
+    /// Whether a command is taken although the log's disk is nearly full: it frees something, or lets what was begun come to
+    /// an end; it must not make the state much larger. Without any, a full disk heals only by other people's deletes.
+    #[must_use]
+    fn frees(command: &[u8]) -> bool {
+        let _ = command;
+        false
+    }
+
     /// A digest of the state, equal on all replicas at the same index; 0 if there is none.
     fn digest(&self) -> u64 {
         0

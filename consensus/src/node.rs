@@ -14,15 +14,25 @@ use crate::driver::worker::{Job, Make, Restored, WORKERS, Worker};
 use crate::driver::{self, Driver, Groups, Seat, control_refused};
 use crate::log::LogOptions;
 use crate::log::segment::Preparation;
+use crate::room::{Reserve, Room};
 use crate::turn::NodeCore;
-use crate::{Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, Sabotage, StateMachine, opening};
+use crate::{
+    ExpectedLog, Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, Sabotage, StateMachine, opening,
+};
 use holdfast_storage::{Directory, RealDirectory, create_directories};
+
+/// Where snapshots live, below the directory of a node.
+pub(crate) const SNAPSHOT_DIRECTORY: &str = "snapshots";
+/// And the log.
+pub(crate) const LOG_DIRECTORY: &str = "log";
 
 /// All groups of this process, their shared log and their driver. Dropping it shuts it down.
 pub struct Node<S> {
     queue: Arc<Queue>,
     groups: Groups<S>,
     snapshot_directory: PathBuf,
+    reserve: Arc<Reserve>,
+    identity: [u8; 16],
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -37,12 +47,15 @@ impl<S: StateMachine> Node<S> {
         outbox: Arc<dyn Outbox>,
         make: impl Fn(u64) -> S + Send + 'static,
     ) -> Result<Self, OpenError> {
-        let log_directory = config.directory.join("log");
-        let snapshot_directory = config.directory.join("snapshots");
+        let log_directory = config.directory.join(LOG_DIRECTORY);
+        let snapshot_directory = config.directory.join(SNAPSHOT_DIRECTORY);
         let io_error = |path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::Io { path, source }
         };
+        if config.log != ExpectedLog::AnyOrNone && !log_directory.exists() {
+            return Err(OpenError::Missing { path: log_directory });
+        }
         let open = |path: &Path| -> Result<Arc<dyn Directory>, OpenError> {
             create_directories(path).map_err(io_error(path))?;
             Ok(Arc::new(RealDirectory::new(path)))
@@ -54,16 +67,19 @@ impl<S: StateMachine> Node<S> {
             tail_entries: config.tail_entries,
             // Recycled bytes of another log never pass for this one's.
             identity: random_bytes().map_err(io_error(&config.directory))?,
+            expected: config.log,
             sabotage: Sabotage::None,
         };
-        let opened = opening::open(Arc::clone(&log_disk), &*snapshots, options, &make)?;
+        let opened = opening::open(Arc::clone(&log_disk), &snapshots, options, &make)?;
         let mut log = opened.log;
+        let identity = log.identity();
         let queue = Arc::new(Queue::new(config.queue_bytes_max, config.queue_inputs_max));
         let make: Make<S> = Arc::new(Mutex::new(make));
         let command_bytes_max = config.command_bytes_max();
         let new_group = |id, state| Group::new(id, state, Arc::clone(&queue), command_bytes_max);
         let groups = opened.states.into_iter().map(|(id, state)| (id, new_group(id, state))).collect();
 
+        let reserve = opened.reserve;
         let (filler, fillings) = mpsc::channel::<(Preparation, mpsc::Sender<_>)>();
         log.set_filler(filler);
         let fill = move || {
@@ -76,6 +92,7 @@ impl<S: StateMachine> Node<S> {
         let restored: Restored<S> = Arc::default();
         let worker = Worker {
             disk: Arc::clone(&snapshots),
+            reserve: Arc::clone(&reserve),
             queue: Arc::clone(&queue),
             make: Arc::clone(&make),
             restored: Arc::clone(&restored),
@@ -84,6 +101,7 @@ impl<S: StateMachine> Node<S> {
         let driver = Driver {
             core: NodeCore::new(core_options(&config), opened.groups, opened.next_file),
             log,
+            room: Room::new(Arc::clone(&reserve), config.segment_bytes),
             queue: Arc::clone(&queue),
             outbox,
             groups: Arc::clone(&groups),
@@ -110,7 +128,7 @@ impl<S: StateMachine> Node<S> {
         let threads = Mutex::new(threads.map_err(io_error(&config.directory))?);
         // Only now: what visits holds the driver until its thread ends.
         queue.let_visitors(Box::new(move |items| driver::visit(&visited, items)));
-        Ok(Self { queue, groups, snapshot_directory, threads })
+        Ok(Self { queue, groups, snapshot_directory, reserve, identity, threads })
     }
 
     /// Creates this node's replica of a group; durable when it returns. Every replica is created with the same
@@ -135,6 +153,12 @@ impl<S: StateMachine> Node<S> {
         let (ticket, result) = mpsc::channel();
         self.queue.push_always(item(ticket)).map_err(control_refused)?;
         result.recv().unwrap_or(Err(GroupError::Stopped))
+    }
+
+    /// Tells its log from all others; the caller keeps it for [`ExpectedLog::Identity`].
+    #[must_use]
+    pub fn log_identity(&self) -> [u8; 16] {
+        self.identity
     }
 
     /// The groups of this node.
@@ -165,6 +189,12 @@ impl<S: StateMachine> Node<S> {
     /// Takes a snapshot in that another node's outbox shipped; `file` is this node's from now on.
     pub fn deliver_snapshot(&self, from: NodeId, message: GroupMessage, file: PathBuf) {
         let _ = self.queue.push_always(Item::SnapshotFile { from, message, file });
+    }
+
+    /// Gives the room that is kept for a snapshot to one that could not be put there on a full disk. False if there is none: it
+    /// was given before, and is kept again once there is room.
+    pub fn give_back_reserve(&self) -> bool {
+        self.reserve.give_back()
     }
 
     /// Says how [`Outbox::send_snapshot`] went.

@@ -1,6 +1,6 @@
 //! Three replicas with their real cores and logs, over disks that forget, a network that loses, doubles, delays and
-//! reorders, and clocks that drift; they are killed and cut off while clients write and read. One thread, one seed, one
-//! outcome. `HOLDFAST_SEED=n` runs one seed alone, `HOLDFAST_SEEDS=n` that many.
+//! reorders, and clocks that drift; they are killed and cut off, and their disks fill up, while clients write and read. One
+//! thread, one seed, one outcome. `HOLDFAST_SEED=n` runs one seed alone, `HOLDFAST_SEEDS=n` that many.
 //!
 //! Checked all along: one leader a term; one command and one state an index, on every replica, in every life; a read sees
 //! everything acknowledged or read before it began. Checked at the end, when all is healed: the replicas agree, every
@@ -100,6 +100,7 @@ struct Truth {
 /// The world.
 pub(super) struct World {
     pub(super) random: Random,
+    sabotage: Sabotage,
     pub(super) now: u64,
     events: BTreeMap<(u64, u64), Event>,
     next_event: u64,
@@ -120,6 +121,7 @@ impl World {
         let loss_percent = random.below(4) * 5;
         let mut world = Self {
             random,
+            sabotage,
             now: 0,
             events: BTreeMap::new(),
             next_event: 0,
@@ -156,6 +158,7 @@ impl World {
                 self.healing = true;
                 self.loss_percent = 0;
                 self.cut.clear();
+                self.replicas.values().for_each(Replica::make_room);
             }
             self.happen(event);
         }
@@ -226,8 +229,10 @@ impl World {
         if self.healing {
             return;
         }
+        self.replicas.values().for_each(Replica::make_room);
         let node = 1 + self.random.below(REPLICAS);
-        match self.random.below(8) {
+        // Broken rules are looked for without: full disks hold up what breaks them.
+        match self.random.below(if self.sabotage == Sabotage::None { 9 } else { 8 }) {
             0 | 1 => self.with(node, |_, _| Err(std::io::Error::other("killed"))),
             2 => {
                 let operations = self.random.below(30);
@@ -244,6 +249,7 @@ impl World {
                 self.after(delay, Event::Depose { leader, follower });
             }
             6 => self.replicas[&node].fail_sync(),
+            8 => self.replicas[&node].fill_disks(),
             4 => {
                 let other = 1 + self.random.below(REPLICAS);
                 self.cut.insert((node, other));

@@ -7,6 +7,7 @@ use holdfast_common::checksum::{crc32c, crc32c_append};
 
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
+use crate::room::Reserve;
 use crate::sabotage::Sabotage;
 use holdfast_storage::{Cursor, Directory, DiskFile};
 
@@ -232,16 +233,19 @@ pub(crate) fn receive<S: StateMachine>(
     Ok((SnapshotMark { index: header.index, term: header.term, file, bytes }, machine))
 }
 
-/// Writes a frozen state to the file of `mark`. Says whether it is there, with its length.
+/// Writes a frozen state to the file of `mark`, on a full disk in the room that is kept for it. Says whether it is there, with
+/// its length.
 pub(crate) fn write_frozen(
     disk: &dyn Directory,
+    reserve: &Reserve,
     header: &SnapshotHeader,
     mark: SnapshotMark,
     state: &dyn Snapshot,
     sabotage: Sabotage,
 ) -> (SnapshotMark, bool) {
     let group = header.group;
-    match write(disk, mark.file, header, state, sabotage) {
+    let written = reserve.write(|| write(disk, mark.file, header, state, sabotage), || remove(disk, group, mark.file));
+    match written {
         Ok(bytes) => (SnapshotMark { bytes, ..mark }, true),
         Err(error) => {
             tracing::error!(group, index = mark.index, %error, "a snapshot could not be written; trying again later");
@@ -251,9 +255,9 @@ pub(crate) fn write_frozen(
     }
 }
 
-/// Removes a snapshot file, if it is there.
+/// Removes a snapshot file, if it is there. Its space is free only when its name is durably gone.
 pub(crate) fn remove(disk: &dyn Directory, group: u64, file: u64) {
-    match disk.remove(&name(group, file)) {
+    match disk.remove(&name(group, file)).and_then(|()| disk.sync_names()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(group, file, %error, "an old snapshot could not be removed; the next start will");
         }

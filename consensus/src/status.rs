@@ -51,6 +51,9 @@ pub enum ProposeError {
     /// Certainly not executed: too much is waiting.
     #[error("too many proposals are waiting")]
     Overloaded,
+    /// Certainly not executed: the disk of the leader's log is nearly full, and the command does not free anything.
+    #[error("the disk of the log is full")]
+    NoSpace,
     /// Certainly not executed, and never will be: longer than [`crate::COMMAND_BYTES_MAX`].
     #[error("the command is too large")]
     TooLarge,
@@ -101,6 +104,24 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is no log where there must be one: this replica must not vote and has to be rebuilt (R23).
+    #[error("{}: there is no log; this replica must be rebuilt from the others", path.display())]
+    Missing {
+        /// The directory looked in.
+        path: PathBuf,
+    },
+    /// Another log than the one expected: this replica must not vote and has to be rebuilt (R23).
+    #[error("{}: this is another log than this node's; this replica must be rebuilt from the others", path.display())]
+    Foreign {
+        /// The directory looked in.
+        path: PathBuf,
+    },
+    /// A log that holds something is no new one.
+    #[error("{}: there is a log in use; look whose it is, and move it away before a new one is made", path.display())]
+    InUse {
+        /// The directory looked in.
+        path: PathBuf,
+    },
     /// The log or a snapshot is damaged where it was durable: this replica must not vote and has to be rebuilt (R24).
     #[error("{}: {what}; this replica must be rebuilt from the others", path.display())]
     Damaged {
@@ -127,4 +148,15 @@ pub enum OpenError {
         /// Why.
         reason: String,
     },
+}
+
+impl OpenError {
+    /// Whether what this replica promised is lost: it must not take part again before it was recovered from the others.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Self::Missing { .. } | Self::Foreign { .. } | Self::Damaged { .. } => true,
+            Self::Io { .. } | Self::InUse { .. } | Self::NewerVersion { .. } | Self::Restore { .. } => false,
+        }
+    }
 }

@@ -11,13 +11,14 @@ use bytes::Bytes;
 use holdfast_common::NodeId;
 use holdfast_storage::Directory;
 
-use crate::config::command_bytes_max;
+use crate::config::{ExpectedLog, command_bytes_max};
 use crate::core::CoreOptions;
 use crate::driver::queue::TURN_BYTES_MAX;
 use crate::log::record::Record;
 use crate::log::{Log, LogFailed, LogOptions};
 use crate::machine::StateMachine;
 use crate::outbox::GroupMessage;
+use crate::room::Room;
 use crate::sabotage::Sabotage;
 use crate::status::{GroupError, GroupStatus, OpenError, ProposeError, ReadError};
 use crate::turn::{Input, NodeCore};
@@ -49,6 +50,8 @@ pub struct SteppedOptions {
     pub snapshot_log_bytes: u64,
     /// Identity of the log if there is none yet; nodes should differ.
     pub identity: [u8; 16],
+    /// The log that must be there.
+    pub log: ExpectedLog,
     /// The rule that this node breaks.
     pub sabotage: Sabotage,
 }
@@ -69,6 +72,7 @@ impl SteppedOptions {
             tail_bytes: 8 << 10,
             snapshot_log_bytes: 48 << 10,
             identity,
+            log: ExpectedLog::AnyOrNone,
             sabotage: Sabotage::None,
         }
     }
@@ -91,6 +95,7 @@ impl SteppedOptions {
             bytes_max: self.log_bytes_max,
             tail_entries: self.tail_entries,
             identity: self.identity,
+            expected: self.log,
             sabotage: self.sabotage,
         }
     }
@@ -155,6 +160,7 @@ enum Control {
 pub struct SteppedNode<S> {
     core: NodeCore<u64, u64>,
     log: Log,
+    room: Room,
     site: SteppedSite<S>,
     make: Box<dyn Fn(u64) -> S>,
     controls: VecDeque<Control>,
@@ -179,12 +185,13 @@ impl<S: StateMachine> SteppedNode<S> {
         snapshots: Arc<dyn Directory>,
         make: impl Fn(u64) -> S + 'static,
     ) -> Result<Self, OpenError> {
-        let opened = opening::open(log, &*snapshots, options.log_options(), &make)?;
+        let opened = opening::open(log, &snapshots, options.log_options(), &make)?;
         let held = opened.states.into_iter().map(|(group, state)| (group, Held::new(state, true)));
-        let site = SteppedSite::new(snapshots, held.collect(), options.sabotage);
+        let site = SteppedSite::new(snapshots, Arc::clone(&opened.reserve), held.collect(), options.sabotage);
         Ok(Self {
             core: NodeCore::new(options.core_options(), opened.groups, opened.next_file),
             log: opened.log,
+            room: Room::new(opened.reserve, options.segment_bytes),
             site,
             make: Box::new(make),
             controls: VecDeque::new(),
@@ -219,7 +226,8 @@ impl<S: StateMachine> SteppedNode<S> {
         if command.len() > self.command_bytes_max {
             self.site.out.proposals.push((ticket, Err(ProposeError::TooLarge)));
         } else {
-            self.site.inbox.push_back(Input::Propose { group, command, ticket });
+            let frees = !self.core.is_tight() || S::frees(&command);
+            self.site.inbox.push_back(Input::Propose { group, command, ticket, frees });
         }
     }
 
@@ -279,6 +287,12 @@ impl<S: StateMachine> SteppedNode<S> {
         self.syncing
     }
 
+    /// Whether the log's disk is full and the write waits for room: [`Self::synced`] tries again, best a tick later.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        self.log.is_full()
+    }
+
     /// Whether the log failed, also in a call that did not say so: the process would stop.
     #[must_use]
     pub fn is_failed(&self) -> bool {
@@ -299,6 +313,7 @@ impl<S: StateMachine> SteppedNode<S> {
             let mut recalled = Vec::new();
             if std::mem::take(&mut self.ticked) {
                 inputs.push(Input::Tick);
+                self.room.tend(&mut self.core, &mut self.log)?;
                 recalled = order::carry_forward(&mut self.core, &self.log);
             }
             let effects = self.core.step(now_ns, inputs);
@@ -309,13 +324,17 @@ impl<S: StateMachine> SteppedNode<S> {
         Ok(self.told())
     }
 
-    /// Syncs the log and performs what that allows. There may be more to write then, and another sync due.
+    /// Syncs the log and performs what that allows, unless it waits for room. There may be more to write then, and another sync due.
     ///
     /// # Errors
     /// [`LogFailed`] if the log could not be written or synced: this value is of no use any more, and the process would stop.
     pub fn synced(&mut self) -> Result<Turn, LogFailed> {
         if self.syncing {
-            let synced = std::mem::replace(&mut self.appended, Ok(())).and_then(|()| self.log.sync());
+            let appended = std::mem::replace(&mut self.appended, Ok(())).and_then(|()| self.log.try_again());
+            if appended.is_ok() && self.log.is_full() {
+                return Ok(self.told());
+            }
+            let synced = appended.and_then(|()| self.log.sync());
             if let Err(error) = &synced {
                 self.site.stop_all(&error.to_string());
             }

@@ -25,6 +25,8 @@ pub(crate) enum Input<P, R> {
         group: u64,
         command: Bytes,
         ticket: P,
+        /// Whether it is taken on a full disk; only asked for there.
+        frees: bool,
     },
     Read {
         group: u64,
@@ -76,6 +78,8 @@ pub(crate) struct NodeCore<P, R> {
     now: u64,
     /// Groups with something to be durable.
     recorded: BTreeSet<u64>,
+    /// The disks are nearly full: only what frees is proposed.
+    is_tight: bool,
     out: Effects<P, R>,
 }
 
@@ -87,7 +91,22 @@ impl<P, R> NodeCore<P, R> {
         let (recorded, mut out) = (BTreeSet::new(), Effects::default());
         let stopped = groups.iter().filter_map(|(id, core)| Some((*id, core.stopped()?.to_owned())));
         out.broken = stopped.collect();
-        Self { options, groups, next_file, now: 0, recorded, out }
+        Self { options, groups, next_file, now: 0, recorded, is_tight: false, out }
+    }
+
+    /// Says whether the disks have room for what grows.
+    pub(crate) fn set_tight(&mut self, is_tight: bool) {
+        self.is_tight = is_tight;
+    }
+
+    /// Whether only what frees is proposed.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.is_tight
+    }
+
+    /// Length of the longest snapshot that a group may have to write next, about.
+    pub(crate) fn snapshot_bytes_max(&self) -> u64 {
+        self.groups.values().map(GroupCore::snapshot_bytes).max().unwrap_or(0)
     }
 
     /// A number for a snapshot file that comes from elsewhere.
@@ -144,10 +163,16 @@ impl<P, R> NodeCore<P, R> {
         self.now = now;
         let mut touched = BTreeSet::new();
         let mut proposals: BTreeMap<u64, Vec<(Bytes, P)>> = BTreeMap::new();
+        let mut refused = Vec::new();
         for input in inputs {
             match input {
-                Input::Propose { group, command, ticket } => {
-                    proposals.entry(group).or_default().push((command, ticket))
+                Input::Propose { group, command, ticket, frees } => {
+                    // Whoever does not lead says so: the leader may have room.
+                    let leads = self.groups.get(&group).is_some_and(|core| core.leads() && !core.is_stopped());
+                    match self.is_tight && !frees && leads {
+                        true => refused.push((ticket, ProposeError::NoSpace)),
+                        false => proposals.entry(group).or_default().push((command, ticket)),
+                    }
                 }
                 Input::Tick => {
                     for group in self.groups.keys().copied().collect::<Vec<_>>() {
@@ -158,6 +183,7 @@ impl<P, R> NodeCore<P, R> {
                 other => touched.extend(self.take(other)),
             }
         }
+        self.out.failed.append(&mut refused);
         // After the messages, so that proposals do not meet a leader that was just deposed.
         for (group, commands) in proposals {
             touched.insert(group);
@@ -228,10 +254,10 @@ impl<P, R> NodeCore<P, R> {
     }
 
     fn collect(&mut self, touched: BTreeSet<u64>) -> Effects<P, R> {
-        let now = self.now;
+        let (now, is_tight) = (self.now, self.is_tight);
         for group in touched {
             let records = self.out.records.len();
-            self.with(group, |core, next_file, out| core.collect(now, next_file, out));
+            self.with(group, |core, next_file, out| core.collect(now, is_tight, next_file, out));
             if self.out.records.len() > records {
                 self.recorded.insert(group);
             }

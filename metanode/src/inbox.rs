@@ -8,6 +8,7 @@ use holdfast_common::NodeId;
 use holdfast_common::checksum::crc32c;
 use holdfast_consensus::{GroupMessage, Node};
 use holdfast_proto::raft::{RaftBatch, SnapshotPiece};
+use holdfast_storage::is_no_space;
 use parking_lot::Mutex;
 use prost::Message;
 use std::collections::BTreeMap;
@@ -84,7 +85,11 @@ impl Inbox {
         if node.group(piece.group).is_none() {
             return Err("no replica of this table here".to_owned());
         }
-        let whole = self.put(&node.snapshot_directory(), piece, body)?;
+        // The sender starts over, and finds room then.
+        let no_room = || {
+            let _ = node.give_back_reserve();
+        };
+        let whole = self.put(&node.snapshot_directory(), piece, body, &no_room)?;
         if let Some(file) = whole {
             let message = GroupMessage { group: piece.group, bytes: piece.message.clone() };
             node.deliver_snapshot(from, message, file);
@@ -92,8 +97,14 @@ impl Inbox {
         Ok(())
     }
 
-    /// The path of the whole file if this was its last piece.
-    pub(crate) fn put(&self, directory: &Path, piece: &SnapshotPiece, body: &[u8]) -> Result<Option<PathBuf>, String> {
+    /// The path of the whole file if this was its last piece. `no_room` is called if the disk is full.
+    pub(crate) fn put(
+        &self,
+        directory: &Path,
+        piece: &SnapshotPiece,
+        body: &[u8],
+        no_room: &dyn Fn(),
+    ) -> Result<Option<PathBuf>, String> {
         if body.len() > PIECE_BYTES || crc32c(body) != piece.crc {
             return Err("the piece is damaged".to_owned());
         }
@@ -111,7 +122,14 @@ impl Inbox {
             Some(_) | None => return Err("the piece does not follow what came before".to_owned()),
         };
         drop(transfers);
-        transfer.file.write_all(body).map_err(|error| error.to_string())?;
+        if let Err(error) = transfer.file.write_all(body) {
+            // Its own part goes first: it may be all that is missing.
+            drop(transfer);
+            if is_no_space(&error) {
+                no_room();
+            }
+            return Err(error.to_string());
+        }
         transfer.written_bytes += body.len() as u64;
         if piece.last {
             return transfer.finish().map(Some).map_err(|error| error.to_string());
@@ -161,7 +179,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let inbox = Inbox::default();
         let put = |transfer, offset, body: &[u8], last| {
-            inbox.put(directory.path(), &piece(transfer, offset, body, last), body)
+            inbox.put(directory.path(), &piece(transfer, offset, body, last), body, &|| {})
         };
         assert_eq!(put(1, 0, b"abc", false), Ok(None));
         assert!(put(1, 4, b"x", true).is_err(), "a gap");
@@ -179,7 +197,7 @@ mod tests {
     fn a_damaged_piece_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let wrong = SnapshotPiece { crc: 1, ..piece(1, 0, b"abc", true) };
-        assert!(Inbox::default().put(directory.path(), &wrong, b"abc").is_err());
+        assert!(Inbox::default().put(directory.path(), &wrong, b"abc", &|| {}).is_err());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The table as consensus drives it: commands and snapshots as bytes.
 
 use crate::sabotage::Sabotage;
-use crate::table::{FrozenTable, Table};
+use crate::table::{FrozenTable, Table, frees};
 use bytes::Bytes;
 use holdfast_consensus::{Broken, Snapshot, StateMachine};
 use holdfast_proto::record::TableCommand;
@@ -50,6 +50,11 @@ impl StateMachine for TableMachine {
         self.table = Table::restore(from).map_err(|error| Broken(error.to_string()))?;
         self.table.break_rule(self.sabotage);
         Ok(())
+    }
+
+    fn frees(command: &[u8]) -> bool {
+        let op = TableCommand::decode(command).ok().and_then(|command| command.mutation?.op);
+        op.is_some_and(|op| frees(&op))
     }
 
     fn digest(&self) -> u64 {

@@ -216,7 +216,7 @@ mod tests {
             let piece: SnapshotPiece = call.message()?;
             let put = match self.refused_offset {
                 Some(offset) if offset == piece.offset => Err("full".to_owned()),
-                _ => self.inbox.put(&self.directory, &piece, &call.body),
+                _ => self.inbox.put(&self.directory, &piece, &call.body, &|| {}),
             };
             let (accepted, detail) = match put {
                 Ok(whole) => {

@@ -7,11 +7,12 @@ use crate::neighbours::Neighbours;
 use crate::outbox::RaftOutbox;
 use crate::service::MetaService;
 use holdfast_common::{ClusterId, NodeId, VolumeId};
-use holdfast_consensus::{Node, NodeConfig, OpenError};
+use holdfast_consensus::{ExpectedLog, Node, NodeConfig, OpenError, format_log, release_reserve};
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::Role;
 use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
+use holdfast_storage::is_no_space;
 use holdfast_transport::{Client, ClientLimits, Server, ServerLimits};
 use parking_lot::Mutex;
 use std::io;
@@ -61,6 +62,16 @@ pub enum StartError {
     /// The log did not open.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// What this node voted and promised is lost (R23). Nothing was hosted.
+    #[error("{source}: holdfast metanode recover --dir {} --volmgr {volmgr}", directory.display())]
+    Lost {
+        /// Its directory.
+        directory: PathBuf,
+        /// Its volume manager.
+        volmgr: String,
+        /// What is wrong with its log.
+        source: OpenError,
+    },
     /// The volume manager's address makes no sense.
     #[error("'{0}' is no address of a volume manager, host:port")]
     BadVolmgr(String),
@@ -89,8 +100,25 @@ fn format_blocking(directory: &Path) -> Result<(), StartError> {
     holdfast_storage::create_directories(directory).map_err(io_error)?;
     let _lock = DirectoryLock::acquire(directory)?;
     superblock::must_not_exist(directory)?;
-    NodeSuperblock::fresh().map_err(io_error)?.write(directory, KIND)?;
+    with_log(directory, NodeSuperblock::fresh().map_err(io_error)?)?;
     sync_parent(directory).map_err(io_error)
+}
+
+/// Makes the log, and then the superblock that names it: from then on no other log is ever made in its place (R23).
+fn with_log(directory: &Path, identity: NodeSuperblock) -> Result<NodeSuperblock, StartError> {
+    let log = Some(format_log(&directory.join(CONSENSUS_DIRECTORY))?);
+    let identity = NodeSuperblock { log, ..identity };
+    identity.write(directory, KIND)?;
+    Ok(identity)
+}
+
+/// Writes down which log is this node's, in a directory from before that was done.
+async fn name_log(directory: &Path, identity: NodeSuperblock, log: [u8; 16]) -> Result<NodeSuperblock, StartError> {
+    if identity.log.is_some() {
+        return Ok(identity);
+    }
+    let (directory, named) = (directory.to_owned(), NodeSuperblock { log: Some(log), ..identity });
+    Ok(tokio::task::spawn_blocking(move || named.write(&directory, KIND).map(|()| named)).await??)
 }
 
 /// The cluster of a formatted directory; `None` if its metanode has not registered yet. Changes nothing.
@@ -134,16 +162,22 @@ pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
     let address = reserved.address();
     let mut identity = {
         let directory = directory.clone();
-        tokio::task::spawn_blocking(move || NodeSuperblock::raise_generation(&directory, KIND)).await??
+        tokio::task::spawn_blocking(move || raise_generation(&directory)).await??
     };
     let newcomer = !identity.is_registered();
+    if newcomer && identity.log.is_none() {
+        // Formatted by a build that left this to the start. It is not registered, so it hosted nothing.
+        let directory = directory.clone();
+        identity = tokio::task::spawn_blocking(move || with_log(&directory, identity)).await??;
+    }
     if newcomer {
         identity = first_registration(&volmgr, &directory, identity, address).await?;
     }
     // Pieces of snapshots take the second connection, so that no heartbeat of Raft queues behind them.
     let limits = ClientLimits { connections_per_peer: 2, ..ClientLimits::default() };
     let client = Client::new(holdfast_transport::Identity { cluster: identity.cluster }, limits);
-    let (node, neighbours) = open(&directory, &identity, &client).await?;
+    let (node, neighbours) = open(&config, &identity, &client).await?;
+    identity = name_log(&directory, identity, node.log_identity()).await?;
     let context = Arc::new(Context::new(identity, node, neighbours, client, volmgr));
     let registered = newcomer || registered_at_once(&context, address).await?;
     drop(reserved);
@@ -225,6 +259,18 @@ fn claim(directory: &Path) -> Result<DirectoryLock, StartError> {
     Ok(DirectoryLock::acquire(directory)?)
 }
 
+/// On a full disk the new superblock takes of the room that is kept for a snapshot.
+fn raise_generation(directory: &Path) -> Result<NodeSuperblock, SuperblockError> {
+    match NodeSuperblock::raise_generation(directory, KIND) {
+        Err(SuperblockError::Io { source, .. })
+            if is_no_space(&source) && release_reserve(&directory.join(CONSENSUS_DIRECTORY)) =>
+        {
+            NodeSuperblock::raise_generation(directory, KIND)
+        }
+        other => other,
+    }
+}
+
 /// Asks for an id, a secret and a cluster until the volume manager answers, and writes them down.
 async fn first_registration(
     volmgr: &VolumeManager,
@@ -263,18 +309,25 @@ async fn registered_at_once(context: &Context, address: SocketAddr) -> Result<bo
 
 /// Opens log and tables. Blocks for as long as replaying takes, on a thread of its own.
 async fn open(
-    directory: &Path,
+    config: &MetanodeConfig,
     identity: &NodeSuperblock,
     client: &Client,
 ) -> Result<(Arc<Node<TableMachine>>, Arc<Neighbours>), StartError> {
-    let (at, node_id) = (directory.to_owned(), identity.node);
+    let (directory, volmgr, node_id) = (config.directory.clone(), config.volmgr.clone(), identity.node);
+    let at = directory.clone();
     let neighbours = tokio::task::spawn_blocking(move || Neighbours::load(&at)).await??;
     let neighbours = Arc::new(neighbours);
     let outbox = RaftOutbox::new(identity.node, identity.generation, client.clone(), Arc::clone(&neighbours));
     let outbox = Arc::new(outbox);
-    let config = NodeConfig::new(node_id, directory.join(CONSENSUS_DIRECTORY));
+    // Whichever log is there is its own in a directory from before identities were written down.
+    let log = identity.log.map_or(ExpectedLog::Any, ExpectedLog::Identity);
+    let config = NodeConfig { log, ..NodeConfig::new(node_id, directory.join(CONSENSUS_DIRECTORY)) };
     let carrier = Arc::clone(&outbox);
-    let node = tokio::task::spawn_blocking(move || Node::open(config, carrier, |_| TableMachine::default())).await??;
+    let opened = tokio::task::spawn_blocking(move || Node::open(config, carrier, |_| TableMachine::default())).await?;
+    let node = opened.map_err(|error| match error.is_lost() {
+        true => StartError::Lost { directory, volmgr, source: error },
+        false => StartError::Open(error),
+    })?;
     let node = Arc::new(node);
     outbox.report_to(&node);
     Ok((node, neighbours))

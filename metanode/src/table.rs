@@ -38,7 +38,7 @@ use dead::PiecesMax;
 use extents::Runs;
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, InodeId, SessionId, VolumeId};
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{Code, MutateResponse};
+use holdfast_proto::meta::{Code, FallocateMode, MutateResponse};
 use holdfast_proto::record::TableCommand;
 use key::NameKey;
 pub use records::Owed;
@@ -308,6 +308,36 @@ pub fn is_leader_only(op: &Op) -> bool {
         | Op::RemoveXattr(_)
         | Op::ReserveChunks(_)
         | Op::ReserveQuota(_) => false,
+    }
+}
+
+/// Whether this is taken although a metanode's disk is nearly full, because it does not make the table larger by much: it deletes
+/// or changes what is there, or ends what was begun. Commits are bounded by the chunk ids that sessions reserved before, and a
+/// session is what deleting begins with.
+#[must_use]
+pub fn frees(op: &Op) -> bool {
+    match op {
+        Op::ExpireSessions(_)
+        | Op::ReapOrphans(_)
+        | Op::VacateSlot(_)
+        | Op::SetGroupState(_)
+        | Op::ForgetChunks(_)
+        | Op::Swept(_)
+        | Op::RaiseFloor(_)
+        | Op::RaiseFeatureLevel(_)
+        | Op::FreeDead(_)
+        | Op::OpenSession(_)
+        | Op::CloseSession(_)
+        | Op::Unlink(_)
+        | Op::Rename(_)
+        | Op::SetAttr(_)
+        | Op::Commit(_)
+        | Op::RemoveXattr(_) => true,
+        Op::Fallocate(op) => op.mode() == FallocateMode::PunchHole,
+        Op::ReserveQuota(op) => op.bytes == 0,
+        Op::AddGroups(_) | Op::Configure(_) | Op::Create(_) | Op::Link(_) | Op::SetXattr(_) | Op::ReserveChunks(_) => {
+            false
+        }
     }
 }
 

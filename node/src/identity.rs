@@ -29,6 +29,8 @@ pub struct NodeSuperblock {
     pub format_nonce: u64,
     /// As the volume manager wants it.
     pub heartbeat_interval_ms: u32,
+    /// Identity of a metanode's log (R23); none of a datanode, and in directories made before it was written down.
+    pub log: Option<[u8; 16]>,
 }
 
 impl NodeSuperblock {
@@ -45,6 +47,7 @@ impl NodeSuperblock {
             // 0 would say that there is none.
             format_nonce: u64::from_le_bytes(random_bytes()?).max(1),
             heartbeat_interval_ms: HEARTBEAT_INTERVAL_MS_DEFAULT,
+            log: None,
         })
     }
 
@@ -74,7 +77,12 @@ impl NodeSuperblock {
             secret: ClusterSecret([0; 32]),
             format_nonce: record.format_nonce,
             heartbeat_interval_ms: record.heartbeat_interval_ms,
+            log: None,
         };
+        if !record.log.is_empty() {
+            let log = <[u8; 16]>::try_from(&record.log[..]).map_err(|_| SuperblockError::damaged(directory))?;
+            read.log = Some(log);
+        }
         if read.is_registered() {
             let damaged = || SuperblockError::damaged(directory);
             read.cluster = ClusterId(record.cluster[..].try_into().map_err(|_| damaged())?);
@@ -93,6 +101,7 @@ impl NodeSuperblock {
             generation: self.generation,
             format_nonce: self.format_nonce,
             heartbeat_interval_ms: self.heartbeat_interval_ms,
+            log: self.log.map(|log| log.to_vec().into()).unwrap_or_default(),
             ..Record::default()
         };
         if self.is_registered() {

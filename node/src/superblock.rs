@@ -267,7 +267,7 @@ mod tests {
     const KIND: Kind = Kind::superblock(*b"HFTESTS1", "a test directory");
 
     fn record() -> VolmgrSuperblock {
-        VolmgrSuperblock { cluster: vec![7; 16].into(), generation: 3 }
+        VolmgrSuperblock { cluster: vec![7; 16].into(), generation: 3, ..VolmgrSuperblock::default() }
     }
 
     #[test]

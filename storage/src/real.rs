@@ -192,6 +192,11 @@ impl DiskFile for RealFile {
         self.to_change()?.set_len(bytes)
     }
 
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        let file = self.to_change()?;
+        allocate(&file, 0, 0, bytes)
+    }
+
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         let file = self.buffered()?;
         let mut done = 0;
@@ -234,15 +239,7 @@ impl DiskFile for RealFile {
 
     fn punch(&self, offset: u64, length_bytes: u64) -> io::Result<()> {
         let file = self.to_change()?;
-        let signed = |n: u64| i64::try_from(n).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG));
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: the descriptor is open for as long as `file`; fallocate touches no memory of ours.
-        let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, signed(offset)?, signed(length_bytes)?) };
-        if result == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() == Some(libc::EOPNOTSUPP) { zero(&file, offset, length_bytes) } else { Err(error) }
+        allocate(&file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, length_bytes)
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
@@ -260,6 +257,18 @@ impl DiskFile for RealFile {
             _ => Err(error),
         }
     }
+}
+
+/// What fallocate does in a mode after which the range reads as zeros.
+fn allocate(file: &File, mode: i32, offset: u64, length_bytes: u64) -> io::Result<()> {
+    let signed = |n: u64| i64::try_from(n).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG));
+    // SAFETY: the descriptor is open for as long as `file`; fallocate touches no memory of ours.
+    let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, signed(offset)?, signed(length_bytes)?) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EOPNOTSUPP) { zero(file, offset, length_bytes) } else { Err(error) }
 }
 
 /// Writes zeros where there are no holes: they say the same to a reader, only the space stays.
@@ -334,6 +343,10 @@ mod tests {
         file.read_exact_at(4096, &mut bytes).unwrap();
         assert_eq!(bytes, [0; 4096]);
         assert_eq!(file.read_exact_at(8000, &mut bytes).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let file = directory.create("room").unwrap();
+        file.allocate(10_000).unwrap();
+        assert_eq!(file.length_bytes().unwrap(), 10_000);
+        assert!(std::fs::metadata(directory.path("room")).unwrap().blocks() * 512 >= 10_000);
         directory.replace("small", b"one").unwrap();
         directory.replace("small", b"two").unwrap();
         assert_eq!(directory.read("small").unwrap(), b"two");

@@ -126,6 +126,11 @@ pub trait DiskFile: Send + Sync + 'static {
     /// # Errors
     /// Any I/O error.
     fn set_length(&self, bytes: u64) -> io::Result<()>;
+    /// Gives an empty file a length and the blocks for it, so that later writes within it need no space; it reads as zeros.
+    ///
+    /// # Errors
+    /// A full file system (see [`is_no_space`]), or any other I/O error; a part may be allocated then.
+    fn allocate(&self, bytes: u64) -> io::Result<()>;
     /// Reads until `into` is full or the file ends; says how much it read.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use holdfast_common::checksum::crc32c;
 use holdfast_consensus::{Broken, Snapshot, StateMachine};
 use holdfast_proto::cluster::ClusterCommand;
+use holdfast_proto::cluster::cluster_command::Op;
 use prost::Message;
 
 use crate::state::{BrokenCommand, ClusterState};
@@ -42,6 +43,20 @@ impl StateMachine for ClusterMachine {
         from.read_to_end(&mut bytes).map_err(|error| Broken(format!("the snapshot cannot be read: {error}")))?;
         self.state = Arc::new(ClusterState::from_snapshot(&bytes).map_err(|error| Broken(error.to_string()))?);
         Ok(())
+    }
+
+    /// Nodes must be able to register, and volumes to go; what is new waits.
+    fn frees(command: &[u8]) -> bool {
+        match ClusterCommand::decode(command).ok().and_then(|command| command.op) {
+            Some(Op::CreateVolume(_) | Op::AllocateGroups(_)) | None => false,
+            Some(
+                Op::Initialise(_)
+                | Op::RegisterNode(_)
+                | Op::ActivateVolume(_)
+                | Op::DeleteVolume(_)
+                | Op::ConfirmDrops(_),
+            ) => true,
+        }
     }
 
     fn digest(&self) -> u64 {

@@ -13,11 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_common::{ClusterId, NodeId, random_bytes};
-use holdfast_consensus::{GroupError, GroupMessage, Node, NodeConfig, OpenError, Outbox};
+use holdfast_consensus::{
+    ExpectedLog, GroupError, GroupMessage, Node, NodeConfig, OpenError, Outbox, format_log, release_reserve,
+};
 use holdfast_node::ListenError;
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::cluster::VolmgrSuperblock;
 use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
+use holdfast_storage::is_no_space;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
@@ -73,6 +76,9 @@ pub enum StartError {
     /// The log did not open.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The state of the cluster is lost, and there is no other copy to make it from.
+    #[error("{0}. There are none: bring the directory back as it was, from a backup; no new log is made in its place")]
+    Lost(OpenError),
     /// The group could not be made.
     #[error(transparent)]
     Group(#[from] GroupError),
@@ -93,10 +99,18 @@ pub fn format(directory: &Path) -> Result<ClusterId, StartError> {
     let _lock = DirectoryLock::acquire(directory)?;
     superblock::must_not_exist(directory)?;
     let cluster = ClusterId(random_bytes().map_err(io_error)?);
-    let record = VolmgrSuperblock { cluster: cluster.0.to_vec().into(), generation: 0 };
-    superblock::write(directory, KIND, &record)?;
+    let record = VolmgrSuperblock { cluster: cluster.0.to_vec().into(), ..VolmgrSuperblock::default() };
+    with_log(directory, record)?;
     sync_parent(directory).map_err(io_error)?;
     Ok(cluster)
+}
+
+/// Makes the log, and then the superblock that names it: from then on no other log is ever made in its place (R23).
+fn with_log(directory: &Path, record: VolmgrSuperblock) -> Result<VolmgrSuperblock, StartError> {
+    let log = format_log(&directory.join(CONSENSUS_DIRECTORY))?;
+    let record = VolmgrSuperblock { log: log.to_vec().into(), ..record };
+    superblock::write(directory, KIND, &record)?;
+    Ok(record)
 }
 
 /// The cluster whose volume manager lives in a directory.
@@ -139,8 +153,8 @@ pub async fn start(config: VolmgrConfig) -> Result<Volmgr, StartError> {
     // TCP_NODELAY belongs on the incoming itself: on the server builder it is lost, and small answers stall 40 ms.
     let incoming = TcpIncoming::bind(config.listen).map_err(listen_error)?.with_nodelay(Some(true));
     let local_addr = incoming.local_addr().map_err(listen_error)?;
-    let cluster = blocking(directory, raise_generation).await?;
-    let node = Arc::new(open_consensus(directory.join(CONSENSUS_DIRECTORY)).await?);
+    let (cluster, log) = blocking(directory, raise_generation).await?;
+    let node = Arc::new(open_consensus(directory, log).await?);
     let group = node.group(VOLMGR_GROUP).ok_or(GroupError::Stopped)?;
     let core = Arc::new(Core::new(cluster, group));
     core.initialise().await.map_err(|denial| StartError::Stuck(denial.detail))?;
@@ -170,21 +184,45 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|error| StartError::Stuck(error.to_string()))?
 }
 
-fn raise_generation(directory: &Path) -> Result<ClusterId, StartError> {
+/// Raises the generation; says which log must be there.
+fn raise_generation(directory: &Path) -> Result<(ClusterId, ExpectedLog), StartError> {
     let mut record: VolmgrSuperblock = superblock::read(directory, KIND)?;
+    if record.generation == 0 && record.log.is_empty() {
+        // Formatted by a build that left this to the first start.
+        record = with_log(directory, record)?;
+    }
     record.generation += 1;
-    superblock::write(directory, KIND, &record)?;
-    Ok(cluster_id(directory, &record)?)
+    match superblock::write(directory, KIND, &record) {
+        // On a full disk it takes of the room that is kept for a snapshot.
+        Err(SuperblockError::Io { source, .. })
+            if is_no_space(&source) && release_reserve(&directory.join(CONSENSUS_DIRECTORY)) =>
+        {
+            superblock::write(directory, KIND, &record)?;
+        }
+        written => written?,
+    }
+    let log = match &record.log[..] {
+        [] => ExpectedLog::Any,
+        log => ExpectedLog::Identity(log.try_into().map_err(|_| SuperblockError::damaged(directory))?),
+    };
+    Ok((cluster_id(directory, &record)?, log))
 }
 
-async fn open_consensus(directory: PathBuf) -> Result<Node<ClusterMachine>, StartError> {
-    let open = move || -> Result<Node<ClusterMachine>, StartError> {
-        let config = NodeConfig { tick: TICK, ..NodeConfig::new(VOLMGR_NODE, directory) };
-        let node = Node::open(config, Arc::new(NoPeers), |_| ClusterMachine::default())?;
+async fn open_consensus(directory: &Path, log: ExpectedLog) -> Result<Node<ClusterMachine>, StartError> {
+    blocking(directory, move |directory| {
+        let config =
+            NodeConfig { tick: TICK, log, ..NodeConfig::new(VOLMGR_NODE, directory.join(CONSENSUS_DIRECTORY)) };
+        let node = Node::open(config, Arc::new(NoPeers), |_| ClusterMachine::default());
+        let node = node.map_err(|error| if error.is_lost() { StartError::Lost(error) } else { error.into() })?;
         node.create_group(VOLMGR_GROUP, &[VOLMGR_NODE])?;
+        if log == ExpectedLog::Any {
+            let mut record: VolmgrSuperblock = superblock::read(directory, KIND)?;
+            record.log = node.log_identity().to_vec().into();
+            superblock::write(directory, KIND, &record)?;
+        }
         Ok(node)
-    };
-    tokio::task::spawn_blocking(open).await.map_err(|error| StartError::Stuck(error.to_string()))?
+    })
+    .await
 }
 
 async fn tick(core: Arc<Core>) {

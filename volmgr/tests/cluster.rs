@@ -234,6 +234,23 @@ async fn a_directory_that_is_unformatted_or_in_use_and_a_port_in_use_are_told_pl
     running.shutdown().await;
 }
 
+/// R23: a new log in the place of a lost one would be an empty cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_log_it_refuses_to_start_and_makes_none() {
+    let directory = tempfile::tempdir().unwrap();
+    holdfast_volmgr::format(directory.path()).unwrap();
+    let config = VolmgrConfig { directory: directory.path().to_owned(), listen: "127.0.0.1:0".parse().unwrap() };
+    holdfast_volmgr::start(config.clone()).await.unwrap().shutdown().await;
+    let (log, aside) = (directory.path().join("consensus"), directory.path().join("aside"));
+    std::fs::rename(&log, &aside).unwrap();
+    let error = holdfast_volmgr::start(config.clone()).await.err().unwrap();
+    assert!(matches!(error, StartError::Lost(_)), "{error}");
+    assert!(error.to_string().contains("from a backup"), "{error}");
+    assert!(!log.exists(), "nothing is made");
+    std::fs::rename(&aside, &log).unwrap();
+    holdfast_volmgr::start(config).await.unwrap().shutdown().await;
+}
+
 /// R26: a level is only raised when no replica would stop at it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_is_told_the_feature_level_that_all_its_replicas_know() {

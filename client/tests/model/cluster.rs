@@ -174,7 +174,7 @@ impl Cluster {
                 state.shards.remove(&(disk, *chunk, shard));
             }
         }
-        state.apply(Op::ForgetChunks(ForgetChunks { chunks }), 0, 0, 0);
+        state.apply(Op::ForgetChunks(ForgetChunks { chunks, disks: Vec::new() }), 0, 0, 0);
     }
 
     /// Executes after a delay, or not; answers after a delay, or not.

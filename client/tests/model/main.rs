@@ -5,3 +5,4 @@ mod budgets;
 mod cluster;
 mod random;
 mod scenarios;
+mod sessions;

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{OnceLock, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_common::NodeId;
@@ -221,6 +221,14 @@ impl Queue {
     /// Fills up the turn with what has come since [`Self::take`].
     pub(crate) fn take_more(&self, turn: &mut Vec<Item>) {
         self.state.lock().take(turn);
+    }
+
+    /// Sleeps for a while, or until it is closed; says whether it is. For the thread, while it drives.
+    pub(crate) fn closes_within(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        let mut state = self.state.lock();
+        while !state.closed && !self.woken.wait_until(&mut state, until).timed_out() {}
+        state.closed
     }
 
     /// Refuses everything from now on; what waits is let go, which tells those who wait.

@@ -11,6 +11,7 @@ use super::queue::{Item, Queue};
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::outbox::GroupMessage;
+use crate::room::Reserve;
 use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use holdfast_storage::Directory;
@@ -34,6 +35,7 @@ pub(crate) const WORKERS: usize = 3;
 /// What the threads share.
 pub(crate) struct Worker<S> {
     pub(crate) disk: Arc<dyn Directory>,
+    pub(crate) reserve: Arc<Reserve>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) make: Make<S>,
     pub(crate) restored: Restored<S>,
@@ -56,7 +58,7 @@ impl<S: StateMachine> Worker<S> {
     }
 
     fn write(&self, header: &SnapshotHeader, mark: SnapshotMark, state: &dyn Snapshot) {
-        let (mark, ok) = snapshot::write_frozen(&*self.disk, header, mark, state, Sabotage::None);
+        let (mark, ok) = snapshot::write_frozen(&*self.disk, &self.reserve, header, mark, state, Sabotage::None);
         // A closed queue means that the node stops; the next open clears the file away.
         let _ = self.queue.push_always(Item::SnapshotWritten { group: header.group, mark, ok });
     }

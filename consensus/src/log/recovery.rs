@@ -7,7 +7,7 @@
 //! The part of the tail that no watermark covers may have been read from a page cache that never reaches the disk (R23):
 //! it is written again into a fresh segment and synced before this returns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
@@ -17,16 +17,22 @@ use super::batch::{Batch, FIRST_BATCH, HeaderError, Position, Scan, SegmentHeade
 use super::pins::AllPins;
 use super::record::{GroupState, Record};
 use super::replay::{Replay, Replayed};
-use super::segment::{Preparation, name, parse_name};
+use super::segment::{Preparation, lasting, name, parse_name};
+use super::spares::Spares;
 use super::{Current, Log, LogOptions};
+use crate::config::ExpectedLog;
 use crate::sabotage::Sabotage;
-use holdfast_storage::Directory;
+use holdfast_storage::{Directory, DiskFile, is_no_space};
 
 /// Why a log could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RecoveryError {
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error("there is no log")]
+    Missing,
+    #[error("it is the log of another node, or another log of this one")]
+    Foreign,
     #[error("segment {segment:#x} of the log is damaged: {what}")]
     Damaged { segment: u64, what: &'static str },
     #[error("the log contradicts itself: {0}")]
@@ -49,8 +55,9 @@ impl Log {
         disk: Arc<dyn Directory>,
         options: LogOptions,
     ) -> Result<(Self, BTreeMap<u64, Replayed>), RecoveryError> {
-        let scans = scan_all(&*disk, options.sabotage, |stray| disk.remove(stray))?;
+        let scans = scan_all(&*disk, options.sabotage)?;
         let extent = extent(&scans)?;
+        check_expected(&scans, options.expected)?;
         let identity = scans.values().next().map_or(options.identity, |(scan, _)| scan.header.log);
         let mut replay = Replay::new(options.tail_entries);
         let mut pins = AllPins::default();
@@ -73,8 +80,12 @@ impl Log {
         // A number never used, because a batch of an earlier life that never became durable would pass in its own segment.
         let segment = scans.keys().next_back().map_or(1, |last| last + 1);
         let header = SegmentHeader { log: identity, segment };
-        let preparation = Preparation { header, bytes: options.segment_bytes, recycled: None };
-        let file = preparation.run(&*disk)?;
+        let mut segments: BTreeMap<u64, u32> = scans.iter().map(|(segment, (_, bytes))| (*segment, *bytes)).collect();
+        let strays: Vec<String> = disk.list()?.into_iter().filter(|file| parse_name(file).is_none()).collect();
+        let mut spares = Spares::open(&*disk, &strays, options.segment_bytes)?;
+        let durable_start = durable_start(&scans, extent.covered);
+        let kept = || spares.take().or_else(|| obsolete(&mut segments, durable_start, options.segment_bytes));
+        let file = first_segment(&*disk, header, options.segment_bytes, kept)?;
         let current = Current { header, file, bytes: options.segment_bytes, offset: FIRST_BATCH };
         let mut log = Self {
             disk,
@@ -83,25 +94,32 @@ impl Log {
             durable: extent.covered,
             pins,
             start: extent.start,
-            durable_start: 0,
-            segments: scans.iter().map(|(segment, (_, bytes))| (*segment, *bytes)).collect(),
+            durable_start,
+            segments,
             next: None,
             filler: None,
+            spares,
+            waiting: VecDeque::new(),
+            unwritten: None,
             unsynced: false,
             poisoned: false,
         };
         if options.sabotage != Sabotage::TailNotRewritten {
             tail.into_iter().try_for_each(|records| log.try_append(records))?;
+            if log.is_full() {
+                return Err(RecoveryError::Io(io::ErrorKind::StorageFull.into()));
+            }
             log.try_sync()?;
         }
         log.remove_void(&extent)?;
+        while log.missing_spares() > 0 && log.spares.add(&*log.disk, log.options.segment_bytes)? {}
         Ok((log, groups))
     }
 
     /// The state and entries of a group as the segments have them, to be written again: for a group whose memory cannot be
     /// trusted, so that it does not hold the log for ever. Reads the whole log.
     pub(crate) fn recall(&self, group: u64) -> Result<Vec<Record>, RecoveryError> {
-        let scans = scan_all(&*self.disk, self.options.sabotage, |_| Ok(()))?;
+        let scans = scan_all(&*self.disk, self.options.sabotage)?;
         let mut replay = Replay::new(0);
         for (segment, end) in &extent(&scans)?.parts {
             let bytes = read(&*self.disk, *segment)?;
@@ -124,11 +142,21 @@ impl Log {
     fn remove_void(&mut self, extent: &Extent) -> io::Result<()> {
         let counts = |segment: u64| segment < extent.start || extent.parts.iter().any(|(part, _)| *part == segment);
         let void: Vec<u64> = self.segments.keys().copied().filter(|segment| !counts(*segment)).collect();
-        for segment in void {
-            self.disk.remove(&name(segment))?;
-            self.segments.remove(&segment);
+        for segment in &void {
+            self.disk.remove(&name(*segment))?;
+            self.segments.remove(segment);
         }
-        Ok(())
+        // Their space is free for spares from here on.
+        if void.is_empty() { Ok(()) } else { self.disk.sync_names().map_err(lasting) }
+    }
+}
+
+/// Before anything is changed.
+fn check_expected(scans: &BTreeMap<u64, (Scan, u32)>, expected: ExpectedLog) -> Result<(), RecoveryError> {
+    match (scans.values().next(), expected) {
+        (None, ExpectedLog::Any | ExpectedLog::Identity(_)) => Err(RecoveryError::Missing),
+        (Some((scan, _)), ExpectedLog::Identity(wanted)) if scan.header.log != wanted => Err(RecoveryError::Foreign),
+        _ => Ok(()),
     }
 }
 
@@ -145,18 +173,11 @@ fn batch_records(segment: u64, bytes: &Bytes, batch: &Batch) -> Result<Vec<Recor
     records(bytes, batch).map_err(|_| RecoveryError::Damaged { segment, what: "a batch that holds no records" })
 }
 
-/// All segments with their sizes; `stray` is told of files that are none.
-fn scan_all(
-    disk: &dyn Directory,
-    sabotage: Sabotage,
-    stray: impl Fn(&str) -> io::Result<()>,
-) -> Result<BTreeMap<u64, (Scan, u32)>, RecoveryError> {
+/// All segments with their sizes.
+fn scan_all(disk: &dyn Directory, sabotage: Sabotage) -> Result<BTreeMap<u64, (Scan, u32)>, RecoveryError> {
     let mut scans: BTreeMap<u64, (Scan, u32)> = BTreeMap::new();
     for file in disk.list()? {
-        let Some(segment) = parse_name(&file) else {
-            stray(&file)?;
-            continue;
-        };
+        let Some(segment) = parse_name(&file) else { continue };
         let damaged = |what| RecoveryError::Damaged { segment, what };
         let bytes = read(disk, segment)?;
         let scan = scan(&bytes, sabotage).map_err(|error| match error {
@@ -173,6 +194,36 @@ fn scan_all(
         scans.insert(segment, (scan, size));
     }
     Ok(scans)
+}
+
+/// The oldest segment needed, as a batch says that was durable for certain: older ones may be overwritten.
+fn durable_start(scans: &BTreeMap<u64, (Scan, u32)>, covered: Position) -> u64 {
+    let batches = scans.get(&covered.segment).map_or(&[][..], |(scan, _)| &scan.batches);
+    batches.iter().rfind(|batch| batch.end <= covered.offset).map_or(0, |batch| batch.start)
+}
+
+/// Takes out an obsolete segment of the right size.
+fn obsolete(segments: &mut BTreeMap<u64, u32>, durable_start: u64, segment_bytes: u32) -> Option<String> {
+    let found =
+        segments.range(..durable_start).find(|(_, bytes)| **bytes == segment_bytes).map(|(number, _)| *number)?;
+    segments.remove(&found);
+    Some(name(found))
+}
+
+/// The segment that this life begins with. A full disk has room for it in a spare or an obsolete one.
+fn first_segment(
+    disk: &dyn Directory,
+    header: SegmentHeader,
+    bytes: u32,
+    kept: impl FnOnce() -> Option<String>,
+) -> io::Result<Arc<dyn DiskFile>> {
+    match (Preparation { header, bytes, reused: None }).run(disk) {
+        Err(error) if is_no_space(&error) => {
+            let reused = Some(kept().ok_or(error)?);
+            Preparation { header, bytes, reused }.run(disk)
+        }
+        other => other,
+    }
 }
 
 /// Goes back from the head.

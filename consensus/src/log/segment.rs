@@ -6,13 +6,11 @@ use std::io;
 use std::sync::Arc;
 
 use super::batch::SegmentHeader;
-use holdfast_storage::{Directory, DiskFile};
+use super::spares::fill_with_zeros;
+use holdfast_storage::{Directory, DiskFile, is_no_space};
 
 /// Name of a file that is no segment yet.
-const PREPARING: &str = "preparing.tmp";
-/// Zeros written at once.
-const ZEROS_BYTES: usize = 1 << 20;
-
+pub(super) const PREPARING: &str = "preparing.tmp";
 /// The file name of a segment.
 pub(crate) fn name(segment: u64) -> String {
     format!("{segment:016x}.log")
@@ -29,38 +27,41 @@ pub(crate) fn parse_name(name: &str) -> Option<u64> {
 pub(crate) struct Preparation {
     pub(crate) header: SegmentHeader,
     pub(crate) bytes: u32,
-    /// An obsolete segment of the same size, whose file is used again.
-    pub(crate) recycled: Option<u64>,
+    /// A file of the same size that is used again: an obsolete segment, or a spare.
+    pub(crate) reused: Option<String>,
 }
 
 impl Preparation {
-    /// Makes it; it is there after a crash once this has returned.
+    /// Makes it; it is there after a crash once this has returned. An error that says that there is no space left only says that.
     pub(crate) fn run(&self, disk: &dyn Directory) -> io::Result<Arc<dyn DiskFile>> {
-        let file = match self.recycled {
-            Some(recycled) => {
+        let file = match &self.reused {
+            Some(reused) => {
                 // Its name goes durably before its header changes: recovery calls a segment with a wrong header damaged.
-                disk.rename(&name(recycled), PREPARING)?;
-                disk.sync_names()?;
+                disk.rename(reused, PREPARING)?;
+                disk.sync_names().map_err(lasting)?;
                 disk.open(PREPARING)?
             }
             None => self.filled(disk)?,
         };
         file.write_at(0, &self.header.encode())?;
-        file.sync_data()?;
+        file.sync_data().map_err(lasting)?;
         disk.rename(PREPARING, &name(self.header.segment))?;
-        disk.sync_names()?;
+        disk.sync_names().map_err(lasting)?;
         Ok(file)
     }
 
     fn filled(&self, disk: &dyn Directory) -> io::Result<Arc<dyn DiskFile>> {
         let file = disk.create_empty(PREPARING)?;
-        let zeros = vec![0; ZEROS_BYTES.min(self.bytes as usize)];
-        let mut offset = 0;
-        while offset < self.bytes as usize {
-            let n = zeros.len().min(self.bytes as usize - offset);
-            file.write_at(offset as u64, &zeros[..n])?;
-            offset += n;
+        if let Err(error) = fill_with_zeros(&*file, self.bytes) {
+            // A part of a segment must not take the last room of a full disk.
+            disk.remove(PREPARING)?;
+            return Err(error);
         }
         Ok(file)
     }
+}
+
+/// The error of a sync. Whatever it says, what is durable is unknown: room that is made does not mend it.
+pub(super) fn lasting(error: io::Error) -> io::Error {
+    if is_no_space(&error) { io::Error::other(error) } else { error }
 }

@@ -12,11 +12,14 @@ use super::*;
 use holdfast_common::Random;
 use holdfast_storage::SimulatedDisk;
 
+mod full;
+
 const OPTIONS: LogOptions = LogOptions {
     segment_bytes: 4096,
     bytes_max: 8 * 4096,
     tail_entries: 0,
     identity: [9; 16],
+    expected: ExpectedLog::AnyOrNone,
     sabotage: Sabotage::None,
 };
 
@@ -40,6 +43,10 @@ fn replayed(records: &[Record]) -> Groups {
     let mut replay = Replay::new(0);
     records.iter().for_each(|record| replay.take(record.clone()));
     simplified(replay.finish().unwrap())
+}
+
+fn segment_names(disk: &SimulatedDisk) -> Vec<String> {
+    disk.list().unwrap().into_iter().filter(|name| segment::parse_name(name).is_some()).collect()
 }
 
 fn write(log: &mut Log, records: Vec<Record>) {
@@ -72,7 +79,7 @@ fn what_was_synced_is_there_and_what_was_not_may_be() {
     drop(log);
     disk.lose_power(&mut Random::new(1));
     assert_eq!(open(&disk).unwrap().1, replayed(&history));
-    assert!(disk.list().unwrap().len() > 5, "several segments");
+    assert!(segment_names(&disk).len() > 5, "several segments");
 }
 
 #[test]
@@ -107,7 +114,7 @@ fn damage_before_the_watermark_is_refused() {
         write(&mut log, vec![entries(first, 1)]);
     }
     drop(log);
-    let mut names: Vec<String> = disk.list().unwrap();
+    let mut names: Vec<String> = segment_names(&disk);
     names.sort();
     let head = names.pop().unwrap();
     assert!(names.len() > 1);
@@ -131,6 +138,26 @@ fn damage_before_the_watermark_is_refused() {
     bytes[SEGMENT_HEADER_BYTES + 50] ^= 1;
     damaged.damage(&head, &bytes);
     assert!(refused(&damaged));
+}
+
+#[test]
+fn a_log_that_must_be_there_is_not_made_and_another_is_not_taken() {
+    let disk = SimulatedDisk::default();
+    let expect = |expected| Log::open(Arc::new(disk.clone()), LogOptions { expected, ..OPTIONS });
+    for expected in [ExpectedLog::Any, ExpectedLog::Identity([9; 16])] {
+        assert!(matches!(expect(expected), Err(RecoveryError::Missing)));
+        assert_eq!(disk.operations(), 0, "nothing is made");
+    }
+    let (mut log, _) = open(&disk).unwrap();
+    write(&mut log, vec![state(0)]);
+    drop(log);
+    let operations = disk.operations();
+    assert!(matches!(expect(ExpectedLog::Identity([8; 16])), Err(RecoveryError::Foreign)));
+    assert_eq!(disk.operations(), operations, "nothing is changed");
+    for expected in [ExpectedLog::Any, ExpectedLog::Identity([9; 16])] {
+        let (log, groups) = expect(expected).unwrap();
+        assert_eq!((log.identity(), groups.len()), ([9; 16], 1));
+    }
 }
 
 #[test]
@@ -177,7 +204,7 @@ fn segments_are_recycled_and_their_former_bytes_never_pass() {
             index += 2;
         }
         write(&mut log, vec![state(index)]);
-        let segments = disk.list().unwrap().len();
+        let segments = segment_names(&disk).len();
         assert!(segments <= 8, "round {round}: {segments} segments");
     }
     let expected = replayed(&[state(index)]);

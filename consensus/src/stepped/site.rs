@@ -13,6 +13,7 @@ use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::order::{Site, apply_all};
 use crate::outbox::GroupMessage;
+use crate::room::Reserve;
 use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use crate::status::{GroupStatus, ProposeError, ReadError};
@@ -47,6 +48,7 @@ pub(super) enum Job {
 
 pub(super) struct SteppedSite<S> {
     snapshots: Arc<dyn Directory>,
+    reserve: Arc<Reserve>,
     pub(super) groups: BTreeMap<u64, Held<S>>,
     pub(super) inbox: VecDeque<Input<u64, u64>>,
     pub(super) jobs: VecDeque<Job>,
@@ -58,9 +60,15 @@ pub(super) struct SteppedSite<S> {
 }
 
 impl<S: StateMachine> SteppedSite<S> {
-    pub(super) fn new(snapshots: Arc<dyn Directory>, groups: BTreeMap<u64, Held<S>>, sabotage: Sabotage) -> Self {
+    pub(super) fn new(
+        snapshots: Arc<dyn Directory>,
+        reserve: Arc<Reserve>,
+        groups: BTreeMap<u64, Held<S>>,
+        sabotage: Sabotage,
+    ) -> Self {
         Self {
             snapshots,
+            reserve,
             groups,
             inbox: VecDeque::new(),
             jobs: VecDeque::new(),
@@ -89,7 +97,9 @@ impl<S: StateMachine> SteppedSite<S> {
         bytes: &[u8],
         machine: S,
     ) -> Result<SnapshotMark, SnapshotError> {
-        self.snapshots.create_empty(&snapshot::name(group, file))?.write_at(0, bytes)?;
+        let name = snapshot::name(group, file);
+        let write = || self.snapshots.create_empty(&name)?.write_at(0, bytes);
+        self.reserve.write(write, || snapshot::remove(&*self.snapshots, group, file))?;
         let (mark, machine) = snapshot::receive(&*self.snapshots, group, file, machine, self.sabotage)?;
         self.restored.insert((group, file), machine);
         Ok(mark)
@@ -99,7 +109,8 @@ impl<S: StateMachine> SteppedSite<S> {
         let Some(job) = self.jobs.pop_front() else { return false };
         match job {
             Job::Write { header, mark, state } => {
-                let (mark, ok) = snapshot::write_frozen(&*self.snapshots, &header, mark, &*state, self.sabotage);
+                let (mark, ok) =
+                    snapshot::write_frozen(&*self.snapshots, &self.reserve, &header, mark, &*state, self.sabotage);
                 self.inbox.push_back(Input::SnapshotWritten { group: header.group, mark, ok });
             }
             Job::Remove { group, file } => self.remove_file(group, file),

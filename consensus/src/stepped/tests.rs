@@ -1,5 +1,6 @@
 //! What the callers of a stepped node rely on.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
 use holdfast_storage::SimulatedDisk;
@@ -8,6 +9,8 @@ use holdfast_storage::simulated::faults::Fault;
 use super::*;
 use crate::machine::{Broken, Snapshot};
 use crate::status::Role;
+
+mod full;
 
 const GROUP: u64 = 7;
 const TICK_NS: u64 = 100_000_000;

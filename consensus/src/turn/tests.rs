@@ -130,7 +130,7 @@ fn a_replica_gives_no_vote_in_the_first_election_timeout_of_a_later_life() {
 #[test]
 fn append_responses_and_votes_wait_for_the_disk_and_appends_of_a_leader_do_not() {
     let (mut one, mut two, now) = pair();
-    let propose = |ticket| Input::Propose { group: 7, command: Bytes::from_static(b"x"), ticket };
+    let propose = |ticket| Input::Propose { group: 7, command: Bytes::from_static(b"x"), ticket, frees: false };
     let early = one.step(now, vec![propose(1)]);
     assert!(!early.records.is_empty() && !early.messages.is_empty(), "the leader replicates while it writes");
     assert!(early.applies.is_empty());

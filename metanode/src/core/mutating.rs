@@ -65,6 +65,7 @@ pub(crate) fn end(
         }
         Err(ProposeError::NotLeader { leader }) => Err(Box::new(view.known(|known| not_leader(leader, known)))),
         Err(ProposeError::Unknown | ProposeError::Overloaded) => Err(refuse(Code::Unavailable)),
+        Err(ProposeError::NoSpace) => Err(refuse(Code::NoSpace)),
         Err(ProposeError::TooLarge) => Err(refuse(Code::Invalid)),
         Err(ProposeError::Stopped) => Err(refuse(Code::TableStopped)),
     }

@@ -4,6 +4,7 @@ mod allocations;
 mod bounds;
 mod commits;
 mod digest;
+mod frees;
 mod model;
 mod names;
 mod owed;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod lost;
 mod support;
 
 use holdfast_metanode::{StartError, format, start};

@@ -115,6 +115,12 @@ impl FileNode {
         self.set_length_now(self.length.max(end));
     }
 
+    /// Takes the blocks of the first `bytes`, which read as they did.
+    pub(super) fn allocate(&mut self, bytes: u64) {
+        self.blocks.extend(0..bytes.div_ceil(BLOCK_BYTES));
+        self.set_length_now(self.length.max(bytes));
+    }
+
     /// Reads what there is; `None` if a sector is unreadable.
     pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> Option<usize> {
         let count = index(self.length.saturating_sub(offset)).min(into.len());

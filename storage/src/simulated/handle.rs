@@ -252,6 +252,19 @@ impl DiskFile for SimulatedFile {
         unless_dead(survived)
     }
 
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        let mut machine = self.disk.0.lock();
+        let survived = machine.step(self.life, "allocate")?;
+        let missing_bytes = machine.file(self.inode)?.missing_blocks(0..bytes) * BLOCK_BYTES;
+        let ppm = machine.trouble.faults.no_space_ppm;
+        if machine.allocated_bytes + missing_bytes > machine.capacity_bytes || machine.trouble.rolls(ppm) {
+            machine.trouble.counts.no_space += 1;
+            return Err(errno(libc::ENOSPC));
+        }
+        machine.allocate(self.inode, |file| file.allocate(bytes))?;
+        unless_dead(survived)
+    }
+
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         let mut machine = self.disk.0.lock();
         machine.alive(self.life)?;

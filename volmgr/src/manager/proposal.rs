@@ -43,6 +43,9 @@ pub(crate) fn verdict(outcome: Result<Bytes, ProposeError>) -> Verdict {
         Err(error @ (ProposeError::Stopped | ProposeError::TooLarge)) => {
             Verdict::Applied(Err(Denial::internal(format!("the volume manager's log: {error}"))))
         }
+        Err(error @ ProposeError::NoSpace) => Verdict::Applied(Err(Denial::busy(format!(
+            "the volume manager takes nothing new: {error}; make room on it"
+        )))),
         Err(error @ (ProposeError::NotLeader { .. } | ProposeError::Unknown | ProposeError::Overloaded)) => {
             Verdict::Again(error.to_string())
         }

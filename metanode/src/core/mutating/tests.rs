@@ -87,6 +87,7 @@ fn a_refusal_of_consensus_becomes_a_code_and_names_the_leader() {
     assert_eq!((moved.code(), moved.leader.as_str()), (Code::NotLeader, "there:1"));
     assert_eq!(refused(ProposeError::NotLeader { leader: None }).leader, "");
     assert_eq!(refused(ProposeError::Overloaded).code(), Code::Unavailable);
+    assert_eq!(refused(ProposeError::NoSpace).code(), Code::NoSpace);
     assert_eq!(refused(ProposeError::TooLarge).code(), Code::Invalid);
     assert_eq!(refused(ProposeError::Stopped).code(), Code::TableStopped);
     assert_eq!(not_led(&NotLed::Stopped, &rig.known).code(), Code::TableStopped);

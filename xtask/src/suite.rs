@@ -19,9 +19,13 @@ const UNIT_PROGRAMS_AT_ONCE: usize = 2;
 /// The package whose integration tests are the rooms.
 const ROOMS_PACKAGE: &str = "holdfast-tests";
 
-/// Unit and model tests: every program that is not a room.
+/// The package whose integration tests run seeds of the whole cluster.
+const SIMULATION_PACKAGE: &str = "holdfast-simulation";
+
+/// Unit and model tests: every program that is neither a room nor seeds of the simulation.
 pub(crate) fn unit(programs: &[TestProgram], filters: &[String]) -> Result<Tally> {
-    let queue: Mutex<Vec<&TestProgram>> = Mutex::new(programs.iter().filter(|p| !is_room(p)).rev().collect());
+    let queue: Mutex<Vec<&TestProgram>> =
+        Mutex::new(programs.iter().filter(|p| !is_room(p) && !is_simulation(p)).rev().collect());
     let total = Mutex::new(Ok(Tally::default()));
     let worker = || {
         while let Some(program) = queue.lock().expect("no worker panics holding it").pop() {
@@ -57,6 +61,19 @@ pub(crate) fn end_to_end(programs: &[TestProgram], filters: &[String]) -> Result
         }
     }
     Ok(total)
+}
+
+/// Seeds of the simulation of a whole cluster; they use all cores by themselves.
+pub(crate) fn simulation(programs: &[TestProgram], filters: &[String]) -> Result<Tally> {
+    let mut total = Tally::default();
+    for program in programs.iter().filter(|program| is_simulation(program)) {
+        total += run_program(program, filters, UNIT_PROGRAM_LIMIT, false)?;
+    }
+    Ok(total)
+}
+
+fn is_simulation(program: &TestProgram) -> bool {
+    program.package == SIMULATION_PACKAGE && program.integration
 }
 
 fn is_room(program: &TestProgram) -> bool {

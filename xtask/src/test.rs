@@ -14,6 +14,8 @@ pub(crate) enum Part {
     Lint,
     /// Unit and model tests of every crate
     Unit,
+    /// Seeds of the simulation of a whole cluster
+    Sim,
     /// End-to-end tests on a mounted cluster
     E2e,
 }
@@ -75,7 +77,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if wants(Part::Lint) {
         run.stage(budget::LINT, lint::run);
     }
-    if wants(Part::Unit) || wants(Part::E2e) {
+    if wants(Part::Unit) || wants(Part::Sim) || wants(Part::E2e) {
         let mut programs = Vec::new();
         run.stage(budget::BUILD, || {
             let built = build::run()?;
@@ -88,6 +90,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         if wants(Part::Unit) {
             run.stage(budget::UNIT, || suite::unit(&programs, &arguments.filters));
+        }
+        if wants(Part::Sim) {
+            run.stage(budget::SIMULATION, || suite::simulation(&programs, &arguments.filters));
         }
         if wants(Part::E2e) {
             run.stage(budget::END_TO_END, || suite::end_to_end(&programs, &arguments.filters));

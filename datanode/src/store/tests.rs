@@ -422,13 +422,6 @@ fn a_segment_of_a_newer_version_is_refused_with_its_name() {
 }
 
 #[test]
-fn a_lost_volumes_file_is_refused() {
-    let (disk, _store) = fresh();
-    disk.lose_file("volumes");
-    assert!(Store::open(disk.root(), DISK, options(), alone()).is_err());
-}
-
-#[test]
 fn a_real_directory_keeps_shards_over_restarts_with_and_without_checkpoint() {
     let temporary = tempfile::tempdir().unwrap();
     let directory: Arc<dyn holdfast_storage::Directory> = Arc::new(RealDirectory::new(temporary.path()));

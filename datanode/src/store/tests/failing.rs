@@ -65,3 +65,10 @@ fn a_limited_disk_fills_says_so_and_takes_more_after_a_delete() {
     (101..=103).for_each(|chunk| put_one(&mut store, chunk, BULK));
     assert!(!store.is_failed());
 }
+
+#[test]
+fn a_lost_volumes_file_is_refused() {
+    let (disk, _store) = fresh();
+    disk.lose_file("volumes");
+    assert!(Store::open(disk.root(), DISK, options(), alone()).is_err());
+}

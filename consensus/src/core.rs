@@ -16,11 +16,13 @@ use crate::log::replay::Replayed;
 use crate::outbox::GroupMessage;
 use crate::sabotage::Sabotage;
 use crate::status::{GroupStatus, ProposeError, ReadError, Role};
+use admission::Admission;
 use effects::{Apply, Command, Effects, Install, SnapshotOut};
 use holdfast_common::Random;
 use reads::Reads;
 use store::EntryStore;
 
+mod admission;
 pub(crate) mod effects;
 mod reads;
 mod snapshots;
@@ -93,6 +95,8 @@ pub(crate) struct GroupCore<P, R> {
     freeze_at_bytes: u64,
     /// Ticks after a failure in which the log's length alone is no reason for another try.
     freeze_pause_ticks: usize,
+    /// Voters that are brought back.
+    admissions: Vec<Admission>,
     stopped: Option<String>,
     distrusted: bool,
 }
@@ -155,6 +159,7 @@ impl<P, R> GroupCore<P, R> {
             freeze_wanted: false,
             freeze_at_bytes: 0,
             freeze_pause_ticks: 0,
+            admissions: Vec::new(),
             // What was left out must not be lost by being carried forward.
             distrusted: stopped.is_some(),
             stopped,
@@ -200,6 +205,7 @@ impl<P, R> GroupCore<P, R> {
     pub(crate) fn tick(&mut self, now: u64) {
         self.quiet_ticks = self.quiet_ticks.saturating_sub(1);
         self.freeze_pause_ticks = self.freeze_pause_ticks.saturating_sub(1);
+        self.tick_admissions();
         self.raw.tick();
         if !self.leads() {
             // Whoever heard a leader must be patient for an election timeout, because the leader's lease counts on it.
@@ -295,6 +301,7 @@ impl<P, R> GroupCore<P, R> {
             self.beat(now);
             self.take_readies(out);
         }
+        self.settle_admissions(out);
         self.freeze_if_due(is_tight, next_file, out);
         out.touched.insert(self.group);
     }
@@ -444,6 +451,7 @@ impl<P, R> GroupCore<P, R> {
         let lost = std::mem::take(&mut self.proposals);
         out.failed.extend(lost.into_values().map(|(_, p)| (p, ProposeError::Unknown)));
         out.reads.extend(self.reads.reset().into_iter().map(|ticket| (group, ticket, Err(ReadError::Stopped))));
+        self.fail_admissions(out);
         self.awaiting = None;
         out.touched.insert(self.group);
     }

@@ -22,7 +22,7 @@ use crate::room::Room;
 use crate::status::{GroupError, GroupStatus, ReadError, Role};
 use crate::turn::{Input, NodeCore, panic_text};
 use holdfast_storage::Directory;
-use queue::{ControlTicket, Item, ProposeTicket, Queue, ReadTicket};
+use queue::{AdmitTicket, ControlTicket, Item, ProposeTicket, Queue, ReadTicket};
 use site::DriverSite;
 use worker::{Job, Make, Restored};
 
@@ -48,6 +48,9 @@ pub(crate) struct Driver<S> {
     pub(crate) restored: Restored<S>,
     pub(crate) tick: Duration,
     pub(crate) command_bytes_max: usize,
+    /// Who waits for an admission, by ticket.
+    pub(crate) admissions: BTreeMap<u64, AdmitTicket>,
+    pub(crate) next_admission: u64,
     /// Records of a visitor's turn, which ends when they are durable; or what his panic said: nothing can be relied on then.
     pub(crate) left: Result<Vec<Record>, String>,
 }
@@ -164,6 +167,11 @@ impl<S: StateMachine> Driver<S> {
                 self.job(Job::Receive { from, message, path: file, file: number });
                 return None;
             }
+            Item::Admit { group, to, ticket } => {
+                self.next_admission += 1;
+                self.admissions.insert(self.next_admission, ticket);
+                Input::Admit { group, to, ticket: self.next_admission }
+            }
             Item::Create { group, voters, ticket } => {
                 self.create(group, &voters, ticket, controls);
                 return None;
@@ -246,6 +254,7 @@ impl<S: StateMachine> Driver<S> {
             snapshots: &*self.snapshots,
             jobs: &self.jobs,
             restored: &self.restored,
+            admissions: &mut self.admissions,
         };
         order::perform(&mut self.core, &mut site, effects)
     }

@@ -1,5 +1,7 @@
 //! A node: the log, the snapshots and the driver of all groups of a process.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -7,6 +9,7 @@ use std::thread::JoinHandle;
 
 use holdfast_common::{NodeId, random_bytes};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::oneshot;
 
 use crate::core::CoreOptions;
 use crate::driver::queue::{ControlTicket, Item, Queue};
@@ -17,7 +20,8 @@ use crate::log::segment::Preparation;
 use crate::room::{Reserve, Room};
 use crate::turn::NodeCore;
 use crate::{
-    ExpectedLog, Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, Sabotage, StateMachine, opening,
+    AdmissionError, ExpectedLog, Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, Sabotage,
+    StateMachine, opening,
 };
 use holdfast_storage::{Directory, RealDirectory, create_directories};
 
@@ -25,6 +29,17 @@ use holdfast_storage::{Directory, RealDirectory, create_directories};
 pub(crate) const SNAPSHOT_DIRECTORY: &str = "snapshots";
 /// And the log.
 pub(crate) const LOG_DIRECTORY: &str = "log";
+
+/// What [`Node::admit`] gives: the parts of an [`crate::Admission`] that the leader knows, and the snapshot.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The term this node leads in.
+    pub term: u64,
+    /// Index of an entry of that term which every other voter has.
+    pub index: u64,
+    /// The snapshot, from its first byte; it stays readable though the node may remove it.
+    pub file: File,
+}
 
 /// All groups of this process, their shared log and their driver. Dropping it shuts it down.
 pub struct Node<S> {
@@ -111,6 +126,8 @@ impl<S: StateMachine> Node<S> {
             restored,
             tick: config.tick,
             command_bytes_max,
+            admissions: BTreeMap::new(),
+            next_admission: 0,
             left: Ok(Vec::new()),
         };
         let seat: Seat<S> = Arc::new(Mutex::new(Some(driver)));
@@ -189,6 +206,19 @@ impl<S: StateMachine> Node<S> {
     /// Takes a snapshot in that another node's outbox shipped; `file` is this node's from now on.
     pub fn deliver_snapshot(&self, from: NodeId, message: GroupMessage, file: PathBuf) {
         let _ = self.queue.push_always(Item::SnapshotFile { from, message, file });
+    }
+
+    /// Brings a voter of a group back that lost its log, if this node leads it (see [`crate::Recovering`]). Before it asks, the caller
+    /// sees to it that no message of an earlier start of that node is heard any more. Takes as long as every other voter takes to
+    /// answer and a snapshot to be written; ten election time-outs at most.
+    ///
+    /// # Errors
+    /// See [`AdmissionError`].
+    pub async fn admit(&self, group: u64, to: NodeId) -> Result<Admitted, AdmissionError> {
+        let (ticket, answer) = oneshot::channel();
+        let item = Item::Admit { group, to, ticket };
+        self.queue.push_always(item).map_err(|_| AdmissionError::Stopped)?;
+        answer.await.unwrap_or(Err(AdmissionError::Stopped))
     }
 
     /// Gives the room that is kept for a snapshot to one that could not be put there on a full disk. False if there is none: it

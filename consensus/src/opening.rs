@@ -53,12 +53,12 @@ pub(crate) fn open<S: StateMachine>(
 }
 
 /// The directory's own path, for messages.
-fn path(disk: &dyn Directory) -> PathBuf {
+pub(crate) fn path(disk: &dyn Directory) -> PathBuf {
     disk.path("").components().collect()
 }
 
 /// Removes every file, but for the reserve, that is nobody's current snapshot; returns a number above all of theirs.
-fn clear_files(disk: &dyn Directory, replayed: &BTreeMap<u64, Replayed>) -> io::Result<u64> {
+pub(crate) fn clear_files(disk: &dyn Directory, replayed: &BTreeMap<u64, Replayed>) -> io::Result<u64> {
     let mut next = 1;
     for name in disk.list()?.into_iter().filter(|name| name != RESERVE) {
         let parsed = snapshot::parse_name(&name);

@@ -1,5 +1,5 @@
 //! The order in which a turn's effects are performed: send, install, apply and answer, refuse, publish, read, freeze,
-//! remove. What is left are records, and nothing of the next effects happens before they are durable (D6).
+//! admit, remove. What is left are records, and nothing of the next effects happens before they are durable (D6).
 //!
 //! Every shell of a [`NodeCore`] goes through here and offers a [`Site`] for the doing.
 
@@ -8,12 +8,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::Bytes;
 use holdfast_common::NodeId;
 
-use crate::core::effects::{Apply, Command, Effects, Freeze, Install, SnapshotOut};
+use crate::core::effects::{Admitted, Apply, Command, Effects, Freeze, Install, SnapshotOut};
 use crate::log::Log;
 use crate::log::record::Record;
 use crate::machine::StateMachine;
 use crate::outbox::GroupMessage;
-use crate::status::{GroupStatus, ProposeError, ReadError, Role};
+use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError, Role};
 use crate::turn::{NodeCore, panic_text};
 
 /// Where effects take place. `P` and `R` wait for the answers to proposals and reads.
@@ -36,6 +36,8 @@ pub(crate) trait Site<P, R> {
     fn answer_read(&mut self, ticket: R, result: Result<(), ReadError>);
     /// Freezes a group's state and has it written.
     fn freeze(&mut self, freeze: Freeze);
+    /// Gives a voter that lost its log a snapshot, or says why not. The file is there until [`Site::remove`].
+    fn admitted(&mut self, ticket: u64, result: Result<Admitted, AdmissionError>);
     /// Has a snapshot file removed.
     fn remove(&mut self, group: u64, file: u64);
 }
@@ -80,6 +82,9 @@ pub(crate) fn perform<P, R>(
         if !is_stopped(core, freeze.group) {
             site.freeze(freeze);
         }
+    }
+    for (ticket, result) in effects.admitted {
+        site.admitted(ticket, result);
     }
     for (group, file) in effects.removals {
         site.remove(group, file);

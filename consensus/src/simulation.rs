@@ -13,6 +13,7 @@ use holdfast_common::NodeId;
 use crate::Sabotage;
 use crate::outbox::GroupMessage;
 use crate::status::{GroupStatus, ProposeError, Role};
+use crate::stepped::AdmissionOut;
 use holdfast_common::Random;
 use ledger::Ledger;
 use replica::Replica;
@@ -30,9 +31,9 @@ const MS: u64 = 1_000_000;
 const TICK_NS: u64 = 100 * MS;
 /// Time with faults, and time to heal.
 const FAULTS_NS: u64 = 25_000 * MS;
-const HEALING_NS: u64 = 12_000 * MS;
+const HEALING_NS: u64 = 20_000 * MS;
 /// Time without new writes and reads at the end.
-const CALM_NS: u64 = 4_000 * MS;
+const CALM_NS: u64 = 8_000 * MS;
 
 /// Something that happens at a time.
 pub(super) enum Event {
@@ -57,6 +58,7 @@ pub(super) enum Event {
     },
     Message {
         from: u64,
+        life: u64,
         to: u64,
         message: GroupMessage,
     },
@@ -77,6 +79,21 @@ pub(super) enum Event {
     Restart {
         node: u64,
     },
+    /// A replica that lost its disks asks for what it has not got back yet.
+    Recover {
+        node: u64,
+        life: u64,
+    },
+    Admit {
+        from: u64,
+        generation: u64,
+        to: u64,
+        group: u64,
+    },
+    Admitted {
+        to: u64,
+        out: AdmissionOut,
+    },
 }
 
 /// What everybody has seen, to be contradicted by nobody.
@@ -95,6 +112,7 @@ struct Truth {
     reads_done: u64,
     leases_used: u64,
     snapshots_installed: u64,
+    recoveries: u64,
 }
 
 /// The world.
@@ -171,9 +189,14 @@ impl World {
             Event::Fault => self.fault(),
             Event::Depose { leader, follower } => self.depose(leader, follower),
             Event::Restart { node } => self.start(node),
-            Event::Message { from, to, message } => {
-                self.with(to, |replica, world| replica.message(NodeId(from), message, world));
+            Event::Message { from, life, to, message } => {
+                self.with(to, |replica, world| replica.message(NodeId(from), life, message, world));
             }
+            Event::Recover { node, life } => self.with_life(node, life, Replica::recover),
+            Event::Admit { from, generation, to, group } => {
+                self.with(to, |replica, world| replica.admit(NodeId(from), generation, group, world));
+            }
+            Event::Admitted { to, out } => self.with(to, |replica, world| replica.admitted(&out, world)),
             Event::Snapshot { from, to, message, bytes } => {
                 self.with(to, |replica, world| replica.snapshot_arrives(NodeId(from), message, &bytes, world));
             }
@@ -206,7 +229,7 @@ impl World {
                 let operations = world.random.below(40);
                 replica.die_after(operations);
             }
-            if replica.start(world).is_err() {
+            if replica.start_somehow(world).is_err() {
                 world.kill(replica);
             }
         });
@@ -232,7 +255,7 @@ impl World {
         self.replicas.values().for_each(Replica::make_room);
         let node = 1 + self.random.below(REPLICAS);
         // Broken rules are looked for without: full disks hold up what breaks them.
-        match self.random.below(if self.sabotage == Sabotage::None { 9 } else { 8 }) {
+        match self.random.below(if self.sabotage == Sabotage::None { 10 } else { 8 }) {
             0 | 1 => self.with(node, |_, _| Err(std::io::Error::other("killed"))),
             2 => {
                 let operations = self.random.below(30);
@@ -250,6 +273,7 @@ impl World {
             }
             6 => self.replicas[&node].fail_sync(),
             8 => self.replicas[&node].fill_disks(),
+            9.. => self.wipe(node),
             4 => {
                 let other = 1 + self.random.below(REPLICAS);
                 self.cut.insert((node, other));
@@ -258,6 +282,14 @@ impl World {
         }
         let delay = 200 * MS + self.random.below(2_500) * MS;
         self.after(delay, Event::Fault);
+    }
+
+    /// A replica's disks are gone, and new ones come. Not of two at once: what a majority forgets is lost.
+    fn wipe(&mut self, node: u64) {
+        if self.replicas.values().all(Replica::is_whole) {
+            self.with(node, |_, _| Err(std::io::Error::other("killed")));
+            self.with_dead(node, |replica, _| replica.wipe());
+        }
     }
 
     fn depose(&mut self, leader: u64, follower: u64) {
@@ -304,12 +336,12 @@ impl World {
     }
 
     /// Sends over the network.
-    pub(super) fn send(&mut self, from: u64, to: u64, messages: &[GroupMessage]) {
+    pub(super) fn send(&mut self, from: u64, life: u64, to: u64, messages: &[GroupMessage]) {
         for message in messages {
             let copies = if self.random.below(100) < 3 { 2 } else { 1 };
             for _ in 0..copies {
                 if let Some(delay) = self.transit(from, to) {
-                    self.after(delay, Event::Message { from, to, message: message.clone() });
+                    self.after(delay, Event::Message { from, life, to, message: message.clone() });
                 }
             }
         }
@@ -355,6 +387,16 @@ impl World {
         self.truth.leases_used += u64::from(leased);
     }
 
+    /// Whether a node has what was on its disks; of one that is not looked at right now.
+    pub(super) fn is_whole(&self, node: u64) -> bool {
+        self.replicas.get(&node).is_none_or(Replica::is_whole)
+    }
+
+    /// One of the others, for who does not know whether it leads.
+    pub(super) fn another_node(&mut self, than: u64) -> u64 {
+        1 + (than + self.random.below(REPLICAS - 1)) % REPLICAS
+    }
+
     pub(super) fn status(&mut self, node: u64, status: &GroupStatus) {
         assert_eq!(status.stopped, None, "replica {node} stopped");
         if status.role == Role::Leader {
@@ -367,6 +409,10 @@ impl World {
     pub(super) fn digest(&mut self, node: u64, applied: u64, digest: u64) {
         let known = *self.truth.digests.entry(applied).or_insert(digest);
         assert_eq!(known, digest, "replica {node} has another state at {applied}");
+    }
+
+    pub(super) fn recovered(&mut self) {
+        self.truth.recoveries += 1;
     }
 
     pub(super) fn installed(&mut self) {
@@ -393,6 +439,7 @@ impl World {
             reads: self.truth.reads_done,
             leased: self.truth.leases_used,
             installed: self.truth.snapshots_installed,
+            recovered: self.truth.recoveries,
             elections: self.truth.leaders.len() as u64,
             lives: self.replicas.values().map(|r| r.life).sum(),
         }
@@ -405,6 +452,7 @@ struct Summary {
     reads: u64,
     leased: u64,
     installed: u64,
+    recovered: u64,
     elections: u64,
     lives: u64,
 }
@@ -434,11 +482,13 @@ fn replicas_agree_whatever_happens_to_disks_network_and_clocks() {
         total.reads += summary.reads;
         total.leased += summary.leased;
         total.installed += summary.installed;
+        total.recovered += summary.recovered;
         total.elections += summary.elections;
         total.lives += summary.lives;
     }
     println!("{count} seeds: {total:?}");
     if count >= 100 {
+        assert!(total.recovered > 20, "{total:?}");
         assert!(total.installed > 0 && total.leased > 0 && total.reads > total.leased, "{total:?}");
     }
 }

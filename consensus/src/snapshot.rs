@@ -155,7 +155,7 @@ pub(crate) fn write(
     Ok(offset + bytes)
 }
 
-fn make_durable(disk: &dyn Directory, file: &dyn DiskFile, sabotage: Sabotage) -> io::Result<()> {
+pub(crate) fn make_durable(disk: &dyn Directory, file: &dyn DiskFile, sabotage: Sabotage) -> io::Result<()> {
     if sabotage == Sabotage::SnapshotUnsynced {
         return Ok(());
     }

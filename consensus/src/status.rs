@@ -93,6 +93,32 @@ pub enum GroupError {
     Stopped,
 }
 
+/// Why a voter that lost its log was not given a snapshot. It may ask again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdmissionError {
+    /// Another replica leads, or none does.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who leads, if known.
+        leader: Option<NodeId>,
+    },
+    /// It is no other voter of the group.
+    #[error("it is no other voter of the group")]
+    NotAVoter,
+    /// Too much is waiting.
+    #[error("too much is waiting")]
+    Overloaded,
+    /// Not every other voter acknowledged an entry in time: all of them must run; or the snapshot took too long.
+    #[error("other replicas do not answer, or the snapshot takes long")]
+    Late {
+        /// Who did not.
+        missing: Vec<NodeId>,
+    },
+    /// This replica takes part no more.
+    #[error("the group is stopped on this node")]
+    Stopped,
+}
+
 /// Why a node did not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

@@ -18,9 +18,10 @@ use crate::log::record::Record;
 use crate::log::{Log, LogFailed, LogOptions};
 use crate::machine::StateMachine;
 use crate::outbox::GroupMessage;
+use crate::recovering::Admission;
 use crate::room::Room;
 use crate::sabotage::Sabotage;
-use crate::status::{GroupError, GroupStatus, OpenError, ProposeError, ReadError};
+use crate::status::{AdmissionError, GroupError, GroupStatus, OpenError, ProposeError, ReadError};
 use crate::turn::{Input, NodeCore};
 use crate::{opening, order};
 use site::{Held, Job, SteppedSite};
@@ -89,7 +90,7 @@ impl SteppedOptions {
         }
     }
 
-    fn log_options(&self) -> LogOptions {
+    pub(crate) fn log_options(&self) -> LogOptions {
         LogOptions {
             segment_bytes: self.segment_bytes,
             bytes_max: self.log_bytes_max,
@@ -118,6 +119,15 @@ pub struct SnapshotOut {
     pub bytes: Vec<u8>,
 }
 
+/// A snapshot for a voter that lost its log, for [`crate::Recovering::receive`] there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdmissionOut {
+    /// What goes with the file.
+    pub admission: Admission,
+    /// The file's content.
+    pub bytes: Vec<u8>,
+}
+
 /// What happened in a turn, in the order of its fields.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Turn {
@@ -137,6 +147,8 @@ pub struct Turn {
     pub broken: Vec<(u64, String)>,
     /// Reads by ticket: those allowed may look at [`SteppedNode::state`] now.
     pub reads: Vec<(u64, Result<(), ReadError>)>,
+    /// Answers to [`SteppedNode::admit`] by ticket.
+    pub admitted: Vec<(u64, Result<AdmissionOut, AdmissionError>)>,
     /// Groups whose creation is durable.
     pub created: Vec<u64>,
     /// Groups whose drop is durable.
@@ -187,7 +199,8 @@ impl<S: StateMachine> SteppedNode<S> {
     ) -> Result<Self, OpenError> {
         let opened = opening::open(log, &snapshots, options.log_options(), &make)?;
         let held = opened.states.into_iter().map(|(group, state)| (group, Held::new(state, true)));
-        let site = SteppedSite::new(snapshots, Arc::clone(&opened.reserve), held.collect(), options.sabotage);
+        let site =
+            SteppedSite::new(options.node, snapshots, Arc::clone(&opened.reserve), held.collect(), options.sabotage);
         Ok(Self {
             core: NodeCore::new(options.core_options(), opened.groups, opened.next_file),
             log: opened.log,
@@ -266,6 +279,13 @@ impl<S: StateMachine> SteppedNode<S> {
     /// Says whether a snapshot of a [`Turn`] arrived.
     pub fn report_snapshot(&mut self, group: u64, to: NodeId, ok: bool) {
         self.site.inbox.push_back(Input::SnapshotReported { group, to, ok });
+    }
+
+    /// Brings a voter back that lost its log, if this node leads: see [`crate::Recovering`]. The caller hears no message of an earlier
+    /// start of that node from now on. Answered by a later [`Turn`].
+    pub fn admit(&mut self, group: u64, to: NodeId, generation: u64, ticket: u64) {
+        self.site.admissions.insert(ticket, generation);
+        self.site.inbox.push_back(Input::Admit { group, to, ticket });
     }
 
     /// Lets a tick pass in the next turn. Ticks that were missed are not made up for: an election timeout must never pass

@@ -11,7 +11,7 @@ use crate::core::effects::Effects;
 use crate::core::{CoreOptions, GroupCore};
 use crate::log::record::{GroupState, HardState, Record, SnapshotMark};
 use crate::log::replay::Replayed;
-use crate::status::{GroupError, GroupStatus, ProposeError, ReadError};
+use crate::status::{AdmissionError, GroupError, GroupStatus, ProposeError, ReadError};
 
 /// Live entries of one group that are written again when it pins the log; a group with more is snapshot instead.
 const CARRY_BYTES_MAX: u64 = 256 << 10;
@@ -49,6 +49,12 @@ pub(crate) enum Input<P, R> {
         group: u64,
         mark: SnapshotMark,
         ok: bool,
+    },
+    /// A voter that lost its log asks for a snapshot.
+    Admit {
+        group: u64,
+        to: NodeId,
+        ticket: u64,
     },
     /// A snapshot's way to a follower ended.
     SnapshotReported {
@@ -222,6 +228,13 @@ impl<P, R> NodeCore<P, R> {
                     self.out.removals.push((group, mark.file));
                 }
                 self.recorded.extend(taken);
+                taken
+            }
+            Input::Admit { group, to, ticket } => {
+                let taken = self.with(group, |core, _, out| core.admit(ticket, to.0, out));
+                if taken.is_none() {
+                    self.out.admitted.push((ticket, Err(AdmissionError::Stopped)));
+                }
                 taken
             }
             Input::SnapshotReported { group, to, ok } => {

@@ -9,7 +9,7 @@ use holdfast_common::NodeId;
 use crate::log::record::{Record, SnapshotMark};
 use crate::outbox::GroupMessage;
 use crate::snapshot::SnapshotHeader;
-use crate::status::{ProposeError, ReadError};
+use crate::status::{AdmissionError, ProposeError, ReadError};
 
 /// A committed command, with whoever waits for its answer. Without data it is a leader's mark, not to be applied.
 pub(crate) struct Command<P> {
@@ -53,6 +53,16 @@ pub(crate) struct SnapshotOut {
     pub(crate) file: u64,
 }
 
+/// A voter that lost its log may have the snapshot of `mark`: every other voter has the entry at `index`, of this `term`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Admitted {
+    pub(crate) group: u64,
+    pub(crate) to: NodeId,
+    pub(crate) term: u64,
+    pub(crate) index: u64,
+    pub(crate) mark: SnapshotMark,
+}
+
 /// Everything a turn wants done.
 pub(crate) struct Effects<P, R> {
     pub(crate) messages: BTreeMap<NodeId, Vec<GroupMessage>>,
@@ -68,6 +78,8 @@ pub(crate) struct Effects<P, R> {
     pub(crate) removals: Vec<(u64, u64)>,
     /// Groups that stop, and why.
     pub(crate) broken: Vec<(u64, String)>,
+    /// Answers to admissions, by ticket.
+    pub(crate) admitted: Vec<(u64, Result<Admitted, AdmissionError>)>,
     /// Groups whose status or lease may have changed.
     pub(crate) touched: BTreeSet<u64>,
 }
@@ -85,6 +97,7 @@ impl<P, R> Default for Effects<P, R> {
             freezes: Vec::new(),
             removals: Vec::new(),
             broken: Vec::new(),
+            admitted: Vec::new(),
             touched: BTreeSet::new(),
         }
     }

@@ -16,8 +16,9 @@ use tokio::sync::oneshot;
 
 use crate::config::COMMAND_BYTES_MAX;
 use crate::log::record::SnapshotMark;
+use crate::node::Admitted;
 use crate::outbox::{GroupMessage, MESSAGE_BYTES_MAX};
-use crate::status::{GroupError, ProposeError, ReadError};
+use crate::status::{AdmissionError, GroupError, ProposeError, ReadError};
 
 /// Waits for the answer to a proposal.
 pub(crate) type ProposeTicket = oneshot::Sender<Result<Bytes, ProposeError>>;
@@ -25,6 +26,9 @@ pub(crate) type ProposeTicket = oneshot::Sender<Result<Bytes, ProposeError>>;
 pub(crate) type ReadTicket = oneshot::Sender<Result<(), ReadError>>;
 /// Waits for a group to be made or dropped.
 pub(crate) type ControlTicket = mpsc::Sender<Result<(), GroupError>>;
+
+/// Waits for a voter to be admitted.
+pub(crate) type AdmitTicket = oneshot::Sender<Result<Admitted, AdmissionError>>;
 
 /// Input of one turn, in bytes; what is more waits for the next. Bounds what raft puts into one message, too.
 pub(crate) const TURN_BYTES_MAX: usize = 2 << 20;
@@ -41,6 +45,7 @@ pub(crate) enum Item {
     SnapshotDelivered { from: NodeId, message: GroupMessage, mark: SnapshotMark },
     SnapshotWritten { group: u64, mark: SnapshotMark, ok: bool },
     SnapshotReported { group: u64, to: NodeId, ok: bool },
+    Admit { group: u64, to: NodeId, ticket: AdmitTicket },
     Create { group: u64, voters: Vec<NodeId>, ticket: ControlTicket },
     Drop { group: u64, ticket: ControlTicket },
 }

@@ -8,15 +8,16 @@ use holdfast_common::NodeId;
 use holdfast_storage::Directory;
 
 use super::Groups;
-use super::queue::{ProposeTicket, ReadTicket};
+use super::queue::{AdmitTicket, ProposeTicket, ReadTicket};
 use super::worker::{Job, Restored};
-use crate::core::effects::{Apply, Freeze, Install, SnapshotOut};
+use crate::core::effects::{self, Apply, Freeze, Install, SnapshotOut};
 use crate::group::{Group, Shared};
 use crate::machine::StateMachine;
+use crate::node::Admitted;
 use crate::order::{Site, apply_all};
 use crate::outbox::{GroupMessage, Outbox};
 use crate::snapshot;
-use crate::status::{GroupStatus, ProposeError, ReadError};
+use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError};
 
 /// What performing needs of the driver. Whoever does not wait any more need not be told: answers nobody takes are dropped.
 pub(super) struct DriverSite<'a, S> {
@@ -27,6 +28,7 @@ pub(super) struct DriverSite<'a, S> {
     pub(super) snapshots: &'a dyn Directory,
     pub(super) jobs: &'a mpsc::Sender<Job>,
     pub(super) restored: &'a Restored<S>,
+    pub(super) admissions: &'a mut BTreeMap<u64, AdmitTicket>,
 }
 
 impl<S: StateMachine> DriverSite<'_, S> {
@@ -97,6 +99,16 @@ impl<S: StateMachine> Site<ProposeTicket, ReadTicket> for DriverSite<'_, S> {
         let Some(shared) = self.shared(freeze.group) else { return };
         let state = shared.state.read().snapshot();
         self.job(Job::Write { mark: freeze.mark, header: freeze.into_header(), state });
+    }
+
+    fn admitted(&mut self, ticket: u64, result: Result<effects::Admitted, AdmissionError>) {
+        let Some(waiting) = self.admissions.remove(&ticket) else { return };
+        drop(waiting.send(result.and_then(|admitted| {
+            // Opened here, where nobody has removed it yet.
+            let path = self.snapshots.path(&snapshot::name(admitted.group, admitted.mark.file));
+            let file = std::fs::File::open(path).map_err(|_| AdmissionError::Overloaded)?;
+            Ok(Admitted { term: admitted.term, index: admitted.index, file })
+        })));
     }
 
     fn remove(&mut self, group: u64, file: u64) {

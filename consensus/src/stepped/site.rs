@@ -6,17 +6,18 @@ use std::sync::Arc;
 use holdfast_common::NodeId;
 use holdfast_storage::Directory;
 
-use super::{SnapshotOut, Turn};
-use crate::core::effects::{self, Apply, Freeze, Install};
+use super::{AdmissionOut, SnapshotOut, Turn};
+use crate::core::effects::{self, Admitted, Apply, Freeze, Install};
 use crate::driver::stopped;
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::order::{Site, apply_all};
 use crate::outbox::GroupMessage;
+use crate::recovering::Admission;
 use crate::room::Reserve;
 use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
-use crate::status::{GroupStatus, ProposeError, ReadError};
+use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError};
 use crate::turn::Input;
 
 /// A group as its handles would see it.
@@ -56,11 +57,15 @@ pub(super) struct SteppedSite<S> {
     pub(super) out: Turn,
     /// States of delivered snapshots, by group and file, until the log names them or they are removed.
     restored: BTreeMap<(u64, u64), S>,
+    node: NodeId,
+    /// Which start of the voter asked, by ticket.
+    pub(super) admissions: BTreeMap<u64, u64>,
     sabotage: Sabotage,
 }
 
 impl<S: StateMachine> SteppedSite<S> {
     pub(super) fn new(
+        node: NodeId,
         snapshots: Arc<dyn Directory>,
         reserve: Arc<Reserve>,
         groups: BTreeMap<u64, Held<S>>,
@@ -74,6 +79,8 @@ impl<S: StateMachine> SteppedSite<S> {
             jobs: VecDeque::new(),
             out: Turn::default(),
             restored: BTreeMap::new(),
+            node,
+            admissions: BTreeMap::new(),
             sabotage,
         }
     }
@@ -192,6 +199,17 @@ impl<S: StateMachine> Site<u64, u64> for SteppedSite<S> {
             let state = held.state.snapshot();
             self.jobs.push_back(Job::Write { mark: freeze.mark, header: freeze.into_header(), state });
         }
+    }
+
+    fn admitted(&mut self, ticket: u64, result: Result<Admitted, AdmissionError>) {
+        let Some(generation) = self.admissions.remove(&ticket) else { return };
+        let out = result.and_then(|Admitted { group, to, term, index, mark }| {
+            let bytes =
+                self.snapshots.read(&snapshot::name(group, mark.file)).map_err(|_| AdmissionError::Overloaded)?;
+            let admission = Admission { group, to, generation, leader: self.node, term, index };
+            Ok(AdmissionOut { admission, bytes })
+        });
+        self.out.admitted.push((ticket, out));
     }
 
     fn remove(&mut self, group: u64, file: u64) {

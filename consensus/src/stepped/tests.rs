@@ -10,6 +10,7 @@ use super::*;
 use crate::machine::{Broken, Snapshot};
 use crate::status::Role;
 
+mod admission;
 mod full;
 
 const GROUP: u64 = 7;

@@ -54,9 +54,14 @@ impl Names {
         self.now.keys().cloned().collect()
     }
 
-    /// Everything that a name leads to, now or on the disk.
+    /// Everything that a name leads to, now or on the disk, or may lead to after a loss of power: of a file that was made and
+    /// removed since the last sync, the making alone may be kept.
     pub(super) fn inodes(&self) -> Vec<u64> {
-        self.now.values().chain(self.durable.values()).copied().collect()
+        let changed = self.changes.iter().filter_map(|change| match change {
+            Change::Bind { inode, .. } | Change::Rename { inode, .. } => Some(*inode),
+            Change::Unbind { .. } => None,
+        });
+        self.now.values().chain(self.durable.values()).copied().chain(changed).collect()
     }
 
     fn change(&mut self, change: Change) {

@@ -212,3 +212,17 @@ fn unreadable_blocks_say_so_until_they_are_written() {
     file.write_at(4096, &[3; 4096]).unwrap();
     assert_eq!(file.read_at(0, &mut [0; 8192]).unwrap(), 8192);
 }
+
+#[test]
+fn a_name_that_a_crash_leaves_leads_to_a_file_also_after_a_kill_before() {
+    for seed in 0..50 {
+        let disk = SimulatedDisk::new(seed);
+        disk.create("a").unwrap();
+        disk.remove("a").unwrap();
+        disk.lose_process();
+        disk.lose_power(&mut Random::new(seed));
+        for name in disk.list().unwrap() {
+            disk.open(&name).unwrap();
+        }
+    }
+}

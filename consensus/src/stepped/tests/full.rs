@@ -6,7 +6,7 @@ use super::*;
 
 /// A shelf of boxes: `+` puts one up, with all the bytes behind it, `-` alone takes the oldest one off. Answers with their count.
 #[derive(Clone, Default)]
-struct Shelf(VecDeque<Bytes>);
+pub(super) struct Shelf(VecDeque<Bytes>);
 
 impl StateMachine for Shelf {
     fn apply(&mut self, _: u64, command: &[u8]) -> Result<Bytes, Broken> {
@@ -49,13 +49,14 @@ impl Snapshot for Shelf {
 }
 
 /// A node whose log and snapshots share a disk.
-struct Site {
-    id: u64,
+pub(super) struct Site {
+    pub(super) id: u64,
     disk: SimulatedDisk,
-    node: SteppedNode<Shelf>,
+    pub(super) node: SteppedNode<Shelf>,
     next_ticket: u64,
     answers: BTreeMap<u64, Result<Bytes, ProposeError>>,
     shipped: Vec<SnapshotOut>,
+    pub(super) admitted: Vec<(u64, Result<AdmissionOut, AdmissionError>)>,
 }
 
 fn options(id: u64) -> SteppedOptions {
@@ -75,7 +76,7 @@ impl Site {
         disk.root().sync_names().unwrap();
         let mut node = try_open(id, &disk).unwrap();
         node.create_group(GROUP, voters).unwrap();
-        Self { id, disk, node, next_ticket: 1, answers: BTreeMap::new(), shipped: Vec::new() }
+        Self { id, disk, node, next_ticket: 1, answers: BTreeMap::new(), shipped: Vec::new(), admitted: Vec::new() }
     }
 
     /// What is left for somebody else is taken.
@@ -92,6 +93,7 @@ impl Site {
             assert_eq!(turn.broken, []);
             self.answers.extend(turn.proposals);
             self.shipped.extend(turn.snapshots);
+            self.admitted.extend(turn.admitted);
             let sent = turn.messages.into_iter();
             messages.extend(sent.flat_map(|(to, list)| list.into_iter().map(move |message| (to, message))));
             self.node.write_snapshot();
@@ -113,7 +115,7 @@ impl Site {
         messages
     }
 
-    fn ask(&mut self, command: &[u8]) -> u64 {
+    pub(super) fn ask(&mut self, command: &[u8]) -> u64 {
         self.next_ticket += 1;
         self.node.propose(GROUP, Bytes::copy_from_slice(command), self.next_ticket);
         self.next_ticket
@@ -139,7 +141,7 @@ impl Site {
     }
 }
 
-fn put() -> Vec<u8> {
+pub(super) fn put() -> Vec<u8> {
     let mut command = vec![7; 2 << 10];
     command[0] = b'+';
     command
@@ -201,24 +203,27 @@ fn deleting_alone_makes_a_full_disk_usable_again() {
     site.propose(&put()).unwrap();
 }
 
-struct Trio {
-    sites: Vec<Site>,
+pub(super) struct Trio {
+    pub(super) sites: Vec<Site>,
     now_ns: u64,
+    /// One whose process is down: it neither ticks nor hears.
+    pub(super) down: Option<usize>,
 }
 
 impl Trio {
     fn new() -> Self {
         let voters = [1, 2, 3].map(NodeId);
-        Self { sites: (1..=3).map(|id| Site::new(id, 64 << 20, &voters)).collect(), now_ns: 1 }
+        Self { sites: (1..=3).map(|id| Site::new(id, 64 << 20, &voters)).collect(), now_ns: 1, down: None }
     }
 
-    fn round(&mut self) {
+    pub(super) fn round(&mut self) {
         self.now_ns += TICK_NS;
-        for from in 0..3 {
+        let down = self.down;
+        for from in (0..3).filter(|place| Some(*place) != down) {
             let sent = self.sites[from].tick(self.now_ns);
             self.carry(from, sent);
         }
-        for from in (0..3).cycle().take(12) {
+        for from in (0..3).filter(|place| Some(*place) != down).cycle().take(12) {
             let sent = self.sites[from].settle(self.now_ns);
             self.carry(from, sent);
         }
@@ -227,27 +232,36 @@ impl Trio {
     fn carry(&mut self, from: usize, sent: Vec<(NodeId, GroupMessage)>) {
         let place = |to: NodeId| usize::try_from(to.0).unwrap() - 1;
         let sender = NodeId(from as u64 + 1);
-        for (to, message) in sent {
+        for (to, message) in sent.into_iter().filter(|(to, _)| Some(place(*to)) != self.down) {
             self.sites[place(to)].node.deliver(sender, message);
         }
         for out in std::mem::take(&mut self.sites[from].shipped) {
-            self.sites[place(out.to)].node.deliver_snapshot(sender, out.message, &out.bytes);
-            self.sites[from].node.report_snapshot(GROUP, out.to, true);
+            let is_up = Some(place(out.to)) != self.down;
+            if is_up {
+                self.sites[place(out.to)].node.deliver_snapshot(sender, out.message, &out.bytes);
+            }
+            self.sites[from].node.report_snapshot(GROUP, out.to, is_up);
         }
     }
 
-    fn leader(&self) -> Option<usize> {
+    /// Rounds until there is a leader.
+    pub(super) fn elected() -> (Self, usize) {
+        let mut trio = Self::new();
+        while trio.leader().is_none() {
+            trio.round();
+        }
+        let leader = trio.leader().unwrap();
+        (trio, leader)
+    }
+
+    pub(super) fn leader(&self) -> Option<usize> {
         self.sites.iter().position(|site| site.node.status(GROUP).is_some_and(|status| status.role == Role::Leader))
     }
 }
 
 #[test]
 fn a_follower_with_a_full_disk_lags_and_the_group_goes_on() {
-    let mut trio = Trio::new();
-    while trio.leader().is_none() {
-        trio.round();
-    }
-    let leader = trio.leader().unwrap();
+    let (mut trio, leader) = Trio::elected();
     let follower = (leader + 1) % 3;
     trio.sites[follower].disk.set_capacity(0);
     let mut tickets = Vec::new();

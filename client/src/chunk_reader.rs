@@ -153,15 +153,19 @@ impl ChunkReader {
         let keys = claim.keys().to_vec();
         let wanted: Vec<ShardPart> = keys.iter().filter_map(|key| blocks.get(key)).cloned().collect();
         let mut loaded = BTreeMap::new();
-        // Those of one answer together: each keeps its whole body.
-        let mut bodies: BTreeMap<usize, (usize, Vec<(BlockKey, Bytes)>)> = BTreeMap::new();
+        // Those of one answer together: each keeps its whole body. In the order of their first blocks, not of their addresses.
+        let mut bodies: Vec<(Bytes, Vec<(BlockKey, Bytes)>)> = Vec::new();
         for (key, fetched) in keys.into_iter().zip(self.fetch(&wanted).await?) {
-            let body = bodies.entry(fetched.body.as_ptr().addr()).or_insert((fetched.body.len(), Vec::new()));
-            body.1.push((key, fetched.bytes.clone()));
+            let at = bodies.iter().position(|(body, _)| body.as_ptr() == fetched.body.as_ptr());
+            let at = at.unwrap_or_else(|| {
+                bodies.push((fetched.body.clone(), Vec::new()));
+                bodies.len() - 1
+            });
+            bodies[at].1.push((key, fetched.bytes.clone()));
             loaded.insert(key, fetched.bytes);
         }
-        for (body_bytes, blocks) in bodies.into_values() {
-            claim.fill(body_bytes, blocks);
+        for (body, blocks) in bodies {
+            claim.fill(body.len(), blocks);
         }
         Ok(loaded)
     }

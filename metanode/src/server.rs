@@ -63,12 +63,10 @@ pub enum StartError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// What this node voted and promised is lost (R23). Nothing was hosted.
-    #[error("{source}: holdfast metanode recover --dir {} --volmgr {volmgr}", directory.display())]
+    #[error("{}: {source}; leave this node down: the other replicas of its tables serve (docs/OPERATIONS.md)", directory.display())]
     Lost {
         /// Its directory.
         directory: PathBuf,
-        /// Its volume manager.
-        volmgr: String,
         /// What is wrong with its log.
         source: OpenError,
     },
@@ -313,7 +311,7 @@ async fn open(
     identity: &NodeSuperblock,
     client: &Client,
 ) -> Result<(Arc<Node<TableMachine>>, Arc<Neighbours>), StartError> {
-    let (directory, volmgr, node_id) = (config.directory.clone(), config.volmgr.clone(), identity.node);
+    let (directory, node_id) = (config.directory.clone(), identity.node);
     let at = directory.clone();
     let neighbours = tokio::task::spawn_blocking(move || Neighbours::load(&at)).await??;
     let neighbours = Arc::new(neighbours);
@@ -325,7 +323,7 @@ async fn open(
     let carrier = Arc::clone(&outbox);
     let opened = tokio::task::spawn_blocking(move || Node::open(config, carrier, |_| TableMachine::default())).await?;
     let node = opened.map_err(|error| match error.is_lost() {
-        true => StartError::Lost { directory, volmgr, source: error },
+        true => StartError::Lost { directory, source: error },
         false => StartError::Open(error),
     })?;
     let node = Arc::new(node);

@@ -24,6 +24,9 @@ struct Arguments {
     /// This seed alone, every event of it printed.
     #[arg(long)]
     seed: Option<u64>,
+    /// Print the trace of each seed that holds: equal runs have equal ones.
+    #[arg(long)]
+    traces: bool,
     /// Do not print the events of the seed.
     #[arg(long)]
     quiet: bool,
@@ -81,7 +84,12 @@ fn many(arguments: &Arguments, sabotage: Sabotage) -> ExitCode {
                     let mut total = total.lock();
                     total.1.push(begun.elapsed());
                     match ran {
-                        Ok(report) => total.0.add(&report.coverage),
+                        Ok(report) => {
+                            if arguments.traces {
+                                println!("seed {seed} trace {:016x}", report.trace);
+                            }
+                            total.0.add(&report.coverage);
+                        }
                         Err(why) => {
                             failed.fetch_add(1, Ordering::Relaxed);
                             println!("seed {seed}: {why}\n    cargo xtask sim --seed {seed}");

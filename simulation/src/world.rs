@@ -204,11 +204,16 @@ impl World {
             Event::Resume { node, life } if self.machines[&node].life == life => self.resume(node),
             // Of a former life.
             Event::Timer { .. } | Event::Wake { .. } | Event::Resume { .. } => {}
-            Event::Expire { call } => self.end_call(call, Err("no answer in time".to_owned())),
+            Event::Expire { call } => {
+                self.trace.note(self.now, || format!("call {call} has waited long enough"));
+                self.end_call(call, Err("no answer in time".to_owned()));
+            }
             Event::Restart { node } => self.start(node),
             Event::Fault => crate::faults::strike(self),
             Event::Heal(Heal::Link(pairs)) => self.network.cut.retain(|pair| !pairs.contains(pair)),
-            Event::Heal(Heal::Loss) => self.network.loss_percent = self.plan.loss_percent,
+            Event::Heal(Heal::Loss) if self.plan.on => self.network.loss_percent = self.plan.loss_percent,
+            // All is well already.
+            Event::Heal(Heal::Loss) => {}
         }
     }
 

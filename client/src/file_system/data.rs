@@ -11,9 +11,12 @@ use holdfast_common::InodeId;
 use holdfast_common::limits::FILE_BYTES_MAX;
 use holdfast_proto::meta::{Fallocate, FallocateMode as ProtoMode, mutation};
 use std::sync::Arc;
+use std::time::Duration;
 
-/// Times a read starts over because the map changed under it.
-const READ_ATTEMPTS_MAX: u32 = 4;
+/// Times a read starts over because the map changed under it, or too few members answered.
+const READ_ATTEMPTS_MAX: u32 = 5;
+/// Pause before the third time, when a fresh map alone did not help; each next one is four times as long.
+const READ_PAUSE: Duration = Duration::from_millis(100);
 
 /// All methods fail with what the table or the datanodes answer, or when no answer comes before the deadline.
 #[allow(clippy::missing_errors_doc)]
@@ -68,6 +71,11 @@ impl FileSystem {
                     tracing::debug!(?handle, reason, "a read starts over with a fresh map");
                     self.mounted.shell.put_in(Input::DoubtGroups);
                     reading = Reading::Again;
+                    if attempt > 1 {
+                        // Groups are being asked for, or a member comes back.
+                        let pause = READ_PAUSE * 4u32.pow(attempt - 2);
+                        self.mounted.shell.runtime.sleep(pause).await;
+                    }
                 }
                 other => return Ok(put_together(pieces, other?)),
             }

@@ -59,7 +59,7 @@ impl Runtime for TokioRuntime {
 }
 
 /// Waits for `work` as long as `duration`; `None` if it did not end by then. It is dropped in any case.
-pub(crate) async fn within<T>(runtime: &dyn Runtime, duration: Duration, work: impl Future<Output = T>) -> Option<T> {
+pub async fn within<T>(runtime: &dyn Runtime, duration: Duration, work: impl Future<Output = T>) -> Option<T> {
     let mut sleep = runtime.sleep(duration);
     let mut work = std::pin::pin!(work);
     std::future::poll_fn(|context| {

@@ -83,7 +83,7 @@ pub(crate) fn coverage(world: &World) -> Coverage {
     let truth = world.truth.lock();
     coverage.operations = truth.operations;
     coverage.entries = truth.log.last();
-    coverage.repeated_mutations = truth.repeated;
+    coverage.repeated_mutations = truth.names.repeated();
     coverage.session_expiries = truth.expiries;
     coverage.told_losses = truth.told_losses;
     coverage.narrowed_stripes = truth.narrowed;

@@ -8,11 +8,10 @@ pub(crate) use names::{clear, work_on_names};
 
 use std::future::Future;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use holdfast_client::FileSystem;
-use holdfast_client::runtime::Runtime;
+use holdfast_client::runtime::{Runtime, within};
 use holdfast_common::Random;
 use parking_lot::{Mutex, MutexGuard};
 
@@ -51,14 +50,7 @@ impl Desk {
         if !self.random.chance(percent) {
             return Some(work.await);
         }
-        let mut sleep = self.runtime.sleep(Duration::from_micros(self.random.below(most_us)));
-        let mut work = std::pin::pin!(work);
-        std::future::poll_fn(|context| {
-            if let Poll::Ready(output) = work.as_mut().poll(context) {
-                return Poll::Ready(Some(output));
-            }
-            sleep.as_mut().poll(context).map(|()| None)
-        })
-        .await
+        let patience = Duration::from_micros(self.random.below(most_us));
+        within(&*self.runtime, patience, work).await
     }
 }

@@ -66,7 +66,6 @@ pub(crate) struct Truth {
     pub(crate) operations: u64,
     pub(crate) told_losses: u64,
     pub(crate) expiries: u64,
-    pub(crate) repeated: u64,
     pub(crate) narrowed: u64,
     pub(crate) forgotten: u64,
     pub(crate) floors: u64,
@@ -75,7 +74,6 @@ pub(crate) struct Truth {
     pub(crate) committed: BTreeSet<u64>,
     /// Who led, by term.
     pub(crate) leaders: BTreeMap<u64, NodeId>,
-    executed: BTreeSet<(u64, u64)>,
 }
 
 impl Truth {
@@ -98,14 +96,12 @@ impl Truth {
             operations: 0,
             told_losses: 0,
             expiries: 0,
-            repeated: 0,
             narrowed: 0,
             forgotten: 0,
             floors: 0,
             installed: 0,
             committed: BTreeSet::new(),
             leaders: BTreeMap::new(),
-            executed: BTreeSet::new(),
         }
     }
 
@@ -157,9 +153,6 @@ impl Truth {
         let Some(Applied { index, command, answer }) = applied else { return };
         let (command, answer) = (command.clone(), answer.clone());
         self.follow_sessions(&command, &answer);
-        if command.session != 0 && !self.executed.insert((command.session, command.sequence)) {
-            self.repeated += 1;
-        }
         let judged = self.names.apply(index, &command, &answer);
         judged.unwrap_or_else(|wrong| panic!("entry {index}: {wrong}"));
         self.compare_names(index, &command, &answer);

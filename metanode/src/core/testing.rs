@@ -8,8 +8,8 @@ use holdfast_common::VolumeId;
 use holdfast_proto::control::{Endpoint, HeartbeatResponse, TableAssignment};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
-    AddGroups, BlockGroup, Configure, CreateNode, GroupSlot, Kind, MutateRequest, MutateResponse, Mutation,
-    OpenSession, Unlink,
+    AddGroups, BlockGroup, ChunkRecord, Commit, Configure, CreateNode, Extent, FileCommit, GroupSlot, Kind,
+    MutateRequest, MutateResponse, Mutation, OpenSession, Unlink,
 };
 use holdfast_proto::record::TableCommand;
 use prost::Message;
@@ -94,6 +94,24 @@ impl Rig {
         let op = OpenSession { client_key: key.into(), description: String::new() };
         self.mutate(0, Op::OpenSession(op)).session
     }
+}
+
+/// A commit of nine bytes at an offset of a file, by a chunk of its own on the disks of slots 0, 3 and 5.
+pub(crate) fn commit_of(inode: u64, chunk: u64, file_offset: u64) -> Commit {
+    let record = ChunkRecord {
+        chunk,
+        nonce: 1,
+        group: 1,
+        epoch: 1,
+        length_bytes: 9,
+        data_shards: 1,
+        parity_shards: 2,
+        slots: vec![0, 3, 5].into(),
+        shard_length_bytes: 4096,
+    };
+    let extents = vec![Extent { file_offset, length_bytes: 9, chunk, chunk_offset: 0 }];
+    let file = FileCommit { inode, extents, size_at_least: file_offset + 9, ..FileCommit::default() };
+    Commit { chunks: vec![record], files: vec![file] }
 }
 
 pub(crate) fn assignment() -> TableAssignment {

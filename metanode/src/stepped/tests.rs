@@ -3,14 +3,11 @@
 mod world;
 
 use super::*;
-use crate::core::testing::{create, unlink};
+use crate::core::testing::{commit_of, create, unlink};
 use holdfast_common::{ChunkId, InodeId, Random};
 use holdfast_proto::data::ShardSummary;
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{
-    ChunkRecord, Commit, Extent, FileCommit, GetAttr, KeepAlive, Lookup, OpenSession, ReserveChunks, SetAttr,
-    read_request,
-};
+use holdfast_proto::meta::{GetAttr, KeepAlive, Lookup, OpenSession, ReserveChunks, SetAttr, read_request};
 use world::{VOLUME, World};
 
 fn open_session(world: &mut World) -> u64 {
@@ -31,20 +28,7 @@ fn keep_alive(released: &[u64], open: Option<&[u64]>) -> read_request::Op {
 fn written_file(world: &mut World, session: u64) -> u64 {
     let inode = world.mutate(session, create(b"f", false)).attr.unwrap().inode;
     world.mutate(session, Op::ReserveChunks(ReserveChunks { count: 1 }));
-    let chunk = ChunkRecord {
-        chunk: 1,
-        group: 1,
-        epoch: 1,
-        length_bytes: 9,
-        data_shards: 1,
-        parity_shards: 2,
-        slots: vec![0, 3, 5].into(),
-        shard_length_bytes: 4096,
-        nonce: 1,
-    };
-    let extents = vec![Extent { file_offset: 0, length_bytes: 9, chunk: 1, chunk_offset: 0 }];
-    let file = FileCommit { inode, extents, size_at_least: 9, ..FileCommit::default() };
-    let committed = world.mutate(session, Op::Commit(Commit { chunks: vec![chunk], files: vec![file] }));
+    let committed = world.mutate(session, Op::Commit(commit_of(inode, 1, 0)));
     assert_eq!(committed.commits[0].code, 0);
     inode
 }

@@ -25,6 +25,8 @@ pub(crate) struct Names {
     used: BTreeSet<u64>,
     sessions: BTreeMap<u64, Vec<u8>>,
     executed: BTreeSet<(u64, u64)>,
+    /// Entries whose request had come before.
+    repeated: u64,
     history: BTreeMap<Place, Versions>,
 }
 
@@ -44,6 +46,7 @@ impl Default for Names {
             used: BTreeSet::from([InodeId::ROOT.0]),
             sessions: BTreeMap::new(),
             executed: BTreeSet::new(),
+            repeated: 0,
             history: BTreeMap::new(),
         }
     }
@@ -60,6 +63,7 @@ impl Names {
                 return if refused { Ok(()) } else { Err("a session that ended changed something".to_owned()) };
             }
             if !self.executed.insert((command.session, command.sequence)) {
+                self.repeated += 1;
                 // Its first time counted; that this one changed nothing is seen by whoever compares the names.
                 return Ok(());
             }
@@ -250,6 +254,11 @@ impl Names {
                 there.map(|(place, _)| (place.1.clone(), self.at(parent, &place.1, *at))).collect();
             listing == *seen
         })
+    }
+
+    /// How many entries were of a request that had come before.
+    pub(crate) fn repeated(&self) -> u64 {
+        self.repeated
     }
 
     /// Whether a session is open.

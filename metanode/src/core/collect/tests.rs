@@ -1,13 +1,10 @@
 //! The collector's decisions, on a table of one group whose disks 11 to 16 list what the test says.
 
 use super::*;
-use crate::core::testing::{Rig, VOLUME, assignment, create, group};
+use crate::core::testing::{Rig, VOLUME, assignment, commit_of, create, group};
 use holdfast_common::{Incarnation, NodeId};
 use holdfast_proto::control::{Endpoint, HeartbeatResponse};
-use holdfast_proto::meta::{
-    AddGroups, ChunkRecord, Commit, Configure, Extent, FileCommit, ForgetChunks, RaiseFeatureLevel, ReserveChunks,
-    SetAttr,
-};
+use holdfast_proto::meta::{AddGroups, Configure, ForgetChunks, RaiseFeatureLevel, ReserveChunks, SetAttr};
 
 const SECRET: ClusterSecret = ClusterSecret([3; 32]);
 const RIPE_MS: u64 = FLOOR_DELAY_MS + MARK_INTERVAL_MS;
@@ -71,20 +68,8 @@ impl World {
     }
 
     fn commit(&mut self, chunk: u64) -> i32 {
-        let record = ChunkRecord {
-            chunk,
-            nonce: 1,
-            group: 1,
-            epoch: 1,
-            length_bytes: 9,
-            data_shards: 1,
-            parity_shards: 2,
-            slots: vec![0, 3, 5].into(),
-            shard_length_bytes: 4096,
-        };
-        let extents = vec![Extent { file_offset: chunk * 9, length_bytes: 9, chunk, chunk_offset: 0 }];
-        let file = FileCommit { inode: self.inode, extents, size_at_least: chunk * 9 + 9, ..FileCommit::default() };
-        self.rig.mutate(self.session, Op::Commit(Commit { chunks: vec![record], files: vec![file] })).commits[0].code
+        let commit = commit_of(self.inode, chunk, chunk * 9);
+        self.rig.mutate(self.session, Op::Commit(commit)).commits[0].code
     }
 
     fn truncate(&mut self) {

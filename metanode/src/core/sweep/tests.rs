@@ -1,11 +1,11 @@
 //! The sweep's decisions, on a table of one group of six disks.
 
 use super::*;
-use crate::core::testing::{Rig, VOLUME};
+use crate::core::testing::{Rig, VOLUME, commit_of};
 use crate::table::COMMAND_VERSION;
 use holdfast_proto::meta::{
-    AddGroups, BlockGroup, ChunkRecord, Commit, Configure, CreateNode, Extent, FileCommit, GroupSlot, Kind, Mutation,
-    OpenSession, RaiseFeatureLevel, ReserveChunks, SetAttr, VacateSlot,
+    AddGroups, BlockGroup, Configure, CreateNode, GroupSlot, Kind, Mutation, OpenSession, RaiseFeatureLevel,
+    ReserveChunks, SetAttr, VacateSlot,
 };
 use holdfast_proto::record::TableCommand;
 
@@ -23,20 +23,7 @@ fn table_with_freed_chunks() -> Table {
     apply(&mut table, 1, Op::Create(file));
     apply(&mut table, 2, Op::ReserveChunks(ReserveChunks { count: 2 }));
     for chunk in [1, 2] {
-        let record = ChunkRecord {
-            chunk,
-            group: 1,
-            epoch: 1,
-            length_bytes: 9,
-            data_shards: 1,
-            parity_shards: 2,
-            slots: vec![0, 3, 5].into(),
-            shard_length_bytes: 4096,
-            nonce: 1,
-        };
-        let extents = vec![Extent { file_offset: chunk * 9, length_bytes: 9, chunk, chunk_offset: 0 }];
-        let file = FileCommit { inode: 2, extents, size_at_least: chunk * 9 + 9, ..FileCommit::default() };
-        apply(&mut table, 2 + chunk, Op::Commit(Commit { chunks: vec![record], files: vec![file] }));
+        apply(&mut table, 2 + chunk, Op::Commit(commit_of(2, chunk, chunk * 9)));
     }
     apply(&mut table, 5, Op::SetAttr(SetAttr { inode: 2, size_bytes: Some(0), ..SetAttr::default() }));
     assert_eq!(table.freed_chunks(i64::MAX, (0, ChunkId(0)), 9).len(), 2);

@@ -1,6 +1,7 @@
 //! Three stepped metanodes, a volume manager and datanodes that do as they are told, and a network that can be cut.
 
 use super::super::*;
+use crate::core::testing::assignment;
 use holdfast_common::proof::Claim;
 use holdfast_common::{Incarnation, Random};
 use holdfast_proto::control::{
@@ -184,17 +185,7 @@ impl World {
     fn heartbeat(&self) -> HeartbeatResponse {
         let endpoint =
             |node: u64| Endpoint { node, address: format!("node-{node}:1"), alive: true, ..Default::default() };
-        let table = TableAssignment {
-            volume: VOLUME.0,
-            incarnation: 1,
-            name: "demo".into(),
-            replicas: vec![1, 2, 3],
-            data_shards: 4,
-            parity_shards: 2,
-            quota_bytes: 0,
-            available_bytes: 1 << 40,
-            feature_level: 2,
-        };
+        let table = TableAssignment { volume: VOLUME.0, ..assignment() };
         let mac = SECRET.prove(VOLUME, Incarnation(1), Claim::DropVolume).to_vec().into();
         HeartbeatResponse {
             tables: if self.drops_volume { vec![] } else { vec![table] },

@@ -33,7 +33,7 @@ impl BlockCache {
         self.loaded.notify_waiters();
     }
 
-    /// What there is of these blocks, at one moment.
+    /// Looks all these blocks up at one moment.
     pub(crate) fn look<'a>(&self, keys: impl Iterator<Item = BlockKey> + 'a) -> Vec<Looked<Bytes>> {
         let mut blocks = self.blocks.lock();
         keys.map(|key| blocks.look(&key)).collect()

@@ -99,7 +99,7 @@ impl ChunkReader {
         let mut found = self.cached(&parts);
         if whole_blocks && found.iter().any(Option::is_none) {
             let loaded = self.load_blocks(&parts).await?;
-            // What was loaded here is here, whatever has been evicted since.
+            // Blocks that this call loaded are used even if they were evicted meanwhile.
             let again = self.cached(&parts).into_iter().zip(&parts);
             found = again.map(|(block, part)| block.or_else(|| loaded.get(&part.key()).map(|b| part.of(b)))).collect();
         }

@@ -36,13 +36,13 @@ pub(crate) fn charge(offset: u64, length: u64) -> u64 {
     if length == 0 { 0 } else { (offset + length).div_ceil(page) * page - offset / page * page }
 }
 
-/// What the dirty data of one inode was charged, by place: a generation takes along what its own pages were charged, and never
-/// what the pages behind it need.
+/// Quota charges of one inode's dirty data, by page: a generation takes along the charges of its own pages, and never those that
+/// later pages need.
 #[derive(Debug, Default)]
 pub(crate) struct Charges {
     /// Pages, each charged once.
     pages: Ranges,
-    /// What was charged beyond them: for pages that were charged before, for an append that touched one page less than it might
+    /// Charges that belong to no page: for pages that were charged before, for an append that touched one page less than it might
     /// have, and for a write whose unmapped pages were counted.
     loose_bytes: u64,
 }

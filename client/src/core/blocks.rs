@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Bytes of a block: a part of one shard. Shorter at a shard's end.
 pub(crate) const BLOCK_BYTES: u32 = 256 << 10;
-/// What a block takes beside its bytes, with its place in the tree and in its body's list, rounded up.
+/// Memory of a block beside its bytes: its places in the tree and in its body's list, rounded up.
 const ENTRY_BYTES: usize = 256;
 
 /// Which part of which shard.
@@ -29,7 +29,7 @@ pub(crate) struct BlockKey {
     pub(crate) block: u32,
 }
 
-/// What is known of a block.
+/// State of a block for whoever looks it up.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Looked<B> {
     Here(B),

@@ -20,7 +20,7 @@ enum Piece {
     Frozen(Part),
 }
 
-/// What is left of a buffer.
+/// The part of a written buffer that no later write has overwritten.
 #[derive(Debug, Clone)]
 struct Part {
     bytes: Bytes,

@@ -27,7 +27,7 @@ pub(crate) struct Files {
     handles: BTreeMap<u64, OpenFile>,
     next_handle: u64,
     inodes: BTreeMap<InodeId, Inode>,
-    /// What the maps of all inodes take, and which have any.
+    /// Memory of all inodes' maps, and the inodes that have one.
     map_bytes: usize,
     mapped: BTreeSet<InodeId>,
     /// The inode whose map was changed last.

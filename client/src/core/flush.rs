@@ -140,7 +140,7 @@ impl Core {
         let mut again = Vec::new();
         match answer {
             Ok(response) => {
-                // What an answer does not speak of is written anew.
+                // A file without a result in the answer is written anew.
                 let unsaid = CommitResult { code: Code::RewriteChunk.into(), attr: None };
                 let results = response.commits.into_iter().chain(std::iter::repeat(unsaid));
                 for ((work, result), extents) in works.iter().zip(results).zip(&extents) {

@@ -14,6 +14,8 @@ pub enum Sabotage {
     TimeGoesBack,
     /// Sessions are expired before their lease ended (R20).
     SessionsExpiredEarly,
+    /// A keep-alive is answered while the expiry of its session waits in the log (R20).
+    EndingSessionsRenewed,
     /// Orphans are reaped that somebody has open.
     OpenFilesReaped,
     /// A new leader reaps orphans before every session has attached.
@@ -58,11 +60,12 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ReadsWithoutBarrier,
         Self::RepliesForgotten,
         Self::TimeGoesBack,
         Self::SessionsExpiredEarly,
+        Self::EndingSessionsRenewed,
         Self::OpenFilesReaped,
         Self::ReapedBeforeAttached,
         Self::ReapedUnderCreates,

@@ -25,7 +25,15 @@ pub(crate) struct CreateTicket(u64);
 struct Attendee {
     renewed_ms: u64,
     attached: bool,
+    /// Its expiry is proposed: no sign of life counts any more, and no keep-alive is answered (R20).
+    ending: bool,
     open: BTreeSet<InodeId>,
+}
+
+impl Attendee {
+    fn new(renewed_ms: u64, attached: bool) -> Self {
+        Self { renewed_ms, attached, ending: false, open: BTreeSet::new() }
+    }
 }
 
 /// Sessions and open inodes as one leader knows them in one term.
@@ -71,13 +79,12 @@ impl Attendance {
     /// A session of the table that may have been opened under another leader. Requests may come from sessions that the
     /// list did not have yet: a new leader looks at it before its first entry is applied.
     fn meet(&mut self, session: SessionId, now_ms: u64) {
-        let unattached = || Attendee { renewed_ms: now_ms, attached: false, open: BTreeSet::new() };
-        self.sessions.entry(session).or_insert_with(unattached);
+        self.sessions.entry(session).or_insert_with(|| Attendee::new(now_ms, false));
     }
 
     /// A session that this leader opened itself has nothing open yet.
     pub(crate) fn enter(&mut self, session: SessionId, now_ms: u64) {
-        self.sessions.insert(session, Attendee { renewed_ms: now_ms, attached: true, open: BTreeSet::new() });
+        self.sessions.insert(session, Attendee::new(now_ms, true));
     }
 
     /// A session ended.
@@ -95,28 +102,29 @@ impl Attendance {
         }
     }
 
-    /// A keep-alive; answers whether the session must send its whole list.
+    /// A keep-alive; answers whether the session must send its whole list. Nothing while its expiry is proposed: the client
+    /// would count on a lease that the entry ends.
     pub(crate) fn keep_alive(
         &mut self,
         session: SessionId,
         released: &[u64],
         attached: Option<&[u64]>,
         now_ms: u64,
-    ) -> bool {
+    ) -> Option<bool> {
         self.meet(session, now_ms);
+        let kept = self.sabotage == Sabotage::EndingSessionsRenewed;
+        if self.sessions.get(&session).is_some_and(|attendee| attendee.ending) && !kept {
+            return None;
+        }
         self.renew(session, now_ms);
         released.iter().for_each(|inode| self.close(session, InodeId(*inode)));
         // What was opened in this term before the list was made stays open.
         for inode in attached.unwrap_or_default().iter().copied().map(InodeId) {
             self.count(session, inode);
         }
-        match self.sessions.get_mut(&session) {
-            Some(attendee) => {
-                attendee.attached |= attached.is_some();
-                !attendee.attached
-            }
-            None => true,
-        }
+        let attendee = self.sessions.get_mut(&session)?;
+        attendee.attached |= attached.is_some();
+        Some(!attendee.attached)
     }
 
     /// Registers an open; false if the inode is about to go.
@@ -149,7 +157,8 @@ impl Attendance {
         self.creates.remove(&ticket.0);
     }
 
-    /// Sessions that were silent for too long. A gap between two looks is nobody's silence.
+    /// Sessions that were silent for too long: they are ending from here on, and named again until the
+    /// entry is applied, for one that was given up may still get into the log. A gap between two looks is nobody's silence.
     pub(crate) fn silent(&mut self, now_ms: u64) -> Vec<u64> {
         let gap = now_ms.saturating_sub(self.looked_ms.replace(now_ms).unwrap_or(now_ms));
         if gap > LOOK_GAP_MS_MAX {
@@ -157,8 +166,14 @@ impl Attendance {
         }
         let early = self.sabotage == Sabotage::SessionsExpiredEarly;
         let silence_ms_max = if early { SILENCE_MS_MAX / 4 } else { SILENCE_MS_MAX };
-        let silent = |attendee: &Attendee| now_ms.saturating_sub(attendee.renewed_ms) > silence_ms_max;
-        self.sessions.iter().filter(|(_, attendee)| silent(attendee)).map(|(id, _)| id.0).collect()
+        let silent =
+            |attendee: &Attendee| attendee.ending || now_ms.saturating_sub(attendee.renewed_ms) > silence_ms_max;
+        let mut ending = Vec::new();
+        for (session, attendee) in self.sessions.iter_mut().filter(|(_, attendee)| silent(attendee)) {
+            attendee.ending = true;
+            ending.push(session.0);
+        }
+        ending
     }
 
     /// Which of these orphans may be reaped now; they count as going from here on, until [`Self::reaped`].
@@ -246,10 +261,10 @@ mod tests {
         let mut attendance = led();
         attendance.follow(4, &[A, B], 0);
         assert!(attendance.choose_orphans(&[FILE]).is_empty());
-        assert!(attendance.keep_alive(A, &[], None, 0), "the new leader asks for the list");
-        assert!(!attendance.keep_alive(A, &[], Some(&[FILE.0]), 0));
+        assert_eq!(attendance.keep_alive(A, &[], None, 0), Some(true), "the new leader asks for the list");
+        assert_eq!(attendance.keep_alive(A, &[], Some(&[FILE.0]), 0), Some(false));
         assert!(attendance.choose_orphans(&[FILE, InodeId(10)]).is_empty());
-        assert!(!attendance.keep_alive(B, &[], Some(&[]), 0));
+        assert_eq!(attendance.keep_alive(B, &[], Some(&[]), 0), Some(false));
         assert_eq!(attendance.choose_orphans(&[FILE, InodeId(10)]), [10]);
     }
 
@@ -262,7 +277,7 @@ mod tests {
         assert!(attendance.open(A, FILE, 0));
         attendance.follow(4, &[A], 0);
         assert!(attendance.choose_orphans(&[FILE]).is_empty());
-        assert!(!attendance.keep_alive(A, &[], Some(&[FILE.0]), 0));
+        assert_eq!(attendance.keep_alive(A, &[], Some(&[FILE.0]), 0), Some(false));
         assert!(attendance.choose_orphans(&[FILE]).is_empty());
         attendance.keep_alive(A, &[FILE.0], None, 0);
         assert_eq!(attendance.choose_orphans(&[FILE]), [FILE.0]);
@@ -303,6 +318,25 @@ mod tests {
         assert_eq!(attendance.silent(34_001), [A.0, B.0]);
     }
 
+    /// Interleaving: the leader proposes the expiry, a keep-alive passes the read barrier, the expiry is applied.
+    #[test]
+    fn a_session_whose_expiry_is_under_way_is_not_renewed() {
+        let mut attendance = led();
+        for now_ms in (0..=33_500).step_by(500) {
+            attendance.renew(B, now_ms);
+            attendance.silent(now_ms);
+        }
+        assert_eq!(attendance.keep_alive(A, &[], None, 33_501), None);
+        assert_eq!(attendance.keep_alive(B, &[], None, 33_501), Some(false), "this one was heard");
+        // Nothing that it sends changes that.
+        attendance.renew(A, 33_501);
+        assert_eq!(attendance.keep_alive(A, &[], Some(&[]), 33_502), None);
+        assert_eq!(attendance.silent(33_503), [A.0], "the entry may have been lost");
+        attendance.follow(3, &[B], 33_504);
+        attendance.follow(3, &[A, B], 33_505);
+        assert_eq!(attendance.keep_alive(A, &[], None, 33_506), Some(true), "another life");
+    }
+
     #[test]
     fn time_in_which_the_leader_itself_stood_still_is_nobodys_silence() {
         let mut attendance = led();
@@ -341,6 +375,14 @@ mod tests {
             attendance.choose_orphans(&[FILE])
         };
         assert_eq!((created(Sabotage::None), created(Sabotage::ReapedUnderCreates)), (vec![], vec![FILE.0]));
+        let renewed = |sabotage| {
+            let mut attendance = led(sabotage);
+            let late_ms = SILENCE_MS_MAX + 1;
+            (0..late_ms).step_by(500).for_each(|now_ms| drop(attendance.silent(now_ms)));
+            attendance.silent(late_ms);
+            attendance.keep_alive(A, &[], None, late_ms)
+        };
+        assert_eq!((renewed(Sabotage::None), renewed(Sabotage::EndingSessionsRenewed)), (None, Some(false)));
         let silent = |sabotage| led(sabotage).silent(u64::from(SESSION_LEASE_MS) / 2);
         assert_eq!((silent(Sabotage::None), silent(Sabotage::SessionsExpiredEarly)), (vec![], vec![A.0]));
     }

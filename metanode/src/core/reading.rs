@@ -158,6 +158,7 @@ impl<V: View> Reader<'_, V> {
         let attached = op.attach.then_some(op.open.as_slice());
         let attach_needed =
             self.view.attendance(|attendance| attendance.keep_alive(session, &op.released, attached, now_ms));
+        let attach_needed = attach_needed.ok_or(Code::Unavailable)?;
         let mut response = ReadResponse { attach_needed, ..ReadResponse::default() };
         self.view.table(|table| {
             response.floor = table.floor().0;

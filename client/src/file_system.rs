@@ -8,6 +8,7 @@ use crate::core::missing;
 use crate::mount::Mounted;
 use crate::network::Network;
 use crate::runtime::{Runtime, TokioRuntime};
+use crate::shell::Running;
 use crate::{Attributes, Error, FileSystemStat, NodeKind};
 use holdfast_common::InodeId;
 use holdfast_proto::control::Volume;
@@ -123,33 +124,42 @@ impl FileSystem {
         self.mounted.shell.with(|core, _| core.most_held_bytes()) + self.mounted.reader.cache.most_held_bytes() as u64
     }
 
-    /// No `async`: a future around the shell's would hold the call twice.
-    fn run(&self, call: Call) -> impl Future<Output = Result<Answer, Error>> {
+    fn run(&self, call: Call) -> Running<'_> {
         self.mounted.shell.run(call)
     }
 
-    async fn ask(&self, op: read_request::Op) -> Result<ReadResponse, Error> {
-        match self.run(Call::Ask(op)).await? {
-            Answer::Read(response) => Ok(*response),
-            _ => Err(missing()),
+    /// No `async`: the question is asked now, and no future holds it.
+    fn ask(&self, op: read_request::Op) -> impl Future<Output = Result<Box<ReadResponse>, Error>> + '_ {
+        let running = self.run(Call::Ask(op));
+        async move {
+            match running.await? {
+                Answer::Read(response) => Ok(response),
+                _ => Err(missing()),
+            }
         }
     }
 
     /// A change that nothing need precede.
-    async fn mutate(&self, op: mutation::Op) -> Result<MutateResponse, Error> {
-        self.change(Call::Mutate(op)).await
+    fn mutate(&self, op: mutation::Op) -> impl Future<Output = Result<Box<MutateResponse>, Error>> + '_ {
+        self.change(Call::Mutate(op))
     }
 
     /// A change of an inode that everything written to it before must precede.
-    async fn change_after_writes(&self, inode: InodeId, op: mutation::Op) -> Result<MutateResponse, Error> {
-        self.change(Call::Barrier { inode, op }).await
+    fn change_after_writes(
+        &self,
+        inode: InodeId,
+        op: mutation::Op,
+    ) -> impl Future<Output = Result<Box<MutateResponse>, Error>> + '_ {
+        self.change(Call::Barrier { inode, op })
     }
 
-    async fn change(&self, call: Call) -> Result<MutateResponse, Error> {
-        self.check_writable()?;
-        match self.run(call).await? {
-            Answer::Mutated(response) => Ok(*response),
-            _ => Err(missing()),
+    fn change(&self, call: Call) -> impl Future<Output = Result<Box<MutateResponse>, Error>> + '_ {
+        let running = self.check_writable().map(|()| self.run(call));
+        async move {
+            match running?.await? {
+                Answer::Mutated(response) => Ok(response),
+                _ => Err(missing()),
+            }
         }
     }
 

@@ -12,12 +12,12 @@ use crate::network::Network;
 use crate::runtime::{Runtime, Work, within};
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
-use holdfast_common::{ChunkId, Incarnation, VolumeId};
+use holdfast_common::{Ascending, ChunkId, Incarnation, VolumeId};
 use holdfast_erasure::encode;
 use holdfast_proto::data::{PutShardRequest, ReserveSpaceRequest, ShardHeader};
 use holdfast_proto::meta::ChunkRecord;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use smallvec::SmallVec;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -29,10 +29,12 @@ use tokio::sync::{Notify, oneshot};
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
 type Outcome = Result<Answer, Error>;
+/// Mostly one.
+type Few<T> = SmallVec<[T; 1]>;
 
 struct Inner {
     core: Core,
-    waiting: BTreeMap<OpId, oneshot::Sender<Outcome>>,
+    waiting: Ascending<OpId, oneshot::Sender<Outcome>>,
     next_op: u64,
     /// When the timer will step the core.
     armed: Option<Moment>,
@@ -41,22 +43,19 @@ struct Inner {
 /// What a step brought. Outcomes and the timer were looked at under the lock.
 struct Stepped {
     effects: Effects,
-    told: Vec<(oneshot::Sender<Outcome>, Outcome)>,
+    told: Few<(oneshot::Sender<Outcome>, Outcome)>,
     wakes_timer: bool,
-}
-
-enum Begun {
-    Ended(Outcome),
-    Waits(oneshot::Receiver<Outcome>),
 }
 
 impl Inner {
     fn take(&mut self, mut effects: Effects) -> Stepped {
         let outcomes = std::mem::take(&mut effects.outcomes);
-        let told = outcomes
-            .into_iter()
-            .filter_map(|(op, outcome)| self.waiting.remove(&op).map(|waiting| (waiting, outcome)))
-            .collect();
+        let mut told = Few::new();
+        for (op, outcome) in outcomes {
+            if let Some(waiting) = self.waiting.remove(&op) {
+                told.push((waiting, outcome));
+            }
+        }
         // It is woken only if it would sleep too long.
         let wakes_timer = effects.wake.is_some_and(|wake| self.armed.is_none_or(|armed| wake < armed));
         if wakes_timer {
@@ -85,7 +84,7 @@ impl Shell {
         incarnation: Incarnation,
     ) -> Arc<Self> {
         let (core, effects) = make(moment(&*runtime));
-        let inner = Inner { core, waiting: BTreeMap::new(), next_op: 0, armed: None };
+        let inner = Inner { core, waiting: Ascending::default(), next_op: 0, armed: None };
         let shell =
             Arc::new(Self { inner: Mutex::new(inner), network, volume, incarnation, timer: Notify::new(), runtime });
         shell.runtime.spawn(Box::pin(run_timer(Arc::downgrade(&shell))));
@@ -111,9 +110,10 @@ impl Shell {
         self.spawn_all(stepped);
     }
 
-    /// Runs an operation to its outcome. Dropped, it is abandoned, and what it has sent goes on.
-    pub(crate) async fn run(self: &Arc<Self>, call: Call) -> Outcome {
-        let (op, begun) = {
+    /// Begins an operation, now, and answers what waits for its outcome. Dropped, it is abandoned, and what it has sent goes on.
+    /// No `async`: the future would hold the call as long as it waits, and whatever it is put into would be moved with it.
+    pub(crate) fn run(self: &Arc<Self>, call: Call) -> Running<'_> {
+        let (op, begun, stepped) = {
             let mut inner = self.inner.lock();
             let op = OpId(inner.next_op);
             inner.next_op += 1;
@@ -121,30 +121,24 @@ impl Shell {
             let mut effects = inner.core.step(now, Input::Begin { op, call });
             let at = effects.outcomes.iter().position(|(ended, _)| *ended == op);
             let begun = match at.map(|at| effects.outcomes.swap_remove(at).1) {
-                Some(outcome) => Begun::Ended(outcome),
+                Some(outcome) => Err(outcome),
                 None => {
                     let (sender, receiver) = oneshot::channel();
                     inner.waiting.insert(op, sender);
-                    Begun::Waits(receiver)
+                    Ok(receiver)
                 }
             };
-            (op, (begun, inner.take(effects)))
+            (op, begun, inner.take(effects))
         };
-        match begun {
-            (Begun::Ended(outcome), stepped) => {
-                self.spawn_all(stepped);
-                outcome
-            }
-            (Begun::Waits(receiver), stepped) => {
-                let mut waits = Waits { shell: self, op, receiver: Some(receiver) };
-                let mut carried = Carried { works: self.perform(stepped), runtime: Arc::clone(&self.runtime) };
-                let outcome = std::future::poll_fn(|context| {
-                    let _ = carried.poll(context);
-                    waits.poll(context)
-                })
-                .await;
-                outcome.unwrap_or_else(|_| Err(Error::TimedOut("the mount has ended".to_owned())))
-            }
+        let works = self.perform(stepped);
+        let (ended, receiver) = match begun {
+            Ok(receiver) => (None, Some(receiver)),
+            Err(outcome) => (Some(outcome), None),
+        };
+        Running {
+            ended,
+            waits: Waits { shell: self, op, receiver },
+            carried: Carried { works, runtime: &self.runtime },
         }
     }
 
@@ -163,7 +157,7 @@ impl Shell {
     }
 
     /// Tells outcomes, wakes the timer, and answers what is to be carried on.
-    fn perform(self: &Arc<Self>, stepped: Stepped) -> Vec<Work> {
+    fn perform(self: &Arc<Self>, stepped: Stepped) -> Few<Work> {
         let Stepped { effects, told, wakes_timer } = stepped;
         effects.notes.iter().for_each(say);
         if wakes_timer {
@@ -174,7 +168,7 @@ impl Shell {
                 self.put_in(Input::Undelivered { outcome });
             }
         }
-        let mut works: Vec<Work> = Vec::new();
+        let mut works: Few<Work> = Few::new();
         for (at, send) in effects.sends.into_iter().enumerate() {
             let work = Box::pin(Arc::clone(self).send(send));
             if at < effects.own_sends {
@@ -228,7 +222,7 @@ impl Shell {
     async fn put(self: Arc<Self>, put: PutChunk) {
         let shards = encode(&put.geometry, &put.pieces);
         let (write, chunk, timeout) = (put.write, ChunkId(put.record.chunk), put.timeout);
-        let mut works: Vec<Work> = Vec::with_capacity(put.members.len());
+        let mut works: Few<Work> = Few::with_capacity(put.members.len());
         for ((shard, payload), member) in (0u8..).zip(shards).zip(&put.members) {
             let header = self.header(&put.record, shard, &payload);
             let request = PutShardRequest { disk: member.disk.0, header: Some(header), session: put.session.0 };
@@ -240,7 +234,7 @@ impl Shell {
                 shell.put_in(Input::Put { write, chunk, shard, elapsed, answer });
             }));
         }
-        let mut carried = Carried { works, runtime: Arc::clone(&self.runtime) };
+        let mut carried = Carried { works, runtime: &self.runtime };
         std::future::poll_fn(|context| carried.poll(context)).await;
     }
 
@@ -319,6 +313,27 @@ fn say(note: &Note) {
     }
 }
 
+/// An operation under way, with what its first step sent.
+pub(crate) struct Running<'a> {
+    /// It had ended when it was begun.
+    ended: Option<Outcome>,
+    waits: Waits<'a>,
+    carried: Carried<'a>,
+}
+
+impl Future for Running<'_> {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        if let Some(outcome) = self.ended.take() {
+            return Poll::Ready(outcome);
+        }
+        let _ = self.carried.poll(context);
+        let told = self.waits.poll(context);
+        told.map(|told| told.unwrap_or_else(|_| Err(Error::TimedOut("the mount has ended".to_owned()))))
+    }
+}
+
 /// A caller that waits. Dropped, its operation is abandoned; an outcome that is on its way to it is given back.
 struct Waits<'a> {
     shell: &'a Arc<Shell>,
@@ -361,19 +376,19 @@ impl Drop for Waits<'_> {
 }
 
 /// Works that run as long as this is polled, and then by themselves.
-struct Carried {
-    works: Vec<Work>,
-    runtime: Arc<dyn Runtime>,
+struct Carried<'a> {
+    works: Few<Work>,
+    runtime: &'a Arc<dyn Runtime>,
 }
 
-impl Carried {
+impl Carried<'_> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        self.works.retain_mut(|work| work.as_mut().poll(context).is_pending());
+        self.works.retain(|work| work.as_mut().poll(context).is_pending());
         if self.works.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
-impl Drop for Carried {
+impl Drop for Carried<'_> {
     fn drop(&mut self) {
         for work in self.works.drain(..) {
             self.runtime.spawn(work);

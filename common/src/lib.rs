@@ -1,10 +1,12 @@
 //! Ids, units, limits, checksums, proofs and random numbers: what every part of Holdfast shares.
 
+mod ascending;
 pub mod checksum;
 pub mod ids;
 pub mod limits;
 pub mod proof;
 mod random;
 
+pub use ascending::Ascending;
 pub use ids::{ChunkId, ClusterId, DiskId, GroupId, Incarnation, InodeId, NodeId, SessionId, VolumeId};
 pub use random::{Random, random_bytes};

@@ -3,7 +3,7 @@
 mod lane;
 mod link;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +51,7 @@ struct Inner {
     identity: Identity,
     limits: ClientLimits,
     runtime: Handle,
-    peers: Mutex<HashMap<SocketAddr, Arc<[Lane]>>>,
+    peers: Mutex<BTreeMap<SocketAddr, Arc<[Lane]>>>,
 }
 
 impl Client {
@@ -81,10 +81,13 @@ impl Client {
         let limits = &self.inner.limits;
         let bulk = body.iter().map(Bytes::len).sum::<usize>() >= limits.bulk_bytes;
         let link = self.link(to, bulk, deadline).await?;
-        let _place = match timeout_at(deadline, link.places.acquire()).await {
-            Ok(Ok(place)) => place,
-            Ok(Err(_)) => return Err(RpcError::Disconnected),
-            Err(_) => return Err(RpcError::QueueFull),
+        let _place = match link.places.try_acquire() {
+            Ok(place) => place,
+            Err(_) => match timeout_at(deadline, link.places.acquire()).await {
+                Ok(Ok(place)) => place,
+                Ok(Err(_)) => return Err(RpcError::Disconnected),
+                Err(_) => return Err(RpcError::QueueFull),
+            },
         };
         let stream = link.next_stream();
         let left_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
@@ -137,6 +140,9 @@ impl Client {
             true => &lanes[lanes.len() - 1],
             false => &lanes[0],
         };
+        if let Some(link) = lane.ready_link(&self.inner.runtime) {
+            return Ok(link);
+        }
         match timeout_at(deadline, lane.link(&self.inner.runtime)).await {
             Ok(result) => result,
             Err(_) => Err(RpcError::Connect {

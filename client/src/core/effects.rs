@@ -6,6 +6,7 @@
 
 use super::members::Member;
 use super::readahead::Advice;
+use super::requests::RequestId;
 use super::time::Moment;
 use crate::{Error, FileHandle, OpenMode, Whence, WriteAt};
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use holdfast_proto::data::{DiskGrant, DiskReservation, PutShardResponse};
 use holdfast_proto::meta::{
     Attr, ChunkRecord, CreateNode, MutateRequest, MutateResponse, ReadRequest, ReadResponse, mutation, read_request,
 };
+use smallvec::SmallVec;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +28,10 @@ pub(crate) struct OpId(pub(crate) u64);
 
 /// One sending of a metadata request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct AttemptId(pub(crate) u64);
+pub(crate) struct AttemptId {
+    pub(crate) request: RequestId,
+    pub(crate) attempt: u32,
+}
 
 /// A chunk being written, over all its attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,7 +85,7 @@ pub(crate) enum Answer {
     Done,
     Read(Box<ReadResponse>),
     Mutated(Box<MutateResponse>),
-    Opened(Attr, FileHandle),
+    Opened(Box<Attr>, FileHandle),
     Plan(Vec<PlanPiece>, Advice),
     Offset(u64),
     /// A lost write, told by this handle for the last time.
@@ -169,16 +174,17 @@ pub(crate) struct Reserve {
 }
 
 /// What is to be done, in any order.
+/// One of most kinds, if any, is the usual case and takes no allocation.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
-    pub(crate) sends: Vec<Send>,
+    pub(crate) sends: SmallVec<[Send; 1]>,
     /// So many of them, the first, follow from what this step took in; the rest from the time that has come.
     pub(crate) own_sends: usize,
     pub(crate) puts: Vec<PutChunk>,
     pub(crate) reserve: Option<Reserve>,
     /// Ask the volume manager for addresses.
     pub(crate) ask_volmgr: bool,
-    pub(crate) outcomes: Vec<(OpId, Result<Answer, Error>)>,
+    pub(crate) outcomes: SmallVec<[(OpId, Result<Answer, Error>); 1]>,
     /// For people.
     pub(crate) notes: Vec<Note>,
     /// When the core wants [`Input::Tick`]; `None`: never. Of two steps the later one's holds.

@@ -26,7 +26,7 @@ impl Core {
         state.opened_as(name);
         state.created(&attributes, now);
         let shown = state.attributes();
-        self.finish(op, Ok(Answer::Opened(shown, handle)));
+        self.finish(op, Ok(Answer::Opened(Box::new(shown), handle)));
     }
 
     pub(super) fn begin_open(&mut self, op: OpId, inode: InodeId, mode: OpenMode) {
@@ -52,7 +52,7 @@ impl Core {
             inode.attributes()
         });
         let shown = shown.unwrap_or(attributes);
-        self.finish(op, Ok(Answer::Opened(shown, handle)));
+        self.finish(op, Ok(Answer::Opened(Box::new(shown), handle)));
     }
 
     /// The table's side of an opening has ended. Nothing if there is no handle to be made: it was refused, nobody waits for it

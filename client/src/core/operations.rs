@@ -15,6 +15,7 @@ use holdfast_common::limits::REQUEST_DEADLINE_MS;
 use holdfast_proto::meta::{CloseSession, Kind, ReadResponse, mutation, read_request};
 use std::time::Duration;
 
+/// The same for all, so that the oldest operation has the first deadline.
 const DEADLINE: Duration = Duration::from_millis(REQUEST_DEADLINE_MS as u64);
 
 /// An operation of a caller.
@@ -79,7 +80,6 @@ pub(super) enum Then {
 impl Core {
     pub(super) fn begin(&mut self, op: OpId, call: Call) {
         let deadline = self.now + DEADLINE;
-        self.deadlines.insert((deadline, op));
         self.operations.insert(op, Box::new(Operation { deadline, state: State::Starting }));
         if self.session.phase == Phase::Closed {
             return self.finish(op, Err(Error::SessionLost));
@@ -142,8 +142,7 @@ impl Core {
 
     /// Ends an operation, if it has not ended.
     pub(super) fn finish(&mut self, op: OpId, outcome: Result<Answer, Error>) {
-        if let Some(operation) = self.operations.remove(&op) {
-            self.deadlines.remove(&(operation.deadline, op));
+        if self.operations.remove(&op).is_some() {
             self.out.outcomes.push((op, outcome));
         }
     }
@@ -151,7 +150,6 @@ impl Core {
     /// Nobody waits for it: what it holds comes back now. What was sent goes on (R8).
     pub(super) fn abandon(&mut self, op: OpId) {
         let Some(operation) = self.operations.remove(&op) else { return };
-        self.deadlines.remove(&(operation.deadline, op));
         match operation.state {
             State::Asked(request) | State::LookingUp(request, _) => {
                 if let Some(asked) = self.requests.forget_unsent(request) {
@@ -186,10 +184,11 @@ impl Core {
     }
 
     pub(super) fn end_overdue(&mut self) {
-        while let Some((_, op)) = self.deadlines.first().copied().filter(|(at, _)| *at <= self.now) {
-            let why = match self.operations.get(&op).map(|operation| &operation.state) {
-                Some(State::Writing(write)) => write.wanting(),
-                Some(State::Flushing { .. }) => "written data is not on the disks yet; it is kept",
+        while let Some((op, operation)) = self.operations.first().filter(|(_, first)| first.deadline <= self.now) {
+            let op = *op;
+            let why = match &operation.state {
+                State::Writing(write) => write.wanting(),
+                State::Flushing { .. } => "written data is not on the disks yet; it is kept",
                 _ => "the metadata leader did not answer",
             };
             self.abandon(op);

@@ -5,9 +5,9 @@
 //! places the next append over that write. So what was known of an inode is kept until every question that was asked
 //! before it was let go has ended: no answer goes back behind it.
 
-use holdfast_common::InodeId;
+use holdfast_common::{Ascending, InodeId};
 use holdfast_proto::meta::Attr;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 /// A question's number, ascending in the order of asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,7 +24,7 @@ struct LetGo {
 #[derive(Debug, Default)]
 pub(crate) struct Questions {
     next: u64,
-    under_way: BTreeSet<u64>,
+    under_way: Ascending<u64>,
     let_go: BTreeMap<InodeId, LetGo>,
     /// The same in the order of letting go.
     order: VecDeque<(u64, InodeId)>,
@@ -34,14 +34,14 @@ impl Questions {
     pub(crate) fn begin(&mut self) -> Question {
         let number = self.next;
         self.next += 1;
-        self.under_way.insert(number);
+        self.under_way.insert(number, ());
         Question(number)
     }
 
     /// The answer was taken in, or will never be.
     pub(crate) fn end(&mut self, question: Question) {
         self.under_way.remove(&question.0);
-        let oldest = self.under_way.first().copied().unwrap_or(self.next);
+        let oldest = self.under_way.first().map_or(self.next, |(number, ())| *number);
         while let Some((before, inode)) = self.order.front().copied().filter(|(before, _)| *before <= oldest) {
             self.order.pop_front();
             if self.let_go.get(&inode).is_some_and(|kept| kept.before == before) {

@@ -9,9 +9,9 @@ use super::members::Members;
 use super::time::Moment;
 use crate::Error;
 use holdfast_common::limits::SESSION_IN_FLIGHT_MAX;
-use holdfast_common::{Incarnation, NodeId, SessionId, VolumeId};
+use holdfast_common::{Ascending, Incarnation, NodeId, SessionId, VolumeId};
 use holdfast_proto::meta::{Code, MutateRequest, Mutation, ReadRequest, mutation, read_request};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -43,7 +43,9 @@ struct Request<A> {
     session: SessionId,
     pause: Duration,
     retry_at: Option<Moment>,
-    attempt: Option<(AttemptId, SocketAddr)>,
+    attempts: u32,
+    /// Where the last attempt went, until it is answered.
+    sent_to: Option<SocketAddr>,
 }
 
 /// What an answer means to the asker.
@@ -72,13 +74,11 @@ pub(crate) struct Requests<A> {
     target: Target,
     session: Option<SessionId>,
     next_sequence: u64,
-    outstanding: BTreeSet<u64>,
+    outstanding: Ascending<u64>,
     next_id: u64,
-    next_attempt: u64,
-    /// Boxed: a map that is often empty allocates room for eleven whenever one comes.
-    requests: BTreeMap<RequestId, Box<Request<A>>>,
-    attempts: BTreeMap<AttemptId, RequestId>,
-    retries: BTreeSet<(Moment, RequestId)>,
+    /// Boxed, to be moved cheaply.
+    requests: Ascending<RequestId, Box<Request<A>>>,
+    retries: Ascending<(Moment, RequestId)>,
     /// Without a number or a session yet, in their order.
     waiting: VecDeque<RequestId>,
 }
@@ -164,12 +164,10 @@ impl<A> Requests<A> {
             target: Target { index: 0, named: None },
             session: None,
             next_sequence: 1,
-            outstanding: BTreeSet::new(),
+            outstanding: Ascending::default(),
             next_id: 0,
-            next_attempt: 0,
-            requests: BTreeMap::new(),
-            attempts: BTreeMap::new(),
-            retries: BTreeSet::new(),
+            requests: Ascending::default(),
+            retries: Ascending::default(),
             waiting: VecDeque::new(),
         }
     }
@@ -187,7 +185,8 @@ impl<A> Requests<A> {
     /// Goes on under a new session; numbers start anew. What waited for it is sent.
     pub(crate) fn set_session(&mut self, session: SessionId, now: Moment, members: &Members, out: &mut Effects) {
         self.session = Some(session);
-        (self.next_sequence, self.outstanding) = (1, BTreeSet::new());
+        self.next_sequence = 1;
+        self.outstanding.clear();
         self.pump(now, members, out);
     }
 
@@ -218,7 +217,8 @@ impl<A> Requests<A> {
             session: SessionId(0),
             pause: RETRY_PAUSE,
             retry_at: None,
-            attempt: None,
+            attempts: 0,
+            sent_to: None,
         };
         self.requests.insert(id, Box::new(request));
         if !self.dispatch(id, now, members, out) {
@@ -237,9 +237,6 @@ impl<A> Requests<A> {
 
     fn remove(&mut self, id: RequestId) -> Option<Box<Request<A>>> {
         let request = self.requests.remove(&id)?;
-        if let Some((attempt, _)) = request.attempt {
-            self.attempts.remove(&attempt);
-        }
         if let Some(at) = request.retry_at {
             self.retries.remove(&(at, id));
         }
@@ -254,7 +251,7 @@ impl<A> Requests<A> {
     /// Sends what waits, as far as the bound on numbers in flight allows.
     fn pump(&mut self, now: Moment, members: &Members, out: &mut Effects) {
         while let Some(id) = self.waiting.pop_front() {
-            if self.requests.contains_key(&id) && !self.dispatch(id, now, members, out) {
+            if self.requests.contains(&id) && !self.dispatch(id, now, members, out) {
                 self.waiting.push_front(id);
                 return;
             }
@@ -275,7 +272,7 @@ impl<A> Requests<A> {
                     return false;
                 }
                 request.sequence = Some(self.next_sequence);
-                self.outstanding.insert(self.next_sequence);
+                self.outstanding.insert(self.next_sequence, ());
                 self.next_sequence += 1;
             }
             request.session = session;
@@ -293,16 +290,15 @@ impl<A> Requests<A> {
 
     fn send(&mut self, id: RequestId, now: Moment, members: &Members, out: &mut Effects) {
         let to = self.address(members);
-        let attempt = AttemptId(self.next_attempt);
-        let floor = self.outstanding.first().copied();
+        let floor = self.outstanding.first().map(|(sequence, ())| *sequence);
         let Some(request) = self.requests.get_mut(&id) else { return };
         let Some(to) = to else {
             out.ask_volmgr = true;
             return self.pause(id, now);
         };
-        self.next_attempt += 1;
-        request.attempt = Some((attempt, to));
-        self.attempts.insert(attempt, id);
+        request.attempts += 1;
+        request.sent_to = Some(to);
+        let attempt = AttemptId { request: id, attempt: request.attempts };
         let (volume, incarnation, session) = (self.volume.0, self.incarnation.0, request.session.0);
         let wire = match &request.body {
             Body::Mutation(op) => Wire::Mutate(Box::new(MutateRequest {
@@ -332,18 +328,18 @@ impl<A> Requests<A> {
     fn retry_at(&mut self, id: RequestId, at: Moment) {
         if let Some(request) = self.requests.get_mut(&id) {
             request.retry_at = Some(at);
-            self.retries.insert((at, id));
+            self.retries.insert((at, id), ());
         }
     }
 
     /// When [`Requests::tick`] has something to do.
     pub(crate) fn wake(&self) -> Option<Moment> {
-        self.retries.first().map(|(at, _)| *at)
+        self.retries.first().map(|((at, _), ())| *at)
     }
 
     /// Tries again what has paused long enough.
     pub(crate) fn tick(&mut self, now: Moment, members: &Members, out: &mut Effects) {
-        while let Some((at, id)) = self.retries.first().copied().filter(|(at, _)| *at <= now) {
+        while let Some((at, id)) = self.retries.first().map(|(key, ())| *key).filter(|(at, _)| *at <= now) {
             self.retries.remove(&(at, id));
             if let Some(request) = self.requests.get_mut(&id) {
                 request.retry_at = None;
@@ -363,8 +359,9 @@ impl<A> Requests<A> {
         members: &Members,
         out: &mut Effects,
     ) -> Outcome<A> {
-        let Some(id) = self.attempts.remove(&attempt) else { return Outcome::Pending };
-        let asked = self.requests.get_mut(&id).and_then(|request| request.attempt.take()).map(|(_, to)| to);
+        let id = attempt.request;
+        let request = self.requests.get_mut(&id).filter(|request| request.attempts == attempt.attempt);
+        let Some(asked) = request.and_then(|request| request.sent_to.take()) else { return Outcome::Pending };
         let verdict = match &answer {
             Ok(response) => judge(response.code(), response.leader()),
             Err(_) => Verdict::Another,
@@ -380,7 +377,7 @@ impl<A> Requests<A> {
                 return Outcome::Answered(request.asker, answer.map_err(Error::TimedOut).and_then(Response::checked));
             }
             Verdict::Expired => return self.expired(id, now, members, out),
-            Verdict::Follow(leader) if Some(leader) != asked => {
+            Verdict::Follow(leader) if leader != asked => {
                 self.target.named = Some(leader);
                 self.retry_at(id, now + FOLLOW_PAUSE);
             }
@@ -416,8 +413,8 @@ impl<A> Requests<A> {
     }
 
     /// Turns to the next replica, unless somebody else already turned away from `failed`.
-    fn turn_from(&mut self, failed: Option<SocketAddr>, members: &Members) {
-        if self.address(members) == failed {
+    fn turn_from(&mut self, failed: SocketAddr, members: &Members) {
+        if self.address(members) == Some(failed) {
             self.target = Target { index: (self.target.index + 1) % self.replicas.len().max(1), named: None };
         }
     }

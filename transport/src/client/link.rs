@@ -1,11 +1,11 @@
 //! A living connection of a client and the calls that wait on it.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use holdfast_common::Ascending;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::AbortHandle;
@@ -38,7 +38,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Calls {
-    waiting: HashMap<u64, oneshot::Sender<Result<Answer, RpcError>>>,
+    waiting: Ascending<u64, oneshot::Sender<Result<Answer, RpcError>>>,
     /// Set once, when the connection ended. No call may wait from then on, for nobody would answer it.
     ended: Option<RpcError>,
 }
@@ -98,7 +98,7 @@ impl Link {
             calls.waiting.insert(stream, sender);
             calls.waiting.len() == 1
         };
-        let pending = Pending { shared: Arc::clone(&self.shared), stream, answer };
+        let pending = Pending { shared: Arc::clone(&self.shared), stream, answer, waits: true };
         // Requests are bounded by the places, so no other limit applies.
         match self.shared.outbox.push(frame, usize::MAX, alone) {
             Ok(()) => Ok(pending),
@@ -175,7 +175,7 @@ impl Shared {
             calls.ended.get_or_insert_with(|| error.clone());
             std::mem::take(&mut calls.waiting)
         };
-        for sender in waiting.into_values() {
+        for (_, sender) in waiting {
             let _ = sender.send(Err(error.clone()));
         }
         self.outbox.close();
@@ -187,16 +187,22 @@ pub(super) struct Pending {
     shared: Arc<Shared>,
     stream: u64,
     answer: oneshot::Receiver<Result<Answer, RpcError>>,
+    /// It is among the calls that wait, or was until the connection ended.
+    waits: bool,
 }
 
 impl Pending {
     pub(super) async fn answer(&mut self) -> Result<Answer, RpcError> {
-        (&mut self.answer).await.unwrap_or(Err(RpcError::Disconnected))
+        let answer = (&mut self.answer).await.unwrap_or(Err(RpcError::Disconnected));
+        self.waits = false;
+        answer
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.shared.calls.lock().waiting.remove(&self.stream);
+        if self.waits {
+            self.shared.calls.lock().waiting.remove(&self.stream);
+        }
     }
 }

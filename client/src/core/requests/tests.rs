@@ -43,7 +43,7 @@ impl Bench {
     }
 
     fn sent(&mut self) -> Vec<Send> {
-        std::mem::take(&mut self.out.sends)
+        std::mem::take(&mut self.out.sends).into_vec()
     }
 
     fn numbers(&mut self) -> Vec<(u64, u64, u64)> {

@@ -5,6 +5,8 @@ mod bench;
 mod chunks;
 mod flush;
 mod operations;
+mod random;
+mod reading;
 mod upkeep;
 
 use std::path::Path;

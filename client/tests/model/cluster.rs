@@ -54,6 +54,8 @@ pub(crate) struct State {
     /// Disks that the volume manager thinks dead.
     pub(crate) thought_dead: Vec<u64>,
     pub(crate) free_bytes: u64,
+    /// Disks that refuse every shard for want of space, whatever they promised.
+    pub(crate) full: Vec<u64>,
     pub(crate) floor: u64,
     /// Puts below it.
     pub(crate) refused_puts: u64,
@@ -85,6 +87,7 @@ impl Cluster {
             silent: Vec::new(),
             thought_dead: Vec::new(),
             free_bytes: 1 << 40,
+            full: Vec::new(),
             floor: 0,
             refused_puts: 0,
             executed: 0,
@@ -315,6 +318,9 @@ impl State {
         if header.chunk < self.floor {
             self.refused_puts += 1;
             return Status::BelowFloor;
+        }
+        if self.full.contains(&disk) {
+            return Status::NoSpace;
         }
         let key = (disk, header.chunk, header.shard);
         match self.shards.get(&key) {

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used)] // Helpers of tests, too, end the test when something is not as it must be.
 mod budgets;
 mod cluster;
+mod interruptions;
 mod random;
 mod scenarios;
 mod sessions;
+mod sharing;
+mod trouble;

@@ -230,6 +230,7 @@ fn within(offset: u64, bytes: &Bytes, from: u64, to: u64) -> Option<(u64, Bytes)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_common::Random;
     use proptest::prelude::*;
     use std::sync::Arc;
 
@@ -322,5 +323,49 @@ mod tests {
                 prop_assert_eq!(&seen[5..], &model[5..]);
             }
         }
+    }
+
+    /// Random writes, cuts and takes: ranges do not overlap, and what is taken is below what is left, within its limits.
+    #[test]
+    fn what_is_taken_is_the_lowest_and_within_its_limits() {
+        for seed in 0..200 {
+            let (mut map, mut random) = (DirtyMap::default(), Random::new(seed));
+            for _ in 0..80 {
+                let (offset, length) = (random.below(1 << 20), random.index(100_000) + 1);
+                match random.below(6) {
+                    0 => map.cut(offset, offset + length as u64),
+                    1 => {
+                        let before = map.bytes();
+                        let (limit_bytes, limit_pieces) = (length, random.index(4) + 1);
+                        let taken = map.take(limit_bytes, limit_pieces);
+                        assert!(taken.bytes() <= limit_bytes && taken.ranges.len() <= limit_pieces, "seed {seed}");
+                        assert_eq!(taken.bytes() + map.bytes(), before, "seed {seed}");
+                        assert!(map.ranges().next().is_none_or(|(start, _)| start >= taken.end()), "seed {seed}");
+                        let full = taken.bytes() == limit_bytes || taken.ranges.len() == limit_pieces;
+                        assert!(full || map.is_empty(), "seed {seed}: it takes as much as it may");
+                    }
+                    _ => drop(map.write(offset, Bytes::from(vec![1; length]))),
+                }
+                let ranges: Vec<_> = map.ranges().collect();
+                assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "seed {seed}: {ranges:?}");
+                assert!(ranges.iter().all(|(start, end)| start < end), "seed {seed}: {ranges:?}");
+                assert_eq!((map.end(), map.pieces_count()), (ranges.last().map_or(0, |r| r.1), ranges.len()));
+            }
+        }
+    }
+
+    /// A reader that was shown bytes keeps them as they were.
+    #[test]
+    fn bytes_that_were_shown_do_not_change_under_their_reader() {
+        let mut map = DirtyMap::default();
+        map.write(0, Bytes::from_static(b"first"));
+        let shown = map.parts(0, 100);
+        map.write(5, Bytes::from_static(b" second"));
+        map.write(0, Bytes::from_static(b"FIRST"));
+        let frozen = map.take(1 << 20, 100);
+        map.write(0, Bytes::from_static(b"third"));
+        assert_eq!(shown, [(0, Bytes::from_static(b"first"))]);
+        let text: Vec<u8> = frozen.parts(2, 8).flat_map(|(_, bytes)| bytes.to_vec()).collect();
+        assert_eq!(text, b"RST se");
     }
 }

@@ -167,6 +167,7 @@ impl ExtentMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_common::Random;
     use proptest::prelude::*;
 
     fn record(chunk: u64) -> ChunkRecord {
@@ -218,5 +219,82 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Random answers of the table and commits against a plain array: what is known, mapped and held.
+    #[test]
+    fn answers_and_commits_behave_like_an_array() {
+        for seed in 0..300 {
+            let mut random = Random::new(seed);
+            let mut map = ExtentMap::default();
+            // Not known, a hole, or a place in a chunk.
+            let mut model: Vec<Option<Option<(u64, u64)>>> = vec![None; 200];
+            let index = |at: u64| usize::try_from(at).unwrap();
+            for chunk in 1..30u64 {
+                let (from, length) = (random.below(100), random.below(60) + 1);
+                if random.chance(40) {
+                    map.commit(&[record(chunk)], &[extent(from, length, chunk, 7)]);
+                    (0..length).for_each(|at| model[index(from + at)] = Some(Some((chunk, 7 + at))));
+                    continue;
+                }
+                model[index(from)..index(from + length)].fill(Some(None));
+                let mut extents = Vec::new();
+                let mut at = from;
+                while at < from + length && random.chance(70) {
+                    let start = at + random.below(5);
+                    let count = random.below(20) + 1;
+                    if start >= from + length {
+                        break;
+                    }
+                    // The last one is given whole, and may stick out.
+                    extents.push(extent(start, count, chunk, 3));
+                    (0..count).for_each(|at| model[index(start + at)] = Some(Some((chunk, 3 + at))));
+                    at = start + count;
+                }
+                let chunks = vec![record(chunk)];
+                map.learn(&FileMap { offset: from, covered_bytes: length, extents, chunks });
+                for (at, cell) in (0u64..).zip(&model) {
+                    assert_eq!(map.first_unknown(at, at + 1).is_none(), cell.is_some(), "seed {seed}, at {at}");
+                }
+                let mut seen = vec![None; 200];
+                for range in map.ranges(0, 200) {
+                    for at in 0..range.length_bytes {
+                        seen[index(range.file_offset + at)] = Some((range.chunk.chunk, range.chunk_offset + at));
+                    }
+                }
+                assert_eq!(seen, model.iter().map(|cell| cell.flatten()).collect::<Vec<_>>(), "seed {seed}");
+                let named: std::collections::BTreeSet<_> = seen.iter().flatten().map(|(chunk, _)| chunk).collect();
+                assert_eq!(map.chunks.len(), named.len(), "seed {seed}: records that no extent names are gone");
+            }
+            map.clear();
+            assert_eq!((map.held_bytes(), map.first_unknown(0, 1)), (0, Some(0)));
+        }
+    }
+
+    #[test]
+    fn a_map_of_too_many_extents_begins_anew() {
+        let mut map = ExtentMap::default();
+        let part = |first: u64, count: u64| FileMap {
+            offset: first * 10,
+            covered_bytes: count * 10,
+            extents: (first..first + count).map(|at| extent(at * 10, 5, 1, 0)).collect(),
+            chunks: vec![record(1)],
+        };
+        let most = CACHED_EXTENTS_MAX as u64;
+        map.learn(&part(0, most));
+        let full = map.held_bytes();
+        assert_eq!(map.first_unknown(0, most * 10), None);
+        map.learn(&part(most, 1));
+        assert_eq!((map.first_unknown(0, 10), map.first_unknown(most * 10, most * 10 + 10)), (Some(0), None));
+        assert!(map.held_bytes() < full / 1000);
+    }
+
+    #[test]
+    fn an_extent_without_its_record_is_not_mapped() {
+        let mut map = ExtentMap::default();
+        map.learn(&FileMap { offset: 0, covered_bytes: 10, extents: vec![extent(0, 10, 1, 0)], chunks: vec![] });
+        map.commit(&[], &[extent(20, 10, 2, 0)]);
+        assert!(map.ranges(0, 100).is_empty());
+        assert_eq!(map.first_unknown(20, 21), Some(20));
     }
 }

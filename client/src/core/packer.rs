@@ -102,6 +102,7 @@ fn pack_into<'a>(files: impl IntoIterator<Item = &'a [(u64, Bytes)]>, chunk_byte
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_common::Random;
     use proptest::prelude::*;
 
     #[test]
@@ -153,5 +154,57 @@ mod tests {
                 prop_assert_eq!(bytes, wanted);
             }
         }
+    }
+
+    /// Random files: where a range lies in its chunk (R14).
+    #[test]
+    fn pages_lie_on_pages_and_what_fits_into_one_does_not_cross_two() {
+        for seed in 0..200 {
+            let mut random = Random::new(seed);
+            let files: Vec<Vec<(u64, Bytes)>> = (0..random.below(20) + 1)
+                .map(|_| {
+                    let mut at = 0;
+                    let range = |_| {
+                        let (gap, length) = (random.below(3) * 500, random.index(9000) + 1);
+                        let offset = at + gap;
+                        at = offset + length as u64;
+                        (offset, Bytes::from(vec![1; length]))
+                    };
+                    (0..5).map(range).collect()
+                })
+                .collect();
+            for chunk in pack_into(files.iter().map(Vec::as_slice), 64 << 10) {
+                let mut before = 0;
+                for extent in &chunk.extents {
+                    let (inside, length) = (extent.chunk_offset % PAGE_BYTES, extent.length_bytes);
+                    assert!(extent.chunk_offset >= before, "seed {seed}: they follow each other");
+                    assert!(extent.chunk_offset - before < PAGE_BYTES, "seed {seed}: no more padding than needed");
+                    // One that goes on with the chunk before, or was joined of small ones, begins where it may.
+                    let whole = files[extent.file]
+                        .iter()
+                        .any(|(offset, bytes)| (*offset, bytes.len()) == (extent.file_offset, length as usize));
+                    let aligned = inside == 0 || inside + length <= PAGE_BYTES;
+                    assert!(aligned || !whole, "seed {seed}: {extent:?}");
+                    before = extent.chunk_offset + length;
+                }
+                assert_eq!(before, chunk.length_bytes, "seed {seed}: nothing behind the last");
+            }
+        }
+    }
+
+    #[test]
+    fn a_chunk_holds_no_more_extents_than_a_commit() {
+        let files: Vec<_> = (0..COMMIT_EXTENTS_MAX + 10).map(|_| [(0, Bytes::from_static(b"x"))]).collect();
+        let chunks = pack(files.iter().map(<[_; 1]>::as_slice));
+        let counts: Vec<_> = chunks.iter().map(|chunk| chunk.extents.len()).collect();
+        assert_eq!(counts, [COMMIT_EXTENTS_MAX, 10]);
+    }
+
+    #[test]
+    fn files_without_ranges_take_no_chunk_and_keep_their_numbers() {
+        let some = [(7u64, Bytes::from_static(b"x"))];
+        let chunks = pack([&[][..], &some[..], &[][..]]);
+        assert_eq!(chunks.iter().map(|chunk| chunk.extents[0].file).collect::<Vec<_>>(), [1]);
+        assert!(pack([&[][..]]).is_empty());
     }
 }

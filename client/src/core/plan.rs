@@ -22,6 +22,10 @@ impl Plan {
     /// The parts of `from..to` that no layer has given, ascending.
     fn gaps_in(&self, from: u64, to: u64) -> Vec<(u64, u64)> {
         let mut gaps = Vec::new();
+        // A layer outside of the range has nothing to give.
+        if from >= to {
+            return gaps;
+        }
         let mut at = self.pieces.range(..=from).next_back().map_or(from, |(_, (end, _))| from.max(*end));
         for (start, (end, _)) in self.pieces.range(from..to) {
             if at < *start {
@@ -74,6 +78,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_common::Random;
     use holdfast_proto::meta::ChunkRecord;
     use std::sync::Arc;
 
@@ -99,5 +104,48 @@ mod tests {
                 PlanPiece::Zeros(10),
             ]
         );
+    }
+
+    /// Random layers against a plain array of bytes.
+    #[test]
+    fn behaves_like_an_array() {
+        for seed in 0..500 {
+            let mut random = Random::new(seed);
+            let from = random.below(50);
+            let to = from + random.below(60) + 1;
+            let mut plan = Plan::new(from, to);
+            // Nothing, a byte, or the offset in a chunk.
+            let mut model: Vec<Option<Result<u8, u64>>> = vec![None; 200];
+            for stamp in 1..=u8::try_from(random.below(8) + 1).unwrap() {
+                let (start, length) = (random.below(100), random.below(30) + 1);
+                let put_bytes = random.chance(50);
+                if put_bytes {
+                    plan.put_bytes(start, &Bytes::from(vec![stamp; usize::try_from(length).unwrap()]));
+                } else {
+                    plan.put_mapped(&mapped(start, length, 1000 * u64::from(stamp)));
+                }
+                for at in start..start + length {
+                    let there = if put_bytes { Ok(stamp) } else { Err(1000 * u64::from(stamp) + at - start) };
+                    model[usize::try_from(at).unwrap()].get_or_insert(there);
+                }
+                let gaps: Vec<u64> = plan.gaps().into_iter().flat_map(|(lo, hi)| lo..hi).collect();
+                let missing: Vec<u64> =
+                    (from..to).filter(|at| model[usize::try_from(*at).unwrap()].is_none()).collect();
+                assert_eq!(gaps, missing, "seed {seed}");
+            }
+            let seen: Vec<Option<Result<u8, u64>>> = plan
+                .finish()
+                .into_iter()
+                .flat_map(|piece| match piece {
+                    PlanPiece::Bytes(bytes) => bytes.iter().map(|byte| Some(Ok(*byte))).collect::<Vec<_>>(),
+                    PlanPiece::Zeros(count) => (0..count).map(|_| None).collect(),
+                    PlanPiece::Chunk { offset, length_bytes, .. } => {
+                        (offset..offset + length_bytes).map(|at| Some(Err(at))).collect()
+                    }
+                })
+                .collect();
+            let wanted = &model[usize::try_from(from).unwrap()..usize::try_from(to).unwrap()];
+            assert_eq!(seen, wanted, "seed {seed}");
+        }
     }
 }

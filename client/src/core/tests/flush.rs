@@ -4,6 +4,7 @@ use super::super::effects::{Call, Send};
 use super::super::flush::DIRTY_AGE_MAX;
 use super::super::*;
 use super::bench::{BOTH, Bench, change_of, commit_of, mutate_says, number_of, settings};
+use holdfast_common::DiskId;
 use holdfast_common::limits::CHUNK_BYTES_MAX;
 use holdfast_proto::data::Status;
 use holdfast_proto::meta::{Code, CommitResult, SetAttr};
@@ -359,4 +360,29 @@ fn an_abandoned_fsync_leaves_the_flush_to_go_on() {
     bench.committed(&commit);
     assert_eq!((bench.done(first), bench.done(second)), (None, Some(Ok(()))));
     bench.assert_empty();
+}
+
+/// A chunk that waits for ids or for members when its session is lost.
+#[test]
+fn a_chunk_that_waits_is_gone_with_its_session() {
+    for waits_for_ids in [true, false] {
+        let mut bench = Bench::mounted();
+        let handle = bench.open(5, BOTH);
+        if waits_for_ids {
+            bench.held = vec!["ReserveChunks"];
+        } else {
+            (1..=5).for_each(|disk| bench.step(effects::Input::Unanswered { disk: DiskId(disk) }));
+        }
+        bench.written(handle, 0, 100);
+        bench.fsync(handle);
+        assert!(bench.puts.is_empty());
+        bench.expire();
+        bench.held.clear();
+        bench.sends.clear();
+        bench.later(Duration::from_secs(10));
+        assert!(bench.puts.is_empty(), "it belongs to the lost session (R22)");
+        let writes = &bench.core.writes;
+        assert!(writes.paused.is_empty() && writes.without_id.is_empty());
+        bench.assert_empty();
+    }
 }

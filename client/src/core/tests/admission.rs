@@ -228,6 +228,15 @@ fn quota_is_raised_in_steps_that_serve_many_writes() {
     bench.assert_empty();
 }
 
+/// Where it begins in its page is known when it is admitted.
+#[test]
+fn an_append_is_charged_as_many_pages_as_it_may_touch() {
+    let mut bench = Bench::with(limited());
+    let handle = bench.open(5, APPEND);
+    bench.write_at(handle, WriteAt::End { believed: 0 }, 2);
+    assert_eq!(asked_bytes(&bench.take("ReserveQuota")), 2 * PAGE + (64 << 20));
+}
+
 fn asked_bytes(send: &effects::Send) -> u64 {
     let mutation::Op::ReserveQuota(op) = super::bench::change_of(send) else { panic!("{send:?}") };
     op.bytes
@@ -280,6 +289,8 @@ fn a_write_over_mapped_pages_needs_no_quota_and_one_over_a_hole_only_the_holes()
         }
         assert_eq!(bench.done(op), Some(Ok(())), "{mapped:?}");
         assert_eq!(bench.core.quota.charged_bytes(), needed * PAGE);
+        // Which of its pages it was charged for is not known: a generation of its own takes them along.
+        assert_eq!(bench.puts.len(), usize::from(0 < needed && needed < 3), "{mapped:?}");
         bench.settle();
         bench.later(Duration::from_secs(1));
         bench.settle();

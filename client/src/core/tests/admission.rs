@@ -35,6 +35,18 @@ fn a_writer_without_memory_waits_for_a_flush_and_none_overtakes_it() {
 }
 
 #[test]
+fn a_writer_that_does_not_fit_beside_what_is_dirty_has_it_flushed() {
+    let mut bench = Bench::with(small_memory());
+    let handle = bench.open(5, BOTH);
+    bench.written(handle, 0, MIB - 1);
+    assert!(bench.puts.is_empty());
+    let large = bench.write(handle, 8 << 20, MIB + MIB / 2);
+    assert_eq!((bench.done(large), bench.puts.len()), (None, 1), "at once, and not when it is old");
+    bench.settle();
+    assert_eq!(bench.done(large), Some(Ok(())));
+}
+
+#[test]
 fn a_writer_that_gives_up_lets_the_next_one_in_at_once() {
     let mut bench = Bench::with(small_memory());
     let handle = bench.open(5, BOTH);
@@ -205,6 +217,18 @@ fn a_promise_of_space_serves_many_writes_until_it_is_old() {
     assert_eq!((bench.done(op), bench.reserves.len()), (None, 1));
     bench.later(DEADLINE);
     assert!(matches!(bench.done(op), Some(Err(Error::TimedOut(why))) if why.contains("disks")));
+}
+
+#[test]
+fn space_that_was_promised_to_a_lost_session_is_asked_for_anew() {
+    let mut bench = Bench::mounted();
+    let handle = bench.open(5, BOTH);
+    bench.written(handle, 0, 10);
+    bench.free_bytes = None;
+    bench.expire();
+    let op = bench.write(handle, 0, 10);
+    assert_eq!((bench.done(op), bench.reserves.len()), (None, 1));
+    assert_eq!(bench.reserves[0].session, SessionId(2));
 }
 
 // Quota.

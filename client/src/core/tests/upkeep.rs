@@ -336,6 +336,28 @@ fn quota_goes_back_when_nothing_is_dirty_and_never_beside_a_raise() {
     assert_eq!(bench.done(op), Some(Ok(())));
 }
 
+/// Dropped: the writer that a raise was asked for is gone, and the raise is not answered.
+#[test]
+fn quota_does_not_go_back_while_a_raise_of_it_is_under_way() {
+    let mut bench = Bench::with(Settings { limited: true, ..settings() });
+    let handle = bench.open(5, BOTH);
+    let op = bench.write(handle, 0, 10);
+    let raise = bench.take("ReserveQuota");
+    bench.mutated(&raise, MutateResponse { reserved_bytes: 8192, ..MutateResponse::default() });
+    assert_eq!(bench.done(op), Some(Ok(())));
+    bench.fsync(handle);
+    bench.settle();
+    let large = bench.write(handle, 0, 100_000);
+    let raise = bench.take("ReserveQuota");
+    bench.abandon(large);
+    bench.later(SECOND * 3);
+    assert_eq!(bench.count("ReserveQuota"), 0, "two changes of it could pass each other");
+    bench.mutated(&raise, MutateResponse { reserved_bytes: 64 << 20, ..MutateResponse::default() });
+    bench.later(SECOND);
+    let back = bench.take("ReserveQuota");
+    assert!(matches!(change_of(&back), mutation::Op::ReserveQuota(op) if op.bytes == 0));
+}
+
 #[test]
 fn a_mount_without_a_limit_never_speaks_of_quota() {
     let mut bench = Bench::mounted();

@@ -6,5 +6,5 @@ pub mod limits;
 pub mod proof;
 mod random;
 
-pub use ids::{ChunkId, ClusterId, DiskId, GroupId, Incarnation, InodeId, NodeId, SessionId, VolumeId};
+pub use ids::{ChunkId, ClusterId, DiskId, GroupId, Incarnation, InodeId, NodeId, Owner, SessionId, VolumeId};
 pub use random::{Random, random_bytes};

@@ -291,4 +291,18 @@ mod tests {
         session.told(false);
         assert_eq!(session.tell_released(), [FILE.0]);
     }
+
+    /// Interleaving: a release is told and not heard, and the file is opened again meanwhile.
+    #[test]
+    fn a_release_that_was_not_heard_is_not_told_again_of_what_is_open_again() {
+        let mut session = Session::new();
+        opened(&mut session);
+        session.close(FILE);
+        session.tell_released();
+        assert!(opened(&mut session), "the release may be on its way still");
+        session.told(false);
+        assert!(session.tell_released().is_empty());
+        session.close(FILE);
+        assert_eq!(session.tell_released(), [FILE.0]);
+    }
 }

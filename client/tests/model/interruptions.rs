@@ -5,7 +5,7 @@ use crate::cluster::{Cluster, Faults, in_virtual_time};
 use crate::scenarios::{BOTH, READ, create, mount, read, write};
 use bytes::Bytes;
 use holdfast_client::{Error, FileSystem, RenameMode, SetAttributes, WriteAt};
-use holdfast_common::InodeId;
+use holdfast_common::{InodeId, Owner};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
@@ -125,7 +125,7 @@ fn a_dropped_create_and_a_dropped_rename_happen_once_all_the_same() {
             let faults = || Faults { unanswered: if number % 2 == 0 { 100 } else { 0 }, ..Faults::default() };
             let (from, to) = (format!("from{number}"), format!("to{number}"));
             cluster.state().faults = faults();
-            let creating = fs.create(InodeId::ROOT, from.as_bytes(), 0o644, 0, 0, true, BOTH);
+            let creating = fs.create(InodeId::ROOT, from.as_bytes(), 0o644, Owner::ROOT, true, BOTH);
             let _ = timeout(moment, creating).await;
             cluster.state().faults = Faults::default();
             settle().await;

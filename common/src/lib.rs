@@ -1,10 +1,12 @@
-//! Ids, units, limits, checksums, proofs and random numbers: what every part of Holdfast shares.
+//! Ids, offsets, units, limits, checksums, proofs and random numbers: what every part of Holdfast shares.
 
 pub mod checksum;
 pub mod ids;
 pub mod limits;
+mod offset;
 pub mod proof;
 mod random;
 
 pub use ids::{ChunkId, ClusterId, DiskId, GroupId, Incarnation, InodeId, NodeId, Owner, SessionId, VolumeId};
+pub use offset::FileOffset;
 pub use random::{Random, random_bytes};

@@ -9,7 +9,7 @@ fn bytes(length: usize) -> Bytes {
 }
 
 fn write(inode: &mut Inode, offset: u64, data: Bytes) -> Written {
-    inode.write(offset, data, 1, false, 0, Moment(0)).unwrap()
+    inode.write(FileOffset(offset), data, 1, false, 0, Moment(0)).unwrap()
 }
 
 fn frozen(inode: &mut Inode, how: Freeze) -> Vec<usize> {
@@ -50,7 +50,7 @@ fn an_append_goes_behind_what_is_dirty_frozen_and_committed() {
     let mut inode = Inode::new(Attr { inode: 5, size_bytes: 10, ..Attr::default() });
     for end in [20, 30, 40] {
         let offset = inode.offset_of(WriteAt::End { believed: 0 });
-        write(&mut inode, offset, bytes(10));
+        write(&mut inode, offset.0, bytes(10));
         inode.freeze(Freeze::All);
         assert_eq!(inode.size_bytes(), end);
     }
@@ -64,7 +64,7 @@ fn an_append_goes_behind_what_is_dirty_frozen_and_committed() {
 #[test]
 fn attributes_that_our_own_commit_overtook_do_not_shrink_the_file() {
     let mut inode = inode();
-    inode.write(0, bytes(100), 50, false, 0, Moment(0)).unwrap();
+    inode.write(FileOffset(0), bytes(100), 50, false, 0, Moment(0)).unwrap();
     let generation = inode.freeze(Freeze::All).start;
     let stale = Attr { inode: 5, ..Attr::default() };
     let committed = Attr { inode: 5, size_bytes: 100, mtime_ns: 50, data_version: 1, ..Attr::default() };
@@ -79,12 +79,12 @@ fn bytes_from_before_a_truncation_are_not_read_while_a_flush_is_under_way() {
     let mut inode = Inode::new(Attr { inode: 5, size_bytes: 8, data_version: 1, ..Attr::default() });
     let map = FileMap { offset: 0, covered_bytes: 8, extents: vec![extent(8, 7)], chunks: vec![record(7)] };
     inode.learn_map(Attr { inode: 5, size_bytes: 8, data_version: 1, ..Attr::default() }, &map);
-    assert_eq!(text(inode.find(0, 8)), b"########");
+    assert_eq!(text(inode.find(FileOffset(0), 8)), b"########");
     write(&mut inode, 8, Bytes::from_static(b"new"));
     inode.freeze(Freeze::All);
     // Cut to nothing and grown again: what was in the chunk is a hole now.
     inode.refresh(Attr { inode: 5, size_bytes: 8, data_version: 3, truncate_generation: 2, ..Attr::default() });
-    assert!(matches!(inode.find(0, 11), Found::MapUnknown { offset: 0 }));
+    assert!(matches!(inode.find(FileOffset(0), 11), Found::MapUnknown { offset: FileOffset(0) }));
 }
 
 #[test]
@@ -94,15 +94,15 @@ fn a_map_is_kept_over_our_own_commit_however_early_its_attributes_are_heard() {
     let generation = inode.freeze(Freeze::All).start;
     let attributes = Attr { inode: 5, size_bytes: 4, data_version: 1, ..Attr::default() };
     inode.refresh(attributes);
-    assert_eq!(text(inode.find(0, 4)), b"1234");
+    assert_eq!(text(inode.find(FileOffset(0), 4)), b"1234");
     inode.committed(generation, Some(attributes), &[record(7)], &[extent(4, 7)]);
-    assert_eq!(text(inode.find(0, 4)), b"####");
+    assert_eq!(text(inode.find(FileOffset(0), 4)), b"####");
 }
 
 #[test]
 fn suid_is_gone_from_the_write_on_not_from_its_flush_on() {
     let mut inode = Inode::new(Attr { inode: 5, mode: 0o6755, ..Attr::default() });
-    inode.write(0, bytes(1), 1, true, 0, Moment(0)).unwrap();
+    inode.write(FileOffset(0), bytes(1), 1, true, 0, Moment(0)).unwrap();
     assert_eq!(inode.attributes().mode, 0o755);
     inode.freeze(Freeze::All);
     assert_eq!(inode.attributes().mode, 0o755);
@@ -135,7 +135,7 @@ fn what_is_unflushed_is_read_before_what_is_mapped() {
     write(&mut inode, 0, Bytes::from_static(b"frozen"));
     inode.freeze(Freeze::All);
     write(&mut inode, 2, Bytes::from_static(b"DI"));
-    assert_eq!(text(inode.find(0, 100)), b"frDIen");
+    assert_eq!(text(inode.find(FileOffset(0), 100)), b"frDIen");
 }
 
 #[test]
@@ -155,9 +155,9 @@ fn a_flush_waits_for_the_generations_before_it_only() {
 #[test]
 fn what_is_dropped_gives_back_what_it_held() {
     let mut inode = inode();
-    inode.write(0, bytes(10), 1, false, 4096, Moment(0)).unwrap();
+    inode.write(FileOffset(0), bytes(10), 1, false, 4096, Moment(0)).unwrap();
     inode.freeze(Freeze::All);
-    inode.write(10, bytes(5), 1, false, 4096, Moment(0)).unwrap();
+    inode.write(FileOffset(10), bytes(5), 1, false, 4096, Moment(0)).unwrap();
     assert_eq!(inode.drop_unflushed(), Dropped { bytes: 15, charged_bytes: 8192 });
     assert!(inode.is_clean() && inode.is_unused());
 }

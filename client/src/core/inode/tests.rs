@@ -161,3 +161,31 @@ fn what_is_dropped_gives_back_what_it_held() {
     assert_eq!(inode.drop_unflushed(), Dropped { bytes: 15, charged_bytes: 8192 });
     assert!(inode.is_clean() && inode.is_unused());
 }
+
+#[test]
+fn what_is_known_of_an_older_version_is_not_known_of_the_newer() {
+    let at = |data_version| Attr { inode: 5, size_bytes: 16, data_version, ..Attr::default() };
+    let mut inode = Inode::new(at(1));
+    inode.learn_map(
+        at(1),
+        &FileMap { offset: 0, covered_bytes: 8, extents: vec![extent(8, 7)], chunks: vec![record(7)] },
+    );
+    inode.learn_map(at(2), &FileMap { offset: 8, covered_bytes: 8, extents: vec![], chunks: vec![] });
+    assert_eq!(text(inode.find(FileOffset(8), 8)), [0; 8]);
+    assert!(matches!(inode.find(FileOffset(0), 8), Found::MapUnknown { offset: FileOffset(0) }));
+}
+
+/// Interleaving: another mount's commit is taken in between what this mount knows and its own.
+#[test]
+fn a_commit_behind_that_of_another_mount_does_not_make_the_former_map_new() {
+    for (version, is_known) in [(2, true), (3, false)] {
+        let at = |data_version| Attr { inode: 5, size_bytes: 16, data_version, ..Attr::default() };
+        let mut inode = Inode::new(at(1));
+        let map = FileMap { offset: 0, covered_bytes: 16, extents: vec![extent(16, 7)], chunks: vec![record(7)] };
+        inode.learn_map(at(1), &map);
+        write(&mut inode, 0, Bytes::from_static(b"1234"));
+        let generation = inode.freeze(Freeze::All).start;
+        inode.committed(generation, Some(at(version)), &[record(8)], &[extent(4, 8)]);
+        assert_eq!(matches!(inode.find(FileOffset(4), 4), Found::Pieces(_)), is_known, "version {version}");
+    }
+}

@@ -271,6 +271,21 @@ fn after_a_lost_session_known_maps_and_ends_are_asked_for_again() {
     assert_eq!(pages(&mut bench, all).as_deref(), Some("1.2w"));
 }
 
+#[test]
+fn a_reader_does_not_wait_for_a_commit_of_a_lost_session() {
+    let mut bench = Bench::mounted();
+    let handle = file(&mut bench, 2);
+    bench.written(handle, 0, 4096);
+    bench.fsync(handle);
+    bench.store_all();
+    bench.take("Commit");
+    bench.expire();
+    let op = plan(&mut bench, handle, 0, 2 * PAGE);
+    let send = bench.take("ReadMap");
+    answer_map(&mut bench, &send, map(0, 2, &[(1, 3)]));
+    assert_eq!(pages(&mut bench, op).as_deref(), Some(".3"));
+}
+
 // Searches.
 
 fn seek(bench: &mut Bench, handle: FileHandle, page: u64, whence: Whence) -> OpId {

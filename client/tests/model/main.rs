@@ -4,6 +4,7 @@
 mod budgets;
 mod cluster;
 mod interruptions;
+mod names;
 mod random;
 mod scenarios;
 mod sessions;

@@ -211,4 +211,12 @@ mod tests {
         assert_eq!(chunks.iter().map(|chunk| chunk.extents[0].file).collect::<Vec<_>>(), [1]);
         assert!(pack([&[][..]]).is_empty());
     }
+
+    #[test]
+    fn what_goes_on_in_its_file_goes_on_in_its_chunk() {
+        let parts: Vec<_> = (0..4u64).map(|at| (FileOffset(at * 5000), Bytes::from(vec![1; 5000]))).collect();
+        let chunks = pack([&parts[..]]);
+        let extents: Vec<_> = chunks[0].extents.iter().map(|e| (e.chunk_offset, e.length_bytes)).collect();
+        assert_eq!((extents, chunks[0].length_bytes), (vec![(0, 20_000)], 20_000), "one extent, and no padding");
+    }
 }

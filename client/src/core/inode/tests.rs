@@ -1,4 +1,6 @@
 use super::*;
+use holdfast_common::Random;
+use std::collections::BTreeMap;
 
 fn inode() -> Inode {
     Inode::new(Attr { inode: 5, ..Attr::default() })
@@ -187,5 +189,143 @@ fn a_commit_behind_that_of_another_mount_does_not_make_the_former_map_new() {
         let generation = inode.freeze(Freeze::All).start;
         inode.committed(generation, Some(at(version)), &[record(8)], &[extent(4, 8)]);
         assert_eq!(matches!(inode.find(FileOffset(4), 4), Found::Pieces(_)), is_known, "version {version}");
+    }
+}
+
+/// A table that is a plain array: which byte of which chunk is where.
+struct Mapped {
+    attributes: Attr,
+    places: Vec<Option<(u64, u64)>>,
+    chunks: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Mapped {
+    fn map(&self, from: u64, count: u64) -> FileMap {
+        let places = (0u64..).zip(&self.places).skip(to_index(from)).take(to_index(count));
+        let mapped: Vec<_> = places.filter_map(|(at, place)| Some((at, (*place)?))).collect();
+        let extent = |(at, (chunk, offset)): &(u64, (u64, u64))| Extent {
+            file_offset: *at,
+            length_bytes: 1,
+            chunk: *chunk,
+            chunk_offset: u32::try_from(*offset).unwrap(),
+        };
+        let named: BTreeSet<u64> = mapped.iter().map(|(_, (chunk, _))| *chunk).collect();
+        let chunks = named.into_iter().map(record).collect();
+        FileMap { offset: from, covered_bytes: count, extents: mapped.iter().map(extent).collect(), chunks }
+    }
+
+    /// Takes bytes at an offset, as this mount's commit or another's.
+    fn take(&mut self, offset: u64, bytes: &[u8]) -> (ChunkRecord, Extent) {
+        let chunk = self.chunks.len() as u64 + 1;
+        self.chunks.insert(chunk, bytes.to_vec());
+        let end = to_index(offset) + bytes.len();
+        self.places.resize(self.places.len().max(end), None);
+        for (at, place) in (0u64..).zip(&mut self.places[to_index(offset)..end]) {
+            *place = Some((chunk, at));
+        }
+        self.attributes.size_bytes = self.places.len() as u64;
+        (record(chunk), Extent { file_offset: offset, length_bytes: bytes.len() as u64, chunk, chunk_offset: 0 })
+    }
+
+    fn content(&self) -> Vec<u8> {
+        let byte = |place: &Option<(u64, u64)>| place.map_or(0, |(chunk, at)| self.chunks[&chunk][to_index(at)]);
+        self.places.iter().map(byte).collect()
+    }
+}
+
+fn to_index(at: u64) -> usize {
+    usize::try_from(at).unwrap()
+}
+
+/// What is found, with the map asked for as often as it is not known.
+fn found(inode: &mut Inode, table: &Mapped, from: u64, length: u64) -> Vec<u8> {
+    loop {
+        let pieces = match inode.find(FileOffset(from), length) {
+            Found::Pieces(pieces) => pieces,
+            Found::MapUnknown { offset } => {
+                assert!(
+                    inode.map.first_unknown(offset, offset + 1).is_some()
+                        || inode.map_version != table.attributes.data_version
+                );
+                inode.learn_map(table.attributes, &table.map(offset.0, 10));
+                continue;
+            }
+        };
+        let bytes = |piece: PlanPiece| match piece {
+            PlanPiece::Bytes(bytes) => bytes.to_vec(),
+            PlanPiece::Zeros(count) => vec![0; to_index(count)],
+            PlanPiece::Chunk { chunk, offset, length_bytes } => {
+                table.chunks[&chunk.chunk][to_index(offset)..to_index(offset + length_bytes)].to_vec()
+            }
+        };
+        return pieces.into_iter().flat_map(bytes).collect();
+    }
+}
+
+/// Offset and bytes of each.
+type Writes = Vec<(u64, Vec<u8>)>;
+
+/// Random writes, flushes and commits of this mount, commits and cuts of another: a read finds what is unflushed over what the
+/// table has.
+#[test]
+fn a_read_finds_what_is_unflushed_over_what_the_table_has() {
+    for seed in 0..300 {
+        let mut random = Random::new(seed);
+        let attributes = Attr { inode: 5, ..Attr::default() };
+        let mut table = Mapped { attributes, places: Vec::new(), chunks: BTreeMap::new() };
+        let mut inode = Inode::new(attributes);
+        // Generations on their way, and what is dirty.
+        let mut flushing: VecDeque<(u64, Writes)> = VecDeque::new();
+        let mut dirty = Writes::new();
+        for stamp in 1..60u8 {
+            let (at, data) = (random.below(100), vec![stamp; random.index(40) + 1]);
+            match random.below(8) {
+                0..=2 => {
+                    write(&mut inode, at, Bytes::from(data.clone()));
+                    dirty.push((at, data));
+                }
+                3 => {
+                    for generation in inode.freeze(Freeze::All) {
+                        flushing.push_back((generation, std::mem::take(&mut dirty)));
+                    }
+                }
+                4..=5 => {
+                    let Some((generation, writes)) = flushing.pop_front() else { continue };
+                    let (mut records, mut extents) = (Vec::new(), Vec::new());
+                    for (offset, bytes) in &inode.frozen(generation).unwrap().ranges.ranges.clone() {
+                        let (record, extent) = table.take(offset.0, bytes);
+                        records.push(record);
+                        extents.push(extent);
+                    }
+                    assert!(!writes.is_empty());
+                    table.attributes.data_version += 1;
+                    inode.committed(generation, Some(table.attributes), &records, &extents);
+                }
+                6 => {
+                    if random.chance(50) {
+                        table.take(at, &data);
+                    } else {
+                        table.places.truncate(to_index(at));
+                        table.attributes.size_bytes = table.places.len() as u64;
+                        table.attributes.truncate_generation += 1;
+                    }
+                    table.attributes.data_version += 1;
+                }
+                _ => inode.forget_map(),
+            }
+            inode.refresh(table.attributes);
+            let mut wanted = table.content();
+            for (offset, bytes) in flushing.iter().flat_map(|(_, writes)| writes).chain(&dirty) {
+                let end = to_index(*offset) + bytes.len();
+                wanted.resize(wanted.len().max(end), 0);
+                wanted[to_index(*offset)..end].copy_from_slice(bytes);
+            }
+            assert_eq!(inode.size_bytes(), wanted.len() as u64, "seed {seed}, step {stamp}");
+            let from = random.below(120);
+            let length = random.below(60);
+            let seen = found(&mut inode, &table, from, length);
+            let part = &wanted[to_index(from).min(wanted.len())..to_index(from + length).min(wanted.len())];
+            assert!(seen == part, "seed {seed}, step {stamp}: from {from}: {seen:?} and not {part:?}");
+        }
     }
 }

@@ -28,6 +28,7 @@ use fuser::{
     WriteFlags,
 };
 use holdfast_client::{NewNode, SetAttributes, Whence};
+use holdfast_common::Owner;
 use listing::Position;
 use serve::Refusal;
 use std::ffi::OsStr;
@@ -224,11 +225,11 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (file_system, parent, name) = (self.file_system.clone(), convert::inode(parent), bytes_of(name));
-        let (uid, gid, permissions) = (request.uid(), request.gid(), convert::permissions(mode));
+        let (owner, permissions) = (Owner { uid: request.uid(), gid: request.gid() }, convert::permissions(mode));
         let (exclusive, truncate) = (flags & libc::O_EXCL != 0, flags & libc::O_TRUNC != 0);
         let open = convert::open_mode(flags, self.sync_writes);
         let work = async move {
-            let (mut made, opened) = file_system.create(parent, &name, permissions, uid, gid, exclusive, open).await?;
+            let (mut made, opened) = file_system.create(parent, &name, permissions, owner, exclusive, open).await?;
             // The kernel takes the file for new and will not truncate it. Another mount may have made and filled it
             // since the kernel looked.
             if truncate && made.size_bytes > 0 {

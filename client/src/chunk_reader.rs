@@ -21,6 +21,7 @@ use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::limits::PAGE_BYTES;
 use holdfast_common::{ChunkId, Incarnation, VolumeId};
+use holdfast_erasure::{Geometry, geometry};
 use holdfast_proto::data::{ReadShardsRequest, ShardRange, Status};
 use holdfast_proto::meta::ChunkRecord;
 use parking_lot::Mutex;
@@ -94,7 +95,7 @@ impl ChunkReader {
 
     /// The bytes of each range, in pieces. With `whole_blocks` whole blocks are fetched and kept for the next readers.
     pub(crate) async fn read(&self, ranges: &[ChunkRange], whole_blocks: bool) -> Result<Vec<Vec<Bytes>>, Error> {
-        let pieces: Vec<Vec<Piece>> = ranges.iter().map(|r| pieces_of(r, whole_blocks)).collect();
+        let pieces: Vec<Vec<Piece>> = ranges.iter().map(|r| pieces_of(r, whole_blocks)).collect::<Result<_, _>>()?;
         let parts: Vec<&ShardPart> = pieces.iter().flatten().map(|p| &p.part).collect();
         let mut found = self.cached(&parts);
         if whole_blocks && found.iter().any(Option::is_none) {
@@ -117,7 +118,7 @@ impl ChunkReader {
 
     /// Loads what is not there into the cache, ahead of readers. Failures are left for the readers to meet.
     pub(crate) async fn prefetch(&self, ranges: &[ChunkRange]) {
-        let pieces: Vec<Piece> = ranges.iter().flat_map(|r| pieces_of(r, true)).collect();
+        let pieces: Vec<Piece> = ranges.iter().filter_map(|r| pieces_of(r, true).ok()).flatten().collect();
         let parts: Vec<&ShardPart> = pieces.iter().map(|piece| &piece.part).collect();
         if let Err(error) = self.load_claimed(&parts).await {
             tracing::debug!(%error, "readahead failed");
@@ -315,28 +316,22 @@ fn whole_block(part: &ShardPart) -> ShardPart {
 }
 
 /// Cuts a range at shards and blocks, and widens it to pages (or to blocks).
-fn pieces_of(range: &ChunkRange, whole_blocks: bool) -> Vec<Piece> {
-    let shard_length = range.chunk.shard_length_bytes;
-    let (mut at, stop) = (range.offset, range.offset + range.length_bytes);
-    let mut pieces = Vec::new();
-    while at < stop && shard_length > 0 {
-        let shard = at / shard_length;
-        let inside = at % shard_length;
-        let block_end = (inside / BLOCK_BYTES + 1) * BLOCK_BYTES;
-        let length = (stop - at).min(shard_length - inside).min(block_end - inside);
-        let first = inside / PAGE_BYTES * PAGE_BYTES;
-        let last = (inside + length).next_multiple_of(PAGE_BYTES).min(shard_length);
-        let part = ShardPart {
-            chunk: Arc::clone(&range.chunk),
-            shard: u8::try_from(shard).unwrap_or(u8::MAX),
-            offset: first,
-            length_bytes: last - first,
-        };
+fn pieces_of(range: &ChunkRange, whole_blocks: bool) -> Result<Vec<Piece>, Error> {
+    let wanted = range.offset..range.offset + range.length_bytes;
+    let piece = |piece: geometry::Piece| {
+        let geometry::Piece { shard, offset, length_bytes, skip_bytes, take_bytes } = piece;
+        let part = ShardPart { chunk: Arc::clone(&range.chunk), shard, offset, length_bytes };
         let part = if whole_blocks { whole_block(&part) } else { part };
-        pieces.push(Piece { skip: (inside - part.offset) as usize, length: length as usize, part });
-        at += length;
-    }
-    pieces
+        let skip = (offset + skip_bytes - part.offset) as usize;
+        Piece { part, skip, length: take_bytes as usize }
+    };
+    Ok(geometry_of(&range.chunk)?.pieces_by_block(wanted, BLOCK_BYTES).map(piece).collect())
+}
+
+/// The stripe of a chunk, which the table has checked before it took the chunk in.
+fn geometry_of(chunk: &ChunkRecord) -> Result<Geometry, Error> {
+    Geometry::recorded(chunk.data_shards, chunk.parity_shards, chunk.length_bytes, chunk.shard_length_bytes)
+        .ok_or_else(|| Error::Unreadable(format!("chunk {}: its geometry is impossible", chunk.chunk)))
 }
 
 #[cfg(test)]
@@ -344,12 +339,22 @@ mod tests {
     use super::*;
 
     fn range(offset: u32, length_bytes: u32) -> ChunkRange {
-        let chunk = ChunkRecord { chunk: 1, shard_length_bytes: 1 << 20, ..ChunkRecord::default() };
+        let (data_shards, parity_shards) = (4, 2);
+        let (length_bytes_of_chunk, shard_length_bytes) = (4 << 20, 1 << 20);
+        let chunk = ChunkRecord {
+            chunk: 1,
+            data_shards,
+            parity_shards,
+            length_bytes: length_bytes_of_chunk,
+            shard_length_bytes,
+            ..ChunkRecord::default()
+        };
         ChunkRange { chunk: Arc::new(chunk), offset, length_bytes }
     }
 
     fn shape(range: &ChunkRange, whole: bool) -> Vec<(u8, u32, u32, usize, usize)> {
         pieces_of(range, whole)
+            .unwrap()
             .iter()
             .map(|p| (p.part.shard, p.part.offset, p.part.length_bytes, p.skip, p.length))
             .collect()
@@ -368,5 +373,12 @@ mod tests {
             shape(&range((1 << 20) - 100, 200), true),
             [(0, last, BLOCK_BYTES, 256 * 1024 - 100, 100), (1, 0, BLOCK_BYTES, 0, 100)]
         );
+    }
+
+    #[test]
+    fn a_chunk_whose_geometry_is_impossible_is_not_read() {
+        let mut range = range(0, 10);
+        Arc::make_mut(&mut range.chunk).shard_length_bytes = 0;
+        assert!(matches!(pieces_of(&range, false), Err(Error::Unreadable(_))));
     }
 }

@@ -140,3 +140,35 @@ fn errno_of(code: Code) -> i32 {
         | Code::Changed => libc::EIO,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unflushed(count: u64) -> Error {
+        let path = |inode: u64| inode.is_multiple_of(2).then(|| Bytes::from(format!("/file{inode}")));
+        Error::Unflushed((1..=count).map(|inode| UnflushedFile { inode: InodeId(inode), path: path(inode) }).collect())
+    }
+
+    #[test]
+    fn files_that_were_not_flushed_are_named_as_far_as_people_read() {
+        assert_eq!(unflushed(1).to_string(), "written data of one file could not be flushed in time: inode 1");
+        assert_eq!(
+            unflushed(2).to_string(),
+            "written data of 2 files could not be flushed in time: inode 1, /file2 (inode 2)"
+        );
+        let many = unflushed(17).to_string();
+        assert!(many.contains("of 17 files") && many.ends_with("/file16 (inode 16), ..."), "{many}");
+        assert!(unflushed(16).to_string().ends_with("/file16 (inode 16)"));
+    }
+
+    #[test]
+    fn what_a_program_can_act_on_keeps_its_errno_and_the_rest_is_an_input_output_error() {
+        let refused = |code| Error::Refused { code, detail: String::new() }.errno();
+        assert_eq!([Error::NoSpace.errno(), Error::Quota.errno(), refused(Code::Quota)], [28, 122, 122]);
+        assert_eq!([refused(Code::NoSpace), refused(Code::Stale), refused(Code::NotEmpty)], [28, 116, 39]);
+        let inner = [Code::RewriteChunk, Code::Truncated, Code::SessionExpired, Code::NotLeader, Code::Ok];
+        assert!(inner.into_iter().all(|code| refused(code) == libc::EIO));
+        assert_eq!([Error::SessionLost.errno(), unflushed(1).errno(), Error::BadHandle.errno()], [5, 5, 9]);
+    }
+}

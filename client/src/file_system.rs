@@ -108,7 +108,8 @@ impl FileSystem {
         let stat = self.ask(read_request::Op::StatFs(StatFs {})).await?.stat.unwrap_or_default();
         let left = if stat.quota_bytes == 0 { u64::MAX } else { stat.quota_bytes.saturating_sub(stat.used_bytes) };
         let available_bytes = stat.available_bytes.min(left);
-        Ok(FileSystemStat { total_bytes: stat.used_bytes + available_bytes, available_bytes, inodes: stat.inodes })
+        let total_bytes = stat.used_bytes.saturating_add(available_bytes);
+        Ok(FileSystemStat { total_bytes, available_bytes, inodes: stat.inodes })
     }
 
     /// Bytes of memory held for written data, for maps of files, and for blocks that were read or are being read to be kept.

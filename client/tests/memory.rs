@@ -8,7 +8,7 @@ mod cluster;
 use bytes::Bytes;
 use cluster::{Cluster, in_virtual_time};
 use holdfast_client::{FileSystem, MountConfig, OpenMode, WriteAt};
-use holdfast_common::{InodeId, Random};
+use holdfast_common::{InodeId, Owner, Random};
 use std::sync::Arc;
 
 /// Overwrites, each with its fsync, after which the process must have taken all the memory that it needs.
@@ -45,7 +45,7 @@ fn fsyncs_and_overwrites_leave_nothing_in_memory() {
         let mut handles = Vec::new();
         for file in 0..FILES {
             let name = file.to_string();
-            handles.push(fs.create(InodeId::ROOT, name.as_bytes(), 0o644, 0, 0, true, mode).await.unwrap().1);
+            handles.push(fs.create(InodeId::ROOT, name.as_bytes(), 0o644, Owner::ROOT, true, mode).await.unwrap().1);
         }
         let mut random = Random::new(1);
         let mut warm_kib = 0;

@@ -43,6 +43,21 @@ id!(/// A block group of a volume.
 id!(/// One mounted client, as a table knows it.
     SessionId, "s");
 
+/// Whom an inode belongs to, by the numbers that the kernel knows users and groups by. They are passed together, so that nobody
+/// takes one for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+}
+
+impl Owner {
+    /// The superuser and its group.
+    pub const ROOT: Self = Self { uid: 0, gid: 0 };
+}
+
 impl InodeId {
     /// The root directory of every volume.
     pub const ROOT: Self = Self(1);

@@ -101,6 +101,12 @@ impl Geometry {
     /// What to read for a range of the chunk, in the chunk's order, widened to whole pages. What lies beyond the
     /// chunk's end is left out.
     pub fn pieces(&self, range: Range<u32>) -> impl Iterator<Item = Piece> + use<> {
+        self.pieces_by_block(range, self.shard_length_bytes)
+    }
+
+    /// The same, with no piece across a multiple of `block_bytes` of its shard: a multiple of 4 KiB, not zero.
+    pub fn pieces_by_block(&self, range: Range<u32>, block_bytes: u32) -> impl Iterator<Item = Piece> + use<> {
+        assert!(block_bytes > 0 && block_bytes.is_multiple_of(PAGE_BYTES), "a block is whole pages");
         let shard_length = self.shard_length_bytes;
         let end = range.end.min(self.length_bytes);
         let mut at = range.start;
@@ -109,7 +115,7 @@ impl Geometry {
                 return None;
             }
             let (shard, from) = (at / shard_length, at % shard_length);
-            let take_bytes = (end - at).min(shard_length - from);
+            let take_bytes = (end - at).min(shard_length - from).min(block_bytes - from % block_bytes);
             at += take_bytes;
             let offset = from - from % PAGE_BYTES;
             let until = (from + take_bytes).next_multiple_of(PAGE_BYTES);
@@ -192,6 +198,18 @@ mod tests {
     }
 
     #[test]
+    fn a_range_is_cut_at_blocks_and_shards() {
+        let geometry = Geometry::new(mode("4+2"), 4 << 20, 6).unwrap();
+        let block = 256 << 10;
+        let pieces: Vec<_> = geometry
+            .pieces_by_block((1 << 20) - block - 100..(1 << 20) + 200, block)
+            .map(|piece| (piece.shard, piece.offset, piece.length_bytes, piece.skip_bytes, piece.take_bytes))
+            .collect();
+        let last = (1 << 20) - block;
+        assert_eq!(pieces, [(0, last - 4096, 4096, 3996, 100), (0, last, block, 0, block), (1, 0, 4096, 0, 200)]);
+    }
+
+    #[test]
     fn numbers_that_do_not_belong_together_are_no_geometry() {
         assert!(Geometry::recorded(4, 2, 4 << 20, 1 << 20).is_some());
         for (d, m, length, shard) in [
@@ -229,11 +247,14 @@ mod tests {
         #[test]
         fn pieces_cover_their_range_once_in_order_and_in_whole_pages(
             k in 1..=16_u32, length in 1..=CHUNK_BYTES_MAX, a in 0..=CHUNK_BYTES_MAX, b in 0..=CHUNK_BYTES_MAX + 9,
+            blocks in 0..100_u32,
         ) {
             let g = Geometry::new(CodeMode::new(k, 2).unwrap(), length, 32).unwrap();
             let mut at = a.min(b);
             let end = a.max(b).min(length);
-            for piece in g.pieces(a.min(b)..a.max(b)) {
+            let block = if blocks == 0 { g.shard_length_bytes() } else { blocks * PAGE_BYTES };
+            for piece in g.pieces_by_block(a.min(b)..a.max(b), block) {
+                prop_assert_eq!(piece.offset / block, (piece.offset + piece.length_bytes - 1) / block);
                 prop_assert_eq!(u32::from(piece.shard) * g.shard_length_bytes() + piece.offset + piece.skip_bytes, at);
                 prop_assert!(piece.take_bytes > 0 && piece.skip_bytes < PAGE_BYTES);
                 prop_assert!(piece.offset % PAGE_BYTES == 0 && piece.length_bytes % PAGE_BYTES == 0);

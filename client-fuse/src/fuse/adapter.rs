@@ -9,6 +9,7 @@ use super::walk::Walks;
 use bytes::Bytes;
 use fuser::{Errno, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyXattr, Request};
 use holdfast_client::{Attributes, Error, FileSystem, FileSystemStat, NewNode};
+use holdfast_common::Owner;
 use holdfast_common::limits::{NAME_BYTES_MAX, PAGE_BYTES};
 use std::ffi::OsStr;
 use std::future::Future;
@@ -113,9 +114,9 @@ impl Adapter {
         mode: u32,
     ) {
         let (parent, name) = (convert::inode(at.0), bytes_of(at.1));
-        let (uid, gid) = (request.uid(), request.gid());
+        let owner = Owner { uid: request.uid(), gid: request.gid() };
         self.entry(self.off_the_way(request), "create a node", reply, |file_system| async move {
-            file_system.create_node(parent, &name, node, convert::permissions(mode), uid, gid).await
+            file_system.create_node(parent, &name, node, convert::permissions(mode), owner).await
         });
     }
 

@@ -3,13 +3,12 @@
 //! All parts of a read are rebuilt at once: each round asks, for every part, as many others as it still lacks, with one request a
 //! node. There is a second round only if replacements fail, too.
 
-use super::{ChunkReader, Fetched, ShardPart};
+use super::{ChunkReader, Fetched, ShardPart, geometry_of};
 use crate::Error;
 use crate::core::members::{Member, Members};
 use crate::core::time::Moment;
 use bytes::Bytes;
 use holdfast_erasure::{Geometry, reconstruct};
-use holdfast_proto::meta::ChunkRecord;
 
 /// A part on its way.
 struct Rebuild<'a> {
@@ -87,9 +86,4 @@ impl ChunkReader {
             }
         }
     }
-}
-
-fn geometry_of(chunk: &ChunkRecord) -> Result<Geometry, Error> {
-    Geometry::recorded(chunk.data_shards, chunk.parity_shards, chunk.length_bytes, chunk.shard_length_bytes)
-        .ok_or_else(|| Error::Unreadable(format!("chunk {}: its geometry is impossible", chunk.chunk)))
 }

@@ -218,3 +218,6 @@ impl Files {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,7 +113,7 @@ impl Core {
                 inode: work.inode.0,
                 truncate_generation,
                 extents: Vec::new(),
-                size_at_least: frozen.ranges.end(),
+                size_at_least: frozen.ranges.end().0,
                 mtime_ns: frozen.mtime_ns,
                 quota_bytes: if limited { frozen.charged_bytes } else { 0 },
                 kill_suid_sgid: frozen.kill_suid_sgid,

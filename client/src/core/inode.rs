@@ -16,8 +16,8 @@ use super::questions::newest;
 use super::time::Moment;
 use crate::{Error, WriteAt};
 use bytes::Bytes;
-use holdfast_common::InodeId;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX};
+use holdfast_common::{FileOffset, InodeId};
 use holdfast_proto::meta::{Attr, ChunkRecord, Extent, FileMap};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -54,7 +54,7 @@ pub(crate) enum Freeze {
 #[derive(Debug)]
 pub(crate) enum Found {
     /// The map of this offset is not known: ask the table from there on.
-    MapUnknown { offset: u64 },
+    MapUnknown { offset: FileOffset },
     /// Everything; nothing at or behind the end of the file.
     Pieces(Vec<PlanPiece>),
 }
@@ -195,8 +195,8 @@ impl Inode {
 
     /// The size as this client's user sees it.
     pub(crate) fn size_bytes(&self) -> u64 {
-        let flushing = self.flushing.iter().map(|f| f.ranges.end()).max().unwrap_or(0);
-        self.attributes.size_bytes.max(flushing).max(self.dirty.end())
+        let flushing = self.flushing.iter().map(|f| f.ranges.end()).max().unwrap_or_default();
+        self.attributes.size_bytes.max(flushing.0).max(self.dirty.end().0)
     }
 
     /// Attributes as last known, with what is unflushed.
@@ -223,10 +223,10 @@ impl Inode {
     }
 
     /// Where a write goes: the end is chosen when the data is taken in.
-    pub(crate) fn offset_of(&self, at: WriteAt) -> u64 {
+    pub(crate) fn offset_of(&self, at: WriteAt) -> FileOffset {
         match at {
-            WriteAt::Offset(offset) => offset,
-            WriteAt::End { .. } => self.size_bytes(),
+            WriteAt::Offset(offset) => FileOffset(offset),
+            WriteAt::End { .. } => FileOffset(self.size_bytes()),
         }
     }
 
@@ -236,17 +236,17 @@ impl Inode {
     /// [`Error::FileTooLarge`], with nothing changed.
     pub(crate) fn write(
         &mut self,
-        offset: u64,
+        offset: FileOffset,
         data: Bytes,
         mtime_ns: i64,
         kill_suid_sgid: bool,
         charged_bytes: u64,
         now: Moment,
     ) -> Result<Written, Error> {
-        if offset.checked_add(data.len() as u64).is_none_or(|end| end > FILE_BYTES_MAX) {
+        if offset.0.checked_add(data.len() as u64).is_none_or(|end| end > FILE_BYTES_MAX) {
             return Err(Error::FileTooLarge);
         }
-        self.charges.add(offset, data.len() as u64, charged_bytes);
+        self.charges.add(offset.0, data.len() as u64, charged_bytes);
         let replaced_bytes = self.dirty.write(offset, data);
         self.mtime_ns = self.mtime_ns.max(mtime_ns);
         self.kill_suid_sgid |= kill_suid_sgid;
@@ -275,7 +275,7 @@ impl Inode {
                 break;
             }
             let ranges = self.dirty.take(limit, GENERATION_PIECES_MAX);
-            let charged_bytes = self.charges.take((!self.dirty.is_empty()).then(|| ranges.end()));
+            let charged_bytes = self.charges.take((!self.dirty.is_empty()).then(|| ranges.end().0));
             self.flushing.push_back(Frozen {
                 generation: self.next_generation,
                 ranges: Arc::new(ranges),
@@ -407,11 +407,11 @@ impl Inode {
     }
 
     /// What is at `offset`, at most `length_bytes` of it.
-    pub(crate) fn find(&mut self, offset: u64, length_bytes: u64) -> Found {
+    pub(crate) fn find(&mut self, offset: FileOffset, length_bytes: u64) -> Found {
         if self.doubtful {
             return Found::MapUnknown { offset };
         }
-        let end = self.size_bytes().min(offset.saturating_add(length_bytes));
+        let end = FileOffset(self.size_bytes().min(offset.0.saturating_add(length_bytes)));
         if offset >= end {
             return Found::Pieces(Vec::new());
         }
@@ -425,7 +425,7 @@ impl Inode {
             }
         }
         // Behind the committed size there is nothing to ask the table for.
-        let mapped_end = end.min(self.attributes.size_bytes);
+        let mapped_end = end.min(FileOffset(self.attributes.size_bytes));
         let is_current = self.map_version == self.attributes.data_version;
         for (from, to) in plan.gaps() {
             let to = to.min(mapped_end);

@@ -44,4 +44,32 @@ mod tests {
         assert!(above < 100, "{above} of 1000 samples above {:?}", p99.estimate());
         assert!(p99.estimate() < Duration::from_micros(2000), "{:?}", p99.estimate());
     }
+
+    #[test]
+    fn follows_a_change_upwards_within_some_samples_and_downwards_within_some_thousand() {
+        let mut p99 = Percentile99::starting_at(Duration::from_millis(1));
+        let slow = Duration::from_millis(100);
+        let count = (1..1000).find(|_| {
+            p99.add(slow);
+            p99.estimate() >= slow
+        });
+        assert!(count.is_some_and(|count| (2..60).contains(&count)), "{count:?}");
+        (0..1000).for_each(|_| p99.add(slow));
+        assert!(p99.estimate() <= slow, "not above what was seen: {:?}", p99.estimate());
+        let quick = Duration::from_millis(1);
+        (0..10_000).for_each(|_| p99.add(quick));
+        assert!(p99.estimate() < quick * 2, "{:?}", p99.estimate());
+    }
+
+    #[test]
+    fn one_sample_moves_it_by_an_eighth_at_most() {
+        let mut p99 = Percentile99::starting_at(Duration::from_millis(80));
+        p99.add(Duration::MAX);
+        assert_eq!(p99.estimate(), Duration::from_millis(90));
+        p99.add(Duration::ZERO);
+        assert!(p99.estimate() < Duration::from_millis(90) && p99.estimate() > Duration::from_millis(89));
+        let mut least = Percentile99::starting_at(Duration::ZERO);
+        (0..1000).for_each(|_| least.add(Duration::ZERO));
+        assert_eq!(least.estimate(), Duration::from_micros(100), "it never sticks at nothing");
+    }
 }

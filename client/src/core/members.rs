@@ -260,4 +260,59 @@ mod tests {
         assert_eq!(members.locate(&chunk, 1).map(|m| m.disk), Some(DiskId(1)));
         assert_eq!(members.locate(&chunk, 2), None);
     }
+
+    /// However often it fails: it is left out for at most so long, and one success makes it as good as new.
+    #[test]
+    fn a_disk_that_fails_again_and_again_is_looked_for_every_five_seconds() {
+        let (mut members, group) = members();
+        let mut now = Moment(0);
+        let mut pauses = Vec::new();
+        for _ in 0..50 {
+            members.failed(DiskId(1), now);
+            let back = |wait: &u32| !members.is_avoided(DiskId(1), now + Duration::from_millis(250) * *wait);
+            let wait = (0..100).find(back).unwrap();
+            pauses.push(250 * wait);
+            now = now + Duration::from_millis(250) * wait;
+        }
+        assert_eq!(pauses[..6], [250, 500, 1000, 2000, 4000, 5000]);
+        assert!(pauses[6..].iter().all(|pause| *pause == 5000));
+        members.works(DiskId(1));
+        members.failed(DiskId(1), now);
+        assert!(!members.is_avoided(DiskId(1), now + AVOID_FIRST));
+        assert_eq!(members.usable(&group, 1, now + AVOID_FIRST).len(), 2);
+    }
+
+    #[test]
+    fn a_full_disk_rests_for_a_second_and_has_not_failed() {
+        let (mut members, _) = members();
+        members.full(DiskId(1), Moment(0));
+        assert!(members.is_avoided(DiskId(1), Moment(0)));
+        let later = Moment(0) + FULL_PAUSE;
+        assert!(!members.is_avoided(DiskId(1), later));
+        members.failed(DiskId(1), later);
+        assert!(!members.is_avoided(DiskId(1), later + AVOID_FIRST), "its first failure");
+    }
+
+    #[test]
+    fn a_vacant_slot_and_one_of_an_unknown_node_are_no_members() {
+        let (mut members, mut group) = members();
+        group.slots[0].disk = 0;
+        group.slots[1].node = 99;
+        members.learn_groups(vec![group.clone()]);
+        let slots: Vec<_> = members.all(&group).iter().map(|member| member.slot).collect();
+        assert_eq!(slots, [2], "slots keep their numbers");
+        let chunk = ChunkRecord { group: 1, slots: vec![0, 1, 2, 7].into(), ..ChunkRecord::default() };
+        let found = [0, 1, 2, 3, 4].map(|shard| members.locate(&chunk, shard).map(|member| member.disk.0));
+        assert_eq!(found, [None, None, Some(3), None, None]);
+        assert_eq!(members.locate(&ChunkRecord { group: 5, ..chunk }, 2), None);
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_read_leaves_the_known_one() {
+        let (mut members, _) = members();
+        let known = members.address(NodeId(11));
+        members.learn_nodes(&[NodeAddress { address: "nowhere".into(), ..address(11, true) }]);
+        members.learn_endpoints(&[Endpoint { node: 11, address: String::new(), ..Endpoint::default() }]);
+        assert!(known.is_some() && members.address(NodeId(11)) == known);
+    }
 }

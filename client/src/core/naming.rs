@@ -41,3 +41,30 @@ impl LookedUp {
         self.0.iter().rev().find(|(known, _)| *known == inode).map(|(_, name)| name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &'static str) -> Name {
+        Name { parent: InodeId::ROOT, name: Bytes::from_static(name.as_bytes()) }
+    }
+
+    #[test]
+    fn a_file_has_the_name_by_which_it_was_looked_up_last() {
+        let mut names = LookedUp::default();
+        names.add(InodeId(5), name("first"));
+        names.add(InodeId(6), name("other"));
+        names.add(InodeId(5), name("second"));
+        assert_eq!(names.name_of(InodeId(5)), Some(&name("second")));
+        assert_eq!(names.name_of(InodeId(7)), None);
+    }
+
+    #[test]
+    fn only_the_last_names_are_remembered() {
+        let mut names = LookedUp::default();
+        (0..REMEMBERED_MAX as u64 + 1).for_each(|inode| names.add(InodeId(inode), name("file")));
+        assert_eq!((names.name_of(InodeId(0)), names.0.len()), (None, REMEMBERED_MAX));
+        assert!(names.name_of(InodeId(1)).is_some());
+    }
+}

@@ -95,6 +95,7 @@ impl Core {
                 Ok(())
             }
             Call::Barrier { inode, op: change } => {
+                self.spoil(&change);
                 self.flush(op, inode, Then::Change(inode, Box::new(change)));
                 Ok(())
             }
@@ -237,12 +238,17 @@ impl Core {
         }
     }
 
-    fn begin_mutation(&mut self, op: OpId, change: mutation::Op) {
-        if let mutation::Op::SetXattr(set) = &change
+    /// From a change on that sets one, an inode may have extended attributes.
+    fn spoil(&mut self, change: &mutation::Op) {
+        if let mutation::Op::SetXattr(set) = change
             && let Some(inode) = self.files.inode(InodeId(set.inode))
         {
             inode.spoil();
         }
+    }
+
+    fn begin_mutation(&mut self, op: OpId, change: mutation::Op) {
+        self.spoil(&change);
         let id = self.mutate(change, Asker::Op(op));
         self.set(op, State::Asked(id));
     }

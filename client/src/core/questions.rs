@@ -125,4 +125,17 @@ mod tests {
         questions.let_go(attributes(10));
         assert!(questions.let_go.is_empty());
     }
+
+    /// An older answer keeps what only it can tell: a name's count, an owner, a mode.
+    #[test]
+    fn of_an_older_answer_only_the_content_is_not_believed() {
+        let known = Attr { mtime_ns: 50, ctime_ns: 10, truncate_generation: 3, ..attributes(10) };
+        let fresh = Attr { mtime_ns: 40, ctime_ns: 70, nlink: 2, mode: 0o600, uid: 7, ..attributes(4) };
+        let seen = newest(fresh, &known);
+        assert_eq!((seen.size_bytes, seen.data_version, seen.truncate_generation), (10, 10, 3));
+        assert_eq!((seen.mtime_ns, seen.ctime_ns), (50, 70));
+        assert_eq!((seen.nlink, seen.mode, seen.uid), (2, 0o600, 7));
+        assert_eq!(newest(known, &fresh), known);
+        assert_eq!(newest(Attr { nlink: 9, ..known }, &known).nlink, 9, "of one version the answer is the newer");
+    }
 }

@@ -88,4 +88,36 @@ mod tests {
         assert_eq!(readahead.read(0, 4096, 10_000).ahead, Some((4096, 10_000)));
         assert_eq!(readahead.read(4096, 4096, 10_000).ahead, None);
     }
+
+    #[test]
+    fn the_window_doubles_up_to_its_most_and_begins_anew_after_a_jump() {
+        let mut readahead = Readahead::default();
+        let mut windows = Vec::new();
+        for i in 0..200 {
+            if let Some((_, to)) = readahead.read(i * MIB / 4, MIB / 4, 1000 * MIB).ahead {
+                windows.push(to - (i + 1) * MIB / 4);
+            }
+        }
+        assert_eq!(windows[..4], [MIB, 2 * MIB, 4 * MIB, 8 * MIB]);
+        assert!(windows[4..].iter().all(|window| *window == WINDOW_MAX_BYTES));
+        assert_eq!(readahead.read(500 * MIB, MIB, 1000 * MIB), Advice { sequential: false, ahead: None });
+        let advice = readahead.read(501 * MIB, MIB, 1000 * MIB);
+        assert_eq!(advice.ahead, Some((502 * MIB, 502 * MIB + WINDOW_FIRST_BYTES)));
+    }
+
+    /// The kernel's own readahead brings reads out of order.
+    #[test]
+    fn a_little_disorder_is_still_sequential_and_asks_for_nothing_twice() {
+        let mut readahead = Readahead::default();
+        let mut ahead = 0;
+        for i in [1, 0, 3, 2, 5, 4, 7, 6, 9, 8] {
+            let advice = readahead.read(i * MIB / 4, MIB / 4, 100 * MIB);
+            assert!(advice.sequential, "part {i}");
+            if let Some((from, to)) = advice.ahead {
+                assert!(from >= ahead && to > from, "part {i}");
+                ahead = to;
+            }
+        }
+        assert!(!readahead.read(0, 1, 100 * MIB).sequential, "that is too far back");
+    }
 }

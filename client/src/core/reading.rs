@@ -7,7 +7,7 @@ use super::operations::State;
 use super::readahead::Advice;
 use super::{Asker, Core, missing};
 use crate::{Error, FileHandle, Whence, WriteAt};
-use holdfast_common::InodeId;
+use holdfast_common::{FileOffset, InodeId};
 use holdfast_proto::meta::{ReadMap, ReadResponse, read_request};
 
 /// Extents asked for at once.
@@ -53,7 +53,7 @@ impl Core {
             Ok((_, inode)) => inode,
             Err(error) => return self.finish(op, Err(error)),
         };
-        match inode.find(offset, length_bytes) {
+        match inode.find(FileOffset(offset), length_bytes) {
             Found::Pieces(pieces) => self.finish(op, Ok(Answer::Plan(pieces, advice))),
             Found::MapUnknown { offset } => {
                 inode.map_waiters.push(op);
@@ -64,14 +64,14 @@ impl Core {
     }
 
     /// Asks for an inode's map from an offset on, unless an answer that will tell it is under way.
-    pub(super) fn ask_map(&mut self, id: InodeId, offset: u64) {
+    pub(super) fn ask_map(&mut self, id: InodeId, offset: FileOffset) {
         let Some(inode) = self.files.inode(id) else { return };
         // A commit of ours is about to tell the newest map.
         if inode.map_asked || inode.committing {
             return;
         }
         inode.map_asked = true;
-        let op = ReadMap { inode: id.0, offset, length_bytes: MAP_BYTES, max_extents: MAP_EXTENTS };
+        let op = ReadMap { inode: id.0, offset: offset.0, length_bytes: MAP_BYTES, max_extents: MAP_EXTENTS };
         let losses = self.losses;
         self.ask(read_request::Op::ReadMap(op), Asker::Map(id, losses));
     }

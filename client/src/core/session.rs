@@ -78,11 +78,13 @@ impl Session {
         }
     }
 
-    /// A keep-alive sent at that time was answered.
-    pub(crate) fn renewed(&mut self, sent: Moment) {
+    /// A keep-alive sent at that time was answered. One that was sent longer ago than a lease leaves the session unsure.
+    pub(crate) fn renewed(&mut self, sent: Moment, now: Moment) {
         self.lease_until = self.lease_until.max(sent + LEASE);
-        if self.phase != Phase::Closed {
-            self.phase = Phase::Live;
+        match self.phase {
+            Phase::Opening => self.phase = Phase::Live,
+            Phase::Unsure if now < self.lease_until => self.phase = Phase::Live,
+            Phase::Live | Phase::Unsure | Phase::Closed => {}
         }
     }
 
@@ -210,13 +212,15 @@ mod tests {
     #[test]
     fn a_session_is_unsure_a_lease_after_its_last_answered_keep_alive_was_sent() {
         let mut session = Session::new();
-        session.renewed(Moment(0));
+        session.renewed(Moment(0), Moment(0));
         assert!(!session.look(Moment(0) + LEASE / 2));
-        session.renewed(Moment(0) + LEASE / 4);
+        session.renewed(Moment(0) + LEASE / 4, Moment(0) + LEASE / 2);
         assert!(!session.look(Moment(0) + LEASE));
         assert!(session.look(Moment(0) + LEASE * 2) && session.phase == Phase::Unsure);
         assert!(!session.look(Moment(0) + LEASE * 2), "it is said once");
-        session.renewed(Moment(0) + LEASE * 2);
+        session.renewed(Moment(0) + LEASE / 2, Moment(0) + LEASE * 2);
+        assert_eq!(session.phase, Phase::Unsure, "that was too long ago");
+        session.renewed(Moment(0) + LEASE * 2, Moment(0) + LEASE * 2);
         assert_eq!(session.phase, Phase::Live);
     }
 
@@ -285,6 +289,20 @@ mod tests {
         session.close(FILE);
         session.tell_released();
         session.told(false);
+        assert_eq!(session.tell_released(), [FILE.0]);
+    }
+
+    /// Interleaving: a release is told and not heard, and the file is opened again meanwhile.
+    #[test]
+    fn a_release_that_was_not_heard_is_not_told_again_of_what_is_open_again() {
+        let mut session = Session::new();
+        opened(&mut session);
+        session.close(FILE);
+        session.tell_released();
+        assert!(opened(&mut session), "the release may be on its way still");
+        session.told(false);
+        assert!(session.tell_released().is_empty());
+        session.close(FILE);
         assert_eq!(session.tell_released(), [FILE.0]);
     }
 }

@@ -37,7 +37,7 @@ impl Core {
     pub(super) fn session_opened(&mut self, sent: Moment, answer: Result<MutateResponse, Error>) {
         match answer {
             Ok(response) => {
-                self.session.renewed(sent);
+                self.session.renewed(sent, self.now);
                 self.mounted = true;
                 let session = SessionId(response.session);
                 self.requests.set_session(session, self.now, &self.members, &mut self.out);
@@ -137,7 +137,7 @@ impl Core {
         self.keep_alive = None;
         self.session.told(answer.is_ok());
         let Ok(response) = answer else { return };
-        self.session.renewed(sent);
+        self.session.renewed(sent, self.now);
         self.session.heed_floor(response.floor);
         if self.members.is_behind(response.groups_changes, response.nodes_version) {
             self.ask_groups();

@@ -72,7 +72,7 @@ impl Job {
         for (planned, record) in self.plan.iter().zip(self.chunks.iter().flatten()) {
             for extent in &planned.extents {
                 files[extent.file].push(Extent {
-                    file_offset: extent.file_offset,
+                    file_offset: extent.file_offset.0,
                     length_bytes: u64::from(extent.length_bytes),
                     chunk: record.chunk,
                     chunk_offset: extent.chunk_offset,

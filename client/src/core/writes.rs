@@ -198,3 +198,6 @@ impl ChunkWrites {
         *self = Self { next: self.next, ..Self::default() };
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use super::{Asker, Core};
 use crate::{Error, FileHandle, WriteAt};
 use bytes::Bytes;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES};
-use holdfast_common::{ChunkId, GroupId};
+use holdfast_common::{ChunkId, FileOffset, GroupId};
 use holdfast_proto::data::{DiskGrant, DiskReservation, PutShardResponse};
 use holdfast_proto::meta::{ChunkRecord, Code, MutateResponse, ReadResponse, ReserveQuota, mutation};
 use std::collections::{BTreeMap, BTreeSet};
@@ -165,7 +165,7 @@ impl Core {
             return Step::Waits;
         }
         if let Some(inode) = self.end_unknown(write.handle, write.at) {
-            self.ask_map(inode, 0);
+            self.ask_map(inode, FileOffset(0));
             return Step::Waits;
         }
         match self.find_space(write) {
@@ -260,7 +260,7 @@ impl Core {
                     Ok((_, inode)) => inode,
                     Err(error) => return Step::Fails(error),
                 };
-                let (id, from) = (inode.id, inode.offset_of(write.at));
+                let (id, from) = (inode.id, inode.offset_of(write.at).0);
                 let at = from - from % u64::from(PAGE_BYTES);
                 write.share = Share::Counting { at, unmapped: 0 };
                 let length = write.data.len() as u64 + u64::from(PAGE_BYTES) * 2;
@@ -324,7 +324,7 @@ impl Core {
             Ok((_, inode)) => inode,
             Err(error) => return self.fail(op, error),
         };
-        let (id, from) = (inode.id, inode.offset_of(write_at));
+        let (id, from) = (inode.id, inode.offset_of(write_at).0);
         let end = (from + length).next_multiple_of(page);
         let Some(map) = &response.map else { return self.fail(op, super::missing()) };
         if end < at {
@@ -387,7 +387,7 @@ impl Core {
         if written.first {
             self.dirty.insert((now, id));
         }
-        if is_counted(offset, length as u64, charge_bytes) {
+        if is_counted(offset.0, length as u64, charge_bytes) {
             // Which of its pages it was charged for is not known: what is written later goes into other generations.
             self.freeze(id, Freeze::All);
         } else if written.dirty_bytes >= CHUNK_BYTES_MAX as usize || written.pieces_count >= DIRTY_PIECES_MAX {

@@ -7,8 +7,8 @@ use crate::core::effects::{Answer, Call, Input, PlanPiece, Reading};
 use crate::core::readahead::Advice;
 use crate::{Attributes, Error, FallocateMode, NewNode, OpenMode, Whence, WriteAt};
 use bytes::Bytes;
-use holdfast_common::InodeId;
 use holdfast_common::limits::FILE_BYTES_MAX;
+use holdfast_common::{InodeId, Owner};
 use holdfast_proto::meta::{Fallocate, FallocateMode as ProtoMode, mutation};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,19 +22,17 @@ const READ_PAUSE: Duration = Duration::from_millis(100);
 #[allow(clippy::missing_errors_doc)]
 impl FileSystem {
     /// Creates and opens a regular file. An existing file is opened as it is, unless `exclusive`.
-    #[allow(clippy::too_many_arguments)]
     pub async fn create(
         &self,
         parent: InodeId,
         name: &[u8],
         mode: u32,
-        uid: u32,
-        gid: u32,
+        owner: Owner,
         exclusive: bool,
         open: OpenMode,
     ) -> Result<(Attributes, FileHandle), Error> {
         self.check_writable()?;
-        let mut request = create_request(parent, name, NewNode::File, mode, uid, gid);
+        let mut request = create_request(parent, name, NewNode::File, mode, owner);
         request.exclusive = exclusive;
         request.open = true;
         self.opened(Call::Create { request, mode: open }).await

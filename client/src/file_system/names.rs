@@ -3,8 +3,8 @@
 use super::{FileSystem, attributes_of, kind_of, missing, shown};
 use crate::{Attributes, DirectoryEntry, Error, NewNode, RenameMode, SetAttributes, SetTime, XattrMode};
 use bytes::Bytes;
-use holdfast_common::InodeId;
 use holdfast_common::limits::CAPABILITY_XATTR;
+use holdfast_common::{InodeId, Owner};
 use holdfast_proto::meta::{
     Code, CreateNode, GetAttr, GetXattr, Kind, Link, ListXattr, Lookup, ReadDirectory, ReadLink, RemoveXattr, Rename,
     SetAttr, SetXattr, Unlink, Walk, mutation, read_request,
@@ -18,7 +18,7 @@ pub(super) fn name_of(name: &[u8]) -> Bytes {
 }
 
 /// The creation request of a node; `open` is for files that are opened at once.
-pub(super) fn create_request(parent: InodeId, name: &[u8], node: NewNode, mode: u32, uid: u32, gid: u32) -> CreateNode {
+pub(super) fn create_request(parent: InodeId, name: &[u8], node: NewNode, mode: u32, owner: Owner) -> CreateNode {
     let (kind, rdev, target) = match node {
         NewNode::File => (Kind::File, 0, Bytes::new()),
         NewNode::Directory => (Kind::Directory, 0, Bytes::new()),
@@ -33,8 +33,8 @@ pub(super) fn create_request(parent: InodeId, name: &[u8], node: NewNode, mode: 
         name: name_of(name),
         kind: kind.into(),
         mode,
-        uid,
-        gid,
+        uid: owner.uid,
+        gid: owner.gid,
         rdev,
         target,
         exclusive: true,
@@ -106,10 +106,9 @@ impl FileSystem {
         name: &[u8],
         node: NewNode,
         mode: u32,
-        uid: u32,
-        gid: u32,
+        owner: Owner,
     ) -> Result<Attributes, Error> {
-        let op = create_request(parent, name, node, mode, uid, gid);
+        let op = create_request(parent, name, node, mode, owner);
         shown(self.mutate(mutation::Op::Create(op)).await?.attr)
     }
 

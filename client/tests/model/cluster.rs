@@ -17,10 +17,12 @@ use holdfast_proto::meta::{
     Mutation, NodeAddress, RaiseFeatureLevel, RaiseFloor, ReadRequest, ReadResponse, VacateSlot, read_request,
 };
 use holdfast_proto::record::TableCommand;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Once};
+use std::task::Waker;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -54,6 +56,8 @@ pub(crate) struct State {
     /// Disks that the volume manager thinks dead.
     pub(crate) thought_dead: Vec<u64>,
     pub(crate) free_bytes: u64,
+    /// Disks that refuse every shard for want of space, whatever they promised.
+    pub(crate) full: Vec<u64>,
     pub(crate) floor: u64,
     /// Puts below it.
     pub(crate) refused_puts: u64,
@@ -85,6 +89,7 @@ impl Cluster {
             silent: Vec::new(),
             thought_dead: Vec::new(),
             free_bytes: 1 << 40,
+            full: Vec::new(),
             floor: 0,
             refused_puts: 0,
             executed: 0,
@@ -316,6 +321,9 @@ impl State {
             self.refused_puts += 1;
             return Status::BelowFloor;
         }
+        if self.full.contains(&disk) {
+            return Status::NoSpace;
+        }
         let key = (disk, header.chunk, header.shard);
         match self.shards.get(&key) {
             Some((known, bytes)) if *known != header || *bytes != payload => Status::Conflict,
@@ -423,10 +431,37 @@ impl Network for Cluster {
     }
 }
 
-/// Runs a test in virtual time: nobody waits for real.
+thread_local! {
+    /// A task of this thread has panicked; and who is to be told.
+    static PANICKED: RefCell<(bool, Option<Waker>)> = const { RefCell::new((false, None)) };
+}
+
+/// Runs a test in virtual time: nobody waits for real. A task that panics ends the test, too: whoever waits for what it would
+/// have done would wait for ever, as time does not pass where nothing is going to happen.
 pub(crate) fn in_virtual_time<T>(test: impl Future<Output = T>) -> T {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let former = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            former(panic);
+            let told = PANICKED.try_with(|state| {
+                let mut state = state.borrow_mut();
+                state.0 = true;
+                state.1.take()
+            });
+            if let Ok(Some(test)) = told {
+                test.wake();
+            }
+        }));
+    });
+    PANICKED.set((false, None));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(test)
+    let mut test = std::pin::pin!(test);
+    runtime.block_on(std::future::poll_fn(|context| {
+        let panicked = PANICKED.replace((false, Some(context.waker().clone()))).0;
+        assert!(!panicked, "a task has panicked");
+        test.as_mut().poll(context)
+    }))
 }
 
 /// Chunks that some file of the table needs.

@@ -12,7 +12,7 @@ use holdfast_client::{
     Error, FallocateMode, FileHandle, FileSystem, MountConfig, NewNode, NodeKind, OpenMode, RenameMode, SetAttributes,
     Whence, WriteAt, XattrMode,
 };
-use holdfast_common::{InodeId, Random};
+use holdfast_common::{InodeId, Owner, Random};
 use holdfast_proto::meta::Code;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -123,7 +123,7 @@ impl Run {
 
     async fn make_directory(&mut self, fs: &FileSystem) {
         let (parent, name) = (self.directory(), self.name());
-        let made = fs.create_node(parent, name.as_bytes(), NewNode::Directory, 0o755, 0, 0).await;
+        let made = fs.create_node(parent, name.as_bytes(), NewNode::Directory, 0o755, Owner::ROOT).await;
         match self.child(parent, name) {
             Some(_) => self.check("mkdir of what is there", told(&made), Err(libc::EEXIST)),
             None => {
@@ -259,7 +259,7 @@ impl Run {
         if elsewhere || known.is_some_and(|inode| self.nodes[&inode].directory) {
             return;
         }
-        let creating = fs.create(parent, name.as_bytes(), 0o644, 0, 0, false, mode);
+        let creating = fs.create(parent, name.as_bytes(), 0o644, Owner::ROOT, false, mode);
         let dropped = self.random.chance(10);
         let patience = Duration::from_micros(if dropped { self.random.below(3000) } else { u64::MAX >> 20 });
         match timeout(patience, creating).await {

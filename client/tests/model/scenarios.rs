@@ -5,7 +5,7 @@ use bytes::Bytes;
 use holdfast_client::{
     Error, FileHandle, FileSystem, MountConfig, NewNode, OpenMode, RenameMode, SetAttributes, UnflushedFile, WriteAt,
 };
-use holdfast_common::InodeId;
+use holdfast_common::{InodeId, Owner};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -32,7 +32,7 @@ pub(crate) const BOTH: OpenMode = OpenMode { read: true, write: true, append: fa
 pub(crate) const READ: OpenMode = OpenMode { read: true, write: false, append: false, sync: false };
 
 pub(crate) async fn create(fs: &FileSystem, name: &str) -> (InodeId, FileHandle) {
-    let (attributes, handle) = fs.create(InodeId::ROOT, name.as_bytes(), 0o644, 0, 0, true, BOTH).await.unwrap();
+    let (attributes, handle) = fs.create(InodeId::ROOT, name.as_bytes(), 0o644, Owner::ROOT, true, BOTH).await.unwrap();
     (attributes.inode, handle)
 }
 
@@ -252,16 +252,17 @@ fn what_cannot_be_flushed_is_named_by_its_path_however_it_was_opened() {
         let mut directory = InodeId::ROOT;
         for name in ["upper", "lower"] {
             directory =
-                fs.create_node(directory, name.as_bytes(), NewNode::Directory, 0o755, 0, 0).await.unwrap().inode;
+                fs.create_node(directory, name.as_bytes(), NewNode::Directory, 0o755, Owner::ROOT).await.unwrap().inode;
         }
-        let make = |name: &'static str| other.create_node(directory, name.as_bytes(), NewNode::File, 0o644, 0, 0);
+        let make =
+            |name: &'static str| other.create_node(directory, name.as_bytes(), NewNode::File, 0o644, Owner::ROOT);
         let mut unflushed = Vec::new();
         for name in ["opened", "renamed"] {
             make(name).await.unwrap();
             let inode = fs.lookup(directory, name.as_bytes()).await.unwrap().inode;
             unflushed.push((inode, fs.open(inode, BOTH).await.unwrap()));
         }
-        let (made, handle) = fs.create(directory, b"made", 0o644, 0, 0, true, BOTH).await.unwrap();
+        let (made, handle) = fs.create(directory, b"made", 0o644, Owner::ROOT, true, BOTH).await.unwrap();
         unflushed.push((made.inode, handle));
         let replace = RenameMode::Replace;
         other.rename(directory, b"renamed", directory, b"elsewhere", replace).await.unwrap();

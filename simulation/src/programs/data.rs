@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_client::{Error, FallocateMode, FileHandle, SetAttributes, WriteAt};
-use holdfast_common::InodeId;
+use holdfast_common::{InodeId, Owner};
 
 use super::Desk;
 use super::names::for_all;
@@ -61,7 +61,7 @@ fn has_lost_session(desk: &Desk) -> bool {
 
 async fn hold(desk: &mut Desk, file: usize) {
     let name = file_name(file);
-    let opened = desk.fs.create(InodeId::ROOT, name.as_bytes(), 0o644, 0, 0, false, for_all()).await;
+    let opened = desk.fs.create(InodeId::ROOT, name.as_bytes(), 0o644, Owner::ROOT, false, for_all()).await;
     let Ok((made, handle)) = opened else {
         // Nothing was changed; the name may be there now.
         desk.truth().files[file].holder = None;

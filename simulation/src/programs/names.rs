@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use holdfast_client::{Error, NewNode, OpenMode, RenameMode};
-use holdfast_common::InodeId;
+use holdfast_common::{InodeId, Owner};
 use holdfast_proto::meta::Kind;
 use holdfast_proto::meta::mutation::Op;
 
@@ -58,7 +58,7 @@ async fn make(desk: &mut Desk, parent: InodeId, name: &'static str, directory: b
     let node = if directory { NewNode::Directory } else { NewNode::File };
     let low = desk.truth().observed;
     let fs = desk.fs.clone();
-    let making = async move { fs.create_node(parent, name.as_bytes(), node, 0o755, 0, 0).await };
+    let making = async move { fs.create_node(parent, name.as_bytes(), node, 0o755, Owner::ROOT).await };
     let Some(outcome) = desk.unless_interrupted(10, 3000, making).await else { return };
     let made = outcome.as_ref().map_or(0, |made| made.inode.0);
     let kind = if directory { Kind::Directory } else { Kind::File };

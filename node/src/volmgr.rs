@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use holdfast_proto::control::admin_client::AdminClient;
 use holdfast_proto::control::nodes_client::NodesClient;
 use holdfast_proto::control::{
-    AllocateGroupsRequest, AllocateGroupsResponse, HeartbeatRequest, HeartbeatResponse, RegisterRequest,
-    RegisterResponse,
+    AllocateGroupsRequest, AllocateGroupsResponse, Cluster, HeartbeatRequest, HeartbeatResponse, ListVolumesRequest,
+    ListVolumesResponse, RegisterRequest, RegisterResponse, ShowClusterRequest,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -20,6 +21,7 @@ pub const REGISTER_RETRY: Duration = Duration::from_millis(300);
 #[derive(Clone, Debug)]
 pub struct VolumeManager {
     nodes: NodesClient<Channel>,
+    admin: AdminClient<Channel>,
 }
 
 impl VolumeManager {
@@ -30,7 +32,8 @@ impl VolumeManager {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT)
             .tcp_nodelay(true);
-        Ok(Self { nodes: NodesClient::new(endpoint.connect_lazy()) })
+        let channel = endpoint.connect_lazy();
+        Ok(Self { nodes: NodesClient::new(channel.clone()), admin: AdminClient::new(channel) })
     }
 
     /// Says who and where a node is.
@@ -55,6 +58,22 @@ impl VolumeManager {
     /// What the volume manager answered, or `Unavailable`.
     pub async fn allocate_groups(&self, request: AllocateGroupsRequest) -> Result<AllocateGroupsResponse, Status> {
         bounded(self.nodes.clone().allocate_groups(request)).await
+    }
+
+    /// All volumes, with the replicas of their tables, as of everything acknowledged before.
+    ///
+    /// # Errors
+    /// What the volume manager answered, or `Unavailable`.
+    pub async fn list_volumes(&self) -> Result<ListVolumesResponse, Status> {
+        bounded(self.admin.clone().list_volumes(ListVolumesRequest {})).await
+    }
+
+    /// The cluster and its nodes, as of everything acknowledged before.
+    ///
+    /// # Errors
+    /// What the volume manager answered, or `Unavailable`.
+    pub async fn show_cluster(&self) -> Result<Cluster, Status> {
+        bounded(self.admin.clone().show_cluster(ShowClusterRequest {})).await
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError};
 
 /// Where log and snapshots live, below the directory.
-const CONSENSUS_DIRECTORY: &str = "consensus";
+pub(crate) const CONSENSUS_DIRECTORY: &str = "consensus";
 /// What a metanode's directory is.
 pub(crate) const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory").with_second_copy();
 
@@ -63,12 +63,21 @@ pub enum StartError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// What this node voted and promised is lost (R23). Nothing was hosted.
-    #[error("{}: {source}; leave this node down: the other replicas of its tables serve (docs/OPERATIONS.md)", directory.display())]
+    #[error(
+        "{}: {source}; leave this node down, its tables' other replicas serve, or bring it back from them: holdfast metanode recover --dir {0}",
+        directory.display()
+    )]
     Lost {
         /// Its directory.
         directory: PathBuf,
         /// What is wrong with its log.
         source: OpenError,
+    },
+    /// It lost its log, and has not got all of its tables back yet. Nothing was hosted.
+    #[error("{}: bringing this metanode back is not finished; go on with: holdfast metanode recover --dir {0}", directory.display())]
+    Unfinished {
+        /// Its directory.
+        directory: PathBuf,
     },
     /// The volume manager's address makes no sense.
     #[error("'{0}' is no address of a volume manager, host:port")]
@@ -151,10 +160,13 @@ impl Drop for Metanode {
 /// [`StartError`]; nothing serves then.
 pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
     let directory = config.directory.clone();
-    let lock = {
+    let (found, lock) = {
         let directory = directory.clone();
         tokio::task::spawn_blocking(move || claim(&directory)).await??
     };
+    if found.recovering.is_some() {
+        return Err(StartError::Unfinished { directory });
+    }
     let volmgr = VolumeManager::new(&config.volmgr).map_err(|_| StartError::BadVolmgr(config.volmgr.clone()))?;
     let reserved = Reserved::take(config.listen)?;
     let address = reserved.address();
@@ -251,10 +263,12 @@ impl Metanode {
     }
 }
 
-/// Locks a metanode's directory; one that is none gets no lock file.
-fn claim(directory: &Path) -> Result<DirectoryLock, StartError> {
+/// Locks a metanode's directory, and reads its superblock; one that is none gets no lock file.
+pub(crate) fn claim(directory: &Path) -> Result<(NodeSuperblock, DirectoryLock), StartError> {
     NodeSuperblock::read(directory, KIND)?;
-    Ok(DirectoryLock::acquire(directory)?)
+    let lock = DirectoryLock::acquire(directory)?;
+    // Again: who held it may have written another.
+    Ok((NodeSuperblock::read(directory, KIND)?, lock))
 }
 
 /// On a full disk the new superblock takes of the room that is kept for a snapshot.

@@ -1,4 +1,4 @@
-//! `holdfast volmgr|metanode|datanode format|serve`: one role in this process, until it is told to stop.
+//! `holdfast volmgr|metanode|datanode format|serve`: one role in this process, until it is told to stop. `recover` is next door.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use holdfast_datanode::Process;
 use serde_json::json;
 
 use crate::args::{DatanodeCommand, MetanodeCommand, volmgr_address};
+use crate::recover;
 use crate::roles::RoleConfig;
 use crate::signals::Signals;
 
@@ -25,6 +26,7 @@ pub(crate) async fn metanode(command: MetanodeCommand) -> Result<()> {
             let volmgr = volmgr_address(args.volmgr);
             serve(RoleConfig::Metanode { dir: args.dir, listen: args.listen, volmgr }, args.json).await
         }
+        MetanodeCommand::Recover(args) => recover::run(args).await,
     }
 }
 

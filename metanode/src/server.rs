@@ -64,20 +64,24 @@ pub enum StartError {
     Open(#[from] OpenError),
     /// What this node voted and promised is lost (R23). Nothing was hosted.
     #[error(
-        "{}: {source}; leave this node down, its tables' other replicas serve, or bring it back from them: holdfast metanode recover --dir {0}",
+        "{}: {source}; leave this node down, its tables' other replicas serve, or bring it back from them: holdfast metanode recover --dir {0} --volmgr {volmgr}",
         directory.display()
     )]
     Lost {
         /// Its directory.
         directory: PathBuf,
+        /// Its volume manager.
+        volmgr: String,
         /// What is wrong with its log.
         source: OpenError,
     },
     /// It lost its log, and has not got all of its tables back yet. Nothing was hosted.
-    #[error("{}: bringing this metanode back is not finished; go on with: holdfast metanode recover --dir {0}", directory.display())]
+    #[error("{}: bringing this metanode back is not finished; go on with: holdfast metanode recover --dir {0} --volmgr {volmgr}", directory.display())]
     Unfinished {
         /// Its directory.
         directory: PathBuf,
+        /// Its volume manager.
+        volmgr: String,
     },
     /// The volume manager's address makes no sense.
     #[error("'{0}' is no address of a volume manager, host:port")]
@@ -160,13 +164,10 @@ impl Drop for Metanode {
 /// [`StartError`]; nothing serves then.
 pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
     let directory = config.directory.clone();
-    let (found, lock) = {
-        let directory = directory.clone();
-        tokio::task::spawn_blocking(move || claim(&directory)).await??
+    let lock = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || claim_to_serve(config)).await??
     };
-    if found.recovering.is_some() {
-        return Err(StartError::Unfinished { directory });
-    }
     let volmgr = VolumeManager::new(&config.volmgr).map_err(|_| StartError::BadVolmgr(config.volmgr.clone()))?;
     let reserved = Reserved::take(config.listen)?;
     let address = reserved.address();
@@ -263,6 +264,15 @@ impl Metanode {
     }
 }
 
+/// Refuses a directory that is being brought back.
+fn claim_to_serve(config: MetanodeConfig) -> Result<DirectoryLock, StartError> {
+    let MetanodeConfig { directory, volmgr, .. } = config;
+    match claim(&directory)? {
+        (NodeSuperblock { recovering: None, .. }, lock) => Ok(lock),
+        _ => Err(StartError::Unfinished { directory, volmgr }),
+    }
+}
+
 /// Locks a metanode's directory, and reads its superblock; one that is none gets no lock file.
 pub(crate) fn claim(directory: &Path) -> Result<(NodeSuperblock, DirectoryLock), StartError> {
     NodeSuperblock::read(directory, KIND)?;
@@ -325,7 +335,7 @@ async fn open(
     identity: &NodeSuperblock,
     client: &Client,
 ) -> Result<(Arc<Node<TableMachine>>, Arc<Neighbours>), StartError> {
-    let (directory, node_id) = (config.directory.clone(), identity.node);
+    let (directory, volmgr, node_id) = (config.directory.clone(), config.volmgr.clone(), identity.node);
     let at = directory.clone();
     let neighbours = tokio::task::spawn_blocking(move || Neighbours::load(&at)).await??;
     let neighbours = Arc::new(neighbours);
@@ -337,7 +347,7 @@ async fn open(
     let carrier = Arc::clone(&outbox);
     let opened = tokio::task::spawn_blocking(move || Node::open(config, carrier, |_| TableMachine::default())).await?;
     let node = opened.map_err(|error| match error.is_lost() {
-        true => StartError::Lost { directory, source: error },
+        true => StartError::Lost { directory, volmgr, source: error },
         false => StartError::Open(error),
     })?;
     let node = Arc::new(node);

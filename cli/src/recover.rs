@@ -60,9 +60,11 @@ impl Report {
             RecoverProgress::Resumed => Some("going on where an earlier run ended".to_owned()),
             RecoverProgress::Waits(what) => self.waits.insert(what.clone()).then(|| what.clone()),
             RecoverProgress::Receiving { done_bytes, .. } if done_bytes % REPORT_BYTES != 0 => None,
-            RecoverProgress::Receiving { volume, from, done_bytes, bytes } => {
-                let (done, bytes) = (show_size(*done_bytes), show_size(*bytes));
-                Some(format!("volume '{volume}': {done} of {bytes} are here from node {from}"))
+            RecoverProgress::Receiving { volume, from, done_bytes: 0, bytes } => {
+                Some(format!("volume '{volume}': receiving {} from node {from}", show_size(*bytes)))
+            }
+            RecoverProgress::Receiving { volume, done_bytes, bytes, .. } => {
+                Some(format!("volume '{volume}': {} of {} are here", show_size(*done_bytes), show_size(*bytes)))
             }
             RecoverProgress::Table(table) => {
                 // What is waited for from now on is news.

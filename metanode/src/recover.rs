@@ -161,7 +161,7 @@ pub async fn recover(
     let volmgr = VolumeManager::new(&config.volmgr).map_err(|_| StartError::BadVolmgr(config.volmgr.clone()))?;
     let directory = config.directory.clone();
     let (home, found) = tokio::task::spawn_blocking(move || Home::look(&directory)).await??;
-    let volumes = ask_volmgr(&config, &volmgr, home.identity()).await?;
+    let volumes = ask_volmgr(&config, &volmgr, home.identity(), &mut tell).await?;
     let node = home.identity().node;
     // As of now: what is made later was never hosted here.
     let tables = needed(&volumes, node);
@@ -189,6 +189,7 @@ async fn ask_volmgr(
     config: &RecoverConfig,
     volmgr: &VolumeManager,
     identity: &NodeSuperblock,
+    tell: &mut (impl FnMut(RecoverProgress) + Send),
 ) -> Result<Vec<Volume>, RecoverFailed> {
     let unreachable = |status: Status| match is_final(&status) {
         true => RecoverFailed::Refused(status.message().to_owned()),
@@ -204,7 +205,11 @@ async fn ask_volmgr(
                 let (node, directory) = (identity.node, config.directory.clone());
                 return Err(RecoverFailed::Living { node, address, directory });
             }
-            Standing::Heard(_) => tokio::time::sleep(ROUND_PAUSE).await,
+            Standing::Heard(address) => {
+                let node = identity.node;
+                tell(RecoverProgress::Waits(format!("the volume manager heard node {node} at {address} a moment ago")));
+                tokio::time::sleep(ROUND_PAUSE).await;
+            }
         }
     }
     Ok(volmgr.list_volumes().await.map_err(unreachable)?.volumes)

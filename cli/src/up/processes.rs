@@ -352,3 +352,16 @@ impl Spawner {
         spawned.await.map_err(|_| gone())?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_of_a_role_says_where_it_is_or_that_its_log_is_lost() {
+        let ready = r#"{"address":"127.0.0.1:1","pid":7,"ready":true,"role":"metanode"}"#;
+        assert!(matches!(serde_json::from_str(ready).unwrap(), FirstLine::Ready { pid: 7, .. }));
+        let lost = r#"{"lost":"there is no log","ready":false,"role":"metanode"}"#;
+        assert!(matches!(serde_json::from_str(lost).unwrap(), FirstLine::Lost { lost } if lost == "there is no log"));
+    }
+}

@@ -13,7 +13,9 @@ use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     Code, MutateRequest, MutateResponse, Mutation, OpenSession, ReadRequest, ReadResponse, read_request,
 };
-use holdfast_proto::method::{META_MUTATE, META_READ};
+use holdfast_proto::method::{META_MUTATE, META_READ, RAFT_ADMIT};
+use holdfast_proto::raft::admit_answer::Outcome;
+use holdfast_proto::raft::{AdmitAnswer, AdmitRequest};
 use holdfast_transport::{Client, ClientLimits, Identity};
 use parking_lot::Mutex;
 use route::Route;
@@ -32,7 +34,7 @@ pub(crate) const VOLUME: u64 = 9;
 /// One that only exists, and that no client here uses.
 const SECOND_VOLUME: u64 = 10;
 pub(crate) const CLUSTER: ClusterId = ClusterId([7; 16]);
-const SECRET: ClusterSecret = ClusterSecret([5; 32]);
+pub(crate) const SECRET: ClusterSecret = ClusterSecret([5; 32]);
 const PATIENCE: Duration = Duration::from_secs(20);
 const ANY: &str = "127.0.0.1:0";
 /// Six heartbeats.
@@ -322,6 +324,12 @@ impl MetaClient {
         let mutation = Some(Mutation { op: Some(op) });
         let request = MutateRequest { volume: VOLUME, incarnation: 1, mutation, ..MutateRequest::default() };
         self.transport.unary(address, META_MUTATE, &request, PATIENCE).await.unwrap()
+    }
+
+    /// A request to be let back into the table.
+    pub(crate) async fn admit(&self, address: SocketAddr, request: AdmitRequest) -> Outcome {
+        let answer: AdmitAnswer = self.transport.unary(address, RAFT_ADMIT, &request, PATIENCE).await.unwrap();
+        answer.outcome.unwrap()
     }
 
     /// Whether anything answers there.

@@ -221,6 +221,27 @@ async fn a_leader_that_goes_in_the_middle_is_asked_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_whose_snapshot_is_gone_is_lost_and_recovered_like_one_that_is_gone() {
+    let mut cluster = Cluster::with_volume(3).await;
+    cluster.lose(0).await;
+    recover(cluster.recovery(0), |_| {}).await.unwrap();
+    for entry in std::fs::read_dir(cluster.path(0).join("consensus/snapshots")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let error = start(cluster.config(0)).await.err().expect("it must not serve");
+    assert!(matches!(error, StartError::Lost { .. }), "{error}");
+    let (task, heard) = begin(cluster.recovery(0));
+    task.await.unwrap().unwrap();
+    let aside = Some(cluster.path(0).join("consensus-lost-1"));
+    let begun = |progress| matches!(progress, RecoverProgress::Begun { set_aside, .. } if set_aside == aside);
+    assert!(heard.try_iter().any(begun));
+    cluster.start(0).await;
+    let mut client = MetaClient::open_session(&cluster, b"a").await;
+    assert_eq!(client.mutate(&cluster, create(b"file", false)).await.code(), Code::Ok);
+    cluster.caught_up(0, cluster.leader(&client)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_of_an_earlier_start_or_without_a_proof_lets_nobody_in() {
     let cluster = Cluster::with_volume(3).await;
     let mut client = MetaClient::open_session(&cluster, b"a").await;

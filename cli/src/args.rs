@@ -49,7 +49,7 @@ pub(crate) enum Command {
     /// The volume manager: format its directory, serve, administer volumes
     #[command(subcommand)]
     Volmgr(VolmgrCommand),
-    /// A metanode: format its directory, serve
+    /// A metanode: format its directory, serve, bring one back that lost its log
     #[command(subcommand)]
     Metanode(MetanodeCommand),
     /// A datanode: format its directory and disks, serve
@@ -258,6 +258,36 @@ pub(crate) enum MetanodeCommand {
     },
     /// Serve until told to stop
     Serve(ServeArgs),
+    /// Bring a metanode back whose log is gone, from the other replicas of its tables
+    Recover(RecoverArgs),
+}
+
+const RECOVER_HELP: &str = "\
+A metanode without its own whole log must not serve: it has forgotten what it voted. This command gives it
+a new log with a snapshot of each of its tables. It is for a metanode that is stopped and says that its log
+is missing, another's or damaged; if the log was only moved, put it back instead.
+
+All other replicas of its tables must run, or it waits and says for whom. It may be interrupted and run
+again at any time. What is left of the old log is kept in the directory, as consensus-lost-1.
+
+Examples:
+  holdfast metanode recover --dir /srv/meta --volmgr 10.0.0.1:7400
+  holdfast metanode serve --dir /srv/meta --listen 10.0.0.1:7401 --volmgr 10.0.0.1:7400
+  holdfast metanode recover --dir ./holdfast-data/meta-2
+      of a cluster that 'holdfast up' runs without this metanode; 'up' starts it when it is back";
+
+#[derive(Args, Debug)]
+#[command(after_help = RECOVER_HELP)]
+pub(crate) struct RecoverArgs {
+    /// The metanode's directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// The volume manager [default: $HOLDFAST_VOLMGR, else 127.0.0.1:7400]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) volmgr: Option<String>,
+    /// Print one line of JSON when it is back
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -321,6 +351,15 @@ mod tests {
         let Command::Mount(mount) = mounted.command else { panic!("no mount") };
         assert_eq!((mount.source.as_str(), &mount.options[..]), ("h:1/v", &["rw".to_owned(), "noauto".to_owned()][..]));
         assert!(matches!(parse("holdfast volume create v --code 8+4 --json").command, Command::Volume(_)));
+    }
+
+    #[test]
+    fn a_metanode_is_recovered_by_its_directory() {
+        assert!(Cli::try_parse_from(["holdfast", "metanode", "recover"]).is_err());
+        let Command::Metanode(MetanodeCommand::Recover(args)) = parse("metanode recover --dir d --json").command else {
+            panic!("no recovery")
+        };
+        assert!(args.json && args.volmgr.is_none());
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod destroy;
 mod mount;
 mod mounting;
 mod output;
+mod recover;
 mod roles;
 mod serve;
 mod signals;

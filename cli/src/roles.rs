@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use holdfast_datanode::{Datanode, DatanodeConfig, Process};
-use holdfast_metanode::{Metanode, MetanodeConfig};
+use holdfast_metanode::{Metanode, MetanodeConfig, StartError};
 use holdfast_volmgr::{Volmgr, VolmgrConfig};
 
 /// Which role.
@@ -41,6 +41,28 @@ pub(crate) enum RoleConfig {
     Volmgr { dir: PathBuf, listen: SocketAddr },
     Metanode { dir: PathBuf, listen: SocketAddr, volmgr: String },
     Datanode { dir: PathBuf, disks: Vec<PathBuf>, listen: SocketAddr, volmgr: String },
+}
+
+/// Why a metanode does not start that others can do without: it lost its log, or is not back yet. A sentence with the command that
+/// brings it back.
+#[derive(Clone, Debug)]
+pub(crate) struct Lost(pub(crate) String);
+
+impl std::fmt::Display for Lost {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Lost {}
+
+impl Lost {
+    fn of(error: StartError) -> anyhow::Error {
+        match error {
+            StartError::Lost { .. } | StartError::Unfinished { .. } => Self(error.to_string()).into(),
+            error => error.into(),
+        }
+    }
 }
 
 /// A running role.
@@ -90,7 +112,7 @@ impl RoleConfig {
             }
             Self::Metanode { dir, listen, volmgr } => {
                 let config = MetanodeConfig { directory: dir, listen, volmgr };
-                Role::Metanode(holdfast_metanode::start(config).await?)
+                Role::Metanode(holdfast_metanode::start(config).await.map_err(Lost::of)?)
             }
             Self::Datanode { dir, disks, listen, volmgr } => {
                 let config = DatanodeConfig { directory: dir, disks, listen, volmgr };

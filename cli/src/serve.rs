@@ -1,4 +1,4 @@
-//! `holdfast volmgr|metanode|datanode format|serve`: one role in this process, until it is told to stop.
+//! `holdfast volmgr|metanode|datanode format|serve`: one role in this process, until it is told to stop. `recover` is next door.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -8,7 +8,8 @@ use holdfast_datanode::Process;
 use serde_json::json;
 
 use crate::args::{DatanodeCommand, MetanodeCommand, volmgr_address};
-use crate::roles::RoleConfig;
+use crate::recover;
+use crate::roles::{Lost, RoleConfig};
 use crate::signals::Signals;
 
 /// Longest a role may take to stop; then it is ended as by a crash, which it survives.
@@ -25,6 +26,7 @@ pub(crate) async fn metanode(command: MetanodeCommand) -> Result<()> {
             let volmgr = volmgr_address(args.volmgr);
             serve(RoleConfig::Metanode { dir: args.dir, listen: args.listen, volmgr }, args.json).await
         }
+        MetanodeCommand::Recover(args) => recover::run(args).await,
     }
 }
 
@@ -61,10 +63,16 @@ pub(crate) async fn format(config: RoleConfig) -> Result<()> {
 pub(crate) async fn serve(config: RoleConfig, json: bool) -> Result<()> {
     let mut signals = Signals::listen()?;
     let (kind, process) = (config.kind(), Process::default());
-    let role = tokio::select! {
-        started = config.start(&process) => started?,
+    let started = tokio::select! {
+        started = config.start(&process) => started,
         () = signals.next() => return Ok(()),
     };
+    if let (true, Err(error)) = (json, &started)
+        && let Some(Lost(reason)) = error.downcast_ref()
+    {
+        let _ = writeln!(std::io::stdout(), "{}", json!({ "ready": false, "role": kind.name(), "lost": reason }));
+    }
+    let role = started?;
     let address = role.address();
     let line = if json {
         json!({ "ready": true, "role": kind.name(), "address": address.to_string(), "pid": std::process::id() })

@@ -1,5 +1,6 @@
 //! `holdfast up`: a complete cluster on this machine, brought up, mounted, watched, and stopped in good order.
 
+mod absent;
 mod cluster;
 mod in_process;
 pub(crate) mod layout;
@@ -15,7 +16,7 @@ use holdfast_client_fuse::{MountOptions, SessionEnd};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use self::cluster::{Cluster, Event, Ready};
+use self::cluster::{Absent, Cluster, Event, Ready};
 use self::plan::Plan;
 use self::progress::Progress;
 use crate::args::UpArgs;
@@ -193,10 +194,17 @@ impl Teller {
             "mount": mount,
             "pid": std::process::id(),
             "processes": ready.roles.iter().map(cluster::RoleInfo::json).collect::<Vec<_>>(),
+            "absent": ready.absent.iter().map(absent_json).collect::<Vec<_>>(),
             "cluster": ready.cluster.to_string(),
         }));
         if !self.json {
             let _ = writeln!(std::io::stdout(), "{}", ready_text(plan, ready));
+        }
+        for Absent { role, reason } in &ready.absent {
+            self.say(&format!(
+                "{} does not serve, and is started when it is back: {reason}",
+                role.kind.title(role.index)
+            ));
         }
     }
 
@@ -226,6 +234,11 @@ impl Teller {
             ready.volmgr, plan.volume
         ));
     }
+}
+
+fn absent_json(absent: &Absent) -> serde_json::Value {
+    let Absent { role, reason } = absent;
+    json!({ "role": role.kind.name(), "index": role.index, "directory": role.directory, "detail": reason })
 }
 
 fn ready_text(plan: &Plan, ready: &Ready) -> String {

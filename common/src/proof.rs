@@ -1,7 +1,7 @@
 //! Proofs that a delete, floor or drop was asked for by a table or the volume manager (R30): a BLAKE3 MAC keyed with
 //! the cluster's secret over the request's canonical bytes. Every node learns the secret when it registers.
 
-use crate::{ChunkId, Incarnation, VolumeId};
+use crate::{ChunkId, Incarnation, NodeId, VolumeId};
 
 /// The secret of a cluster, shared by its nodes, never given to clients.
 #[derive(Clone, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub enum Claim<'a> {
     SetFloor(ChunkId),
     /// Delete the whole volume incarnation.
     DropVolume,
+    /// Let this start of a metanode back into the volume's table, and give it a snapshot of it.
+    Admit(NodeId, u64),
 }
 
 impl ClusterSecret {
@@ -71,6 +73,11 @@ impl ClusterSecret {
             }
             Claim::DropVolume => {
                 hasher.update(b"drop");
+            }
+            Claim::Admit(node, generation) => {
+                hasher.update(b"admit");
+                hasher.update(&node.0.to_le_bytes());
+                hasher.update(&generation.to_le_bytes());
             }
         }
         *hasher.finalize().as_bytes()

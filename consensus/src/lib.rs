@@ -23,7 +23,7 @@ mod stepped;
 mod turn;
 
 pub use config::{COMMAND_BYTES_MAX, ELECTION_TICKS, ExpectedLog, HEARTBEAT_TICKS, NodeConfig};
-pub use formatting::format_log;
+pub use formatting::{examine_log, format_log, format_log_as};
 pub use group::Group;
 pub use log::LogFailed;
 pub use machine::{Broken, Snapshot, StateMachine};

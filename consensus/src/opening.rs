@@ -85,7 +85,7 @@ pub(crate) fn log_error(path: &Path, error: RecoveryError) -> OpenError {
     }
 }
 
-fn snapshot_error(path: &Path, group: u64, error: SnapshotError) -> OpenError {
+pub(crate) fn snapshot_error(path: &Path, group: u64, error: SnapshotError) -> OpenError {
     let path = path.to_owned();
     match error {
         SnapshotError::Io(source) => OpenError::Io { path, source },

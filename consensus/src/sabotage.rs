@@ -30,11 +30,14 @@ pub enum Sabotage {
     InstalledEntriesKept,
     /// The entries kept below a snapshot are applied again after a restart.
     AppliedAgain,
+    /// A voter that lost its log is let back in with whatever snapshot the leader has: no entry that every other voter
+    /// acknowledged is waited for (R23).
+    AdmittedAtOnce,
 }
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::AnswersBeforeSync,
         Self::FailedSyncRetried,
         Self::VotesUnwritten,
@@ -47,5 +50,6 @@ impl Sabotage {
         Self::SnapshotUnsynced,
         Self::InstalledEntriesKept,
         Self::AppliedAgain,
+        Self::AdmittedAtOnce,
     ];
 }

@@ -254,8 +254,7 @@ impl World {
         }
         self.replicas.values().for_each(Replica::make_room);
         let node = 1 + self.random.below(REPLICAS);
-        // Broken rules are looked for without: full disks hold up what breaks them.
-        match self.random.below(if self.sabotage == Sabotage::None { 10 } else { 8 }) {
+        match self.draw_fault() {
             0 | 1 => self.with(node, |_, _| Err(std::io::Error::other("killed"))),
             2 => {
                 let operations = self.random.below(30);

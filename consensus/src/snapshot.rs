@@ -1,6 +1,7 @@
 //! Snapshot files (docs/disk-format/log.md): a header that says whose state at which index, and a checksum over all.
 
 use std::io::{self, BufWriter, Read, Write};
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut};
 use holdfast_common::checksum::{crc32c, crc32c_append};
@@ -203,11 +204,25 @@ pub(crate) fn restore_current<S: StateMachine>(
     mark: SnapshotMark,
     machine: &mut S,
 ) -> Result<(), SnapshotError> {
-    let file = disk.open(&name(group, mark.file)).map_err(|error| match error.kind() {
+    let file = open_current(disk, group, mark)?;
+    let (header, _) = restore(&*file, machine)?;
+    is_of(&header, group, mark)
+}
+
+/// Whether the file of a group's current snapshot is whole.
+pub(crate) fn verify_current(disk: &dyn Directory, group: u64, mark: SnapshotMark) -> Result<(), SnapshotError> {
+    let (header, _) = verify(&*open_current(disk, group, mark)?)?;
+    is_of(&header, group, mark)
+}
+
+fn open_current(disk: &dyn Directory, group: u64, mark: SnapshotMark) -> Result<Arc<dyn DiskFile>, SnapshotError> {
+    disk.open(&name(group, mark.file)).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => SnapshotError::Damaged("its file is missing"),
         _ => error.into(),
-    })?;
-    let (header, _) = restore(&*file, machine)?;
+    })
+}
+
+fn is_of(header: &SnapshotHeader, group: u64, mark: SnapshotMark) -> Result<(), SnapshotError> {
     if (header.group, header.index, header.term) == (group, mark.index, mark.term) {
         Ok(())
     } else {

@@ -2,6 +2,7 @@
 //! names a runtime, a file, a clock, randomness or `HashMap` (a test greps for them). The server awaits around them
 //! (`service`, `upkeep`, `sweep`, `collect`, `heartbeat`), the stepped form is driven by its caller.
 
+pub(crate) mod admitting;
 pub(crate) mod attendance;
 pub(crate) mod backoff;
 pub(crate) mod collect;
@@ -9,6 +10,7 @@ pub(crate) mod command;
 pub(crate) mod known;
 pub(crate) mod mutating;
 pub(crate) mod reading;
+pub(crate) mod recovery;
 pub(crate) mod reporting;
 pub(crate) mod starts;
 pub(crate) mod sweep;

@@ -39,6 +39,7 @@ pub(crate) async fn run(
         if let Err(why) = check_home(&context, &home).await {
             return why;
         }
+        context.grants.lock().expire(context.now_ms());
         match context.volmgr.heartbeat(report(&context, &reporting)).await {
             Ok(response) => {
                 complaint = Complaint::default();

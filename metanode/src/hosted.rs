@@ -1,6 +1,7 @@
 //! A table on this node, and what everything on the node shares.
 
 use crate::collect;
+use crate::core::admitting::Grants;
 use crate::core::attendance::Attendance;
 use crate::core::command::{self, Place};
 use crate::core::known::Known;
@@ -19,6 +20,7 @@ use holdfast_proto::meta::mutation::Op;
 use holdfast_transport::Client;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, watch};
@@ -35,6 +37,8 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) volmgr: VolumeManager,
     pub(crate) inbox: Inbox,
+    /// Snapshots that metanodes which lost their log are fetching.
+    pub(crate) grants: Mutex<Grants<Arc<File>>>,
     /// Something happened that the volume manager waits for: the next heartbeat goes at once.
     pub(crate) report: Notify,
     started: Instant,
@@ -101,6 +105,7 @@ impl Context {
         client: Client,
         volmgr: VolumeManager,
     ) -> Self {
+        let grants = Mutex::new(Grants::new(identity.generation));
         Self {
             identity,
             node,
@@ -108,6 +113,7 @@ impl Context {
             client,
             volmgr,
             inbox: Inbox::default(),
+            grants,
             report: Notify::new(),
             started: Instant::now(),
             hosted: RwLock::default(),

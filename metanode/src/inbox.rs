@@ -69,7 +69,8 @@ impl Inbox {
         node.deliver(from, messages);
     }
 
-    fn is_current(&self, from: NodeId, generation: u64) -> bool {
+    /// Whether no later start of the node was heard of; from now on no earlier one is heard.
+    pub(crate) fn is_current(&self, from: NodeId, generation: u64) -> bool {
         self.starts.lock().is_current(from, generation)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! [`table`] and `core` decide and do no I/O. Around them: `machine` puts the table into a consensus group, `outbox` and
 //! `inbox` carry Raft over transport, `service` answers clients, `upkeep`, `sweep` and `collect` do a leader's work, `heartbeat` talks
-//! to the volume manager, `server` starts and stops it all. `stepped` is a metanode without any of that, for simulations.
+//! to the volume manager, `server` starts and stops it all, `recover` brings back one that lost its log. `stepped` is a metanode without any of that, for simulations.
 
 mod collect;
 mod core;
@@ -12,6 +12,7 @@ mod inbox;
 mod machine;
 mod neighbours;
 mod outbox;
+mod recover;
 mod sabotage;
 mod server;
 mod service;
@@ -20,6 +21,7 @@ mod sweep;
 pub mod table;
 mod upkeep;
 
+pub use recover::{RecoverConfig, RecoverFailed, RecoverProgress, Recovered, RecoveredTable, recover};
 pub use sabotage::Sabotage;
 pub use server::{Metanode, MetanodeConfig, StartError, cluster_of, format, start};
 pub use stepped::{Event, MetanodeOptions, Now, Output, SteppedMetanode};

@@ -123,7 +123,8 @@ impl Neighbours {
     }
 }
 
-fn resolve(address: &str) -> Option<SocketAddr> {
+/// Blocks: it may look the name up.
+pub(crate) fn resolve(address: &str) -> Option<SocketAddr> {
     address.parse().ok().or_else(|| address.to_socket_addrs().ok()?.next())
 }
 

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError};
 
 /// Where log and snapshots live, below the directory.
-const CONSENSUS_DIRECTORY: &str = "consensus";
+pub(crate) const CONSENSUS_DIRECTORY: &str = "consensus";
 /// What a metanode's directory is.
 pub(crate) const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory").with_second_copy();
 
@@ -63,12 +63,25 @@ pub enum StartError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// What this node voted and promised is lost (R23). Nothing was hosted.
-    #[error("{}: {source}; leave this node down: the other replicas of its tables serve (docs/OPERATIONS.md)", directory.display())]
+    #[error(
+        "{}: {source}; leave this node down, its tables' other replicas serve, or bring it back from them: holdfast metanode recover --dir {0} --volmgr {volmgr}",
+        directory.display()
+    )]
     Lost {
         /// Its directory.
         directory: PathBuf,
+        /// Its volume manager.
+        volmgr: String,
         /// What is wrong with its log.
         source: OpenError,
+    },
+    /// It lost its log, and has not got all of its tables back yet. Nothing was hosted.
+    #[error("{}: bringing this metanode back is not finished; go on with: holdfast metanode recover --dir {0} --volmgr {volmgr}", directory.display())]
+    Unfinished {
+        /// Its directory.
+        directory: PathBuf,
+        /// Its volume manager.
+        volmgr: String,
     },
     /// The volume manager's address makes no sense.
     #[error("'{0}' is no address of a volume manager, host:port")]
@@ -152,8 +165,8 @@ impl Drop for Metanode {
 pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
     let directory = config.directory.clone();
     let lock = {
-        let directory = directory.clone();
-        tokio::task::spawn_blocking(move || claim(&directory)).await??
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || claim_to_serve(config)).await??
     };
     let volmgr = VolumeManager::new(&config.volmgr).map_err(|_| StartError::BadVolmgr(config.volmgr.clone()))?;
     let reserved = Reserved::take(config.listen)?;
@@ -251,10 +264,21 @@ impl Metanode {
     }
 }
 
-/// Locks a metanode's directory; one that is none gets no lock file.
-fn claim(directory: &Path) -> Result<DirectoryLock, StartError> {
+/// Refuses a directory that is being brought back.
+fn claim_to_serve(config: MetanodeConfig) -> Result<DirectoryLock, StartError> {
+    let MetanodeConfig { directory, volmgr, .. } = config;
+    match claim(&directory)? {
+        (NodeSuperblock { recovering: None, .. }, lock) => Ok(lock),
+        _ => Err(StartError::Unfinished { directory, volmgr }),
+    }
+}
+
+/// Locks a metanode's directory, and reads its superblock; one that is none gets no lock file.
+pub(crate) fn claim(directory: &Path) -> Result<(NodeSuperblock, DirectoryLock), StartError> {
     NodeSuperblock::read(directory, KIND)?;
-    Ok(DirectoryLock::acquire(directory)?)
+    let lock = DirectoryLock::acquire(directory)?;
+    // Again: who held it may have written another.
+    Ok((NodeSuperblock::read(directory, KIND)?, lock))
 }
 
 /// On a full disk the new superblock takes of the room that is kept for a snapshot.
@@ -311,7 +335,7 @@ async fn open(
     identity: &NodeSuperblock,
     client: &Client,
 ) -> Result<(Arc<Node<TableMachine>>, Arc<Neighbours>), StartError> {
-    let (directory, node_id) = (config.directory.clone(), identity.node);
+    let (directory, volmgr, node_id) = (config.directory.clone(), config.volmgr.clone(), identity.node);
     let at = directory.clone();
     let neighbours = tokio::task::spawn_blocking(move || Neighbours::load(&at)).await??;
     let neighbours = Arc::new(neighbours);
@@ -323,7 +347,7 @@ async fn open(
     let carrier = Arc::clone(&outbox);
     let opened = tokio::task::spawn_blocking(move || Node::open(config, carrier, |_| TableMachine::default())).await?;
     let node = opened.map_err(|error| match error.is_lost() {
-        true => StartError::Lost { directory, source: error },
+        true => StartError::Lost { directory, volmgr, source: error },
         false => StartError::Open(error),
     })?;
     let node = Arc::new(node);

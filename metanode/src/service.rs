@@ -1,5 +1,6 @@
 //! The framed service: dispatch by method. What the methods do is next door.
 
+mod admit;
 mod mutate;
 mod read;
 
@@ -40,6 +41,8 @@ impl Service for MetaService {
                 method::META_MUTATE => mutate::mutate(&self.context, call.message()?).await,
                 method::META_READ => read::read(&self.context, call.message()?).await,
                 method::RAFT_SNAPSHOT => self.snapshot_piece(call).await,
+                method::RAFT_ADMIT => Ok(admit::admit(&self.context, call.message()?).await),
+                method::RAFT_ADMITTED_PIECE => admit::piece(&self.context, call.message()?).await,
                 _ => Err(Refusal::UnknownMethod),
             }
         };

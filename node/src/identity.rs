@@ -31,6 +31,9 @@ pub struct NodeSuperblock {
     pub heartbeat_interval_ms: u32,
     /// Identity of a metanode's log (R23); none of a datanode, and in directories made before it was written down.
     pub log: Option<[u8; 16]>,
+    /// Of a metanode that lost its log: identity of the new one, while it is being filled from the other replicas. It serves nothing
+    /// meanwhile.
+    pub recovering: Option<[u8; 16]>,
 }
 
 impl NodeSuperblock {
@@ -48,6 +51,7 @@ impl NodeSuperblock {
             format_nonce: u64::from_le_bytes(random_bytes()?).max(1),
             heartbeat_interval_ms: HEARTBEAT_INTERVAL_MS_DEFAULT,
             log: None,
+            recovering: None,
         })
     }
 
@@ -70,6 +74,10 @@ impl NodeSuperblock {
     pub fn read(directory: &Path, kind: Kind) -> Result<Self, SuperblockError> {
         let record: Record =
             superblock::read_newest(directory, kind, |record: &Record| (record.generation, record.node))?;
+        let log_of = |bytes: &[u8]| match bytes {
+            [] => Ok(None),
+            bytes => bytes.try_into().map(Some).map_err(|_| SuperblockError::damaged(directory)),
+        };
         let mut read = Self {
             cluster: ClusterId([0; 16]),
             node: NodeId(record.node),
@@ -77,12 +85,9 @@ impl NodeSuperblock {
             secret: ClusterSecret([0; 32]),
             format_nonce: record.format_nonce,
             heartbeat_interval_ms: record.heartbeat_interval_ms,
-            log: None,
+            log: log_of(&record.log)?,
+            recovering: log_of(&record.recovering)?,
         };
-        if !record.log.is_empty() {
-            let log = <[u8; 16]>::try_from(&record.log[..]).map_err(|_| SuperblockError::damaged(directory))?;
-            read.log = Some(log);
-        }
         if read.is_registered() {
             let damaged = || SuperblockError::damaged(directory);
             read.cluster = ClusterId(record.cluster[..].try_into().map_err(|_| damaged())?);
@@ -102,6 +107,7 @@ impl NodeSuperblock {
             format_nonce: self.format_nonce,
             heartbeat_interval_ms: self.heartbeat_interval_ms,
             log: self.log.map(|log| log.to_vec().into()).unwrap_or_default(),
+            recovering: self.recovering.map(|log| log.to_vec().into()).unwrap_or_default(),
             ..Record::default()
         };
         if self.is_registered() {
@@ -221,6 +227,14 @@ mod tests {
         let bytes = std::fs::read(directory.path().join(superblock::FILE_NAME)).unwrap();
         assert_eq!(bytes[..30], *b"HFTESTS1\x01\0\0\0\x0e\0\0\0\x18\x03\x29\x09\0\0\0\0\0\0\0\x30\xf4\x03");
         assert_eq!(bytes.len(), 34);
+    }
+
+    #[test]
+    fn the_logs_of_a_metanode_read_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let both = NodeSuperblock { log: Some([1; 16]), recovering: Some([2; 16]), ..NodeSuperblock::fresh().unwrap() };
+        both.write(directory.path(), KIND).unwrap();
+        assert_eq!(NodeSuperblock::read(directory.path(), KIND).unwrap(), both);
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use holdfast_proto::control::admin_client::AdminClient;
 use holdfast_proto::control::nodes_client::NodesClient;
 use holdfast_proto::control::{
-    AllocateGroupsRequest, AllocateGroupsResponse, HeartbeatRequest, HeartbeatResponse, RegisterRequest,
-    RegisterResponse,
+    AllocateGroupsRequest, AllocateGroupsResponse, Cluster, HeartbeatRequest, HeartbeatResponse, ListVolumesRequest,
+    ListVolumesResponse, RegisterRequest, RegisterResponse, ShowClusterRequest,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -19,7 +20,7 @@ pub const REGISTER_RETRY: Duration = Duration::from_millis(300);
 /// Connects when first called, and again whenever the connection broke.
 #[derive(Clone, Debug)]
 pub struct VolumeManager {
-    nodes: NodesClient<Channel>,
+    channel: Channel,
 }
 
 impl VolumeManager {
@@ -30,7 +31,15 @@ impl VolumeManager {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT)
             .tcp_nodelay(true);
-        Ok(Self { nodes: NodesClient::new(endpoint.connect_lazy()) })
+        Ok(Self { channel: endpoint.connect_lazy() })
+    }
+
+    fn nodes(&self) -> NodesClient<Channel> {
+        NodesClient::new(self.channel.clone())
+    }
+
+    fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(self.channel.clone())
     }
 
     /// Says who and where a node is.
@@ -38,7 +47,7 @@ impl VolumeManager {
     /// # Errors
     /// What the volume manager answered, or `Unavailable`.
     pub async fn register(&self, request: RegisterRequest) -> Result<RegisterResponse, Status> {
-        bounded(self.nodes.clone().register(request)).await
+        bounded(self.nodes().register(request)).await
     }
 
     /// Says how a node is, and hears what it is to do.
@@ -46,7 +55,7 @@ impl VolumeManager {
     /// # Errors
     /// What the volume manager answered, or `Unavailable`.
     pub async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatResponse, Status> {
-        bounded(self.nodes.clone().heartbeat(request)).await
+        bounded(self.nodes().heartbeat(request)).await
     }
 
     /// Asks for block groups for a table.
@@ -54,7 +63,23 @@ impl VolumeManager {
     /// # Errors
     /// What the volume manager answered, or `Unavailable`.
     pub async fn allocate_groups(&self, request: AllocateGroupsRequest) -> Result<AllocateGroupsResponse, Status> {
-        bounded(self.nodes.clone().allocate_groups(request)).await
+        bounded(self.nodes().allocate_groups(request)).await
+    }
+
+    /// All volumes, with the replicas of their tables, as of everything acknowledged before.
+    ///
+    /// # Errors
+    /// What the volume manager answered, or `Unavailable`.
+    pub async fn list_volumes(&self) -> Result<ListVolumesResponse, Status> {
+        bounded(self.admin().list_volumes(ListVolumesRequest {})).await
+    }
+
+    /// The cluster and its nodes, as of everything acknowledged before.
+    ///
+    /// # Errors
+    /// What the volume manager answered, or `Unavailable`.
+    pub async fn show_cluster(&self) -> Result<Cluster, Status> {
+        bounded(self.admin().show_cluster(ShowClusterRequest {})).await
     }
 }
 

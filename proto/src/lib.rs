@@ -51,6 +51,10 @@ pub mod method {
     pub const RAFT_MESSAGES: u16 = 0x0110;
     /// A piece of a Raft snapshot between metanodes.
     pub const RAFT_SNAPSHOT: u16 = 0x0111;
+    /// [`crate::raft::AdmitRequest`] to [`crate::raft::AdmitAnswer`].
+    pub const RAFT_ADMIT: u16 = 0x0112;
+    /// [`crate::raft::AdmittedPieceRequest`] to [`crate::raft::AdmittedPiece`]; the answer's body is the piece.
+    pub const RAFT_ADMITTED_PIECE: u16 = 0x0113;
     /// [`crate::data::PutShardRequest`] to [`crate::data::PutShardResponse`]; the body is the shard.
     pub const DATA_PUT: u16 = 0x0200;
     /// [`crate::data::ReadShardsRequest`] to [`crate::data::ReadShardsResponse`]; the answer's body is the payloads.

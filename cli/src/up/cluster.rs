@@ -38,6 +38,11 @@ impl RoleInfo {
         Self { kind: config.kind(), index, address, pid, directory: config.dir().to_owned() }
     }
 
+    /// One that does not serve yet.
+    pub(crate) fn absent(config: &RoleConfig, index: u32) -> Self {
+        Self::new(config, index, String::new(), 0)
+    }
+
     pub(crate) fn json(&self) -> Value {
         json!({
             "role": self.kind.name(),
@@ -73,11 +78,39 @@ pub(crate) struct Cluster {
     roles: Roles,
 }
 
+/// A metanode that the cluster comes up without, and why: it is started as soon as it is back.
+#[derive(Clone, Debug)]
+pub(crate) struct Absent {
+    pub(crate) role: RoleInfo,
+    pub(crate) reason: String,
+}
+
+/// The nodes of a cluster after their start.
+#[derive(Default)]
+pub(crate) struct Started {
+    pub(crate) roles: Vec<RoleInfo>,
+    pub(crate) absent: Vec<Absent>,
+}
+
+impl Started {
+    /// In the order of indices, metanodes first.
+    pub(crate) fn sort(&mut self) {
+        let place = |role: &RoleInfo| (role.kind == RoleKind::Datanode, role.index);
+        self.roles.sort_by_key(place);
+        self.absent.sort_by_key(|absent| place(&absent.role));
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.roles.len() + self.absent.len()
+    }
+}
+
 /// What came up.
 pub(crate) struct Ready {
     pub(crate) cluster: ClusterId,
     pub(crate) volmgr: String,
     pub(crate) roles: Vec<RoleInfo>,
+    pub(crate) absent: Vec<Absent>,
     pub(crate) volume: Volume,
     pub(crate) created: bool,
 }
@@ -92,7 +125,7 @@ impl Cluster {
         Ok(Self { roles })
     }
 
-    /// Starts every role, waits until all are known to be alive, and sees to the volume.
+    /// Starts every role, waits until all are known to be alive, and sees to the volume. Metanodes that lost their log are done without.
     pub(crate) async fn bring_up(&mut self, plan: &mut Plan, progress: &Progress) -> Result<Ready> {
         progress.say("starting the volume manager".to_owned());
         let config = RoleConfig::Volmgr { dir: plan.layout.volmgr(), listen: plan.listen };
@@ -113,16 +146,16 @@ impl Cluster {
             Roles::Processes(roles) => roles.start_nodes(plan, &volmgr, progress).await?,
         };
         let mut admin = connect(&volmgr).await?;
-        wait_for_nodes(&mut admin, &nodes, progress).await?;
+        wait_for_nodes(&mut admin, &nodes.roles, progress).await?;
         let (volume, created) = see_to_volume(&mut admin, plan, progress).await?;
-        let roles = std::iter::once(first).chain(nodes).collect();
-        Ok(Ready { cluster, volmgr, roles, volume, created })
+        let roles = std::iter::once(first).chain(nodes.roles).collect();
+        Ok(Ready { cluster, volmgr, roles, absent: nodes.absent, volume, created })
     }
 
     /// Waits for something worth telling: a role that died or came back. May be dropped while waiting.
     pub(crate) async fn next_event(&mut self) -> Event {
         match &mut self.roles {
-            Roles::InProcess(_) => std::future::pending().await,
+            Roles::InProcess(roles) => roles.next_event().await,
             Roles::Processes(roles) => roles.next_event().await,
         }
     }

@@ -19,11 +19,12 @@ use tokio::process::{Child, ChildStdout};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::cluster::{Event, RoleInfo, role_configs};
+use super::absent::log_changes;
+use super::cluster::{Absent, Event, RoleInfo, Started, role_configs};
 use super::in_process::format_if_new;
 use super::plan::Plan;
 use super::progress::Progress;
-use crate::roles::RoleConfig;
+use crate::roles::{Lost, RoleConfig};
 
 /// Pause before a role that died is started again; doubled while it does not come up.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -49,9 +50,10 @@ pub(crate) struct Processes {
 
 /// The first line of a role on its standard output.
 #[derive(Deserialize)]
-struct ReadyLine {
-    address: String,
-    pid: u32,
+#[serde(untagged)]
+enum FirstLine {
+    Ready { address: String, pid: u32 },
+    Lost { lost: String },
 }
 
 impl Processes {
@@ -77,35 +79,45 @@ impl Processes {
     }
 
     /// Formats what is new and starts all nodes at once.
-    pub(crate) async fn start_nodes(
-        &mut self,
-        plan: &Plan,
-        volmgr: &str,
-        progress: &Progress,
-    ) -> Result<Vec<RoleInfo>> {
+    pub(crate) async fn start_nodes(&mut self, plan: &Plan, volmgr: &str, progress: &Progress) -> Result<Started> {
         let mut starting = JoinSet::new();
-        for (order, (index, config)) in role_configs(plan, volmgr).into_iter().enumerate() {
+        for (index, config) in role_configs(plan, volmgr) {
             let spawner = self.spawner.clone();
             starting.spawn(async move {
                 format_if_new(&config).await?;
-                let running = Running::start(&spawner, &config, index).await?;
-                anyhow::Ok((order, config, running))
+                match Running::start(&spawner, &config, index).await {
+                    Err(error) if error.is::<Lost>() => Ok((index, config, Err(error.to_string()))),
+                    started => anyhow::Ok((index, config, Ok(started?))),
+                }
             });
         }
         let count = starting.len();
-        let mut infos = Vec::new();
+        let mut nodes = Started::default();
         while let Some(started) = starting.join_next().await {
-            let (order, config, running) = started.context("a node's start was interrupted")??;
-            infos.push((order, running.info.clone()));
-            self.watch_over(config, running);
-            progress.say(format!("starting nodes, {} of {count}", infos.len()));
+            match started.context("a node's start was interrupted")?? {
+                (_, config, Ok(running)) => {
+                    nodes.roles.push(running.info.clone());
+                    self.watch_over(config, running);
+                }
+                (index, config, Err(reason)) => {
+                    let role = RoleInfo::absent(&config, index);
+                    nodes.absent.push(Absent { role: role.clone(), reason });
+                    let watcher = self.watcher(config);
+                    self.nodes.spawn(watcher.run_when_back(role, self.stop_nodes.subscribe()));
+                }
+            }
+            progress.say(format!("starting nodes, {} of {count}", nodes.count()));
         }
-        infos.sort_by_key(|(order, _)| *order);
-        Ok(infos.into_iter().map(|(_, info)| info).collect())
+        nodes.sort();
+        Ok(nodes)
+    }
+
+    fn watcher(&self, config: RoleConfig) -> Watcher {
+        Watcher { spawner: self.spawner.clone(), config, events: self.events.0.clone() }
     }
 
     fn watch_over(&mut self, config: RoleConfig, running: Running) {
-        let watcher = Watcher { spawner: self.spawner.clone(), config, events: self.events.0.clone() };
+        let watcher = self.watcher(config);
         if matches!(watcher.config, RoleConfig::Volmgr { .. }) {
             self.volmgr.spawn(watcher.run(running, self.stop_volmgr.subscribe()));
         } else {
@@ -151,8 +163,15 @@ impl Running {
             // Its own sentence is on standard error.
             bail!("{name} did not start: it {}", how_it_ended(status));
         };
-        let ready: ReadyLine = serde_json::from_str(&line).with_context(|| format!("{name} says '{line}'"))?;
-        let info = RoleInfo::new(config, index, ready.address, ready.pid);
+        let first: FirstLine = serde_json::from_str(&line).with_context(|| format!("{name} says '{line}'"))?;
+        let (address, pid) = match first {
+            FirstLine::Ready { address, pid } => (address, pid),
+            FirstLine::Lost { lost } => {
+                child.wait().await?;
+                return Err(Lost(lost).into());
+            }
+        };
+        let info = RoleInfo::new(config, index, address, pid);
         note_pid(&spawner.run, &info).with_context(|| format!("cannot write below {}", spawner.run.display()))?;
         Ok(Self { info, child, _output: output })
     }
@@ -241,17 +260,30 @@ impl Watcher {
             // Nobody may be left to hear it.
             let _ = self.events.send(Event::Died { role: role.clone(), how }).await;
             running = tokio::select! {
-                again = self.restart(&role) => again,
+                again = self.restart(&role, false) => again,
                 () = told(&mut stop) => return,
             };
         }
     }
 
-    /// Starts the role again where it listened before, so that nobody has to learn a new address.
-    async fn restart(&self, role: &RoleInfo) -> Running {
+    /// The same for a metanode that lost its log.
+    async fn run_when_back(self, role: RoleInfo, mut stop: watch::Receiver<bool>) {
+        let running = tokio::select! {
+            running = self.restart(&role, true) => running,
+            () = told(&mut stop) => return,
+        };
+        self.run(running, stop).await;
+    }
+
+    /// Starts the role again where it listened before, so that nobody has to learn a new address. A metanode that lost its log is
+    /// tried again when something about the log has changed.
+    async fn restart(&self, role: &RoleInfo, mut is_lost: bool) -> Running {
         let mut pause = RESTART_PAUSE;
         loop {
-            tokio::time::sleep(pause).await;
+            match is_lost {
+                true => log_changes(self.config.dir()).await,
+                false => tokio::time::sleep(pause).await,
+            }
             let config = listening_at(&self.config, &role.address);
             match Running::start(&self.spawner, &config, role.index).await {
                 Ok(running) => {
@@ -259,6 +291,7 @@ impl Watcher {
                     return running;
                 }
                 Err(error) => {
+                    is_lost = error.is::<Lost>();
                     let reason = format!("{error:#}");
                     let _ = self.events.send(Event::NotRestarted { role: role.clone(), reason }).await;
                     pause = (pause * 2).min(RESTART_PAUSE_MAX);
@@ -317,5 +350,18 @@ impl Spawner {
         let gone = || std::io::Error::other("the thread that makes processes is gone");
         self.requests.send((command, answer)).map_err(|_| gone())?;
         spawned.await.map_err(|_| gone())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_of_a_role_says_where_it_is_or_that_its_log_is_lost() {
+        let ready = r#"{"address":"127.0.0.1:1","pid":7,"ready":true,"role":"metanode"}"#;
+        assert!(matches!(serde_json::from_str(ready).unwrap(), FirstLine::Ready { pid: 7, .. }));
+        let lost = r#"{"lost":"there is no log","ready":false,"role":"metanode"}"#;
+        assert!(matches!(serde_json::from_str(lost).unwrap(), FirstLine::Lost { lost } if lost == "there is no log"));
     }
 }

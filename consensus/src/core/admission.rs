@@ -10,6 +10,7 @@ use holdfast_common::NodeId;
 use super::GroupCore;
 use super::effects::{Admitted, Effects};
 use crate::config::ELECTION_TICKS;
+use crate::sabotage::Sabotage;
 use crate::status::AdmissionError;
 
 /// Ticks that an admission may take; then the voter asks again, of whoever leads then.
@@ -44,6 +45,10 @@ impl<P, R> GroupCore<P, R> {
         }
         if to == self.options.node || !self.voters().contains(&to) {
             return Err(AdmissionError::NotAVoter);
+        }
+        if self.options.sabotage == Sabotage::AdmittedAtOnce {
+            let (term, index) = (self.raw.raft.term, self.raw.store().mark().index.max(1));
+            return Ok(Admission { ticket, to, term, index, acknowledged: true, ticks_left: ADMISSION_TICKS });
         }
         if self.admissions.len() >= ADMISSIONS_MAX || self.raw.propose(Vec::new(), Vec::new()).is_err() {
             return Err(AdmissionError::Overloaded);

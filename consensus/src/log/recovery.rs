@@ -49,21 +49,27 @@ struct Extent {
     start: u64,
 }
 
-impl Log {
-    /// Opens or makes the log of a disk. What it returns is durable.
-    pub(crate) fn open(
-        disk: Arc<dyn Directory>,
-        options: LogOptions,
-    ) -> Result<(Self, BTreeMap<u64, Replayed>), RecoveryError> {
-        let scans = scan_all(&*disk, options.sabotage)?;
+/// What the segments of a disk hold.
+struct Found {
+    scans: BTreeMap<u64, (Scan, u32)>,
+    extent: Extent,
+    groups: BTreeMap<u64, Replayed>,
+    pins: AllPins,
+    /// Batches that no watermark covers.
+    tail: Vec<Vec<Record>>,
+}
+
+impl Found {
+    /// Changes nothing.
+    fn read(disk: &dyn Directory, options: LogOptions) -> Result<Self, RecoveryError> {
+        let scans = scan_all(disk, options.sabotage)?;
         let extent = extent(&scans)?;
         check_expected(&scans, options.expected)?;
-        let identity = scans.values().next().map_or(options.identity, |(scan, _)| scan.header.log);
         let mut replay = Replay::new(options.tail_entries);
         let mut pins = AllPins::default();
         let mut tail = Vec::new();
         for (segment, end) in &extent.parts {
-            let bytes = read(&*disk, *segment)?;
+            let bytes = read(disk, *segment)?;
             for batch in scans[segment].0.batches.iter().filter(|batch| batch.end <= *end) {
                 let records = batch_records(*segment, &bytes, batch)?;
                 if (Position { segment: *segment, offset: batch.offset }) >= extent.covered {
@@ -76,6 +82,23 @@ impl Log {
             }
         }
         let groups = replay.finish().map_err(RecoveryError::Contradiction)?;
+        Ok(Self { scans, extent, groups, pins, tail })
+    }
+}
+
+impl Log {
+    /// The groups of a log that is whole, as [`Self::open`] would find them. Changes nothing.
+    pub(crate) fn examine(disk: &dyn Directory, options: LogOptions) -> Result<BTreeMap<u64, Replayed>, RecoveryError> {
+        Found::read(disk, options).map(|found| found.groups)
+    }
+
+    /// Opens or makes the log of a disk. What it returns is durable.
+    pub(crate) fn open(
+        disk: Arc<dyn Directory>,
+        options: LogOptions,
+    ) -> Result<(Self, BTreeMap<u64, Replayed>), RecoveryError> {
+        let Found { scans, extent, groups, pins, tail } = Found::read(&*disk, options)?;
+        let identity = scans.values().next().map_or(options.identity, |(scan, _)| scan.header.log);
 
         // A number never used, because a batch of an earlier life that never became durable would pass in its own segment.
         let segment = scans.keys().next_back().map_or(1, |last| last + 1);

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::simulate;
+use super::{World, simulate};
 use crate::Sabotage;
 use crate::turn::panic_text;
 
@@ -43,8 +43,21 @@ fn known(sabotage: Sabotage) -> Option<Known> {
         Sabotage::InstalledEntriesKept => (228, 900),
         // A command is applied to a state that has it.
         Sabotage::AppliedAgain => (1, 20),
+        // A leader takes for acknowledged what the replica that came back does not have.
+        Sabotage::AdmittedAtOnce => (104, 400),
     };
     Some(Known { seed, seeds_max })
+}
+
+impl World {
+    /// Broken rules are looked for without full disks, which hold up what breaks them, and without lost ones, unless it is about these.
+    pub(super) fn draw_fault(&mut self) -> u64 {
+        match self.sabotage {
+            Sabotage::None => self.random.below(10),
+            Sabotage::AdmittedAtOnce => Some(self.random.below(9)).filter(|fault| *fault < 8).unwrap_or(9),
+            _ => self.random.below(8),
+        }
+    }
 }
 
 /// Says which seed finds the broken rule, and by what.

@@ -70,7 +70,7 @@ pub(crate) fn table_report(volume: VolumeId, status: &GroupStatus, table: &Table
 }
 
 /// As the table says, else as it was assigned.
-fn incarnation(volume: VolumeId, table: &Table, known: &Known) -> Incarnation {
+pub(crate) fn incarnation(volume: VolumeId, table: &Table, known: &Known) -> Incarnation {
     let assigned = || known.assignment(volume).map(|assignment| Incarnation(assignment.incarnation));
     table.configuration().map(|configuration| configuration.incarnation).or_else(assigned).unwrap_or_default()
 }

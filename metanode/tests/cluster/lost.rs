@@ -18,6 +18,8 @@ impl Cluster {
         let error = start(self.config(index)).await.err().expect("it must not serve");
         assert!(matches!(error, StartError::Lost { .. }), "{error}");
         assert!(error.to_string().contains("leave this node down"), "{error}");
+        let command = format!("holdfast metanode recover --dir {}", self.path(index).display());
+        assert!(error.to_string().contains(&command), "{error}");
         error.to_string()
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod lost;
+mod recover;
 mod support;
 
 use holdfast_metanode::{StartError, format, start};

@@ -3,18 +3,22 @@
 use holdfast_common::proof::{Claim, ClusterSecret};
 use holdfast_common::{ClusterId, Incarnation, NodeId, VolumeId};
 use holdfast_metanode::{Metanode, MetanodeConfig, format, start};
-use holdfast_proto::control::nodes_server::{Nodes, NodesServer};
+use holdfast_proto::control::nodes_server::Nodes;
 use holdfast_proto::control::{
-    AllocateGroupsRequest, AllocateGroupsResponse, Endpoint, Group, GroupMember, HeartbeatRequest, HeartbeatResponse,
-    RegisterRequest, RegisterResponse, TableAssignment, TableReport, VolumeDrop,
+    self, AllocateGroupsRequest, AllocateGroupsResponse, Endpoint, Group, GroupMember, HeartbeatRequest,
+    HeartbeatResponse, RegisterRequest, RegisterResponse, Role, TableAssignment, TableReport, Volume, VolumeDrop,
+    VolumeState,
 };
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     Code, MutateRequest, MutateResponse, Mutation, OpenSession, ReadRequest, ReadResponse, read_request,
 };
-use holdfast_proto::method::{META_MUTATE, META_READ};
+use holdfast_proto::method::{META_MUTATE, META_READ, RAFT_ADMIT};
+use holdfast_proto::raft::admit_answer::Outcome;
+use holdfast_proto::raft::{AdmitAnswer, AdmitRequest};
 use holdfast_transport::{Client, ClientLimits, Identity};
 use parking_lot::Mutex;
+use route::Route;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,11 +28,17 @@ use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
+mod route;
+
 pub(crate) const VOLUME: u64 = 9;
+/// One that only exists, and that no client here uses.
+const SECOND_VOLUME: u64 = 10;
 pub(crate) const CLUSTER: ClusterId = ClusterId([7; 16]);
-const SECRET: ClusterSecret = ClusterSecret([5; 32]);
+pub(crate) const SECRET: ClusterSecret = ClusterSecret([5; 32]);
 const PATIENCE: Duration = Duration::from_secs(20);
 const ANY: &str = "127.0.0.1:0";
+/// Six heartbeats.
+const ALIVE: Duration = Duration::from_millis(300);
 
 /// What the volume manager knows.
 #[derive(Default)]
@@ -37,9 +47,11 @@ pub(crate) struct Known {
     nonces: BTreeMap<u64, u64>,
     /// The highest heard of each node.
     generations: BTreeMap<u64, u64>,
+    heard: BTreeMap<u64, Instant>,
     pub(crate) reports: BTreeMap<u64, Vec<TableReport>>,
     pub(crate) dropped: Vec<u64>,
     pub(crate) has_volume: bool,
+    pub(crate) has_second_volume: bool,
     pub(crate) drops_volume: bool,
     pub(crate) quota_bytes: u64,
     /// Of the node heard last: all are of one build.
@@ -59,6 +71,46 @@ impl Known {
         }
         *highest = generation;
         Ok(())
+    }
+
+    fn volumes(&self) -> Vec<u64> {
+        let second = self.has_second_volume.then_some(SECOND_VOLUME);
+        self.has_volume.then_some(VOLUME).into_iter().chain(second).collect()
+    }
+
+    fn endpoints(&self) -> Vec<Endpoint> {
+        let endpoint = |(node, address): (&u64, &String)| Endpoint {
+            node: *node,
+            address: address.clone(),
+            alive: true,
+            ..Default::default()
+        };
+        self.addresses.iter().map(endpoint).collect()
+    }
+
+    fn listed(&self) -> Vec<Volume> {
+        let volume = |volume: u64| Volume {
+            volume,
+            incarnation: 1,
+            name: format!("demo-{volume}"),
+            state: VolumeState::Active.into(),
+            metanodes: self.endpoints(),
+            ..Volume::default()
+        };
+        self.volumes().into_iter().map(volume).collect()
+    }
+
+    fn cluster(&self) -> control::Cluster {
+        let node = |(node, address): (&u64, &String)| control::Node {
+            node: *node,
+            role: Role::Metanode.into(),
+            address: address.clone(),
+            alive: self.heard.get(node).is_some_and(|heard| heard.elapsed() < ALIVE),
+            generation: self.generations.get(node).copied().unwrap_or(0),
+            ..control::Node::default()
+        };
+        let nodes = self.addresses.iter().map(node).collect();
+        control::Cluster { cluster: CLUSTER.to_string(), nodes, volumes_count: 0 }
     }
 }
 
@@ -93,19 +145,14 @@ impl Nodes for FakeVolmgr {
         let request = request.into_inner();
         let mut known = self.0.lock();
         known.check_generation(request.node, request.generation)?;
+        known.heard.insert(request.node, Instant::now());
         known.reports.insert(request.node, request.tables);
         known.feature_level = request.feature_level;
         if !request.dropped.is_empty() {
             known.dropped.push(request.node);
         }
-        let endpoint = |(node, address): (&u64, &String)| Endpoint {
-            node: *node,
-            address: address.clone(),
-            alive: true,
-            ..Default::default()
-        };
-        let table = TableAssignment {
-            volume: VOLUME,
+        let table = |volume: u64| TableAssignment {
+            volume,
             incarnation: 1,
             name: "demo".into(),
             replicas: known.addresses.keys().copied().collect(),
@@ -117,8 +164,8 @@ impl Nodes for FakeVolmgr {
         };
         let mac = SECRET.prove(VolumeId(VOLUME), Incarnation(1), Claim::DropVolume).to_vec().into();
         Ok(Response::new(HeartbeatResponse {
-            tables: if known.has_volume { vec![table] } else { vec![] },
-            nodes: known.addresses.iter().map(endpoint).collect(),
+            tables: known.volumes().into_iter().map(table).collect(),
+            nodes: known.endpoints(),
             drops: if known.drops_volume { vec![VolumeDrop { volume: VOLUME, incarnation: 1, mac }] } else { vec![] },
             time_ns: 0,
         }))
@@ -155,7 +202,7 @@ impl Cluster {
         let fake = FakeVolmgr::default();
         let incoming = TcpIncoming::bind(ANY.parse().unwrap()).unwrap().with_nodelay(Some(true));
         let volmgr = incoming.local_addr().unwrap().to_string();
-        let service = NodesServer::new(fake.clone());
+        let service = Route::new(fake.clone());
         let serving = tokio::spawn(async move {
             tonic::transport::Server::builder().serve_with_incoming(service, incoming).await.unwrap();
         });
@@ -277,6 +324,12 @@ impl MetaClient {
         let mutation = Some(Mutation { op: Some(op) });
         let request = MutateRequest { volume: VOLUME, incarnation: 1, mutation, ..MutateRequest::default() };
         self.transport.unary(address, META_MUTATE, &request, PATIENCE).await.unwrap()
+    }
+
+    /// A request to be let back into the table.
+    pub(crate) async fn admit(&self, address: SocketAddr, request: AdmitRequest) -> Outcome {
+        let answer: AdmitAnswer = self.transport.unary(address, RAFT_ADMIT, &request, PATIENCE).await.unwrap();
+        answer.outcome.unwrap()
     }
 
     /// Whether anything answers there.

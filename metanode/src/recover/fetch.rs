@@ -1,0 +1,179 @@
+//! A table's way back over the network: its replicas are asked, and the snapshot comes in pieces.
+
+use super::home::Begun;
+use super::{RecoverFailed, RecoverProgress, RecoveredTable, disk_failed, io_failed};
+use crate::core::recovery::{Asking, Fetching, Heard, Needed};
+use crate::neighbours::resolve;
+use bytes::Bytes;
+use holdfast_common::NodeId;
+use holdfast_common::proof::Claim;
+use holdfast_consensus::{Admission, RecoverError};
+use holdfast_proto::method::{RAFT_ADMIT, RAFT_ADMITTED_PIECE};
+use holdfast_proto::raft::{AdmitAnswer, AdmitRequest, Admitted, AdmittedPiece, AdmittedPieceRequest};
+use holdfast_transport::{Client, ClientLimits, Identity, Refusal, RpcError};
+use std::fs::File;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest wait for the answer to a request to be let in: a leader gives up after 10 s.
+const ADMIT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest wait for one piece of a snapshot.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What comes in, until it is whole; cleared away when the log is opened.
+const INCOMING: &str = "incoming-recovery.part";
+
+/// How an attempt for a table ended.
+pub(super) enum Outcome {
+    Recovered(RecoveredTable),
+    /// What is waited for, as a sentence.
+    Waits(String),
+}
+
+/// Asks for snapshots and hands them to the new log.
+pub(super) struct Fetcher {
+    begun: Arc<Begun>,
+    client: Client,
+}
+
+impl Fetcher {
+    pub(super) fn new(begun: Arc<Begun>) -> Self {
+        let client = Client::new(Identity { cluster: begun.identity().cluster }, ClientLimits::default());
+        Self { begun, client }
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.begun.identity().node
+    }
+
+    /// Whether a table is back, durably.
+    pub(super) fn has(&self, table: &Needed) -> bool {
+        self.begun.recovering().lock().has(table.volume.0)
+    }
+
+    /// Tries once to get a table back.
+    pub(super) async fn fetch(
+        &self,
+        table: &Needed,
+        tell: &mut (impl FnMut(RecoverProgress) + Send),
+    ) -> Result<Outcome, RecoverFailed> {
+        let mut asking = Asking::new(table);
+        while let Some(node) = asking.next() {
+            let (heard, address) = self.ask(table, node).await;
+            let (Some(admitted), Some(address)) = (asking.heard(node, heard), address) else { continue };
+            match self.receive(table, node, address, admitted, tell).await? {
+                Ok(()) => {
+                    let (volume, bytes) = (table.name.clone(), admitted.snapshot_bytes);
+                    return Ok(Outcome::Recovered(RecoveredTable { volume, from: node, bytes }));
+                }
+                // It stopped, or leads no more: whoever does is asked.
+                Err(why) => drop(asking.heard(node, Heard::Refused(why))),
+            }
+        }
+        Ok(Outcome::Waits(asking.waits().to_string()))
+    }
+
+    async fn ask(&self, table: &Needed, node: NodeId) -> (Heard, Option<SocketAddr>) {
+        let text = table.others.get(&node).cloned().unwrap_or_default();
+        let Ok(Some(address)) = tokio::task::spawn_blocking(move || resolve(&text)).await else {
+            return (Heard::Silent("its address does not resolve".to_owned()), None);
+        };
+        let identity = self.begun.identity();
+        let claim = Claim::Admit(identity.node, identity.generation);
+        let request = AdmitRequest {
+            from: identity.node.0,
+            generation: identity.generation,
+            volume: table.volume.0,
+            incarnation: table.incarnation.0,
+            mac: identity.secret.prove(table.volume, table.incarnation, claim).to_vec().into(),
+        };
+        let asked = self.client.unary::<_, AdmitAnswer>(address, RAFT_ADMIT, &request, ADMIT_TIMEOUT).await;
+        let heard = match asked {
+            Ok(answer) => Heard::of(answer, node),
+            Err(RpcError::Refused(Refusal::UnknownMethod)) => {
+                Heard::Refused("its build is older than recoveries: upgrade it first".to_owned())
+            }
+            Err(error) => Heard::Silent(error.to_string()),
+        };
+        (heard, Some(address))
+    }
+
+    /// Gets a snapshot and hands it to the new log. An inner error ends this attempt only.
+    async fn receive(
+        &self,
+        table: &Needed,
+        from: NodeId,
+        address: SocketAddr,
+        admitted: Admitted,
+        tell: &mut (impl FnMut(RecoverProgress) + Send),
+    ) -> Result<Result<(), String>, RecoverFailed> {
+        let path = self.begun.snapshots().join(INCOMING);
+        let made = tokio::task::spawn_blocking(move || File::create(path)).await?;
+        let mut file = made.map_err(io_failed(self.begun.directory()))?;
+        let mut fetching = Fetching::new(&admitted);
+        while let Some(offset) = fetching.next() {
+            let (volume, bytes) = (table.name.clone(), admitted.snapshot_bytes);
+            tell(RecoverProgress::Receiving { volume, from, done_bytes: offset, bytes });
+            let piece = match self.piece(table, address, admitted, offset).await {
+                Ok((head, piece)) => fetching.take(head.known, head.crc, &piece).map(|()| piece),
+                Err(error) => return Ok(Err(error.to_string())),
+            };
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(why) => return Ok(Err(why.to_owned())),
+            };
+            let written = tokio::task::spawn_blocking(move || file.write_all(&piece).map(|()| file)).await?;
+            file = written.map_err(io_failed(self.begun.directory()))?;
+        }
+        drop(file);
+        self.take(table, from, admitted).await
+    }
+
+    async fn piece(
+        &self,
+        table: &Needed,
+        address: SocketAddr,
+        admitted: Admitted,
+        offset: u64,
+    ) -> Result<(AdmittedPiece, Bytes), RpcError> {
+        let request = AdmittedPieceRequest {
+            from: self.node().0,
+            generation: self.begun.identity().generation,
+            volume: table.volume.0,
+            transfer: admitted.transfer,
+            offset,
+        };
+        let answer = self.client.call(address, RAFT_ADMITTED_PIECE, &request, Vec::new(), PIECE_TIMEOUT).await?;
+        Ok((answer.message()?, answer.body))
+    }
+
+    /// The whole file is verified, made durable, and named by the new log.
+    async fn take(
+        &self,
+        table: &Needed,
+        leader: NodeId,
+        admitted: Admitted,
+    ) -> Result<Result<(), String>, RecoverFailed> {
+        let admission = Admission {
+            group: table.volume.0,
+            to: self.node(),
+            generation: self.begun.identity().generation,
+            leader,
+            term: admitted.term,
+            index: admitted.index,
+        };
+        // Holds the directory's lock for as long as it writes, also if nobody waits for it any more.
+        let begun = Arc::clone(&self.begun);
+        let taken = tokio::task::spawn_blocking(move || {
+            begun.recovering().lock().receive(&admission, |disk, name| disk.rename(INCOMING, name))
+        });
+        match taken.await? {
+            Ok(()) => Ok(Ok(())),
+            Err(error @ (RecoverError::Stale | RecoverError::Snapshot(_))) => Ok(Err(error.to_string())),
+            Err(error @ (RecoverError::Io(_) | RecoverError::Log(_))) => {
+                Err(disk_failed(self.begun.directory(), &error))
+            }
+        }
+    }
+}

@@ -2,7 +2,7 @@
 //! end-to-end tests run one after another, because each starts a cluster of ten processes on two cores.
 
 use crate::build::TestProgram;
-use crate::command::{Captured, capture};
+use crate::command::{Captured, capture, release_directory};
 use crate::tally::Tally;
 use anyhow::{Result, bail};
 use std::process::Command;
@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 const UNIT_PROGRAM_LIMIT: Duration = Duration::from_secs(600);
 /// Longest that one room of the end-to-end tests may take; each of its tests has its own, much shorter, deadline.
 const ROOM_LIMIT: Duration = Duration::from_secs(1200);
+/// The soak in the tests: a minute under load, some two until the last shard is gone, and what a failure takes.
+const SOAK_MINUTES: &str = "1";
+const SOAK_SEED: &str = "7";
+const SOAK_LIMIT: Duration = Duration::from_secs(900);
 /// Unit test programs running at once: most of them use one core most of the time.
 const UNIT_PROGRAMS_AT_ONCE: usize = 2;
 
@@ -70,6 +74,22 @@ pub(crate) fn simulation(programs: &[TestProgram], filters: &[String]) -> Result
         total += run_program(program, filters, UNIT_PROGRAM_LIMIT, false)?;
     }
     Ok(total)
+}
+
+/// A minute of the soak, with the same kills each time. Findings that are known fail too.
+pub(crate) fn soak() -> Result<Tally> {
+    let mut command = Command::new(release_directory()?.join("soak"));
+    command.args([SOAK_MINUTES, "target/soak-test", SOAK_SEED]);
+    let captured = capture(&mut command, SOAK_LIMIT, |line| {
+        if line.starts_with("kill: ") || line.starts_with("after ") {
+            println!("  {line}");
+        }
+    })?;
+    let is_well = captured.status.is_some_and(|status| status.success());
+    if !is_well {
+        println!("---- output of the soak ----\n{}---- end of output ----", captured.output);
+    }
+    Ok(Tally::check(is_well))
 }
 
 fn is_simulation(program: &TestProgram) -> bool {

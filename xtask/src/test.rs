@@ -18,6 +18,8 @@ pub(crate) enum Part {
     Sim,
     /// End-to-end tests on a mounted cluster
     E2e,
+    /// A minute of mixed load while parts of a cluster are killed
+    Soak,
 }
 
 /// Options of `cargo xtask test`.
@@ -77,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if wants(Part::Lint) {
         run.stage(budget::LINT, lint::run);
     }
-    if wants(Part::Unit) || wants(Part::Sim) || wants(Part::E2e) {
+    if wants(Part::Unit) || wants(Part::Sim) || wants(Part::E2e) || wants(Part::Soak) {
         let mut programs = Vec::new();
         run.stage(budget::BUILD, || {
             let built = build::run()?;
@@ -96,6 +98,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         if wants(Part::E2e) {
             run.stage(budget::END_TO_END, || suite::end_to_end(&programs, &arguments.filters));
+        }
+        if wants(Part::Soak) && arguments.filters.is_empty() {
+            run.stage(budget::SOAK, suite::soak);
         }
     }
     Ok(run.close())

@@ -120,4 +120,14 @@ mod tests {
         }
         assert!(!readahead.read(0, 1, 100 * MIB).sequential, "that is too far back");
     }
+
+    #[test]
+    fn a_late_read_does_not_move_the_run_back() {
+        let mut readahead = Readahead::default();
+        for at in [0, 1, 0] {
+            assert!(readahead.read(at * MIB, MIB, 100 * MIB).sequential);
+        }
+        assert!(readahead.read(3 * MIB, MIB, 100 * MIB).sequential, "as far in front of the second as may be");
+        assert!(!readahead.read(6 * MIB, MIB, 100 * MIB).sequential);
+    }
 }

@@ -240,4 +240,22 @@ mod tests {
         (0..3).for_each(|generation| back.push(work(1, generation, 10)));
         assert_eq!(std::iter::from_fn(|| back.start_job().map(|_| ())).count(), 2);
     }
+
+    #[test]
+    fn a_job_is_bounded_by_its_bytes_pieces_and_generations_and_never_empty() {
+        let mut back = WriteBack::default();
+        back.push(work(1, 0, JOB_BYTES_MAX * 2));
+        back.push(work(2, 0, JOB_BYTES_MAX));
+        back.push(work(3, 0, 1));
+        assert_eq!(works(&mut back), [(1, 0)], "one that is too large goes alone");
+        assert_eq!(works(&mut back), [(2, 0)]);
+        let mut back = WriteBack::default();
+        for inode in 1..=3 {
+            back.push(Work { pieces_count: COMMIT_EXTENTS_MAX / 4, ..work(inode, 0, 10) });
+        }
+        assert_eq!(works(&mut back), [(1, 0), (2, 0)], "half of what a commit takes, as cutting adds some");
+        let mut back = WriteBack::default();
+        (0..JOB_GENERATIONS_MAX as u64 + 5).for_each(|inode| back.push(work(inode, 0, 1)));
+        assert_eq!((works(&mut back).len(), works(&mut back).len()), (JOB_GENERATIONS_MAX, 5));
+    }
 }

@@ -115,6 +115,25 @@ fn a_dropped_fsync_and_a_dropped_close_leave_the_flush_to_go_on() {
     });
 }
 
+/// The outcome is on its way to a caller that is gone before it looks.
+#[test]
+fn a_lost_write_that_a_dropped_fsync_was_about_to_tell_is_told_by_the_next() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(47, 0);
+        let fs = mount(&cluster, "a").await;
+        let (_, handle) = create(&fs, "file").await;
+        cluster.state().silent = vec![1, 2, 3, 4];
+        write(&fs, handle, 0, "lost").await.unwrap();
+        let mut flushing = Box::pin(fs.fsync(handle));
+        assert!(timeout(Duration::from_millis(1), &mut flushing).await.is_err());
+        cluster.expire(cluster.sessions()[0]);
+        sleep(Duration::from_secs(5)).await;
+        drop(flushing);
+        assert_eq!(fs.fsync(handle).await, Err(Error::SessionLost));
+        assert_eq!(fs.fsync(handle).await, Ok(()));
+    });
+}
+
 /// What was sent is executed under its number whoever waits (R8). The answers of every second one are lost.
 #[test]
 fn a_dropped_create_and_a_dropped_rename_happen_once_all_the_same() {

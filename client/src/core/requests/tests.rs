@@ -170,3 +170,45 @@ fn a_late_word_of_a_former_session_does_not_end_the_next_one() {
     assert!(matches!(bench.answer(late, Ok(Response::Read(Box::new(expired)))), Outcome::Pending));
     assert_eq!(bench.sent().len(), 1, "it is asked again under the new session");
 }
+
+#[test]
+fn a_replica_that_names_itself_and_does_not_lead_is_left() {
+    let mut bench = Bench::new();
+    bench.question(1);
+    let first = bench.sent().remove(0);
+    let leader = first.to.to_string();
+    let itself = ReadResponse { code: Code::NotLeader.into(), leader, ..ReadResponse::default() };
+    bench.answer(first.attempt, Ok(Response::Read(Box::new(itself))));
+    bench.later();
+    assert_ne!(bench.sent()[0].to, first.to);
+}
+
+/// Two requests fail at one replica: the second one's failure says nothing of the replica that was turned to.
+#[test]
+fn many_failures_at_one_replica_are_one_reason_to_turn_to_the_next() {
+    let mut bench = Bench::new();
+    bench.question(1);
+    bench.question(2);
+    let sent = bench.sent();
+    sent.iter().for_each(|send| drop(bench.answer(send.attempt, Err("no answer".into()))));
+    bench.later();
+    let again = bench.sent();
+    assert_eq!(again[0].to, again[1].to);
+    assert_ne!(again[0].to, sent[0].to);
+}
+
+#[test]
+fn pauses_double_up_to_half_a_second() {
+    let mut bench = Bench::new();
+    bench.question(1);
+    let mut pauses = Vec::new();
+    for _ in 0..7 {
+        let send = bench.sent().remove(0);
+        bench.answer(send.attempt, Err("no answer".into()));
+        let wake = bench.requests.wake().unwrap();
+        pauses.push(wake.since(bench.now).as_millis());
+        bench.now = wake;
+        bench.requests.tick(bench.now, &bench.members, &mut bench.out);
+    }
+    assert_eq!(pauses, [30, 60, 120, 240, 480, 500, 500]);
+}

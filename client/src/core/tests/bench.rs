@@ -134,7 +134,7 @@ impl Bench {
         bench
     }
 
-    /// Nothing is answered yet but that is when it is stepped.
+    /// Nothing is answered before the first step.
     pub(super) fn unmounted(settings: Settings) -> Self {
         let mut members = Members::default();
         let endpoint =

@@ -330,9 +330,11 @@ fn what_was_open_under_a_lost_session_is_told_to_the_next() {
     bench.release(handles[1]);
     bench.held = vec!["KeepAlive"];
     bench.expire();
-    let at = bench.sends.iter().position(|send| {
-        matches!(&send.request, effects::Wire::Read(read) if read.session == 2 && matches!(&read.op, Some(read_request::Op::KeepAlive(_))))
-    });
+    let is_of_the_next = |send: &Send| match &send.request {
+        effects::Wire::Read(read) => read.session == 2 && matches!(read.op, Some(read_request::Op::KeepAlive(_))),
+        effects::Wire::Mutate(_) => false,
+    };
+    let at = bench.sends.iter().position(is_of_the_next);
     let send = bench.sends.remove(at.expect("the new session begins with one"));
     let read_request::Op::KeepAlive(told) = question_of(&send) else { panic!("{send:?}") };
     assert_eq!((told.attach, &told.open, &told.released), (true, &vec![5], &vec![]));

@@ -8,6 +8,7 @@ pub(crate) mod collect;
 pub(crate) mod command;
 pub(crate) mod known;
 pub(crate) mod mutating;
+pub(crate) mod patience;
 pub(crate) mod reading;
 pub(crate) mod reporting;
 pub(crate) mod starts;

@@ -20,6 +20,7 @@ mod sweep;
 pub mod table;
 mod upkeep;
 
+pub use self::core::patience::Patience;
 pub use sabotage::Sabotage;
 pub use server::{Metanode, MetanodeConfig, StartError, cluster_of, format, start};
 pub use stepped::{Event, MetanodeOptions, Now, Output, SteppedMetanode};

@@ -98,7 +98,6 @@ pub(crate) fn coverage(world: &World) -> Coverage {
     coverage.reaped_orphans = truth.reaped;
     coverage.nameless_files = truth.nameless;
     coverage.truncated_by_another = truth.meddled;
-    coverage.opened_too_late = truth.gone;
     coverage.over_quota = truth.over_quota;
     (coverage.volumes_made, coverage.volumes_deleted) = (truth.volumes.made, truth.volumes.deleted);
     let chunks = &truth.chunks;

@@ -48,6 +48,8 @@ coverage! {
     one_way_partitions,
     /// Packets lost.
     lost_packets,
+    /// Packets that came seconds later.
+    late_packets,
     /// Packets doubled.
     doubled_packets,
     /// Calls whose connection was closed.
@@ -72,8 +74,6 @@ coverage! {
     nameless_files,
     /// Files truncated by another client than the one that writes.
     truncated_by_another,
-    /// Opens answered when the file was gone already.
-    opened_too_late,
     /// Writes refused for want of quota.
     over_quota,
     /// Volumes made beside the one that is worked on.

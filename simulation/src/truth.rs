@@ -73,8 +73,6 @@ pub(crate) struct Truth {
     pub(crate) volumes: Volumes,
     /// Writes that were refused for want of quota.
     pub(crate) over_quota: u64,
-    /// Opens of what was gone already.
-    pub(crate) gone: u64,
     /// Orphans reaped.
     pub(crate) reaped: u64,
     /// Times that a program's file had lost its last name.
@@ -113,7 +111,6 @@ impl Truth {
             demands,
             volumes: Volumes::default(),
             over_quota: 0,
-            gone: 0,
             reaped: 0,
             nameless: 0,
             meddled: 0,
@@ -148,7 +145,6 @@ impl Truth {
     /// A client was told that it has an inode open. False if it is gone already: the answer of a repeated create may be that late.
     pub(crate) fn opened(&mut self, inode: InodeId, client: usize, key: &[u8]) -> bool {
         let there = self.log.table().get_attr(inode).is_ok();
-        self.gone += u64::from(!there);
         if there {
             self.opens.opened(inode, client, key, self.losses_of(key));
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_common::{ClusterId, NodeId, VolumeId};
-use holdfast_proto::control::{DeleteVolumeRequest, ShowVolumeRequest};
+use holdfast_proto::control::{DeleteVolumeRequest, HeartbeatRequest, ShowVolumeRequest};
 use holdfast_storage::SimulatedDisk;
 use holdfast_volmgr::{Answers, Now, SteppedVolmgr, VolmgrOptions, VolmgrRequest, VolmgrResponse};
 
@@ -22,8 +22,8 @@ const SETUP_TURNS_MAX: u64 = 1000;
 
 pub(crate) struct VolmgrRole {
     node: SteppedVolmgr,
-    /// Heartbeats that are not answered yet: whose, and of which start.
-    heartbeats: BTreeMap<u64, (u64, u64)>,
+    /// Heartbeats that are not to be heard, by call: a later start of their node had registered when they came (R28).
+    outdated: BTreeMap<u64, String>,
     ticked: bool,
     waits: Waits,
 }
@@ -128,16 +128,22 @@ impl VolmgrRole {
         times: Times,
     ) -> Result<Self, String> {
         let node = open(cluster, sabotage, disk, seed, times)?;
-        Ok(Self { node, heartbeats: BTreeMap::new(), ticked: true, waits: Waits::default() })
+        Ok(Self { node, outdated: BTreeMap::new(), ticked: true, waits: Waits::default() })
     }
 
-    /// A start that was followed by a registered later one is not heard (R28).
+    fn note_start(&mut self, call: u64, heartbeat: &HeartbeatRequest) {
+        let HeartbeatRequest { node, generation, .. } = *heartbeat;
+        let known = self.node.cluster_state().nodes().get(&NodeId(node)).map_or(0, |info| info.generation);
+        if known > generation {
+            let wrong = format!("start {generation} of node {node} is heard, and start {known} has registered");
+            self.outdated.insert(call, wrong);
+        }
+    }
+
     fn check_starts(&mut self, answers: &Answers) {
         for (call, answer) in answers {
-            let Some((node, generation)) = self.heartbeats.remove(call) else { continue };
-            let known = self.node.cluster_state().nodes().get(&NodeId(node)).map_or(0, |info| info.generation);
-            let old = answer.is_ok() && known > generation;
-            assert!(!old, "start {generation} of node {node} is heard, and start {known} has registered");
+            let outdated = self.outdated.remove(call).filter(|_| answer.is_ok());
+            assert!(outdated.is_none(), "{}", outdated.unwrap_or_default());
         }
     }
 
@@ -154,7 +160,7 @@ impl Role for VolmgrRole {
     fn packet(&mut self, times: Times, _: NodeId, packet: Packet) {
         let Packet::Call(call, request) = packet else { return };
         if let Request::Heartbeat(heartbeat) = &*request {
-            self.heartbeats.insert(call, (heartbeat.node, heartbeat.generation));
+            self.note_start(call, heartbeat);
         }
         if let Some(request) = request_of(*request) {
             self.node.handle(now(times), call, request);

@@ -1,15 +1,15 @@
 //! When chunk ids were given out and chunks freed, by true time: no clock that a process has may let anybody be early.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
 use holdfast_common::proof::ShardName;
-use holdfast_common::{ChunkId, DiskId};
+use holdfast_common::{ChunkId, DiskId, GroupId};
 use holdfast_metanode::Patience;
 use holdfast_metanode::table::Table;
-use holdfast_proto::data::{DeleteShardsRequest, DeleteShardsResponse};
+use holdfast_proto::data::{DeleteShardsRequest, DeleteShardsResponse, Status};
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{Code, MutateResponse};
+use holdfast_proto::meta::{Code, ForgetChunks, MutateResponse};
 
 use super::shortest_ns;
 
@@ -26,6 +26,8 @@ pub(crate) struct Chunks {
     given: BTreeMap<u64, u64>,
     /// When a chunk was freed.
     freed: BTreeMap<u64, u64>,
+    /// Disks with a shard of a freed chunk that did not confirm its deletion yet.
+    unconfirmed: BTreeMap<u64, BTreeSet<DiskId>>,
     /// The last one of these, in the table's order.
     last_freed: (i64, ChunkId),
     /// Freed and forgotten.
@@ -55,6 +57,7 @@ impl Chunks {
             Op::ForgetChunks(forget) => {
                 self.forgotten += forget.chunks.len() as u64;
                 self.debts += u64::from(!forget.disks.is_empty());
+                self.check_forgotten(forget)?;
             }
             Op::Swept(_) => self.settled += 1,
             Op::Commit(_) => {
@@ -66,8 +69,22 @@ impl Chunks {
         for freed in table.freed_chunks(i64::MAX, self.last_freed, FREED_MAX) {
             self.last_freed = (freed.freed_ns, ChunkId(freed.record.chunk));
             self.freed.insert(freed.record.chunk, now);
+            let group = table.group(GroupId(freed.record.group));
+            let member = |slot: &u8| group.as_ref()?.slots.get(usize::from(*slot)).map(|slot| DiskId(slot.disk));
+            self.unconfirmed.insert(freed.record.chunk, freed.record.slots.iter().filter_map(member).collect());
         }
         Ok(())
+    }
+
+    /// A chunk is forgotten when all of its members have deleted, or it is written down who owes it (R5, R7).
+    fn check_forgotten(&mut self, forget: &ForgetChunks) -> Result<(), String> {
+        forget.chunks.iter().try_for_each(|chunk| {
+            let unconfirmed = self.unconfirmed.remove(chunk).unwrap_or_default();
+            match unconfirmed.iter().find(|disk| !forget.disks.contains(&disk.0)) {
+                Some(disk) => Err(format!("chunk {chunk} is forgotten, and disk {disk} has not deleted its shard")),
+                None => Ok(()),
+            }
+        })
     }
 
     /// Whoever writes must have had his time: ids below a floor were given out two deadlines ago (R4).
@@ -111,6 +128,13 @@ impl Chunks {
 
     /// It has deleted.
     pub(crate) fn deleted(&mut self, request: &DeleteShardsRequest, response: &DeleteShardsResponse) {
+        if response.status() == Status::Ok {
+            for name in &request.shards {
+                if let Some(unconfirmed) = self.unconfirmed.get_mut(&name.chunk) {
+                    unconfirmed.remove(&DiskId(request.disk));
+                }
+            }
+        }
         let known = |chunk| self.freed.contains_key(&chunk);
         if request.shards.first().is_some_and(|name| !known(name.chunk)) {
             self.orphans += u64::from(response.deleted_count);

@@ -26,6 +26,7 @@ const FOUND: &[(&str, u64, &str)] = &[
     ("metanode-LookedUpBeforePage", 0, "after it was freed"),
     ("metanode-FreedChunksOrphaned", 0, "after it was freed"),
     ("metanode-OwedNotWritten", 0, "contents after entry"),
+    ("metanode-SweptClearsAll", 462, "contents after entry"),
     ("metanode-ChunkIdsGivenTwice", 0, "contents after entry"),
     ("metanode-SharedChunksFreed", 0, "contents after entry"),
     ("metanode-QuotaIgnored", 1, "contents after entry"),

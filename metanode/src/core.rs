@@ -9,6 +9,7 @@ pub(crate) mod collect;
 pub(crate) mod command;
 pub(crate) mod known;
 pub(crate) mod mutating;
+pub(crate) mod patience;
 pub(crate) mod reading;
 pub(crate) mod recovery;
 pub(crate) mod reporting;

@@ -21,6 +21,7 @@ mod sweep;
 pub mod table;
 mod upkeep;
 
+pub use self::core::patience::Patience;
 pub use recover::{RecoverConfig, RecoverFailed, RecoverProgress, Recovered, RecoveredTable, recover};
 pub use sabotage::Sabotage;
 pub use server::{Metanode, MetanodeConfig, StartError, cluster_of, format, start};

@@ -9,6 +9,7 @@ use crate::core::collect;
 use crate::core::known::Known;
 use crate::core::led_term;
 use crate::core::mutating;
+use crate::core::patience::Patience;
 use crate::core::reading;
 use crate::core::reporting::{self, Reporter, Reporting};
 use crate::core::starts::Starts;
@@ -93,10 +94,11 @@ impl SteppedMetanode {
         log: Arc<dyn Directory>,
         snapshots: Arc<dyn Directory>,
     ) -> Result<Self, OpenError> {
-        let sabotage = options.sabotage;
+        let (patience, sabotage) = (options.patience, options.sabotage);
+        assert!(patience.is_ordered(), "times out of order: {patience:?}");
         let consensus = SteppedOptions { node: options.node, ..options.consensus };
         let node = SteppedNode::open(consensus, log, snapshots, move |_| TableMachine::sabotaged(sabotage))?;
-        let seats = node.groups().into_iter().map(|group| (VolumeId(group), Seat::new(sabotage))).collect();
+        let seats = node.groups().into_iter().map(|group| (VolumeId(group), Seat::new(patience, sabotage))).collect();
         // An answer that was meant for a former start must find nobody.
         let next_ticket = options.generation << TICKET_BITS;
         Ok(Self {
@@ -390,7 +392,7 @@ impl SteppedMetanode {
         }
         for volume in turn.created.into_iter().map(VolumeId) {
             self.creating.remove(&volume);
-            self.seats.entry(volume).or_insert_with(|| Seat::new(self.options.sabotage));
+            self.seats.entry(volume).or_insert_with(|| Seat::new(self.options.patience, self.options.sabotage));
         }
         for (ticket, answer) in turn.proposals {
             self.proposed(now, ticket, answer);

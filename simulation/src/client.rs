@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::clock::Times;
 use crate::cluster::CLIENTS;
 use crate::packet::Packet;
-use crate::programs::{Desk, audit, clear, work_on_files, work_on_names};
+use crate::programs::{Ask, Desk, audit, clear, clear_volumes, work_on_files, work_on_names, work_on_volumes};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::truth::{BASE_KEY_BYTES, Stage, Truth};
 use executor::Executor;
@@ -140,6 +140,10 @@ async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: R
         begin(client, &runtime, &truth, work_on_names(names));
         begin(client, &runtime, &truth, work_on_files(files));
     }
+    let demands = truth.lock().demands;
+    if client == 0 && demands.volumes {
+        begin(client, &runtime, &truth, work_on_volumes(desk(random.fork()), operator(&link)));
+    }
     let desk = desk(random.fork());
     loop {
         let stage = truth.lock().stage;
@@ -154,6 +158,7 @@ async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: R
                 truth.lock().stage = Stage::Clear;
             }
             Stage::Clear if client == 0 => {
+                clear_volumes(&desk, &operator(&link)).await;
                 clear(&desk).await;
                 // What a program had let go of may have happened meanwhile.
                 runtime.sleep(CLEAR_PAUSE).await;
@@ -165,6 +170,11 @@ async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: R
         }
         runtime.sleep(LOOK_PAUSE).await;
     }
+}
+
+fn operator(link: &Link) -> Ask {
+    let link = link.clone();
+    Box::new(move |request| link.operate(request))
 }
 
 async fn leave(client: usize, desk: &Desk) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, DiskId, NodeId, Random};
+use holdfast_common::{ClusterId, DiskId, NodeId, Random, VolumeId};
 use holdfast_proto::control::{CreateVolumeRequest, Disk, RegisterRequest, RegisterResponse, Role as NodeRole};
 use holdfast_proto::metanode::Neighbours;
 use holdfast_storage::SimulatedDisk;
@@ -28,7 +28,7 @@ pub(crate) const CLIENTS: usize = 2;
 /// Clients' machines have numbers from here on.
 const FIRST_CLIENT: u64 = 1000;
 /// Data and parity shards: one disk more than a stripe needs.
-const CODE: (u32, u32) = (2, 1);
+pub(crate) const CODE: (u32, u32) = (2, 1);
 const VOLUME: &str = "volume";
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 /// Size of a disk.
@@ -48,10 +48,11 @@ struct Registered {
     secret: ClusterSecret,
     disks: BTreeMap<NodeId, DiskId>,
     neighbours: BTreeMap<NodeId, Arc<Mutex<Neighbours>>>,
+    volume: VolumeId,
 }
 
 /// Makes all machines: the volume manager gives ids to nodes and disks and makes the volume, then everybody starts.
-pub(crate) fn build(world: &mut World, sabotage: Sabotage) {
+pub(crate) fn build(world: &mut World, sabotage: Sabotage, quota_bytes: u64) {
     let disks: BTreeMap<NodeId, SimulatedDisk> = [VOLMGR]
         .into_iter()
         .chain(METANODES)
@@ -59,14 +60,14 @@ pub(crate) fn build(world: &mut World, sabotage: Sabotage) {
         .chain((0..CLIENTS).map(client_node))
         .map(|node| (node, SimulatedDisk::new(world.random.bits())))
         .collect();
-    let registered = set_up(&disks, &mut world.random);
+    let registered = set_up(&disks, &mut world.random, quota_bytes);
     world.start = Box::new(move |machine, random, truth| start(&registered, sabotage, machine, random, truth));
     for (node, disk) in disks {
         world.add(node, disk);
     }
 }
 
-fn set_up(disks: &BTreeMap<NodeId, SimulatedDisk>, random: &mut Random) -> Registered {
+fn set_up(disks: &BTreeMap<NodeId, SimulatedDisk>, random: &mut Random, quota_bytes: u64) -> Registered {
     format_log(&disks[&VOLMGR]).expect("a new disk");
     let mut manager = volmgr::Setup::new(CLUSTER, &disks[&VOLMGR], random.bits());
     let (mut secret, mut disk_ids) = (None, BTreeMap::new());
@@ -81,12 +82,13 @@ fn set_up(disks: &BTreeMap<NodeId, SimulatedDisk>, random: &mut Random) -> Regis
         disk_ids.extend(response.disks.first().map(|disk| (node, DiskId(*disk))));
     }
     let (data_shards, parity_shards) = CODE;
-    let volume = CreateVolumeRequest { name: VOLUME.to_owned(), data_shards, parity_shards, quota_bytes: 0 };
-    manager.make_volume(Request::CreateVolume(volume));
+    let volume = CreateVolumeRequest { name: VOLUME.to_owned(), data_shards, parity_shards, quota_bytes };
+    let volume = manager.make_volume(Request::CreateVolume(volume));
     Registered {
         secret: secret.expect("a secret"),
         disks: disk_ids,
         neighbours: METANODES.into_iter().map(|node| (node, Arc::default())).collect(),
+        volume,
     }
 }
 
@@ -120,7 +122,8 @@ fn start(
         Box::new(VolmgrRole::start(CLUSTER, sabotage, disk, seed, times)?)
     } else if METANODES.contains(&node) {
         let neighbours = Arc::clone(&registered.neighbours[&node]);
-        let identity = MetanodeIdentity { cluster: CLUSTER, secret, node, generation, volmgr: VOLMGR, neighbours };
+        let (volmgr, volume) = (VOLMGR, registered.volume);
+        let identity = MetanodeIdentity { cluster: CLUSTER, secret, node, generation, volmgr, volume, neighbours };
         Box::new(MetanodeRole::start(identity, sabotage, disk, seed)?)
     } else if let Some(disk_id) = registered.disks.get(&node) {
         let identity = DatanodeIdentity { cluster: CLUSTER, secret, node, disk: *disk_id, generation, volmgr: VOLMGR };

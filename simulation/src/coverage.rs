@@ -48,6 +48,8 @@ coverage! {
     one_way_partitions,
     /// Packets lost.
     lost_packets,
+    /// Packets that came seconds later.
+    late_packets,
     /// Packets doubled.
     doubled_packets,
     /// Calls whose connection was closed.
@@ -66,10 +68,30 @@ coverage! {
     told_losses,
     /// Chunks whose stripe is narrower than the code's.
     narrowed_stripes,
+    /// Orphans reaped.
+    reaped_orphans,
+    /// Files that a program had open when they had no name any more.
+    nameless_files,
+    /// Files truncated by another client than the one that writes.
+    truncated_by_another,
+    /// Writes refused for want of quota.
+    over_quota,
+    /// Volumes made beside the one that is worked on.
+    volumes_made,
+    /// Volumes deleted.
+    volumes_deleted,
     /// Floors raised.
     floors,
     /// Chunks freed and forgotten.
     forgotten_chunks,
+    /// Chunks of commits that had to be written anew.
+    rewritten_chunks,
+    /// Times that chunks were forgotten although a silent member had not confirmed.
+    debts,
+    /// Debts of members settled, once their disk was compared.
+    settled_debts,
+    /// Shards deleted that no commit named.
+    collected_orphans,
     /// Files that lost the end of what was written.
     torn_files,
     /// Sectors that were lost with the power.

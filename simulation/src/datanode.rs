@@ -7,6 +7,7 @@ use holdfast_common::proof::ClusterSecret;
 use holdfast_common::{ClusterId, DiskId, NodeId};
 use holdfast_datanode::{DataRequest, DataResponse, DatanodeOptions, SteppedDatanode, StoreOptions};
 use holdfast_proto::control::{RegisterRequest, Role as NodeRole};
+use holdfast_proto::data::DeleteShardsRequest;
 use holdfast_storage::SimulatedDisk;
 
 use crate::clock::Times;
@@ -145,6 +146,10 @@ fn request_of(request: Request) -> Option<DataRequest> {
     }
 }
 
+fn deletion_of(request: &DataRequest) -> Option<DeleteShardsRequest> {
+    if let DataRequest::Delete(request) = request { Some(request.clone()) } else { None }
+}
+
 impl Role for DatanodeRole {
     fn packet(&mut self, times: Times, _: NodeId, packet: Packet) {
         match packet {
@@ -170,7 +175,14 @@ impl Role for DatanodeRole {
         let _ = moment.disk.take_elapsed_ns();
         let waiting = std::mem::take(&mut self.requests);
         let (calls, requests): (Vec<u64>, Vec<DataRequest>) = waiting.into_iter().unzip();
+        let deletions: Vec<Option<DeleteShardsRequest>> = requests.iter().map(deletion_of).collect();
+        deletions.iter().flatten().for_each(|deletion| moment.truth.lock().delete(deletion));
         let responses = self.node.handle_writes(moment.times.monotonic, requests);
+        for (deletion, response) in deletions.iter().zip(&responses) {
+            if let (Some(deletion), DataResponse::Delete(response)) = (deletion, response) {
+                moment.truth.lock().chunks.deleted(deletion, response);
+            }
+        }
         let after_ns = moment.disk.take_elapsed_ns();
         for (call, response) in calls.into_iter().zip(responses) {
             self.wishes.push(Wish::Reply { call, answer: Box::new(Self::answer(response)), after_ns });

@@ -149,7 +149,7 @@ pub(crate) fn strike(world: &mut World) {
         take_away_client(world);
     }
     let node = important(world);
-    match world.random.below(12) {
+    match world.random.below(13) {
         0..=2 => die(world, node),
         3..=4 => isolate(world, node),
         5 => cut_one(world),
@@ -167,6 +167,7 @@ pub(crate) fn strike(world: &mut World) {
             let delay = world.random.below(3 * SECOND);
             world.heal_after(delay, Heal::Loss);
         }
+        11 => depose(world),
         _ => cut_down(world),
     }
     let delay = world.random.below(world.plan.interval_ns) + 10 * MS;
@@ -235,6 +236,18 @@ fn jump(world: &mut World, node: NodeId) {
         machine.clock.set_wall(by);
         world.coverage.clock_jumps += 1;
     }
+}
+
+/// The leader and the other metanodes cannot talk; clients reach all of them.
+fn depose(world: &mut World) {
+    // As above: no session would ever be expired.
+    let leader = METANODES.into_iter().find(|node| world.leads(*node) && !world.plan.long);
+    let Some(leader) = leader else { return };
+    let others = METANODES.into_iter().filter(|other| *other != leader);
+    let pairs = others.flat_map(|other| [(leader, other), (other, leader)]).collect();
+    world.coverage.partitions += 1;
+    let duration = world.random.below(5 * SECOND) + 20 * MS;
+    cut_for(world, pairs, duration);
 }
 
 /// Several datanodes at once: more than the code mode reads around.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, NodeId};
-use holdfast_consensus::Role as RaftRole;
+use holdfast_common::{ClusterId, NodeId, VolumeId};
+use holdfast_consensus::{GroupStatus, Role as RaftRole};
 use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
 use holdfast_proto::meta::Code;
@@ -21,6 +21,7 @@ use crate::packet::{Answer, Packet, Request, Response, address_of};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
 use crate::truth::Truth;
+use crate::truth::chunks::PATIENCE;
 
 const TICK: Duration = Duration::from_millis(150);
 /// How often upkeep, sweep and heartbeat are let look.
@@ -28,7 +29,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const BEAT_MS: u64 = 1000;
 const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
 const GROUPS_TIMEOUT: Duration = Duration::from_secs(5);
-const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+/// No longer than a request is believed to be under way here.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a metanode keeps for all its lives.
@@ -39,6 +41,8 @@ pub(crate) struct MetanodeIdentity {
     pub(crate) node: NodeId,
     pub(crate) generation: u64,
     pub(crate) volmgr: NodeId,
+    /// The volume that clients work on; others come and go.
+    pub(crate) volume: VolumeId,
     /// The file in which it keeps what the volume manager said last.
     pub(crate) neighbours: Arc<Mutex<Neighbours>>,
 }
@@ -89,6 +93,7 @@ impl MetanodeRole {
             secret: identity.secret.clone(),
             heartbeat_interval_ms: BEAT_MS,
             consensus: log_options(identity.node, seed, TICK, sabotage),
+            patience: PATIENCE,
             sabotage: sabotage.metanode(),
         };
         let [log, snapshots] = log_directories(disk)?;
@@ -238,7 +243,10 @@ impl MetanodeRole {
                 self.ask(Asked::List(ticket), node, Request::List(request), DELETE_TIMEOUT);
             }
             Output::Report(request) => self.report(request),
-            Output::Applied { index, command, .. } => truth.applied(self.identity.node, index, &command),
+            Output::Applied { volume, index, command } if volume == self.identity.volume => {
+                truth.applied(self.identity.node, index, &command);
+            }
+            Output::Applied { .. } => {}
             Output::Installed { .. } => truth.installed += 1,
             Output::Broken { reason, .. } => panic!("{}: a replica is broken: {reason}", self.identity.node),
         }
@@ -255,9 +263,18 @@ impl MetanodeRole {
         }
     }
 
+    fn status(&self) -> Option<GroupStatus> {
+        let mut tables = self.node.tables();
+        tables.find(|(volume, ..)| *volume == self.identity.volume).map(|(.., status)| status)
+    }
+
     /// What the truth must know of this replica.
     fn compare(&self, truth: &mut Truth) {
-        for (_, table, status) in self.node.tables() {
+        for (volume, table, status) in self.node.tables() {
+            if volume != self.identity.volume {
+                truth.volumes.hosted(volume, table, status.role == RaftRole::Leader);
+                continue;
+            }
             let compared = truth.log.compare(status.applied, table.digest());
             compared.unwrap_or_else(|wrong| panic!("{}: {wrong}", self.identity.node));
             if status.role == RaftRole::Leader {
@@ -328,10 +345,14 @@ impl Role for MetanodeRole {
     }
 
     fn leads(&self) -> bool {
-        self.node.tables().any(|(_, _, status)| status.role == RaftRole::Leader)
+        self.status().is_some_and(|status| status.role == RaftRole::Leader)
     }
 
     fn applied(&self) -> u64 {
-        self.node.tables().map(|(_, _, status)| status.applied).max().unwrap_or(0)
+        self.status().map_or(0, |status| status.applied)
+    }
+
+    fn other_tables(&self) -> usize {
+        self.node.tables().filter(|(volume, ..)| *volume != self.identity.volume).count()
     }
 }

@@ -52,6 +52,7 @@ pub(crate) enum Request {
     AllocateGroups(AllocateGroupsRequest),
     CreateVolume(CreateVolumeRequest),
     ShowVolume(String),
+    DeleteVolume(String),
     /// A snapshot of a start of a metanode, whole.
     Snapshot {
         generation: u64,
@@ -75,6 +76,7 @@ pub(crate) enum Response {
     Heartbeat(HeartbeatResponse),
     Groups(AllocateGroupsResponse),
     Volume(Volume),
+    VolumeDeleted,
     /// Whether it was accepted.
     SnapshotTaken(bool),
 }

@@ -2,9 +2,11 @@
 
 mod data;
 mod names;
+mod volumes;
 
-pub(crate) use data::{FILES, audit, work_on_files};
+pub(crate) use data::{audit, work_on_files};
 pub(crate) use names::{clear, work_on_names};
+pub(crate) use volumes::{Ask, clear_volumes, work_on_volumes};
 
 use std::future::Future;
 use std::sync::Arc;

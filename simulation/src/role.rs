@@ -70,6 +70,11 @@ pub(crate) trait Role {
         0
     }
 
+    /// How many tables it hosts beside the volume's.
+    fn other_tables(&self) -> usize {
+        0
+    }
+
     /// The chunks of which its disk has shards; `None` if it has no disk for them, or one that failed.
     fn shards(&self) -> Option<BTreeSet<u64>> {
         None

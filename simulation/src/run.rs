@@ -8,9 +8,9 @@ use crate::checks;
 use crate::cluster::{self, CLIENTS};
 use crate::coverage::Coverage;
 use crate::faults::{self, Plan};
-use crate::programs::FILES;
 use crate::sabotage::Sabotage;
 use crate::trace::Trace;
+use crate::truth::volumes::Demands;
 use crate::truth::{Stage, Truth};
 use crate::world::{MS, World};
 
@@ -25,8 +25,8 @@ const KNOWN_NS: u64 = 5 * SECOND;
 const CONVERGE_NS_MAX: u64 = 60 * SECOND;
 /// Everything is read, removed and unmounted within this.
 const LEAVE_NS_MAX: u64 = 180 * SECOND;
-/// What was removed is deleted and forgotten within this.
-const FORGET_NS_MAX: u64 = 120 * SECOND;
+/// What was removed is deleted and forgotten within this: a freed chunk's delay, and the floor's behind what is owed.
+const FORGET_NS_MAX: u64 = 600 * SECOND;
 
 /// How a seed is run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,8 +61,9 @@ pub fn run(seed: u64, options: Options) -> Result<Report, String> {
 fn live(seed: u64, options: Options) -> Report {
     let plan = Plan::new(&mut Random::new(seed ^ 0xfa17));
     let faults_ns = plan.faults_ns;
-    let mut world = World::new(seed, Truth::new(CLIENTS, FILES), plan, Trace::new(options.shown));
-    cluster::build(&mut world, options.sabotage);
+    let demands = Demands::new(&mut Random::new(seed ^ 0xde_3a9d));
+    let mut world = World::new(seed, Truth::new(CLIENTS, demands), plan, Trace::new(options.shown));
+    cluster::build(&mut world, options.sabotage, demands.quota_bytes);
     wait(&mut world, "all clients mount", MOUNT_NS_MAX, |world| world.truth.lock().mounted() == CLIENTS);
     faults::begin(&mut world);
     let end = world.now + faults_ns;

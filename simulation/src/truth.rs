@@ -1,25 +1,37 @@
 //! What everybody has seen, to be contradicted by nobody: the log and its outcomes, a model of names, what files may hold, who
 //! was heard when.
 
+pub(crate) mod chunks;
 pub(crate) mod files;
 pub(crate) mod log;
 pub(crate) mod names;
+mod opens;
+pub(crate) mod volumes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use files::File;
+use chunks::Chunks;
+use files::Files;
 use holdfast_client::Error;
-use holdfast_common::NodeId;
 use holdfast_common::limits::SESSION_LEASE_MS;
+use holdfast_common::{InodeId, NodeId};
+use holdfast_proto::data::DeleteShardsRequest;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, Kind, MutateResponse};
 use holdfast_proto::record::TableCommand;
 use log::{Applied, Log};
 use names::Names;
+use opens::Opens;
+use volumes::{Demands, Volumes};
 
-/// Nanoseconds of a lease by a clock that is a fiftieth slow: no leader may expire a session that was answered later.
-const LEASE_NS: u64 = SESSION_LEASE_MS as u64 * 1_000_000 / 50 * 49;
+/// The least true time in which a clock that is a fiftieth fast counts this many milliseconds.
+pub(crate) const fn shortest_ns(ms: u64) -> u64 {
+    ms * 1_000_000 / 50 * 49
+}
+
+/// No leader may expire a session that was answered later.
+const LEASE_NS: u64 = shortest_ns(SESSION_LEASE_MS as u64);
 
 /// Length of the keys that clients here have.
 pub(crate) const BASE_KEY_BYTES: usize = 8;
@@ -55,7 +67,18 @@ pub(crate) struct Truth {
     clients: Vec<Client>,
     pub(crate) log: Log,
     pub(crate) names: Names,
-    pub(crate) files: Vec<File>,
+    pub(crate) files: Files,
+    opens: Opens,
+    pub(crate) demands: Demands,
+    pub(crate) volumes: Volumes,
+    /// Writes that were refused for want of quota.
+    pub(crate) over_quota: u64,
+    /// Orphans reaped.
+    pub(crate) reaped: u64,
+    /// Times that a program's file had lost its last name.
+    pub(crate) nameless: u64,
+    /// Files truncated by another client than the one that wrote.
+    pub(crate) meddled: u64,
     /// The highest index whose effect somebody was told of.
     pub(crate) observed: u64,
     /// Sessions of each client that ended without being closed by it.
@@ -67,19 +90,14 @@ pub(crate) struct Truth {
     pub(crate) told_losses: u64,
     pub(crate) expiries: u64,
     pub(crate) narrowed: u64,
-    pub(crate) forgotten: u64,
-    pub(crate) floors: u64,
+    pub(crate) chunks: Chunks,
     pub(crate) installed: u64,
-    /// Chunks that were ever committed.
-    pub(crate) committed: BTreeSet<u64>,
     /// Who led, by term.
     pub(crate) leaders: BTreeMap<u64, NodeId>,
 }
 
 impl Truth {
-    pub(crate) fn new(clients: usize, files: usize) -> Self {
-        let mut all = Vec::new();
-        all.resize_with(files, File::default);
+    pub(crate) fn new(clients: usize, demands: Demands) -> Self {
         Self {
             now: 0,
             stage: Stage::Work,
@@ -88,7 +106,14 @@ impl Truth {
             clients: vec![Client::default(); clients],
             log: Log::default(),
             names: Names::default(),
-            files: all,
+            files: Files::default(),
+            opens: Opens::default(),
+            demands,
+            volumes: Volumes::default(),
+            over_quota: 0,
+            reaped: 0,
+            nameless: 0,
+            meddled: 0,
             observed: 0,
             lost_sessions: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -97,28 +122,40 @@ impl Truth {
             told_losses: 0,
             expiries: 0,
             narrowed: 0,
-            forgotten: 0,
-            floors: 0,
+            chunks: Chunks::default(),
             installed: 0,
-            committed: BTreeSet::new(),
             leaders: BTreeMap::new(),
         }
     }
 
     /// A client has mounted: what its former life held is free, and nothing of it can come any more.
     pub(crate) fn client_mounted(&mut self, client: usize) {
-        for file in self.files.iter_mut().filter(|file| file.holder == Some(client)) {
-            file.doubt();
-            file.holder = None;
-        }
+        self.files.fenced(client);
         self.clients[client].mounted = true;
     }
 
     /// A client was killed.
     pub(crate) fn client_killed(&mut self, client: usize) {
+        self.opens.ended(client);
         let client = &mut self.clients[client];
         self.programs -= client.programs;
         *client = Client { life: client.life + 1, ..Client::default() };
+    }
+
+    /// A client was told that it has an inode open. False if it is gone already: the answer of a repeated create may be that late.
+    pub(crate) fn opened(&mut self, inode: InodeId, client: usize, key: &[u8]) -> bool {
+        let there = self.log.table().get_attr(inode).is_ok();
+        if there {
+            self.opens.opened(inode, client, key, self.losses_of(key));
+        }
+        there
+    }
+
+    /// A client is about to close an inode.
+    pub(crate) fn closes(&mut self, inode: InodeId, client: usize) {
+        let nameless = self.log.table().get_attr(inode).is_ok_and(|attr| attr.nlink == 0);
+        self.nameless += u64::from(nameless);
+        self.opens.closes(inode, client);
     }
 
     /// How many clients are mounted.
@@ -156,6 +193,20 @@ impl Truth {
         let judged = self.names.apply(index, &command, &answer);
         judged.unwrap_or_else(|wrong| panic!("entry {index}: {wrong}"));
         self.compare_names(index, &command, &answer);
+        self.follow_chunks(index, &command, &answer);
+        let (used, quota) = (self.log.table().stat_fs().used_bytes, self.demands.quota_bytes);
+        assert!(quota == 0 || used <= quota, "entry {index}: {used} bytes are used, the quota is {quota}");
+    }
+
+    fn follow_chunks(&mut self, index: u64, command: &TableCommand, answer: &MutateResponse) {
+        let Some(op) = command.mutation.as_ref().and_then(|mutation| mutation.op.as_ref()) else { return };
+        let followed = self.chunks.follow(self.now, op, answer, self.log.table());
+        followed.unwrap_or_else(|wrong| panic!("entry {index}: {wrong}"));
+    }
+
+    /// A disk is about to delete shards.
+    pub(crate) fn delete(&self, request: &DeleteShardsRequest) {
+        self.chunks.delete(self.now, request, self.log.table()).unwrap_or_else(|wrong| panic!("{wrong}"));
     }
 
     fn follow_sessions(&mut self, command: &TableCommand, answer: &MutateResponse) {
@@ -168,15 +219,15 @@ impl Truth {
                 self.answered.insert(answer.session, self.now);
             }
             Some(Op::Commit(commit)) => {
-                for (file, result) in commit.files.iter().zip(&answer.commits) {
-                    if result.code() == Code::Ok {
-                        self.committed.extend(file.extents.iter().map(|extent| extent.chunk));
-                    }
-                }
                 self.narrowed += commit.chunks.iter().filter(|chunk| chunk.data_shards < 2).count() as u64;
             }
-            Some(Op::ForgetChunks(forget)) => self.forgotten += forget.chunks.len() as u64,
-            Some(Op::RaiseFloor(_)) => self.floors += 1,
+            Some(Op::ReapOrphans(reap)) => {
+                self.reaped += reap.inodes.len() as u64;
+                for inode in &reap.inodes {
+                    let user = self.opens.user(InodeId(*inode), |key| self.losses_of(key));
+                    assert!(user.is_none(), "inode {inode} was reaped while client {user:?} has it open");
+                }
+            }
             Some(Op::ExpireSessions(expire)) => {
                 for session in &expire.sessions {
                     let last = self.answered.get(session).copied().unwrap_or(0);

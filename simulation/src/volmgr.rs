@@ -1,9 +1,10 @@
 //! The volume manager's process, and the short life in which it sets the cluster up.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use holdfast_common::{ClusterId, NodeId};
-use holdfast_proto::control::ShowVolumeRequest;
+use holdfast_common::{ClusterId, NodeId, VolumeId};
+use holdfast_proto::control::{DeleteVolumeRequest, HeartbeatRequest, ShowVolumeRequest};
 use holdfast_storage::SimulatedDisk;
 use holdfast_volmgr::{Answers, Now, SteppedVolmgr, VolmgrOptions, VolmgrRequest, VolmgrResponse};
 
@@ -21,6 +22,8 @@ const SETUP_TURNS_MAX: u64 = 1000;
 
 pub(crate) struct VolmgrRole {
     node: SteppedVolmgr,
+    /// Heartbeats that are not to be heard, by call: a later start of their node had registered when they came (R28).
+    outdated: BTreeMap<u64, String>,
     ticked: bool,
     waits: Waits,
 }
@@ -50,6 +53,7 @@ fn request_of(request: Request) -> Option<VolmgrRequest> {
         Request::AllocateGroups(request) => Some(VolmgrRequest::AllocateGroups(request)),
         Request::CreateVolume(request) => Some(VolmgrRequest::CreateVolume(request)),
         Request::ShowVolume(name) => Some(VolmgrRequest::ShowVolume(ShowVolumeRequest { name })),
+        Request::DeleteVolume(name) => Some(VolmgrRequest::DeleteVolume(DeleteVolumeRequest { name })),
         _ => None,
     }
 }
@@ -60,7 +64,8 @@ fn response_of(response: VolmgrResponse) -> Option<Response> {
         VolmgrResponse::Heartbeat(response) => Some(Response::Heartbeat(response)),
         VolmgrResponse::AllocateGroups(response) => Some(Response::Groups(response)),
         VolmgrResponse::Volume(response) => Some(Response::Volume(response)),
-        VolmgrResponse::DeleteVolume(_) | VolmgrResponse::ListVolumes(_) | VolmgrResponse::ShowCluster(_) => None,
+        VolmgrResponse::DeleteVolume(_) => Some(Response::VolumeDeleted),
+        VolmgrResponse::ListVolumes(_) | VolmgrResponse::ShowCluster(_) => None,
     }
 }
 
@@ -106,10 +111,11 @@ impl Setup {
         response_of(response.expect("a setup without mistakes")).expect("an answer of use")
     }
 
-    /// Makes a volume; its table is made when the metanodes hear of it.
-    pub(crate) fn make_volume(&mut self, request: Request) {
+    /// Makes a volume; its table is made when the metanodes hear of it. Answers its id.
+    pub(crate) fn make_volume(&mut self, request: Request) -> VolumeId {
         self.node.handle(self.now, 1, request_of(request).expect("a request for the volume manager"));
         self.turn_until(|node, _| !node.cluster_state().volumes().is_empty());
+        *self.node.cluster_state().volumes().keys().next().expect("a volume")
     }
 }
 
@@ -122,7 +128,23 @@ impl VolmgrRole {
         times: Times,
     ) -> Result<Self, String> {
         let node = open(cluster, sabotage, disk, seed, times)?;
-        Ok(Self { node, ticked: true, waits: Waits::default() })
+        Ok(Self { node, outdated: BTreeMap::new(), ticked: true, waits: Waits::default() })
+    }
+
+    fn note_start(&mut self, call: u64, heartbeat: &HeartbeatRequest) {
+        let HeartbeatRequest { node, generation, .. } = *heartbeat;
+        let known = self.node.cluster_state().nodes().get(&NodeId(node)).map_or(0, |info| info.generation);
+        if known > generation {
+            let wrong = format!("start {generation} of node {node} is heard, and start {known} has registered");
+            self.outdated.insert(call, wrong);
+        }
+    }
+
+    fn check_starts(&mut self, answers: &Answers) {
+        for (call, answer) in answers {
+            let outdated = self.outdated.remove(call).filter(|_| answer.is_ok());
+            assert!(outdated.is_none(), "{}", outdated.unwrap_or_default());
+        }
     }
 
     fn replies(answers: Answers, wishes: &mut Vec<Wish>) {
@@ -136,9 +158,11 @@ impl VolmgrRole {
 
 impl Role for VolmgrRole {
     fn packet(&mut self, times: Times, _: NodeId, packet: Packet) {
-        if let Packet::Call(call, request) = packet
-            && let Some(request) = request_of(*request)
-        {
+        let Packet::Call(call, request) = packet else { return };
+        if let Request::Heartbeat(heartbeat) = &*request {
+            self.note_start(call, heartbeat);
+        }
+        if let Some(request) = request_of(*request) {
             self.node.handle(now(times), call, request);
         }
     }
@@ -171,6 +195,7 @@ impl Role for VolmgrRole {
         if self.node.is_stuck() {
             return vec![Wish::Die("its log accepts no entries".to_owned())];
         }
+        self.check_starts(&answers);
         Self::replies(answers, &mut wishes);
         self.waits.arm(self.node.is_syncing(), self.node.jobs(), moment.random, &mut wishes);
         wishes

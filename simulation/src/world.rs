@@ -9,6 +9,7 @@ use holdfast_storage::SimulatedDisk;
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, Times};
+use crate::cluster::VOLMGR;
 use crate::coverage::Coverage;
 use crate::faults::Plan;
 use crate::packet::{Answer, Packet, Request};
@@ -22,6 +23,9 @@ const WAKE_NS_MAX: u64 = 200_000;
 /// Longest way of a packet, but for the slow ones.
 const TRANSIT_NS_MAX: u64 = 2 * MS;
 const SLOW_TRANSIT_NS_MAX: u64 = 900 * MS;
+/// Once in so many requests to the volume manager, one comes when its sender may have died and started again.
+const LATE_ONE_IN: u64 = 200;
+const LATE_TRANSIT_NS_MAX: u64 = 8000 * MS;
 
 /// Something that happens at a time.
 enum Event {
@@ -224,7 +228,16 @@ impl World {
             return None;
         }
         let slow = self.random.chance(self.network.slow_percent);
-        Some(self.random.below(if slow { SLOW_TRANSIT_NS_MAX } else { TRANSIT_NS_MAX }) + 20_000)
+        let late = to == VOLMGR && self.plan.on && self.random.one_in(LATE_ONE_IN);
+        self.coverage.late_packets += u64::from(late);
+        let most = if late {
+            LATE_TRANSIT_NS_MAX
+        } else if slow {
+            SLOW_TRANSIT_NS_MAX
+        } else {
+            TRANSIT_NS_MAX
+        };
+        Some(self.random.below(most) + 20_000)
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {

@@ -125,6 +125,12 @@ fn judge(code: Code, leader: &str) -> Verdict {
     }
 }
 
+/// Whether this lists what is open. It is not sent again: another leader would take an old list for the whole one, and reap what
+/// was opened since, under its predecessor. The next keep-alive asks whether a list is needed.
+fn lists_open(body: &Body) -> bool {
+    matches!(body, Body::Question(read_request::Op::KeepAlive(keep_alive)) if keep_alive.attach)
+}
+
 impl Response {
     fn code(&self) -> Code {
         match self {
@@ -388,7 +394,11 @@ impl<A> Requests<A> {
                 self.pause(id, now);
             }
         }
-        out.notes.push(Note::Again(reason));
+        out.notes.push(Note::Again(reason.clone()));
+        if self.requests.get(&id).is_some_and(|request| lists_open(&request.body)) {
+            let ended = self.remove(id).map(|request| request.asker);
+            return ended.map_or(Outcome::Pending, |asker| Outcome::Answered(asker, Err(Error::TimedOut(reason))));
+        }
         Outcome::Pending
     }
 

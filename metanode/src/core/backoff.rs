@@ -1,15 +1,15 @@
 //! When disks are asked again that did not answer, or refused.
 
+use super::patience::{PAUSE_MS_MIN, Patience};
 use holdfast_common::DiskId;
 use std::collections::BTreeMap;
 
-/// First and longest pause after a disk failed.
-const PAUSE_MS_MIN: u64 = 1_000;
-const PAUSE_MS_MAX: u64 = 60_000;
-
 /// The pauses of disks that failed and did not do what was asked since.
 #[derive(Debug, Default)]
-pub(crate) struct Backoff(BTreeMap<DiskId, Pause>);
+pub(crate) struct Backoff {
+    pauses: BTreeMap<DiskId, Pause>,
+    patience: Patience,
+}
 
 #[derive(Debug)]
 struct Pause {
@@ -20,27 +20,31 @@ struct Pause {
 }
 
 impl Backoff {
+    pub(crate) fn new(patience: Patience) -> Self {
+        Self { pauses: BTreeMap::new(), patience }
+    }
+
     /// It did not answer, or refused: the next pause is twice as long.
     pub(crate) fn failed(&mut self, disk: DiskId, now_ms: u64) {
-        let former = self.0.get(&disk);
-        let pause_ms = former.map_or(PAUSE_MS_MIN, |pause| (pause.pause_ms * 2).min(PAUSE_MS_MAX));
+        let former = self.pauses.get(&disk);
+        let pause_ms = former.map_or(PAUSE_MS_MIN, |pause| (pause.pause_ms * 2).min(self.patience.pause_ms_max));
         let since_ms = former.map_or(now_ms, |pause| pause.since_ms);
-        self.0.insert(disk, Pause { since_ms, until_ms: now_ms + pause_ms, pause_ms });
+        self.pauses.insert(disk, Pause { since_ms, until_ms: now_ms + pause_ms, pause_ms });
     }
 
     /// It did what was asked.
     pub(crate) fn answered(&mut self, disk: DiskId) {
-        self.0.remove(&disk);
+        self.pauses.remove(&disk);
     }
 
     /// Whether it is left alone now.
     pub(crate) fn is_paused(&self, disk: DiskId, now_ms: u64) -> bool {
-        self.0.get(&disk).is_some_and(|pause| pause.until_ms > now_ms)
+        self.pauses.get(&disk).is_some_and(|pause| pause.until_ms > now_ms)
     }
 
     /// For how long it has failed; 0 if it does not.
     pub(crate) fn silent_ms(&self, disk: DiskId, now_ms: u64) -> u64 {
-        self.0.get(&disk).map_or(0, |pause| now_ms.saturating_sub(pause.since_ms))
+        self.pauses.get(&disk).map_or(0, |pause| now_ms.saturating_sub(pause.since_ms))
     }
 }
 

@@ -5,16 +5,16 @@
 //! it, or is refused for ever. The disk learns the floor durably: then no shard below it comes any more. Then it lists what it
 //! has, and only after a page was read is each shard of it looked up. What the table does not place there is deleted by name.
 //!
-//! The floor follows chunk ids [`FLOOR_DELAY_MS`] behind, by this leader's monotonic clock, so that nobody who writes meets it: a
+//! The floor follows chunk ids [`Patience::floor_delay_ms`] behind, by this leader's monotonic clock, so that nobody who writes meets it: a
 //! request ends within one deadline, and the ids it uses were given out at most one before. Listing twice is harmless, so a new
 //! leader simply starts over.
 
 use super::backoff::Backoff;
+use super::patience::Patience;
 use super::sweep::{Member, deletion, issued};
 use super::view::View;
 use crate::sabotage::Sabotage;
 use crate::table::Table;
-use holdfast_common::limits::REQUEST_DEADLINE_MS;
 use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
 use holdfast_common::{ChunkId, DiskId};
 use holdfast_proto::data::{
@@ -27,12 +27,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How often a leader looks for something to collect.
 pub(crate) const ROUND_INTERVAL_MS: u64 = 1_000;
-/// How far the floor stays behind the ids that are given out.
-pub(crate) const FLOOR_DELAY_MS: u64 = 2 * REQUEST_DEADLINE_MS as u64;
-/// The floor is raised at most this often: each time all disks are listed.
-const RAISE_INTERVAL_MS: u64 = 60_000;
-/// How often it is noted how far chunk ids have come.
-const MARK_INTERVAL_MS: u64 = 10_000;
 /// Disks that are compared at a time.
 const DISKS_AT_ONCE: usize = 4;
 /// Requests to each of these in one round: listing goes on beside everything else that disks do.
@@ -130,19 +124,20 @@ pub(crate) struct Collector {
     visits: BTreeMap<Member, Visit>,
     asked: BTreeSet<Member>,
     backoff: Backoff,
+    patience: Patience,
     sabotage: Sabotage,
 }
 
 impl Collector {
-    pub(crate) fn sabotaged(sabotage: Sabotage) -> Self {
-        Self { sabotage, ..Self::default() }
+    pub(crate) fn new(patience: Patience, sabotage: Sabotage) -> Self {
+        Self { backoff: Backoff::new(patience), patience, sabotage, ..Self::default() }
     }
 
     /// In a new term all starts over: how far ids had come under another leader nobody here knows. To be called before each
     /// round.
     pub(crate) fn follow(&mut self, term: u64) {
         if term != self.term {
-            *self = Self { term, ..Self::sabotaged(self.sabotage) };
+            *self = Self { term, ..Self::new(self.patience, self.sabotage) };
         }
     }
 
@@ -261,12 +256,13 @@ impl Collector {
     fn raise(&mut self, view: &impl View) -> Option<Op> {
         let now_ms = view.now_ms();
         let (present, next_chunk) = view.table(|table| (table.floor(), table.next_chunk()));
-        if self.marks.back().is_none_or(|last| now_ms.saturating_sub(last.at_ms) >= MARK_INTERVAL_MS) {
+        if self.marks.back().is_none_or(|last| now_ms.saturating_sub(last.at_ms) >= self.patience.mark_interval_ms) {
             let keeps_table = self.sabotage == Sabotage::LookedUpBeforePage;
             let table = keeps_table.then(|| view.table(Table::clone));
             self.marks.push_back(Mark { at_ms: now_ms, next_chunk, table });
         }
-        let ripe = |mark: &Mark| now_ms.saturating_sub(mark.at_ms) >= FLOOR_DELAY_MS;
+        let floor_delay_ms = self.patience.floor_delay_ms();
+        let ripe = |mark: &Mark| now_ms.saturating_sub(mark.at_ms) >= floor_delay_ms;
         // The youngest ripe mark stays: it says how far the floor may come until a younger one is ripe.
         while self.marks.get(1).is_some_and(ripe) {
             self.marks.pop_front();
@@ -274,7 +270,8 @@ impl Collector {
         let then = self.marks.front().filter(|mark| ripe(mark)).map(|mark| mark.next_chunk);
         let wanted = if self.sabotage == Sabotage::FloorAtPresentId { Some(next_chunk) } else { then };
         let floor = wanted.filter(|floor| *floor > present)?;
-        if self.raised_ms.is_some_and(|raised_ms| now_ms.saturating_sub(raised_ms) < RAISE_INTERVAL_MS) {
+        let raise_interval_ms = self.patience.raise_interval_ms;
+        if self.raised_ms.is_some_and(|raised_ms| now_ms.saturating_sub(raised_ms) < raise_interval_ms) {
             return None;
         }
         self.proposed = Proposed::Floor(floor);

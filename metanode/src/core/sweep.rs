@@ -1,14 +1,15 @@
 //! Deletes the shards of freed chunks, and has the table forget the chunks once every member confirmed, or has been silent for
-//! [`SILENCE_MS_MAX`] and owes it. Pulled, as the upkeep is; the disks of one step are asked all at once and answer one by one.
+//! [`Patience::silence_ms_max`] and owes it. Pulled, as the upkeep is; the disks of one step are asked all at once and answer one by one.
 //!
 //! A chunk is deleted [`FREED_CHUNK_DELAY_MS`] after it was freed, by this leader's monotonic clock (R5): a reader that
 //! got its location before has had its deadline. Deleting twice is harmless, so a new leader simply starts over.
 
 use super::backoff::Backoff;
+use super::patience::Patience;
 use super::view::View;
 use crate::sabotage::Sabotage;
 use crate::table::{FreedChunk, Table};
-use holdfast_common::limits::{FREED_CHUNK_DELAY_MS, REQUEST_DEADLINE_MS};
+use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
 use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
 use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
 use holdfast_proto::data::{self, DeleteShardsRequest, DeleteShardsResponse, Proof, Status};
@@ -22,10 +23,6 @@ pub(crate) const ROUND_INTERVAL_MS: u64 = 1_000;
 const BATCH_CHUNKS_MAX: usize = 1024;
 /// Batches of one round: a million chunks would otherwise keep it from noticing that it leads no more.
 const BATCHES_PER_ROUND_MAX: usize = 64;
-/// A member that has done nothing it was asked for this long is not waited for: from feature level 2 on the table writes down what
-/// it owes. As long as a request may take: a restart or a full queue is over by then, and a comparison of the whole disk, which is
-/// the price, is not paid for it. Half of what the floor stays behind, so that waiting longer would free nothing sooner.
-const SILENCE_MS_MAX: u64 = REQUEST_DEADLINE_MS as u64;
 /// Chunks whose partial progress is remembered; others start over when their turn comes again.
 const PROGRESS_CHUNKS_MAX: usize = 64 << 10;
 
@@ -78,6 +75,7 @@ pub(crate) struct Sweep {
     /// The table knows debts.
     may_owe: bool,
     backoff: Backoff,
+    patience: Patience,
     sabotage: Sabotage,
 }
 
@@ -115,14 +113,14 @@ pub(crate) fn issued(volume: VolumeId, mac: [u8; 32]) -> Proof {
 }
 
 impl Sweep {
-    pub(crate) fn sabotaged(sabotage: Sabotage) -> Self {
-        Self { sabotage, ..Self::default() }
+    pub(crate) fn new(patience: Patience, sabotage: Sabotage) -> Self {
+        Self { backoff: Backoff::new(patience), patience, sabotage, ..Self::default() }
     }
 
     /// In a new term all starts over. To be called before each round.
     pub(crate) fn follow(&mut self, term: u64) {
         if term != self.term {
-            *self = Self { term, ..Self::sabotaged(self.sabotage) };
+            *self = Self { term, ..Self::new(self.patience, self.sabotage) };
         }
     }
 
@@ -261,7 +259,8 @@ impl Sweep {
     fn settle(&mut self, chunk: ChunkId, now_ms: u64) {
         let Some(missing) = self.missing.get(&chunk) else { return };
         let is_silent = |disk: &DiskId| {
-            self.backoff.is_paused(*disk, now_ms) && self.backoff.silent_ms(*disk, now_ms) >= SILENCE_MS_MAX
+            self.backoff.is_paused(*disk, now_ms)
+                && self.backoff.silent_ms(*disk, now_ms) >= self.patience.silence_ms_max()
         };
         if missing.is_empty() {
             self.done.push(chunk.0);

@@ -4,6 +4,7 @@ use super::{Now, Output, SteppedMetanode, Waiting};
 use crate::core::attendance::Attendance;
 use crate::core::collect::{self, Answer, Collector, Question};
 use crate::core::command::{self, Place};
+use crate::core::patience::Patience;
 use crate::core::sweep::{self, Member, Sweep};
 use crate::core::upkeep::{self, Upkeep};
 use crate::core::view::Borrowed;
@@ -111,16 +112,16 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    pub(super) fn new(sabotage: Sabotage) -> Self {
+    pub(super) fn new(patience: Patience, sabotage: Sabotage) -> Self {
         Self {
             attendance: Attendance::sabotaged(sabotage),
             term: 0,
             upkeep: Upkeep::default(),
             upkeep_works: false,
             upkeep_due_ms: 0,
-            sweep: Sweep::sabotaged(sabotage),
+            sweep: Sweep::new(patience, sabotage),
             sweeps: Shift::default(),
-            collector: Collector::sabotaged(sabotage),
+            collector: Collector::new(patience, sabotage),
             collects: Shift::default(),
         }
     }

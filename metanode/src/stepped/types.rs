@@ -23,6 +23,8 @@ pub struct MetanodeOptions {
     pub heartbeat_interval_ms: u64,
     /// Settings of the log and of elections.
     pub consensus: SteppedOptions,
+    /// How long the leader's collecting waits.
+    pub patience: Patience,
     /// The rule that this metanode breaks.
     pub sabotage: Sabotage,
 }

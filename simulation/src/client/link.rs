@@ -21,6 +21,8 @@ use crate::packet::{Answer, Request, Response, node_at};
 
 /// Longest wait for the volume manager, as the real network has it.
 const VOLMGR_TIMEOUT: Duration = Duration::from_secs(2);
+/// An operator waits until a volume can be mounted.
+const OPERATOR_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A call that the world is to send.
 pub(super) struct Outgoing {
@@ -74,6 +76,16 @@ impl Link {
         if let Some(sleeping) = sleeping {
             let _ = sleeping.send(());
         }
+    }
+
+    /// Asks the volume manager as an operator does; a volume, if the answer has one.
+    pub(super) fn operate(&self, request: Request) -> Call<Option<Volume>> {
+        let pick = |response| match response {
+            Response::Volume(volume) => Some(Some(volume)),
+            Response::VolumeDeleted => Some(None),
+            _ => None,
+        };
+        self.call(self.volmgr, request, OPERATOR_TIMEOUT, pick)
     }
 
     /// A call is under way when this returns, whether or not its future is polled.

@@ -1,17 +1,19 @@
-//! Data: each file has one holder at a time, who writes, truncates, punches, reads, syncs and closes it; then another.
+//! Data: each file has one holder at a time, who writes, truncates, punches, reads, syncs and closes it; then another. Meanwhile
+//! its name may be taken away, or led to another file, and the other client may truncate it.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_client::{Error, FallocateMode, FileHandle, SetAttributes, WriteAt};
 use holdfast_common::{InodeId, Owner};
+use holdfast_proto::meta::Code;
 
 use super::Desk;
-use super::names::for_all;
+use super::names::{for_all, remove};
 use crate::truth::files::Change;
 
-/// Files that programs work on.
-pub(crate) const FILES: usize = 4;
+/// Names of files that programs work on.
+pub(crate) const FILES: [&str; 4] = ["file0", "file1", "file2", "file3"];
 /// Largest file.
 const SIZE_MAX: u64 = 150_000;
 /// Most operations of one holder.
@@ -24,34 +26,22 @@ const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// An open file of a holder.
 struct Held {
-    file: usize,
+    name: &'static str,
     inode: InodeId,
     handle: FileHandle,
     /// Data was seen to be lost, and no fsync has said so yet.
     untold: bool,
-}
-
-pub(crate) fn file_name(file: usize) -> String {
-    format!("file{file}")
+    /// The session was lost, and with it the inode, which had no name: nothing works on it any more.
+    gone: bool,
 }
 
 /// Runs until the programs are to stop.
 pub(crate) async fn work_on_files(mut desk: Desk) {
     while desk.goes_on() {
-        let file = desk.random.index(FILES);
-        if take(&desk, file) {
-            hold(&mut desk, file).await;
-        }
+        let name = FILES[desk.random.index(FILES.len())];
+        hold(&mut desk, name).await;
         desk.pause(80).await;
     }
-}
-
-fn take(desk: &Desk, file: usize) -> bool {
-    let mut truth = desk.truth();
-    let holder = &mut truth.files[file].holder;
-    let free = holder.is_none();
-    *holder = holder.or(Some(desk.client));
-    free
 }
 
 /// Whether this mount has lost a session. When it learns that, and so what was written until then, only it knows.
@@ -59,38 +49,82 @@ fn has_lost_session(desk: &Desk) -> bool {
     desk.truth().losses_of(&desk.key) > desk.losses
 }
 
-async fn hold(desk: &mut Desk, file: usize) {
-    let name = file_name(file);
+/// Opens a file, makes it if it is not there, and works on it if nobody else does.
+async fn hold(desk: &mut Desk, name: &'static str) {
     let opened = desk.fs.create(InodeId::ROOT, name.as_bytes(), 0o644, Owner::ROOT, false, for_all()).await;
-    let Ok((made, handle)) = opened else {
-        // Nothing was changed; the name may be there now.
-        desk.truth().files[file].holder = None;
-        return;
+    // On an error nothing was changed; the name may be there now.
+    let Ok((made, handle)) = opened else { return };
+    let inode = made.inode;
+    let (there, mine) = {
+        let mut truth = desk.truth();
+        let there = truth.opened(inode, desk.client, &desk.key);
+        (there, there && truth.files.take(inode, desk.client))
     };
-    note(desk, file, format!("opened inode {}", made.inode));
-    let mut held = Held { file, inode: made.inode, handle, untold: false };
-    read(desk, &mut held, true).await;
+    if mine {
+        work_alone(desk, name, inode).await;
+    }
+    if there {
+        desk.truth().closes(inode, desk.client);
+    }
+    // Another program's data may be flushed; whether that goes well it is told.
+    let _ = desk.fs.release(handle).await;
+}
+
+/// Opens a file again that nobody else works on from now on: what the last one closed is seen only by who opens it after that.
+async fn work_alone(desk: &mut Desk, name: &'static str, inode: InodeId) {
+    let opened = desk.fs.open(inode, for_all()).await;
+    let mut held = Held { name, inode, handle: FileHandle(0), untold: false, gone: false };
+    match opened {
+        Ok(handle) => {
+            note(desk, inode, format!("opened {name}"));
+            held.handle = handle;
+            work(desk, &mut held).await;
+            close(desk, &held).await;
+        }
+        Err(error) => failed(desk, &mut held, &error),
+    }
+    desk.truth().files.let_go(inode);
+}
+
+async fn work(desk: &mut Desk, held: &mut Held) {
+    read(desk, held, true).await;
     for _ in 0..desk.random.below(TURNS_MAX) + 1 {
-        match desk.random.below(10) {
-            0..=4 => write(desk, &held).await,
-            5 => truncate(desk, &held).await,
-            6 => punch(desk, &held).await,
-            7..=8 => read(desk, &mut held, false).await,
-            _ => sync(desk, &mut held).await,
+        match desk.random.below(20) {
+            0..=9 => write(desk, held).await,
+            10..=11 => truncate(desk, held).await,
+            12..=13 => punch(desk, held).await,
+            14..=16 => read(desk, held, false).await,
+            17 => remove(desk, InodeId::ROOT, held.name, false).await,
+            _ => sync(desk, held).await,
+        }
+        if held.gone {
+            return;
         }
         desk.pause(60).await;
     }
-    sync(desk, &mut held).await;
-    let closed = desk.fs.flush(handle).await;
-    let released = desk.fs.release(handle).await;
-    note(desk, file, format!("closed: {closed:?}, {released:?}"));
-    let mut truth = desk.truth();
-    assert!(!held.untold, "{name}: data was lost, and no fsync said so");
+    sync(desk, held).await;
+}
+
+async fn close(desk: &mut Desk, held: &Held) {
+    let closed = desk.fs.flush(held.handle).await;
+    let released = desk.fs.release(held.handle).await;
+    note(desk, held.inode, format!("closed: {closed:?}, {released:?}"));
+    assert!(!held.untold || held.gone, "{}: data was lost, and no fsync said so", held.inode);
     if closed.is_err() || released.is_err() {
         // Lost between the last fsync and the close: a handle that is gone hears of nothing more.
-        truth.files[file].doubt();
+        desk.truth().files.file(held.inode).doubt();
     }
-    truth.files[file].holder = None;
+}
+
+/// An operation on an open file failed. That the file is not there is never why, unless the session was lost.
+fn failed(desk: &Desk, held: &mut Held, error: &Error) {
+    if !matches!(error, Error::Refused { code: Code::NotFound | Code::Stale, .. }) {
+        return;
+    }
+    if !has_lost_session(desk) {
+        wrong(desk, held.inode, &format!("it is open, and is gone: {error}"));
+    }
+    held.gone = true;
 }
 
 /// Bytes that tell where and when they were written.
@@ -101,7 +135,7 @@ fn pattern(desk: &mut Desk, length: u64) -> Bytes {
 }
 
 async fn write(desk: &mut Desk, held: &Held) {
-    let size = desk.truth().files[held.file].size() as u64;
+    let size = desk.truth().files.file(held.inode).size() as u64;
     // Mostly inside the file or right behind it.
     let offset = if desk.random.chance(80) { desk.random.below(size + 1) } else { desk.random.below(SIZE_MAX) };
     let most = if desk.random.chance(70) { 6000 } else { WRITE_MAX };
@@ -111,6 +145,7 @@ async fn write(desk: &mut Desk, held: &Held) {
     let (fs, handle) = (desk.fs.clone(), held.handle);
     let writing = async move { fs.write(handle, WriteAt::Offset(offset), data, false).await };
     let outcome = desk.unless_interrupted(5, 500, writing).await;
+    desk.truth().over_quota += u64::from(matches!(outcome, Some(Err(Error::Quota))));
     changed(desk, held, outcome.is_some_and(|outcome| outcome.is_ok()));
 }
 
@@ -119,27 +154,27 @@ fn index(offset: u64) -> usize {
 }
 
 fn intend(desk: &Desk, held: &Held, change: Change) {
-    note(desk, held.file, format!("intends {change}"));
-    desk.truth().files[held.file].intends(change);
+    note(desk, held.inode, format!("intends {change}"));
+    desk.truth().files.file(held.inode).intends(change);
 }
 
 /// Notes what happened to a file, for whoever reads of a failure.
-fn note(desk: &Desk, file: usize, what: String) {
+fn note(desk: &Desk, inode: InodeId, what: String) {
     let mut truth = desk.truth();
     let (now_ms, client) = (truth.now / 1_000_000, desk.client);
-    truth.files[file].note(format!("{now_ms} ms, client {client}: {what}"));
+    truth.files.file(inode).note(format!("{now_ms} ms, client {client}: {what}"));
 }
 
-fn wrong(desk: &Desk, file: usize, why: &str) -> ! {
-    let notes = desk.truth().files[file].notes();
-    panic!("{}: {why}{notes}", file_name(file))
+fn wrong(desk: &Desk, inode: InodeId, why: &str) -> ! {
+    let notes = desk.truth().files.file(inode).notes();
+    panic!("inode {inode}: {why}{notes}")
 }
 
 /// What was intended has happened, or may have.
 fn changed(desk: &Desk, held: &Held, happened: bool) {
-    note(desk, held.file, format!("happened: {happened}"));
+    note(desk, held.inode, format!("happened: {happened}"));
     let mut truth = desk.truth();
-    let file = &mut truth.files[held.file];
+    let file = truth.files.file(held.inode);
     if happened {
         file.did();
     } else {
@@ -147,21 +182,29 @@ fn changed(desk: &Desk, held: &Held, happened: bool) {
     }
 }
 
-async fn truncate(desk: &mut Desk, held: &Held) {
+async fn truncate(desk: &mut Desk, held: &mut Held) {
     let size = desk.random.below(SIZE_MAX);
     intend(desk, held, Change::Resize(index(size)));
     let set = SetAttributes { size_bytes: Some(size), ..SetAttributes::default() };
     // A change whose answer did not come in time may still happen, but not behind the same change asked for again.
-    while desk.fs.set_attributes(held.inode, set).await.is_err() {
+    while let Err(error) = desk.fs.set_attributes(held.inode, set).await {
+        failed(desk, held, &error);
+        if held.gone {
+            return;
+        }
         desk.runtime.sleep(RETRY_PAUSE).await;
     }
     changed(desk, held, true);
 }
 
-async fn punch(desk: &mut Desk, held: &Held) {
+async fn punch(desk: &mut Desk, held: &mut Held) {
     let (offset, length) = (desk.random.below(SIZE_MAX), desk.random.below(20_000) + 1);
     intend(desk, held, Change::Zero { offset: index(offset), length: index(length) });
-    while desk.fs.fallocate(held.handle, offset, length, FallocateMode::PunchHole).await.is_err() {
+    while let Err(error) = desk.fs.fallocate(held.handle, offset, length, FallocateMode::PunchHole).await {
+        failed(desk, held, &error);
+        if held.gone {
+            return;
+        }
         desk.runtime.sleep(RETRY_PAUSE).await;
     }
     changed(desk, held, true);
@@ -169,40 +212,45 @@ async fn punch(desk: &mut Desk, held: &Held) {
 
 /// Reads the whole file. `settled`: nothing that is pending can still come, because it was just opened or synced.
 async fn read(desk: &mut Desk, held: &mut Held, settled: bool) {
-    let Ok(pieces) = desk.fs.read(held.handle, 0, READ_MAX).await else { return };
+    let pieces = match desk.fs.read(held.handle, 0, READ_MAX).await {
+        Ok(pieces) => pieces,
+        Err(error) => return failed(desk, held, &error),
+    };
     let content = pieces.concat();
     let lost = has_lost_session(desk);
-    note(desk, held.file, format!("read {} bytes, settled: {settled}, session lost: {lost}", content.len()));
+    note(desk, held.inode, format!("read {} bytes, settled: {settled}, session lost: {lost}", content.len()));
     let (doubtful, seen) = {
         let mut truth = desk.truth();
-        let file = &mut truth.files[held.file];
+        let file = truth.files.file(held.inode);
         (file.is_doubtful(), file.seen(&content, settled))
     };
     let Err(why) = seen else { return };
     if doubtful || !lost {
-        wrong(desk, held.file, &why);
+        wrong(desk, held.inode, &why);
     }
     // The session was lost with what was not committed; an fsync has to say so.
     held.untold = true;
     let possible = {
         let mut truth = desk.truth();
-        truth.files[held.file].doubt();
-        truth.files[held.file].seen(&content, false)
+        let file = truth.files.file(held.inode);
+        file.doubt();
+        file.seen(&content, false)
     };
-    possible.unwrap_or_else(|why| wrong(desk, held.file, &format!("after a lost session: {why}")));
+    possible.unwrap_or_else(|why| wrong(desk, held.inode, &format!("after a lost session: {why}")));
 }
 
 /// Syncs until it is known what became of everything.
 async fn sync(desk: &mut Desk, held: &mut Held) {
     loop {
         let synced = desk.fs.fsync(held.handle).await;
-        note(desk, held.file, format!("fsync: {synced:?}"));
+        note(desk, held.inode, format!("fsync: {synced:?}"));
         match synced {
             Ok(()) => {
                 let doubtful = {
                     let mut truth = desk.truth();
-                    truth.files[held.file].synced();
-                    truth.files[held.file].is_doubtful()
+                    let file = truth.files.file(held.inode);
+                    file.synced();
+                    file.is_doubtful()
                 };
                 if doubtful {
                     read(desk, held, true).await;
@@ -214,23 +262,43 @@ async fn sync(desk: &mut Desk, held: &mut Held) {
                 held.untold = false;
                 let mut truth = desk.truth();
                 truth.told_losses += 1;
-                truth.files[held.file].doubt();
+                truth.files.file(held.inode).doubt();
             }
         }
         desk.runtime.sleep(RETRY_PAUSE).await;
     }
 }
 
+/// Truncates a file that the other client holds, as that one's partner might. What the holder has written and not flushed is
+/// written anew behind it (R9).
+pub(super) async fn meddle(desk: &mut Desk) {
+    // O_TRUNC, or truncate(2).
+    let size = if desk.random.chance(40) { 0 } else { desk.random.below(SIZE_MAX) };
+    let Some(inode) = desk.truth().files.meddle(desk.client, index(size)) else { return };
+    note(desk, inode, format!("truncates it to {size} under its holder"));
+    let set = SetAttributes { size_bytes: Some(size), ..SetAttributes::default() };
+    while let Err(error) = desk.fs.set_attributes(inode, set).await {
+        if matches!(error, Error::Refused { code: Code::NotFound | Code::Stale, .. }) {
+            // It was closed meanwhile, and had no name.
+            break;
+        }
+        desk.runtime.sleep(RETRY_PAUSE).await;
+    }
+    note(desk, inode, "has truncated it".to_owned());
+    let mut truth = desk.truth();
+    truth.meddled += 1;
+    truth.files.meddled(inode);
+}
+
 /// Reads every file when all is well, and compares it with what is known.
 pub(crate) async fn audit(desk: &Desk) {
-    for file in 0..FILES {
-        let name = file_name(file);
+    for name in FILES {
         let Ok(found) = desk.fs.lookup(InodeId::ROOT, name.as_bytes()).await else { continue };
         let handle = desk.fs.open(found.inode, for_all()).await.expect("an open when all is well");
         let pieces = desk.fs.read(handle, 0, READ_MAX).await;
         let content = pieces.unwrap_or_else(|error| panic!("{name}: {error}")).concat();
-        let seen = desk.truth().files[file].seen(&content, true);
-        seen.unwrap_or_else(|why| wrong(desk, file, &format!("at the end: {why}")));
+        let seen = desk.truth().files.file(found.inode).seen(&content, true);
+        seen.unwrap_or_else(|why| wrong(desk, found.inode, &format!("at the end: {why}")));
         desk.fs.release(handle).await.expect("a release when all is well");
     }
 }

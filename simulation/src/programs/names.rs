@@ -9,8 +9,11 @@ use holdfast_proto::meta::Kind;
 use holdfast_proto::meta::mutation::Op;
 
 use super::Desk;
+use super::data::{FILES, meddle};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+/// Once in this many steps, names of files that hold data.
+const FILES_ONE_IN: u64 = 24;
 /// Entries asked for at once: directories here are smaller.
 const LISTING_MAX: u32 = 100;
 
@@ -27,6 +30,9 @@ pub(crate) async fn work_on_names(mut desk: Desk) {
 }
 
 async fn step(desk: &mut Desk) {
+    if desk.random.one_in(FILES_ONE_IN) {
+        return work_on_names_of_files(desk).await;
+    }
     let parent = directory(desk);
     let name = name(desk);
     match desk.random.below(12) {
@@ -38,6 +44,19 @@ async fn step(desk: &mut Desk) {
         8 => link(desk, parent, name).await,
         9..=10 => look(desk, parent, name).await,
         _ => list(desk, parent).await,
+    }
+}
+
+/// Takes the names of files away that programs may have open, and truncates what another client writes.
+async fn work_on_names_of_files(desk: &mut Desk) {
+    let file = FILES[desk.random.index(FILES.len())];
+    match desk.random.below(5) {
+        0..=1 => remove(desk, InodeId::ROOT, file, false).await,
+        2 => {
+            let to = FILES[desk.random.index(FILES.len())];
+            rename_to(desk, (InodeId::ROOT, file), (InodeId::ROOT, to)).await;
+        }
+        _ => meddle(desk).await,
     }
 }
 
@@ -69,7 +88,7 @@ async fn make(desk: &mut Desk, parent: InodeId, name: &'static str, directory: b
     });
 }
 
-async fn remove(desk: &mut Desk, parent: InodeId, name: &'static str, directory: bool) {
+pub(super) async fn remove(desk: &mut Desk, parent: InodeId, name: &'static str, directory: bool) {
     let low = desk.truth().observed;
     let fs = desk.fs.clone();
     let removing = async move {
@@ -87,7 +106,15 @@ async fn remove(desk: &mut Desk, parent: InodeId, name: &'static str, directory:
 }
 
 async fn rename(desk: &mut Desk, parent: InodeId, from: &'static str) {
-    let (new_parent, to) = (directory(desk), name(desk));
+    let to = (directory(desk), name(desk));
+    rename_to(desk, (parent, from), to).await;
+}
+
+async fn rename_to(
+    desk: &mut Desk,
+    (parent, from): (InodeId, &'static str),
+    (new_parent, to): (InodeId, &'static str),
+) {
     let mode = [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange][desk.random.index(3)];
     let low = desk.truth().observed;
     let outcome = desk.fs.rename(parent, from.as_bytes(), new_parent, to.as_bytes(), mode).await;

@@ -1,10 +1,11 @@
-//! What a file may hold: exactly what its holder wrote, and after a crash or a loss that was told, for each byte what was
+//! What each file may hold, by its inode: exactly what its holder wrote, and after a crash or a loss that was told, for each byte what was
 //! durable or what was written since.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
 use bytes::Bytes;
+use holdfast_common::InodeId;
 
 /// A change of a file.
 #[derive(Clone)]
@@ -46,8 +47,12 @@ impl Change {
 /// One file and what is known of it.
 #[derive(Default)]
 pub(crate) struct File {
-    /// Which client has it, so that nobody else may touch it.
-    pub(crate) holder: Option<usize>,
+    /// Which client has it, so that nobody else may write to it.
+    holder: Option<usize>,
+    /// Another client that truncates it under its holder.
+    meddler: Option<usize>,
+    /// That happened since it was taken: its holder need not see what another did until it is opened again.
+    meddled: bool,
     /// As it was when it was last known to be durable.
     durable: Vec<u8>,
     /// As its holder must see it.
@@ -62,6 +67,56 @@ pub(crate) struct File {
 
 /// Notes that a file keeps.
 const NOTES_MAX: usize = 14;
+
+/// All files that were ever held; inodes are never used twice.
+#[derive(Default)]
+pub(crate) struct Files(BTreeMap<u64, File>);
+
+impl Files {
+    pub(crate) fn file(&mut self, inode: InodeId) -> &mut File {
+        self.0.entry(inode.0).or_default()
+    }
+
+    /// Gives a file to a client, unless somebody has it.
+    pub(crate) fn take(&mut self, inode: InodeId, client: usize) -> bool {
+        let file = self.file(inode);
+        let free = file.holder.is_none();
+        if free {
+            (file.holder, file.meddled) = (Some(client), file.meddler.is_some());
+        }
+        free
+    }
+
+    pub(crate) fn let_go(&mut self, inode: InodeId) {
+        self.file(inode).holder = None;
+    }
+
+    /// A file that another client holds, to be truncated to a size under its hands; whatever is not synced is in doubt from here on.
+    pub(crate) fn meddle(&mut self, client: usize, size: usize) -> Option<InodeId> {
+        let held = |file: &File| file.holder.is_some_and(|holder| holder != client) && file.meddler.is_none();
+        let (inode, file) = self.0.iter_mut().find(|(_, file)| held(file))?;
+        file.intends(Change::Resize(size));
+        file.doubt();
+        (file.meddler, file.meddled) = (Some(client), true);
+        Some(InodeId(*inode))
+    }
+
+    /// The truncation by another client has happened.
+    pub(crate) fn meddled(&mut self, inode: InodeId) {
+        self.file(inode).meddler = None;
+    }
+
+    /// Nothing of what a client's former life did can come any more.
+    pub(crate) fn fenced(&mut self, client: usize) {
+        for file in self.0.values_mut() {
+            if file.holder == Some(client) {
+                file.doubt();
+                file.holder = None;
+            }
+            file.meddler = file.meddler.filter(|meddler| *meddler != client);
+        }
+    }
+}
 
 impl File {
     pub(crate) fn size(&self) -> usize {
@@ -122,7 +177,7 @@ impl File {
             };
         }
         self.is_possible(content)?;
-        if settled {
+        if settled && !self.meddled {
             self.durable = content.to_vec();
             self.current = content.to_vec();
             self.pending.clear();
@@ -194,6 +249,24 @@ mod tests {
         assert_eq!(file.seen(b"aabbbb", true), Ok(()));
         assert!(file.seen(b"aabbb", true).is_err());
         assert!(file.seen(b"aaaabb", true).is_err());
+    }
+
+    #[test]
+    fn what_another_truncates_is_known_to_the_next_holder_only() {
+        let (mut files, inode) = (Files::default(), InodeId(7));
+        assert!(files.take(inode, 0) && !files.take(inode, 1));
+        assert_eq!((files.meddle(0, 3), files.meddle(1, 3)), (None, Some(inode)));
+        assert_eq!(files.meddle(1, 4), None, "one at a time");
+        files.meddled(inode);
+        let file = files.file(inode);
+        assert_eq!(file.seen(b"", true), Ok(()));
+        assert!(file.is_doubtful());
+        files.let_go(inode);
+        assert!(files.take(inode, 1));
+        let file = files.file(inode);
+        assert!(file.seen(b"\0\0", true).is_err());
+        assert_eq!(file.seen(b"\0\0\0", true), Ok(()));
+        assert!(!file.is_doubtful());
     }
 
     #[test]

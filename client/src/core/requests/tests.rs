@@ -1,6 +1,6 @@
 use super::*;
 use holdfast_proto::control::Endpoint;
-use holdfast_proto::meta::{CloseSession, MutateResponse, OpenSession, ReadResponse, StatFs};
+use holdfast_proto::meta::{CloseSession, KeepAlive, MutateResponse, OpenSession, ReadResponse, StatFs};
 
 const LATER: Duration = Duration::from_secs(10);
 
@@ -97,6 +97,25 @@ fn a_mutation_keeps_its_number_over_retries_and_turns_to_another_replica() {
     assert!(matches!(bench.answer(first.attempt, says(Code::Ok)), Outcome::Pending));
     assert!(matches!(bench.answer(second.attempt, says(Code::Exists)), Outcome::Answered(1, Err(_))));
     assert_eq!(bench.requests.len(), 0);
+}
+
+/// Interleaving: a list of what is open is made, a file is opened, its leader dies, and the next one gets the list.
+#[test]
+fn a_list_of_what_is_open_is_never_sent_again() {
+    let mut bench = Bench::new();
+    for (attach, sends) in [(true, 0), (false, 1)] {
+        let body = || Body::Question(read_request::Op::KeepAlive(KeepAlive { attach, ..KeepAlive::default() }));
+        let elsewhere = ReadResponse { code: Code::NotLeader.into(), ..ReadResponse::default() };
+        for answer in [Err("no answer".to_owned()), Ok(Response::Read(Box::new(elsewhere)))] {
+            bench.start(body(), 1);
+            let first = bench.sent().remove(0).attempt;
+            let ended = matches!(bench.answer(first, answer), Outcome::Answered(1, Err(Error::TimedOut(_))));
+            assert_eq!(ended, attach);
+            bench.later();
+            assert_eq!(bench.sent().len(), sends);
+            bench.requests = Bench::new().requests;
+        }
+    }
 }
 
 #[test]

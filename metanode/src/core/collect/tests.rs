@@ -7,6 +7,8 @@ use holdfast_proto::control::{Endpoint, HeartbeatResponse};
 use holdfast_proto::meta::{AddGroups, Configure, ForgetChunks, RaiseFeatureLevel, ReserveChunks, SetAttr};
 
 const SECRET: ClusterSecret = ClusterSecret([3; 32]);
+const FLOOR_DELAY_MS: u64 = 120_000;
+const MARK_INTERVAL_MS: u64 = 10_000;
 const RIPE_MS: u64 = FLOOR_DELAY_MS + MARK_INTERVAL_MS;
 
 /// A leader, its table and the disks.
@@ -41,7 +43,7 @@ impl World {
         rig.table.break_rule(sabotage);
         let session = rig.open_session(b"a");
         let inode = rig.mutate(session, create(b"f", false)).attr.unwrap().inode;
-        let mut collector = Collector::sabotaged(sabotage);
+        let mut collector = Collector::new(Patience::default(), sabotage);
         collector.follow(1);
         let (shards, floors, silent) = Default::default();
         let (asked, entries, page_shards) = (vec![], vec![], 3);

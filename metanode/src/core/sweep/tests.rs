@@ -228,8 +228,8 @@ fn a_member_that_is_silent_for_a_minute_owes_and_is_waited_for_no_longer() {
     apply(&mut rig.table, 0, Op::RaiseFeatureLevel(RaiseFeatureLevel { level: 2 }));
     sweep.follow(1);
     let delay_ms = u64::from(FREED_CHUNK_DELAY_MS);
-    assert_eq!(until_forgotten(&mut sweep, &mut rig, delay_ms + SILENCE_MS_MAX), None);
-    let op = until_forgotten(&mut sweep, &mut rig, delay_ms + 3 * SILENCE_MS_MAX).unwrap();
+    assert_eq!(until_forgotten(&mut sweep, &mut rig, delay_ms + Patience::default().silence_ms_max()), None);
+    let op = until_forgotten(&mut sweep, &mut rig, delay_ms + 3 * Patience::default().silence_ms_max()).unwrap();
     assert_eq!(op, Op::ForgetChunks(ForgetChunks { chunks: vec![1, 2], disks: vec![14] }));
     let forgot = rig.apply_own(op);
     sweep.proposed(Some(&forgot));
@@ -248,7 +248,7 @@ fn before_all_replicas_know_debts_a_silent_member_is_waited_for() {
 #[test]
 fn a_sabotaged_sweep_deletes_at_once_and_forgets_what_was_not_confirmed() {
     let sweep = |sabotage| {
-        let mut sweep = Sweep::sabotaged(sabotage);
+        let mut sweep = Sweep::new(Patience::default(), sabotage);
         sweep.follow(1);
         sweep
     };

@@ -80,6 +80,7 @@ impl World {
             secret: SECRET,
             heartbeat_interval_ms: 500,
             consensus: SteppedOptions::small(NodeId(node), node * 100 + *generation),
+            patience: Patience::default(),
             sabotage: self.sabotage,
         };
         let (log, snapshots) = &self.disks[&node];

@@ -1,0 +1,48 @@
+//! Volumes that come and go beside the one that is worked on, and what a run asks of space and volumes.
+
+use std::collections::BTreeSet;
+
+use holdfast_common::{Random, VolumeId};
+use holdfast_metanode::table::Table;
+
+/// What a run asks for, by its seed.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Demands {
+    /// Most bytes of the volume; 0: as many as there are.
+    pub(crate) quota_bytes: u64,
+    /// Volumes are made and deleted.
+    pub(crate) volumes: bool,
+}
+
+impl Demands {
+    pub(crate) fn new(random: &mut Random) -> Self {
+        let quota_bytes = if random.one_in(4) { 100_000 + random.below(300_000) } else { 0 };
+        Self { quota_bytes, volumes: random.one_in(4) }
+    }
+}
+
+/// The other volumes.
+#[derive(Default)]
+pub(crate) struct Volumes {
+    /// Those whose table was once ready, on a replica that led.
+    ready: BTreeSet<VolumeId>,
+    /// How many names were used.
+    pub(crate) names: u64,
+    pub(crate) made: u64,
+    pub(crate) deleted: u64,
+}
+
+impl Volumes {
+    /// A replica has another volume's table.
+    pub(crate) fn hosted(&mut self, volume: VolumeId, table: &Table, leads: bool) {
+        if leads && table.configuration().is_some() && table.capacity().open_bytes > 0 {
+            self.ready.insert(volume);
+        }
+    }
+
+    /// Somebody was told that a volume can be mounted.
+    pub(crate) fn told_active(&mut self, volume: VolumeId) {
+        assert!(self.ready.contains(&volume), "volume {volume} can be mounted, and its table was never ready");
+        self.made += 1;
+    }
+}

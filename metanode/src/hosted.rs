@@ -189,6 +189,10 @@ impl View for Seat<'_> {
         self.hosted.volume
     }
 
+    fn term(&self) -> u64 {
+        self.term
+    }
+
     fn now_ms(&self) -> u64 {
         self.context.now_ms()
     }

@@ -41,7 +41,8 @@ impl Core {
                 self.mounted = true;
                 let session = SessionId(response.session);
                 self.requests.set_session(session, self.now, &self.members, &mut self.out);
-                self.send_keep_alive(true);
+                // To who opened the session, whatever its term: it knows of nothing open.
+                self.send_keep_alive(Some(0));
                 self.ask_groups();
                 if !self.writes.without_id.is_empty() {
                     self.reserve_chunks();
@@ -107,7 +108,7 @@ impl Core {
             self.note(Note::SessionUnsure(self.session_id()));
         }
         if self.keeps_alive() && self.now >= self.keep_alive_at {
-            self.send_keep_alive(false);
+            self.send_keep_alive(None);
         }
     }
 
@@ -123,12 +124,14 @@ impl Core {
         }
     }
 
-    fn send_keep_alive(&mut self, attach: bool) {
+    /// With the list of what is open if the leader of a term is to have it.
+    fn send_keep_alive(&mut self, attach: Option<u64>) {
         self.forget_keep_alive();
         self.session.told(false);
-        let open = if attach { self.session.list_open() } else { Vec::new() };
-        let op = KeepAlive { released: self.session.tell_released(), attach, open, suspects: Vec::new() };
-        let asker = Asker::KeepAlive { sent: self.now, attach };
+        let open = if attach.is_some() { self.session.list_open() } else { Vec::new() };
+        let released = self.session.tell_released();
+        let op = KeepAlive { released, attach: attach.is_some(), open, suspects: Vec::new(), attach_term: attach };
+        let asker = Asker::KeepAlive { sent: self.now, attach: attach.is_some() };
         self.keep_alive_at = self.now + KEEP_ALIVE_INTERVAL;
         self.keep_alive = Some(self.ask(read_request::Op::KeepAlive(op), asker));
     }
@@ -143,7 +146,7 @@ impl Core {
             self.ask_groups();
         }
         if response.attach_needed && !attach {
-            self.send_keep_alive(true);
+            self.send_keep_alive(Some(response.term));
         }
     }
 

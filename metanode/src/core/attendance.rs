@@ -36,6 +36,15 @@ impl Attendee {
     }
 }
 
+/// Inodes that a session says it has open, all of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenList<'a> {
+    /// The term whose leader asked for it. A list for another one is not taken: what was opened since may be missing, and would be
+    /// reaped. 0: nobody asked; whoever opened the session in this term takes it. `None`: of a former client, and believed.
+    pub(crate) of_term: Option<u64>,
+    pub(crate) open: &'a [u64],
+}
+
 /// Sessions and open inodes as one leader knows them in one term.
 #[derive(Debug, Default)]
 pub(crate) struct Attendance {
@@ -108,7 +117,7 @@ impl Attendance {
         &mut self,
         session: SessionId,
         released: &[u64],
-        attached: Option<&[u64]>,
+        list: Option<OpenList<'_>>,
         now_ms: u64,
     ) -> Option<bool> {
         self.meet(session, now_ms);
@@ -118,12 +127,18 @@ impl Attendance {
         }
         self.renew(session, now_ms);
         released.iter().for_each(|inode| self.close(session, InodeId(*inode)));
+        let attached = self.sessions.get(&session)?.attached;
+        let list = list.filter(|list| match list.of_term {
+            Some(0) => attached,
+            Some(term) => term == self.term,
+            None => true,
+        });
         // What was opened in this term before the list was made stays open.
-        for inode in attached.unwrap_or_default().iter().copied().map(InodeId) {
+        for inode in list.iter().flat_map(|list| list.open).copied().map(InodeId) {
             self.count(session, inode);
         }
         let attendee = self.sessions.get_mut(&session)?;
-        attendee.attached |= attached.is_some();
+        attendee.attached |= list.is_some();
         Some(!attendee.attached)
     }
 
@@ -236,6 +251,11 @@ mod tests {
         attendance
     }
 
+    /// The whole list, as former clients send it.
+    fn listed(open: &[u64]) -> Option<OpenList<'_>> {
+        Some(OpenList { of_term: None, open })
+    }
+
     #[test]
     fn an_orphan_that_somebody_has_open_is_not_reaped() {
         let mut attendance = led();
@@ -262,10 +282,28 @@ mod tests {
         attendance.follow(4, &[A, B], 0);
         assert!(attendance.choose_orphans(&[FILE]).is_empty());
         assert_eq!(attendance.keep_alive(A, &[], None, 0), Some(true), "the new leader asks for the list");
-        assert_eq!(attendance.keep_alive(A, &[], Some(&[FILE.0]), 0), Some(false));
+        assert_eq!(attendance.keep_alive(A, &[], listed(&[FILE.0]), 0), Some(false));
         assert!(attendance.choose_orphans(&[FILE, InodeId(10)]).is_empty());
-        assert_eq!(attendance.keep_alive(B, &[], Some(&[]), 0), Some(false));
+        assert_eq!(attendance.keep_alive(B, &[], listed(&[]), 0), Some(false));
         assert_eq!(attendance.choose_orphans(&[FILE, InodeId(10)]), [10]);
+    }
+
+    /// Interleaving: a leader asks for the list, the list is long under way, the next leader answers an open, the first one leads
+    /// again, and the list arrives.
+    #[test]
+    fn a_list_for_the_leader_of_another_term_is_not_taken() {
+        let of_term = |of_term| Some(OpenList { of_term: Some(of_term), open: &[FILE.0] });
+        let mut attendance = led();
+        attendance.follow(6, &[A], 0);
+        assert_eq!(attendance.keep_alive(A, &[], of_term(4), 0), Some(true));
+        assert_eq!(attendance.keep_alive(A, &[], of_term(0), 0), Some(true), "this leader did not open the session");
+        assert!(attendance.choose_orphans(&[FILE]).is_empty());
+        assert_eq!(attendance.keep_alive(A, &[], of_term(6), 0), Some(false));
+        assert_eq!(attendance.choose_orphans(&[FILE, InodeId(10)]), [10]);
+        // A mount that lost its session tells the next one's leader what is open, unasked.
+        let mut attendance = led();
+        assert_eq!(attendance.keep_alive(A, &[], of_term(0), 0), Some(false));
+        assert!(attendance.choose_orphans(&[FILE]).is_empty());
     }
 
     /// Interleaving: a leader is elected, looks at sessions, applies the last entry of its predecessor, which opened one,
@@ -277,7 +315,7 @@ mod tests {
         assert!(attendance.open(A, FILE, 0));
         attendance.follow(4, &[A], 0);
         assert!(attendance.choose_orphans(&[FILE]).is_empty());
-        assert_eq!(attendance.keep_alive(A, &[], Some(&[FILE.0]), 0), Some(false));
+        assert_eq!(attendance.keep_alive(A, &[], listed(&[FILE.0]), 0), Some(false));
         assert!(attendance.choose_orphans(&[FILE]).is_empty());
         attendance.keep_alive(A, &[FILE.0], None, 0);
         assert_eq!(attendance.choose_orphans(&[FILE]), [FILE.0]);
@@ -287,7 +325,7 @@ mod tests {
     fn a_session_that_is_gone_is_not_waited_for() {
         let mut attendance = led();
         attendance.follow(4, &[A, B], 0);
-        attendance.keep_alive(A, &[], Some(&[]), 0);
+        attendance.keep_alive(A, &[], listed(&[]), 0);
         attendance.follow(4, &[A], 0);
         assert_eq!(attendance.choose_orphans(&[FILE]), [FILE.0]);
     }
@@ -330,7 +368,7 @@ mod tests {
         assert_eq!(attendance.keep_alive(B, &[], None, 33_501), Some(false), "this one was heard");
         // Nothing that it sends changes that.
         attendance.renew(A, 33_501);
-        assert_eq!(attendance.keep_alive(A, &[], Some(&[]), 33_502), None);
+        assert_eq!(attendance.keep_alive(A, &[], listed(&[]), 33_502), None);
         assert_eq!(attendance.silent(33_503), [A.0], "the entry may have been lost");
         attendance.follow(3, &[B], 33_504);
         attendance.follow(3, &[A, B], 33_505);

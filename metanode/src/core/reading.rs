@@ -1,6 +1,7 @@
 //! Reads: the leader only, behind a read barrier, from the state as it then is.
 
 use super::NotLed;
+use super::attendance::OpenList;
 use super::known::Known;
 use super::view::View;
 use crate::table::Table;
@@ -155,11 +156,12 @@ impl<V: View> Reader<'_, V> {
             );
         }
         let (session, now_ms) = (self.session, self.view.now_ms());
-        let attached = op.attach.then_some(op.open.as_slice());
+        let term = self.view.term();
+        let list = op.attach.then_some(OpenList { of_term: op.attach_term, open: &op.open });
         let attach_needed =
-            self.view.attendance(|attendance| attendance.keep_alive(session, &op.released, attached, now_ms));
+            self.view.attendance(|attendance| attendance.keep_alive(session, &op.released, list, now_ms));
         let attach_needed = attach_needed.ok_or(Code::Unavailable)?;
-        let mut response = ReadResponse { attach_needed, ..ReadResponse::default() };
+        let mut response = ReadResponse { attach_needed, term, ..ReadResponse::default() };
         self.view.table(|table| {
             response.floor = table.floor().0;
             self.say_versions(table, &mut response);

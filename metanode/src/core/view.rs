@@ -11,6 +11,9 @@ pub(crate) trait View {
     /// The table's volume.
     fn volume(&self) -> VolumeId;
 
+    /// The term in which this replica led when the view was taken.
+    fn term(&self) -> u64;
+
     /// Monotonic milliseconds.
     fn now_ms(&self) -> u64;
 
@@ -52,6 +55,10 @@ pub(crate) struct Borrowed<'a> {
 impl View for Borrowed<'_> {
     fn volume(&self) -> VolumeId {
         self.volume
+    }
+
+    fn term(&self) -> u64 {
+        self.term
     }
 
     fn now_ms(&self) -> u64 {

@@ -21,7 +21,7 @@ fn lookup(name: &'static [u8]) -> read_request::Op {
 
 fn keep_alive(released: &[u64], open: Option<&[u64]>) -> read_request::Op {
     let (attach, open) = (open.is_some(), open.unwrap_or_default().to_vec());
-    read_request::Op::KeepAlive(KeepAlive { released: released.to_vec(), attach, open, suspects: vec![] })
+    read_request::Op::KeepAlive(KeepAlive { released: released.to_vec(), attach, open, ..KeepAlive::default() })
 }
 
 /// A file of one chunk; its inode.

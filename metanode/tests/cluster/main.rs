@@ -38,7 +38,7 @@ fn lookup(name: &'static [u8]) -> read_request::Op {
 
 fn keep_alive(released: Vec<u64>, open: Option<Vec<u64>>) -> read_request::Op {
     let attach = open.is_some();
-    read_request::Op::KeepAlive(KeepAlive { released, attach, open: open.unwrap_or_default(), suspects: vec![] })
+    read_request::Op::KeepAlive(KeepAlive { released, attach, open: open.unwrap_or_default(), ..KeepAlive::default() })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -112,11 +112,12 @@ fn a_new_leader_that_wants_the_whole_list_gets_it_once() {
     bench.held = vec!["KeepAlive"];
     bench.later(SECOND);
     let send = bench.take("KeepAlive");
-    let wanted = ReadResponse { attach_needed: true, groups_changes: 1, nodes_version: 1, ..ReadResponse::default() };
+    let known = ReadResponse { groups_changes: 1, nodes_version: 1, ..ReadResponse::default() };
+    let wanted = ReadResponse { attach_needed: true, term: 9, ..known };
     bench.read(&send, wanted.clone());
     let list = bench.take("KeepAlive");
     let read_request::Op::KeepAlive(told) = question_of(&list) else { panic!("{list:?}") };
-    assert_eq!((told.attach, &told.open), (true, &vec![5]));
+    assert_eq!((told.attach, told.attach_term, &told.open), (true, Some(9), &vec![5]));
     bench.read(&list, wanted);
     assert_eq!(bench.count("KeepAlive"), 0, "it was told; a leader that is not content waits for the next");
 }

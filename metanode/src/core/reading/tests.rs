@@ -70,7 +70,11 @@ fn a_new_leader_asks_for_the_list_of_open_files() {
     let session = rig.open_session(b"a");
     rig.term += 1;
     assert!(read(&mut rig, session, Op::KeepAlive(KeepAlive::default())).attach_needed);
-    let attach = KeepAlive { attach: true, open: vec![5], ..KeepAlive::default() };
+    let term = read(&mut rig, session, Op::KeepAlive(KeepAlive::default())).term;
+    assert_eq!(term, rig.term);
+    let late = KeepAlive { attach: true, open: vec![], attach_term: Some(term - 1), ..KeepAlive::default() };
+    assert!(read(&mut rig, session, Op::KeepAlive(late)).attach_needed);
+    let attach = KeepAlive { attach: true, open: vec![5], attach_term: Some(term), ..KeepAlive::default() };
     assert!(!read(&mut rig, session, Op::KeepAlive(attach)).attach_needed);
     assert!(rig.attendance.choose_orphans(&[InodeId(5)]).is_empty());
 }

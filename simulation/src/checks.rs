@@ -88,6 +88,7 @@ pub(crate) fn coverage(world: &World) -> Coverage {
     coverage.told_losses = truth.told_losses;
     coverage.narrowed_stripes = truth.narrowed;
     coverage.forgotten_chunks = truth.forgotten;
+    (coverage.compared_shards, coverage.refused_puts) = (truth.shards.compared, truth.shards.refused);
     coverage.floors = truth.floors;
     coverage.leader_changes = truth.leaders.iter().collect::<BTreeSet<_>>().len() as u64;
     coverage.snapshots_installed = truth.installed;

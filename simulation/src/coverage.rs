@@ -58,6 +58,8 @@ coverage! {
     repeated_mutations,
     /// Changes of the table's leader.
     leader_changes,
+    /// Leaders that were cut off from the other metanodes while a client reached them.
+    deposed_leaders,
     /// Snapshots installed by replicas.
     snapshots_installed,
     /// Sessions expired.
@@ -70,6 +72,10 @@ coverage! {
     floors,
     /// Chunks freed and forgotten.
     forgotten_chunks,
+    /// Ranges of shards that datanodes served or refused, and that were compared.
+    compared_shards,
+    /// Puts that datanodes had to refuse.
+    refused_puts,
     /// Files that lost the end of what was written.
     torn_files,
     /// Sectors that were lost with the power.

@@ -25,8 +25,8 @@ const KNOWN_NS: u64 = 5 * SECOND;
 const CONVERGE_NS_MAX: u64 = 60 * SECOND;
 /// Everything is read, removed and unmounted within this.
 const LEAVE_NS_MAX: u64 = 180 * SECOND;
-/// What was removed is deleted and forgotten within this.
-const FORGET_NS_MAX: u64 = 120 * SECOND;
+/// What was removed is deleted and forgotten within this: two floors, for what a silent member owes.
+const FORGET_NS_MAX: u64 = 300 * SECOND;
 
 /// How a seed is run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,6 +62,7 @@ fn live(seed: u64, options: Options) -> Report {
     let plan = Plan::new(&mut Random::new(seed ^ 0xfa17));
     let faults_ns = plan.faults_ns;
     let mut world = World::new(seed, Truth::new(CLIENTS, FILES), plan, Trace::new(options.shown));
+    world.truth.lock().shards.rotting = world.plan.rotting();
     cluster::build(&mut world, options.sabotage);
     wait(&mut world, "all clients mount", MOUNT_NS_MAX, |world| world.truth.lock().mounted() == CLIENTS);
     faults::begin(&mut world);

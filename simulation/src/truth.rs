@@ -4,6 +4,7 @@
 pub(crate) mod files;
 pub(crate) mod log;
 pub(crate) mod names;
+pub(crate) mod shards;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +18,7 @@ use holdfast_proto::meta::{Code, Kind, MutateResponse};
 use holdfast_proto::record::TableCommand;
 use log::{Applied, Log};
 use names::Names;
+use shards::Shards;
 
 /// Nanoseconds of a lease by a clock that is a fiftieth slow: no leader may expire a session that was answered later.
 const LEASE_NS: u64 = SESSION_LEASE_MS as u64 * 1_000_000 / 50 * 49;
@@ -56,6 +58,7 @@ pub(crate) struct Truth {
     pub(crate) log: Log,
     pub(crate) names: Names,
     pub(crate) files: Vec<File>,
+    pub(crate) shards: Shards,
     /// The highest index whose effect somebody was told of.
     pub(crate) observed: u64,
     /// Sessions of each client that ended without being closed by it.
@@ -89,6 +92,7 @@ impl Truth {
             log: Log::default(),
             names: Names::default(),
             files: all,
+            shards: Shards::default(),
             observed: 0,
             lost_sessions: BTreeMap::new(),
             keys: BTreeMap::new(),

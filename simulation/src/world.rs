@@ -53,6 +53,7 @@ enum Event {
         node: NodeId,
     },
     Fault,
+    Later(Later),
     Heal(Heal),
 }
 
@@ -62,6 +63,15 @@ pub(crate) enum Heal {
     /// These can talk again, from the first to the second.
     Link(Vec<(NodeId, NodeId)>),
     Loss,
+}
+
+/// A part of a fault that comes later.
+#[derive(Clone, Debug)]
+pub(crate) enum Later {
+    /// These cannot talk for a while.
+    Cut { pairs: Vec<(NodeId, NodeId)>, duration: u64 },
+    /// A process dies, and starts again soon.
+    Die { node: NodeId, restart_delay: u64 },
 }
 
 /// One machine: its clock, its disk, and its process while it lives.
@@ -170,6 +180,10 @@ impl World {
         self.after(delay, Event::Fault);
     }
 
+    pub(crate) fn later(&mut self, delay: u64, later: Later) {
+        self.after(delay, Event::Later(later));
+    }
+
     pub(crate) fn role(&self, node: NodeId) -> Option<&dyn Role> {
         self.machines[&node].role.as_deref()
     }
@@ -210,6 +224,7 @@ impl World {
             }
             Event::Restart { node } => self.start(node),
             Event::Fault => crate::faults::strike(self),
+            Event::Later(later) => crate::faults::leaders::come(self, later),
             Event::Heal(Heal::Link(pairs)) => self.network.cut.retain(|pair| !pairs.contains(pair)),
             Event::Heal(Heal::Loss) if self.plan.on => self.network.loss_percent = self.plan.loss_percent,
             // All is well already.
@@ -257,8 +272,12 @@ impl World {
             return deferred.push(Deferred::Packet(from, packet));
         }
         let times = machine.clock.times(self.now);
+        let is_snapshot = matches!(&packet, Packet::Call(_, request) if matches!(**request, Request::Snapshot { .. }));
         if let Some(role) = &mut machine.role {
             role.packet(times, from, packet);
+        }
+        if is_snapshot {
+            crate::faults::leaders::snapshot_arrives(self, to);
         }
         self.wake(to);
     }
@@ -378,6 +397,12 @@ impl World {
 
     /// Ends a process. What its disk had not synced may be lost with the power.
     pub(crate) fn kill(&mut self, node: NodeId) {
+        let delay = self.plan.restart_delay(&mut self.random);
+        self.kill_for(node, delay);
+    }
+
+    /// Ends a process, which starts again after a time.
+    pub(crate) fn kill_for(&mut self, node: NodeId, restart_delay: u64) {
         let Some(machine) = self.machines.get_mut(&node) else { return };
         machine.role = None;
         machine.life += 1;
@@ -403,8 +428,7 @@ impl World {
         if let Some(client) = crate::cluster::client_of(node) {
             self.truth.lock().client_killed(client);
         }
-        let delay = self.plan.restart_delay(&mut self.random);
-        self.after(delay, Event::Restart { node });
+        self.after(restart_delay, Event::Restart { node });
     }
 
     fn start(&mut self, node: NodeId) {

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::clock::Times;
 use crate::cluster::CLIENTS;
 use crate::packet::Packet;
-use crate::programs::{Desk, audit, clear, work_on_files, work_on_names};
+use crate::programs::{Desk, audit, clear, watch_names, work_on_files, work_on_names};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::truth::{BASE_KEY_BYTES, Stage, Truth};
 use executor::Executor;
@@ -140,6 +140,7 @@ async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: R
         begin(client, &runtime, &truth, work_on_names(names));
         begin(client, &runtime, &truth, work_on_files(files));
     }
+    begin(client, &runtime, &truth, watch_names(desk(random.fork())));
     let desk = desk(random.fork());
     loop {
         let stage = truth.lock().stage;

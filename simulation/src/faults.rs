@@ -12,7 +12,7 @@ const SECOND: u64 = 1000 * MS;
 /// A client has written something by then.
 const AWAY_AFTER_NS: u64 = 4 * SECOND;
 /// Percent of faults that are about who leads.
-const LEADER_PERCENT: u64 = 10;
+const LEADER_PERCENT: u64 = 15;
 /// More operations than a run has.
 const FAR: u64 = 1 << 60;
 
@@ -129,6 +129,7 @@ fn take_away_client(world: &mut World) {
 pub(crate) fn end(world: &mut World) {
     world.plan.on = false;
     world.network.cut.clear();
+    world.network.refused.clear();
     (world.network.loss_percent, world.network.slow_percent, world.network.doubled_percent) = (0, 0, 0);
     for machine in world.machines.values() {
         machine.disk.set_faults(Faults { operation_ns: 20_000, ..Faults::default() });

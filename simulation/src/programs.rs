@@ -4,7 +4,7 @@ mod data;
 mod names;
 
 pub(crate) use data::{FILES, audit, work_on_files};
-pub(crate) use names::{clear, work_on_names};
+pub(crate) use names::{clear, watch_names, work_on_names};
 
 use std::future::Future;
 use std::sync::Arc;

@@ -113,6 +113,8 @@ struct OpenCall {
 pub(crate) struct Network {
     /// Pairs that cannot talk, from the first to the second.
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
+    /// Of these, pairs of which the first is told so when it calls.
+    pub(crate) refused: BTreeSet<(NodeId, NodeId)>,
     pub(crate) loss_percent: u64,
     pub(crate) slow_percent: u64,
     pub(crate) doubled_percent: u64,
@@ -225,7 +227,10 @@ impl World {
             Event::Restart { node } => self.start(node),
             Event::Fault => crate::faults::strike(self),
             Event::Later(later) => crate::faults::leaders::come(self, later),
-            Event::Heal(Heal::Link(pairs)) => self.network.cut.retain(|pair| !pairs.contains(pair)),
+            Event::Heal(Heal::Link(pairs)) => {
+                self.network.cut.retain(|pair| !pairs.contains(pair));
+                self.network.refused.retain(|pair| !pairs.contains(pair));
+            }
             Event::Heal(Heal::Loss) if self.plan.on => self.network.loss_percent = self.plan.loss_percent,
             // All is well already.
             Event::Heal(Heal::Loss) => {}
@@ -358,6 +363,11 @@ impl World {
         let (life, wait) = (machine.life, machine.clock.true_ns(timeout));
         let expires = self.after(wait, Event::Expire { call });
         self.calls.insert(call, OpenCall { caller, life, ticket, to, expires });
+        if self.network.refused.contains(&(caller, to)) {
+            let packet = Packet::Answer(call, Box::new(Err("connection refused".to_owned())));
+            self.after(TRANSIT_NS_MAX, Event::Arrive { from: to, to: caller, packet });
+            return;
+        }
         self.send(caller, to, Packet::Call(call, request));
     }
 

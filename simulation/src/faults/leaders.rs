@@ -30,8 +30,13 @@ fn both_ways(one: NodeId, other: NodeId) -> [(NodeId, NodeId); 2] {
 fn part_clients(world: &mut World, leader: NodeId, others: (NodeId, NodeId)) -> Vec<(NodeId, NodeId)> {
     let stays = world.random.index(2);
     let (stays, goes) = (client_node(stays), client_node(1 - stays));
-    let pairs = [both_ways(stays, others.0), both_ways(stays, others.1), both_ways(goes, leader)];
-    pairs.concat()
+    let pairs = [both_ways(stays, others.0), both_ways(stays, others.1), both_ways(goes, leader)].concat();
+    // They learn it at once, so that they look for a leader and do not wait for one.
+    world.network.refused.extend(pairs.iter().copied());
+    for (caller, to) in &pairs {
+        world.close_connections(*caller, *to);
+    }
+    pairs
 }
 
 fn divide(world: &mut World, leader: NodeId, others: (NodeId, NodeId)) {

@@ -54,8 +54,9 @@ pub(crate) struct DatanodeRole {
     wishes: Vec<Wish>,
 }
 
-/// Records after which a checkpoint of the index is due, by the life: none, some and many in a short one.
-const CHECKPOINT_RECORDS: [u64; 3] = [10, 100, 10_000];
+/// Records after which a checkpoint of the index is due, by the life: many in a short one, or none, so that the next start
+/// scans.
+const CHECKPOINT_RECORDS: [u64; 3] = [10, 10_000, 10_000];
 
 /// Small segments, so that they are sealed, compacted and recycled in a short run.
 fn store_options(sabotage: Sabotage, seed: u64) -> StoreOptions {

@@ -42,7 +42,7 @@ pub(crate) fn log_directories(disk: &SimulatedDisk) -> Result<[Arc<dyn Directory
 pub(crate) fn log_options(node: NodeId, seed: u64, tick: Duration, sabotage: Sabotage) -> SteppedOptions {
     let mut options = SteppedOptions { tick, sabotage: sabotage.consensus(), ..SteppedOptions::small(node, seed) };
     if seed.is_multiple_of(2) {
-        (options.snapshot_log_bytes, options.tail_entries) = (8 << 10, 4);
+        (options.snapshot_log_bytes, options.tail_entries) = (6 << 10, 1);
     }
     options
 }

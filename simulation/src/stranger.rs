@@ -33,7 +33,9 @@ const BURST_MAX: u64 = 5;
 const FIRST_PERCENT: u64 = 50;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Most shards of the stranger on one disk.
-const SHARDS_MAX: usize = 30;
+const SHARDS_MAX: usize = 60;
+/// So many chunks are kept for long, and as many after them are not: some segments of a disk live on while later ones die.
+const ERA_CHUNKS: u64 = 48;
 /// A put that is longer than what may have been given back unseen, and how long all space is reserved for it.
 const LARGE_PAGES: usize = 1000;
 const RESERVED_MS: u32 = 300;
@@ -112,9 +114,9 @@ impl Burst<'_> {
             47..=58 => self.read(false),
             59..=63 => self.read(true),
             64..=66 => self.read_of_others(),
-            67..=79 => self.delete(false),
-            80..=83 => self.delete(true),
-            84..=86 => self.delete_unproven(),
+            67..=81 => self.delete(false),
+            82..=84 => self.delete(true),
+            85..=86 => self.delete_unproven(),
             87..=88 => self.end_others(),
             89..=90 => self.raise_floor(),
             91..=94 => self.put_below_floor(),
@@ -240,6 +242,10 @@ impl Burst<'_> {
     /// Deletes a shard by name, or names another attempt, or the whole chunk.
     fn delete(&mut self, other: bool) {
         let Some((key, shard)) = self.any() else { return };
+        let is_kept = (key.chunk.chunk.0 / ERA_CHUNKS).is_multiple_of(2);
+        if is_kept && !self.random.one_in(8) {
+            return;
+        }
         let mut request = self.deletion(&key, &shard, other);
         let volume = key.chunk.volume;
         request.proof = if request.shards.is_empty() {

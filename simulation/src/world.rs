@@ -68,8 +68,8 @@ pub(crate) enum Heal {
 /// A part of a fault that comes later.
 #[derive(Clone, Debug)]
 pub(crate) enum Later {
-    /// These cannot talk for a while.
-    Cut { pairs: Vec<(NodeId, NodeId)>, duration: u64 },
+    /// These cannot talk for a while; `refused` says that who calls learns it.
+    Cut { pairs: Vec<(NodeId, NodeId)>, duration: u64, refused: bool },
     /// A process dies, and starts again soon.
     Die { node: NodeId, restart_delay: u64 },
 }
@@ -317,6 +317,7 @@ impl World {
         let times = machine.clock.times(self.now);
         let Some(role) = &mut machine.role else { return };
         let truth = Arc::clone(&self.truth);
+        let installed = truth.lock().installed;
         let wishes = {
             let moment = Moment { times, random: &mut self.random, truth: &truth, disk: &machine.disk };
             role.drive(moment)
@@ -327,6 +328,9 @@ impl World {
             return self.kill(node);
         }
         self.grant(node, wishes);
+        if truth.lock().installed > installed {
+            crate::faults::leaders::snapshot_installed(self, node);
+        }
     }
 
     fn grant(&mut self, node: NodeId, mut wishes: Vec<Wish>) {

@@ -17,7 +17,7 @@ use crate::packet::{Packet, Request, Response, address_of};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
 use crate::stranger::STRANGER_VOLUMES;
-use crate::truth::Truth;
+use crate::truth::{Stage, Truth};
 
 /// How often the volume manager is told.
 const BEAT: Duration = Duration::from_secs(1);
@@ -25,6 +25,9 @@ const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often upkeep looks for something to do, and how often when there is more.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Once in so many looks the machine dies in one of the next operations of its disk: most are upkeep's.
+const UPKEEP_DEATHS_ONE_IN: u64 = 40;
+const UPKEEP_OPERATIONS: u64 = 6;
 /// The directory of the disk and the one of the node, on one simulated disk.
 const DISK: &str = "disk";
 const HOME: &str = "home";
@@ -158,6 +161,10 @@ impl DatanodeRole {
     }
 
     fn look(&mut self, moment: &mut Moment<'_>) {
+        let works = moment.truth.lock().stage == Stage::Work;
+        if works && moment.random.one_in(UPKEEP_DEATHS_ONE_IN) {
+            moment.disk.die_after(moment.random.below(UPKEEP_OPERATIONS));
+        }
         let idle = self.requests.is_empty();
         let more = self.node.maintain(moment.times.monotonic, idle);
         let after = if more { LOOK_AGAIN } else { LOOK };

@@ -30,10 +30,12 @@ const PAUSE_MS_MAX: u64 = 250;
 /// Requests of a burst, at most: they come to one group commit.
 const BURST_MAX: u64 = 5;
 /// Percent of bursts that go to the first disk.
-const FIRST_PERCENT: u64 = 50;
+const FIRST_PERCENT: u64 = 65;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Most shards of the stranger on one disk.
 const SHARDS_MAX: usize = 60;
+/// Further shards that one delete names, less than this.
+const DELETED_MAX: u64 = 6;
 /// So many chunks are kept for long, and as many after them are not: some segments of a disk live on while later ones die.
 const ERA_CHUNKS: u64 = 48;
 /// A put that is longer than what may have been given back unseen, and how long all space is reserved for it.
@@ -239,22 +241,31 @@ impl Burst<'_> {
         self.random.chance(80).then(|| Proof { issuer: String::new(), mac: self.random.bytes(32).into() })
     }
 
-    /// Deletes a shard by name, or names another attempt, or the whole chunk.
+    /// Deletes a shard by name, or names another attempt, or the whole chunk; and further shards by name.
     fn delete(&mut self, other: bool) {
-        let Some((key, shard)) = self.any() else { return };
-        let is_kept = (key.chunk.chunk.0 / ERA_CHUNKS).is_multiple_of(2);
-        if is_kept && !self.random.one_in(8) {
-            return;
-        }
+        let Some((key, shard)) = self.any_to_delete() else { return };
         let mut request = self.deletion(&key, &shard, other);
-        let volume = key.chunk.volume;
-        request.proof = if request.shards.is_empty() {
-            self.prove(volume, Claim::DeleteChunks(&[key.chunk.chunk]))
-        } else {
-            let names: Vec<_> = request.shards.iter().map(name_of).collect();
-            self.prove(volume, Claim::DeleteShards(&[], &names))
+        for _ in 0..self.random.below(DELETED_MAX) {
+            if let Some((key, shard)) = self.any_to_delete() {
+                request.shards.append(&mut self.deletion(&key, &shard, other).shards);
+            }
+        }
+        let chunks: Vec<ChunkId> = request.chunks.iter().copied().map(ChunkId).collect();
+        let names: Vec<_> = request.shards.iter().map(name_of).collect();
+        let claim = match &names[..] {
+            [] => Claim::DeleteChunks(&chunks),
+            names => Claim::DeleteShards(&chunks, names),
         };
+        request.proof = self.prove(key.chunk.volume, claim);
         self.requests.push(Request::Delete(request));
+    }
+
+    /// Seldom one of those that are kept for long.
+    fn any_to_delete(&mut self) -> Option<(ShardKey, Shard)> {
+        let is_kept = |key: &ShardKey| (key.chunk.chunk.0 / ERA_CHUNKS).is_multiple_of(2);
+        let all = self.random.one_in(12);
+        let mut own: Vec<_> = self.own().into_iter().filter(|(key, _)| all || !is_kept(key)).collect();
+        if own.is_empty() { None } else { Some(own.swap_remove(self.random.index(own.len()))) }
     }
 
     fn deletion(&mut self, key: &ShardKey, shard: &Shard, other: bool) -> DeleteShardsRequest {

@@ -25,6 +25,13 @@ pub(crate) fn all_forgotten(world: &World) -> bool {
         && shards_wait(world, &truth).is_none()
 }
 
+/// Whether the table has written down that a member owes deletions.
+pub(crate) fn somebody_owes(world: &World) -> bool {
+    let truth = world.truth.lock();
+    let table = truth.log.table();
+    table.members().into_iter().any(|(_, disk)| table.owed(disk).is_some())
+}
+
 /// A disk that failed for good confirms no deletion.
 fn has_failed_disk(world: &World) -> bool {
     DATANODES.into_iter().any(|node| world.role(node).is_none_or(|role| role.shards().is_none()))

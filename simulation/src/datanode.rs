@@ -17,6 +17,7 @@ use crate::packet::{Packet, Request, Response, address_of};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
 use crate::stranger::STRANGER_VOLUMES;
+use crate::truth::shards::volume_key;
 use crate::truth::{Stage, Truth};
 
 /// How often the volume manager is told.
@@ -162,7 +163,8 @@ impl DatanodeRole {
 
     fn look(&mut self, moment: &mut Moment<'_>) {
         let works = moment.truth.lock().stage == Stage::Work;
-        if works && moment.random.one_in(UPKEEP_DEATHS_ONE_IN) {
+        // One that died in this turn stays dead.
+        if works && moment.random.one_in(UPKEEP_DEATHS_ONE_IN) && !moment.disk.is_dead() {
             moment.disk.die_after(moment.random.below(UPKEEP_OPERATIONS));
         }
         let idle = self.requests.is_empty();
@@ -254,8 +256,13 @@ impl Role for DatanodeRole {
 
     fn drive(&mut self, mut moment: Moment<'_>) -> Vec<Wish> {
         let _ = moment.disk.take_elapsed_ns();
-        for order in std::mem::take(&mut self.orders) {
-            self.node.obey(moment.times.monotonic, &order);
+        for order in std::mem::take(&mut self.orders).iter().filter(|order| !order.drops.is_empty()) {
+            let volumes = order.drops.iter().map(|drop| volume_key(drop.volume, drop.incarnation));
+            moment.truth.lock().shards.may_drop(self.identity.node, volumes);
+            let done = self.node.obey(moment.times.monotonic, order);
+            if !moment.disk.is_dead() {
+                moment.truth.lock().shards.dropped(self.identity.node, done);
+            }
         }
         let waiting = std::mem::take(&mut self.requests);
         let (calls, requests): (Vec<u64>, Vec<DataRequest>) = waiting.into_iter().unzip();

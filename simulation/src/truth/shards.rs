@@ -361,6 +361,16 @@ impl Shards {
         Ok(())
     }
 
+    /// A machine is told to drop volumes.
+    pub(crate) fn may_drop(&mut self, node: NodeId, volumes: impl Iterator<Item = VolumeKey>) {
+        self.disk(node).0.dropping.extend(volumes);
+    }
+
+    /// A machine has dropped volumes.
+    pub(crate) fn dropped(&mut self, node: NodeId, volumes: BTreeSet<VolumeKey>) {
+        self.disk(node).0.dropped.extend(volumes);
+    }
+
     /// A datanode's disk has gone out of service, and that was written down.
     pub(crate) fn failed(&mut self, node: NodeId) {
         self.disk(node).0.failed = true;

@@ -21,7 +21,7 @@ use crate::store::index::Entry;
 use crate::store::types::{
     ChunkKey, Done, Outcome, Put, ReadData, ReadRange, Request, SessionKey, ShardError, ShardKey, ShardMeta, VolumeKey,
 };
-use crate::store::{DiskStatus, Granted};
+use crate::store::{DiskStatus, Granted, Sabotage};
 use crate::units::{saturating_u32, to_usize};
 
 /// Ranges of one read request.
@@ -107,17 +107,27 @@ fn volume_key(volume: u64, incarnation: u64) -> VolumeKey {
     VolumeKey { volume: VolumeId(volume), incarnation: Incarnation(incarnation) }
 }
 
-fn check_proof(
-    secret: &ClusterSecret,
-    volume: &VolumeKey,
-    claim: Claim<'_>,
-    proof: Option<Proof>,
-) -> Result<(), Denied> {
-    let mac = proof.unwrap_or_default().mac;
-    if secret.verify(volume.volume, volume.incarnation, claim, &mac) {
-        Ok(())
-    } else {
-        Err(Denied(Status::Forbidden, "the proof does not hold".to_owned()))
+/// Judges proofs (R30).
+pub(crate) struct Judge {
+    secret: ClusterSecret,
+    sabotage: Sabotage,
+}
+
+impl Judge {
+    pub(crate) fn new(secret: ClusterSecret, sabotage: Sabotage) -> Self {
+        Self { secret, sabotage }
+    }
+
+    fn holds(&self, volume: &VolumeKey, claim: Claim<'_>, mac: &[u8]) -> bool {
+        self.sabotage == Sabotage::ProofsIgnored || self.secret.verify(volume.volume, volume.incarnation, claim, mac)
+    }
+
+    fn check(&self, volume: &VolumeKey, claim: Claim<'_>, proof: Option<Proof>) -> Result<(), Denied> {
+        if self.holds(volume, claim, &proof.unwrap_or_default().mac) {
+            Ok(())
+        } else {
+            Err(Denied(Status::Forbidden, "the proof does not hold".to_owned()))
+        }
     }
 }
 
@@ -143,7 +153,7 @@ pub(crate) fn put_answer(result: Result<u64, Denied>) -> PutShardResponse {
 /// The disk of a delete and what it is to do, if it is proven (R30).
 pub(crate) fn delete<D>(
     request: DeleteShardsRequest,
-    secret: &ClusterSecret,
+    judge: &Judge,
     find: impl FnOnce(u64) -> Result<D, Denied>,
 ) -> Result<(D, Request), Denied> {
     let volume = volume_key(request.volume, request.incarnation);
@@ -154,7 +164,7 @@ pub(crate) fn delete<D>(
         [] => Claim::DeleteChunks(&chunks),
         shards => Claim::DeleteShards(&chunks, shards),
     };
-    check_proof(secret, &volume, claim, request.proof)?;
+    judge.check(&volume, claim, request.proof)?;
     Ok((find(request.disk)?, Request::Delete { volume, chunks, shards }))
 }
 
@@ -170,10 +180,10 @@ pub(crate) fn delete_answer(result: Result<Done, Denied>) -> DeleteShardsRespons
 }
 
 /// What every disk is to do about a floor, if it is proven (R30).
-pub(crate) fn set_floor(request: SetFloorRequest, secret: &ClusterSecret) -> Result<Request, Denied> {
+pub(crate) fn set_floor(request: SetFloorRequest, judge: &Judge) -> Result<Request, Denied> {
     let volume = volume_key(request.volume, request.incarnation);
     let floor = ChunkId(request.floor);
-    check_proof(secret, &volume, Claim::SetFloor(floor), request.proof)?;
+    judge.check(&volume, Claim::SetFloor(floor), request.proof)?;
     Ok(Request::SetFloor { volume, floor })
 }
 
@@ -183,9 +193,9 @@ pub(crate) fn set_floor_answer(result: &Result<(), Denied>) -> SetFloorResponse 
 }
 
 /// What every disk is to do about a deleted volume, if it is proven (R30).
-pub(crate) fn drop_volume(request: DropVolumeRequest, secret: &ClusterSecret) -> Result<Request, Denied> {
+pub(crate) fn drop_volume(request: DropVolumeRequest, judge: &Judge) -> Result<Request, Denied> {
     let volume = volume_key(request.volume, request.incarnation);
-    check_proof(secret, &volume, Claim::DropVolume, request.proof)?;
+    judge.check(&volume, Claim::DropVolume, request.proof)?;
     Ok(Request::DropVolume { volume })
 }
 
@@ -195,9 +205,9 @@ pub(crate) fn drop_volume_answer(result: &Result<(), Denied>) -> DropVolumeRespo
 }
 
 /// What every disk is to do about a drop that the volume manager's heartbeat asks for; `None` if it proves nothing.
-pub(crate) fn ordered_drop(order: &VolumeDrop, secret: &ClusterSecret) -> Option<(VolumeKey, Request)> {
+pub(crate) fn ordered_drop(order: &VolumeDrop, judge: &Judge) -> Option<(VolumeKey, Request)> {
     let volume = volume_key(order.volume, order.incarnation);
-    if !secret.verify(volume.volume, volume.incarnation, Claim::DropVolume, &order.mac) {
+    if !judge.holds(&volume, Claim::DropVolume, &order.mac) {
         tracing::error!(?volume, "a drop without a valid proof was ignored");
         return None;
     }

@@ -17,9 +17,9 @@ use holdfast_transport::{Call, Refusal, Reply, Service};
 
 use crate::disk::Disk;
 use crate::memory::Memory;
-use crate::protocol::{self, Denied, Everywhere, ListQuery, NodeDisks, ReadPlan, ReadResult};
+use crate::protocol::{self, Denied, Everywhere, Judge, ListQuery, NodeDisks, ReadPlan, ReadResult};
 use crate::store::types::{Done, ReadRange, Request, ShardError, VolumeKey};
-use crate::store::{DiskStatus, Granted};
+use crate::store::{DiskStatus, Granted, Sabotage};
 
 /// A disk that says nothing of itself for this long is reported as out of service.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ const READ_PART_BYTES_MIN: u64 = 256 << 10;
 
 /// What the node serves.
 pub(crate) struct DataService {
-    secret: ClusterSecret,
+    judge: Judge,
     disks: NodeDisks<Arc<Disk>>,
     memory: Arc<Memory>,
 }
@@ -44,7 +44,7 @@ impl DataService {
         memory: Arc<Memory>,
     ) -> Self {
         let disks = NodeDisks::new(node, disks.into_iter().map(|disk| (disk.id, disk)), lost);
-        Self { secret, disks, memory }
+        Self { judge: Judge::new(secret, Sabotage::None), disks, memory }
     }
 
     pub(crate) fn disks(&self) -> impl Iterator<Item = &Arc<Disk>> {
@@ -58,21 +58,21 @@ impl DataService {
     }
 
     async fn delete(&self, request: DeleteShardsRequest, deadline: Instant) -> Result<Done, Denied> {
-        let (disk, request) = protocol::delete(request, &self.secret, |id| self.disks.find(id))?;
+        let (disk, request) = protocol::delete(request, &self.judge, |id| self.disks.find(id))?;
         Ok(disk.write(request, deadline).await?)
     }
 
     async fn set_floor(&self, request: SetFloorRequest, deadline: Instant) -> Result<(), Denied> {
-        self.everywhere(&protocol::set_floor(request, &self.secret)?, deadline).await
+        self.everywhere(&protocol::set_floor(request, &self.judge)?, deadline).await
     }
 
     async fn drop_volume(&self, request: DropVolumeRequest, deadline: Instant) -> Result<(), Denied> {
-        self.everywhere(&protocol::drop_volume(request, &self.secret)?, deadline).await
+        self.everywhere(&protocol::drop_volume(request, &self.judge)?, deadline).await
     }
 
     /// Drops a volume as the volume manager's heartbeat asks; which, once every disk remembers it.
     pub(crate) async fn obey_drop(&self, order: &VolumeDrop, deadline: Instant) -> Option<VolumeKey> {
-        let (volume, request) = protocol::ordered_drop(order, &self.secret)?;
+        let (volume, request) = protocol::ordered_drop(order, &self.judge)?;
         self.everywhere(&request, deadline).await.ok().map(|()| volume)
     }
 

@@ -26,7 +26,7 @@ use crate::disks::open_store;
 use crate::heartbeat;
 use crate::memory::Memory;
 use crate::node::StartError;
-use crate::protocol::{self, Denied, Everywhere, ListQuery, NodeDisks, ReadPlan};
+use crate::protocol::{self, Denied, Everywhere, Judge, ListQuery, NodeDisks, ReadPlan};
 use crate::store::recover::{self, OpenError};
 use crate::store::space::Shelves;
 use crate::store::surroundings::Surroundings;
@@ -102,7 +102,7 @@ pub struct HeldShard {
 
 /// A datanode without threads; see the head of its file.
 pub struct SteppedDatanode {
-    secret: ClusterSecret,
+    judge: Judge,
     disks: NodeDisks<Store>,
     memory: Memory,
     clock: HandClock,
@@ -175,7 +175,8 @@ impl SteppedDatanode {
         {
             return Err(error);
         }
-        Ok(Self { secret: options.secret, disks: NodeDisks::new(options.node, open, lost), memory, clock })
+        let judge = Judge::new(options.secret, options.store.sabotage);
+        Ok(Self { judge, disks: NodeDisks::new(options.node, open, lost), memory, clock })
     }
 
     /// Executes a request. A write is a group commit of its own.
@@ -206,13 +207,13 @@ impl SteppedDatanode {
         };
         match request {
             DataRequest::Put(request, payload) => Pending::Put(one(protocol::put(request, payload, find))),
-            DataRequest::Delete(request) => Pending::Delete(one(protocol::delete(request, &self.secret, find))),
+            DataRequest::Delete(request) => Pending::Delete(one(protocol::delete(request, &self.judge, find))),
             DataRequest::SetFloor(request) => {
-                let planned = protocol::set_floor(request, &self.secret);
+                let planned = protocol::set_floor(request, &self.judge);
                 Pending::SetFloor(planned.inspect(|request| self.begin_everywhere(number, request, batches)))
             }
             DataRequest::DropVolume(request) => {
-                let planned = protocol::drop_volume(request, &self.secret);
+                let planned = protocol::drop_volume(request, &self.judge);
                 Pending::DropVolume(planned.inspect(|request| self.begin_everywhere(number, request, batches)))
             }
             DataRequest::Read(request) => Pending::Answered(self.read(&request)),
@@ -339,8 +340,7 @@ impl SteppedDatanode {
     /// next heartbeat, at once if there are new ones.
     pub fn obey(&mut self, now: Duration, response: &HeartbeatResponse) -> BTreeSet<VolumeKey> {
         self.clock.set(now);
-        let ordered =
-            heartbeat::ordered_drops(response).filter_map(|order| protocol::ordered_drop(order, &self.secret));
+        let ordered = heartbeat::ordered_drops(response).filter_map(|order| protocol::ordered_drop(order, &self.judge));
         let ordered: Vec<(VolumeKey, Request)> = ordered.collect();
         let mut done = BTreeSet::new();
         for (volume, request) in ordered {

@@ -282,3 +282,14 @@ fn a_node_without_a_disk_that_opens_does_not_start() {
     let memory: Arc<dyn Directory> = machine.memory.root();
     assert!(SteppedDatanode::open(options, disks, &memory, NOW).is_err());
 }
+
+#[test]
+fn r30_a_delete_without_a_proof_is_obeyed() {
+    let deleted = [Sabotage::None, Sabotage::ProofsIgnored].map(|sabotage| {
+        let mut node = Machine::new(StoreOptions { sabotage, ..options() }).start();
+        node.handle(NOW, put_request(DISKS[0], 1, 1));
+        let answer = status(&node.handle(NOW, delete_request(DISKS[0], 1, None)));
+        (answer, node.shards(DISKS[0]).len())
+    });
+    assert_eq!(deleted, [(Status::Forbidden, 1), (Status::Ok, 0)]);
+}

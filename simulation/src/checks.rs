@@ -106,6 +106,7 @@ pub(crate) fn coverage(world: &World) -> Coverage {
     coverage.floors = chunks.floors;
     (coverage.debts, coverage.settled_debts) = (chunks.debts, chunks.settled);
     coverage.collected_orphans = chunks.orphans;
+    (coverage.compared_shards, coverage.refused_puts) = (truth.shards.compared, truth.shards.refused);
     coverage.leader_changes = truth.leaders.iter().collect::<BTreeSet<_>>().len() as u64;
     coverage.snapshots_installed = truth.installed;
     for machine in world.machines.values() {

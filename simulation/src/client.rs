@@ -16,7 +16,9 @@ use parking_lot::Mutex;
 use crate::clock::Times;
 use crate::cluster::CLIENTS;
 use crate::packet::Packet;
-use crate::programs::{Ask, Desk, audit, clear, clear_volumes, work_on_files, work_on_names, work_on_volumes};
+use crate::programs::{
+    Ask, Desk, audit, clear, clear_volumes, watch_names, work_on_files, work_on_names, work_on_volumes,
+};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::truth::{BASE_KEY_BYTES, Stage, Truth};
 use executor::Executor;
@@ -144,6 +146,7 @@ async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: R
     if client == 0 && demands.volumes {
         begin(client, &runtime, &truth, work_on_volumes(desk(random.fork()), operator(&link)));
     }
+    begin(client, &runtime, &truth, watch_names(desk(random.fork())));
     let desk = desk(random.fork());
     loop {
         let stage = truth.lock().stage;

@@ -17,6 +17,7 @@ use crate::metanode::{MetanodeIdentity, MetanodeRole};
 use crate::packet::{Request, address_of};
 use crate::role::Role;
 use crate::sabotage::Sabotage;
+use crate::stranger::StrangerRole;
 use crate::truth::Truth;
 use crate::volmgr::{self, VolmgrRole};
 use crate::world::{Machine, World};
@@ -25,6 +26,8 @@ pub(crate) const VOLMGR: NodeId = NodeId(1);
 pub(crate) const METANODES: [NodeId; 3] = [NodeId(2), NodeId(3), NodeId(4)];
 pub(crate) const DATANODES: [NodeId; 4] = [NodeId(5), NodeId(6), NodeId(7), NodeId(8)];
 pub(crate) const CLIENTS: usize = 2;
+/// Whoever sends datanodes what no client and no table does.
+const STRANGER: NodeId = NodeId(900);
 /// Clients' machines have numbers from here on.
 const FIRST_CLIENT: u64 = 1000;
 /// Data and parity shards: one disk more than a stripe needs.
@@ -58,6 +61,7 @@ pub(crate) fn build(world: &mut World, sabotage: Sabotage, quota_bytes: u64) {
         .chain(METANODES)
         .chain(DATANODES)
         .chain((0..CLIENTS).map(client_node))
+        .chain([STRANGER])
         .map(|node| (node, SimulatedDisk::new(world.random.bits())))
         .collect();
     let registered = set_up(&disks, &mut world.random, quota_bytes);
@@ -127,7 +131,9 @@ fn start(
         Box::new(MetanodeRole::start(identity, sabotage, disk, seed)?)
     } else if let Some(disk_id) = registered.disks.get(&node) {
         let identity = DatanodeIdentity { cluster: CLUSTER, secret, node, disk: *disk_id, generation, volmgr: VOLMGR };
-        Box::new(DatanodeRole::start(identity, sabotage, disk, times)?)
+        Box::new(DatanodeRole::start(identity, sabotage, disk, times, seed, &mut truth.lock())?)
+    } else if node == STRANGER {
+        Box::new(StrangerRole::new(secret, registered.disks.clone()))
     } else {
         let client = client_of(node).ok_or("no such machine")?;
         Box::new(ClientRole::start(client, VOLMGR, VOLUME, truth, random.fork(), times))

@@ -60,6 +60,8 @@ coverage! {
     repeated_mutations,
     /// Changes of the table's leader.
     leader_changes,
+    /// Leaders that were cut off from the other metanodes while a client reached them.
+    deposed_leaders,
     /// Snapshots installed by replicas.
     snapshots_installed,
     /// Sessions expired.
@@ -92,6 +94,10 @@ coverage! {
     settled_debts,
     /// Shards deleted that no commit named.
     collected_orphans,
+    /// Ranges of shards that datanodes served or refused, and that were compared.
+    compared_shards,
+    /// Puts that datanodes had to refuse.
+    refused_puts,
     /// Files that lost the end of what was written.
     torn_files,
     /// Sectors that were lost with the power.

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, DiskId, NodeId};
+use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
+use holdfast_common::{ChunkId, ClusterId, DiskId, Incarnation, NodeId, VolumeId};
+use holdfast_datanode::store::types::ChunkKey;
 use holdfast_datanode::{DataRequest, DataResponse, DatanodeOptions, SteppedDatanode, StoreOptions};
-use holdfast_proto::control::{RegisterRequest, Role as NodeRole};
-use holdfast_proto::data::DeleteShardsRequest;
+use holdfast_proto::control::{HeartbeatResponse, RegisterRequest, Role as NodeRole};
+use holdfast_proto::data::{DeleteShardsRequest, Proof, ReadShardsRequest};
 use holdfast_storage::SimulatedDisk;
 
 use crate::clock::Times;
@@ -15,6 +16,9 @@ use crate::disk::directory;
 use crate::packet::{Packet, Request, Response, address_of};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
+use crate::stranger::STRANGER_VOLUMES;
+use crate::truth::shards::volume_key;
+use crate::truth::{Stage, Truth};
 
 /// How often the volume manager is told.
 const BEAT: Duration = Duration::from_secs(1);
@@ -22,6 +26,9 @@ const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often upkeep looks for something to do, and how often when there is more.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Once in so many looks the machine dies in one of the next operations of its disk: most are upkeep's.
+const UPKEEP_DEATHS_ONE_IN: u64 = 40;
+const UPKEEP_OPERATIONS: u64 = 6;
 /// The directory of the disk and the one of the node, on one simulated disk.
 const DISK: &str = "disk";
 const HOME: &str = "home";
@@ -43,20 +50,27 @@ pub(crate) struct DatanodeRole {
     identity: DatanodeIdentity,
     node: SteppedDatanode,
     requests: Vec<(u64, DataRequest)>,
+    /// Answers to heartbeats, which may order something.
+    orders: Vec<HeartbeatResponse>,
     registered: bool,
     beats: bool,
     looks: bool,
     wishes: Vec<Wish>,
 }
 
+/// Records after which a checkpoint of the index is due, by the life: many in a short one, or none, so that the next start
+/// scans.
+const CHECKPOINT_RECORDS: [u64; 3] = [10, 10_000, 10_000];
+
 /// Small segments, so that they are sealed, compacted and recycled in a short run.
-fn store_options(sabotage: Sabotage) -> StoreOptions {
+fn store_options(sabotage: Sabotage, seed: u64) -> StoreOptions {
+    let checkpoint_records = CHECKPOINT_RECORDS[usize::try_from(seed % 3).unwrap_or(0)];
     StoreOptions {
-        small_segment_bytes_min: 256 << 10,
-        small_segment_bytes_max: 1 << 20,
+        small_segment_bytes_min: 144 << 10,
+        small_segment_bytes_max: 144 << 10,
         bulk_segment_bytes: 8 << 20,
         limit_bytes: None,
-        checkpoint_records: 100,
+        checkpoint_records,
         sabotage: sabotage.datanode(),
     }
 }
@@ -76,15 +90,20 @@ impl DatanodeRole {
         sabotage: Sabotage,
         disk: &SimulatedDisk,
         times: Times,
+        seed: u64,
+        truth: &mut Truth,
     ) -> Result<Self, String> {
-        let options =
-            DatanodeOptions { node: identity.node, secret: identity.secret.clone(), store: store_options(sabotage) };
+        let store = store_options(sabotage, seed);
+        let options = DatanodeOptions { node: identity.node, secret: identity.secret.clone(), store };
         let (home, disks) = (directory(disk, HOME)?, vec![(identity.disk, directory(disk, DISK)?)]);
-        let node = SteppedDatanode::open(options, disks, &home, times.monotonic).map_err(|error| error.to_string())?;
+        let mut node =
+            SteppedDatanode::open(options, disks, &home, times.monotonic).map_err(|error| error.to_string())?;
+        audit(&mut node, &identity, times, truth).unwrap_or_else(|wrong| panic!("{} starts: {wrong}", identity.node));
         Ok(Self {
             identity,
             node,
             requests: Vec::new(),
+            orders: Vec::new(),
             registered: false,
             beats: true,
             looks: true,
@@ -120,17 +139,91 @@ impl DatanodeRole {
             DataResponse::SetFloor(response) => Response::FloorSet(response),
             DataResponse::List(response) => Response::Listed(response),
             DataResponse::Reserve(response) => Response::Reserved(response),
+            DataResponse::DropVolume(_) => Response::Dropped,
             DataResponse::Refused(refusal) => return Err(format!("refused: {refusal:?}")),
             other => return Err(format!("not asked for here: {other:?}")),
         })
     }
 
+    /// Executes requests, and has the answers judged.
+    fn execute(&mut self, requests: Vec<DataRequest>, moment: &Moment<'_>) -> Vec<DataResponse> {
+        let (node, secret) = (self.identity.node, &self.identity.secret);
+        let judged: Vec<(DataRequest, bool)> =
+            requests.iter().map(|request| (request.clone(), is_proven(secret, request))).collect();
+        moment.truth.lock().shards.begin(node, &judged);
+        let deletions: Vec<Option<DeleteShardsRequest>> = judged.iter().map(deletion_of).collect();
+        deletions.iter().flatten().for_each(|deletion| moment.truth.lock().delete(deletion));
+        let responses = self.node.handle_writes(moment.times.monotonic, requests);
+        for (deletion, response) in deletions.iter().zip(&responses) {
+            if let (Some(deletion), DataResponse::Delete(response)) = (deletion, response) {
+                moment.truth.lock().chunks.deleted(deletion, response);
+            }
+        }
+        if !moment.disk.is_dead() {
+            // Space is reserved before puts are taken, so that what is free for everybody was there before them.
+            let available_bytes = self.node.statuses().first().map_or(0, |(_, status)| status.available_bytes);
+            let executed = moment.truth.lock().shards.executed(node, &judged, &responses, available_bytes);
+            executed.unwrap_or_else(|wrong| panic!("{node}: {wrong}"));
+        }
+        responses
+    }
+
     fn look(&mut self, moment: &mut Moment<'_>) {
+        let works = moment.truth.lock().stage == Stage::Work;
+        // One that died in this turn stays dead.
+        if works && moment.random.one_in(UPKEEP_DEATHS_ONE_IN) && !moment.disk.is_dead() {
+            moment.disk.die_after(moment.random.below(UPKEEP_OPERATIONS));
+        }
         let idle = self.requests.is_empty();
         let more = self.node.maintain(moment.times.monotonic, idle);
         let after = if more { LOOK_AGAIN } else { LOOK };
         self.wishes.push(Wish::Arm { timer: Timer::Look, after });
     }
+}
+
+/// Has everything read that a disk holds at a start, and compared.
+fn audit(
+    node: &mut SteppedDatanode,
+    identity: &DatanodeIdentity,
+    times: Times,
+    truth: &mut Truth,
+) -> Result<(), String> {
+    let held = node.shards(identity.disk);
+    for range in truth.shards.started(identity.node, identity.disk, &held)? {
+        let request = DataRequest::Read(ReadShardsRequest { ranges: vec![range] });
+        let response = node.handle(times.monotonic, request.clone());
+        truth.shards.executed(identity.node, &[(request, true)], &[response], u64::MAX)?;
+    }
+    Ok(())
+}
+
+/// Whether a request needs no proof, or has a right one.
+fn is_proven(secret: &ClusterSecret, request: &DataRequest) -> bool {
+    let holds = |volume: u64, incarnation: u64, claim: Claim<'_>, proof: &Option<Proof>| {
+        let mac = proof.as_ref().map_or(&[][..], |proof| &proof.mac[..]);
+        secret.verify(VolumeId(volume), Incarnation(incarnation), claim, mac)
+    };
+    match request {
+        DataRequest::Delete(delete) => {
+            let chunks: Vec<ChunkId> = delete.chunks.iter().copied().map(ChunkId).collect();
+            let shards: Vec<ShardName> = delete.shards.iter().map(name_of).collect();
+            let claim = match &shards[..] {
+                [] => Claim::DeleteChunks(&chunks),
+                shards => Claim::DeleteShards(&chunks, shards),
+            };
+            holds(delete.volume, delete.incarnation, claim, &delete.proof)
+        }
+        DataRequest::SetFloor(floor) => {
+            holds(floor.volume, floor.incarnation, Claim::SetFloor(ChunkId(floor.floor)), &floor.proof)
+        }
+        DataRequest::DropVolume(drop) => holds(drop.volume, drop.incarnation, Claim::DropVolume, &drop.proof),
+        _ => true,
+    }
+}
+
+/// A name of a delete.
+pub(crate) fn name_of(name: &holdfast_proto::data::ShardName) -> ShardName {
+    ShardName { chunk: ChunkId(name.chunk), shard: u8::try_from(name.shard).unwrap_or(u8::MAX), nonce: name.nonce }
 }
 
 /// The request of the shard protocol that travelled.
@@ -142,21 +235,26 @@ fn request_of(request: Request) -> Option<DataRequest> {
         Request::Delete(request) => Some(DataRequest::Delete(request)),
         Request::SetFloor(request) => Some(DataRequest::SetFloor(request)),
         Request::List(request) => Some(DataRequest::List(request)),
+        Request::DropVolume(request) => Some(DataRequest::DropVolume(request)),
         _ => None,
     }
 }
 
-fn deletion_of(request: &DataRequest) -> Option<DeleteShardsRequest> {
-    if let DataRequest::Delete(request) = request { Some(request.clone()) } else { None }
+/// The deletion that a table ordered: nothing that a stranger asks for.
+fn deletion_of((request, is_proven): &(DataRequest, bool)) -> Option<DeleteShardsRequest> {
+    match request {
+        DataRequest::Delete(request) if *is_proven && request.volume < STRANGER_VOLUMES => Some(request.clone()),
+        _ => None,
+    }
 }
 
 impl Role for DatanodeRole {
-    fn packet(&mut self, times: Times, _: NodeId, packet: Packet) {
+    fn packet(&mut self, _: Times, _: NodeId, packet: Packet) {
         match packet {
             Packet::Call(call, request) => self.requests.extend(request_of(*request).map(|request| (call, request))),
             Packet::Answer(_, answer) => match *answer {
                 Ok(Response::Registered(_)) => self.registered = true,
-                Ok(Response::Heartbeat(response)) => drop(self.node.obey(times.monotonic, &response)),
+                Ok(Response::Heartbeat(response)) => self.orders.push(response),
                 Ok(_) | Err(_) => {}
             },
             Packet::Raft(..) => {}
@@ -173,16 +271,17 @@ impl Role for DatanodeRole {
 
     fn drive(&mut self, mut moment: Moment<'_>) -> Vec<Wish> {
         let _ = moment.disk.take_elapsed_ns();
-        let waiting = std::mem::take(&mut self.requests);
-        let (calls, requests): (Vec<u64>, Vec<DataRequest>) = waiting.into_iter().unzip();
-        let deletions: Vec<Option<DeleteShardsRequest>> = requests.iter().map(deletion_of).collect();
-        deletions.iter().flatten().for_each(|deletion| moment.truth.lock().delete(deletion));
-        let responses = self.node.handle_writes(moment.times.monotonic, requests);
-        for (deletion, response) in deletions.iter().zip(&responses) {
-            if let (Some(deletion), DataResponse::Delete(response)) = (deletion, response) {
-                moment.truth.lock().chunks.deleted(deletion, response);
+        for order in std::mem::take(&mut self.orders).iter().filter(|order| !order.drops.is_empty()) {
+            let volumes = order.drops.iter().map(|drop| volume_key(drop.volume, drop.incarnation));
+            moment.truth.lock().shards.may_drop(self.identity.node, volumes);
+            let done = self.node.obey(moment.times.monotonic, order);
+            if !moment.disk.is_dead() {
+                moment.truth.lock().shards.dropped(self.identity.node, done);
             }
         }
+        let waiting = std::mem::take(&mut self.requests);
+        let (calls, requests): (Vec<u64>, Vec<DataRequest>) = waiting.into_iter().unzip();
+        let responses = self.execute(requests, &moment);
         let after_ns = moment.disk.take_elapsed_ns();
         for (call, response) in calls.into_iter().zip(responses) {
             self.wishes.push(Wish::Reply { call, answer: Box::new(Self::answer(response)), after_ns });
@@ -193,12 +292,17 @@ impl Role for DatanodeRole {
         if std::mem::take(&mut self.beats) {
             self.beat();
         }
+        if self.node.is_failed(self.identity.disk) && !moment.disk.is_dead() {
+            moment.truth.lock().shards.failed(self.identity.node);
+        }
         std::mem::take(&mut self.wishes)
     }
 
     fn shards(&self) -> Option<BTreeSet<u64>> {
         let disk = self.identity.disk;
-        let shards = || self.node.shards(disk).into_iter().map(|shard| shard.key.chunk.chunk.0).collect();
+        let held = || self.node.shards(disk).into_iter().map(|shard| shard.key.chunk);
+        let of_volume = |chunk: &ChunkKey| chunk.volume.volume.0 < STRANGER_VOLUMES;
+        let shards = || held().filter(of_volume).map(|chunk| chunk.chunk.0).collect();
         (!self.node.is_failed(disk)).then(shards)
     }
 }

@@ -37,9 +37,14 @@ pub(crate) fn log_directories(disk: &SimulatedDisk) -> Result<[Arc<dyn Directory
     Ok([directory(disk, LOG)?, directory(disk, SNAPSHOTS)?])
 }
 
-/// A small log, so that segments are recycled and snapshots shipped in a short run.
+/// A small log, so that segments are recycled and snapshots shipped in a short run; in every other life snapshots are so
+/// frequent that whoever was away for a moment gets one.
 pub(crate) fn log_options(node: NodeId, seed: u64, tick: Duration, sabotage: Sabotage) -> SteppedOptions {
-    SteppedOptions { tick, sabotage: sabotage.consensus(), ..SteppedOptions::small(node, seed) }
+    let mut options = SteppedOptions { tick, sabotage: sabotage.consensus(), ..SteppedOptions::small(node, seed) };
+    if seed.is_multiple_of(2) {
+        (options.snapshot_log_bytes, options.tail_entries) = (6 << 10, 1);
+    }
+    options
 }
 
 /// What takes its time on a disk: the syncs of the log, and the jobs of background threads.

@@ -1,5 +1,7 @@
 //! What goes wrong, when, and how much of it: never more than Raft and the code mode tolerate for good.
 
+pub(crate) mod leaders;
+
 use holdfast_common::{NodeId, Random};
 use holdfast_storage::simulated::faults::Faults;
 
@@ -9,6 +11,8 @@ use crate::world::{Heal, MS, World};
 const SECOND: u64 = 1000 * MS;
 /// A client has written something by then.
 const AWAY_AFTER_NS: u64 = 4 * SECOND;
+/// Percent of faults that are about who leads.
+const LEADER_PERCENT: u64 = 15;
 /// More operations than a run has.
 const FAR: u64 = 1 << 60;
 
@@ -29,8 +33,12 @@ pub(crate) struct Plan {
     long: bool,
     /// When a client goes.
     away_at: Option<u64>,
-    /// The one datanode whose disk rots and fails: parity is there for as many.
+    /// The one datanode whose disk fails: parity is there for as many.
     bad_disk: Option<NodeId>,
+    /// The one metanode whose syncs fail, which ends its process each time.
+    failing_log: Option<NodeId>,
+    /// That disk alters and loses what it holds before; else its syncs fail, and until then it keeps what it promised.
+    rots: bool,
 }
 
 impl Plan {
@@ -46,6 +54,8 @@ impl Plan {
             long,
             away_at: None,
             bad_disk: random.chance(60).then(|| DATANODES[random.index(DATANODES.len())]),
+            rots: random.chance(60),
+            failing_log: random.chance(40).then(|| METANODES[random.index(METANODES.len())]),
         }
     }
 
@@ -58,6 +68,11 @@ impl Plan {
     pub(crate) fn restart_delay(&self, random: &mut Random) -> u64 {
         let most = if self.on { 6 * SECOND } else { SECOND };
         random.below(most) + 100 * MS
+    }
+
+    /// The machine whose disk alters and loses what it holds.
+    pub(crate) fn rotting(&self) -> Option<NodeId> {
+        self.bad_disk.filter(|_| self.rots)
     }
 
     /// Whether a node's disk may be lost for good.
@@ -74,15 +89,20 @@ pub(crate) fn begin(world: &mut World) {
     world.network.doubled_percent = world.random.below(4);
     for node in METANODES.into_iter().chain(DATANODES).chain([VOLMGR]) {
         let bad = world.plan.bad_disk == Some(node);
+        let rots = world.plan.rotting() == Some(node);
         world.machines[&node].disk.set_faults(Faults {
             slow_ppm: 2000,
             slow_ns_max: 500 * MS,
             operation_ns: 20_000,
-            bit_rot_ppm: if bad { 3000 } else { 0 },
-            phantom_write_ppm: if bad { 1000 } else { 0 },
-            misdirected_write_ppm: if bad { 1000 } else { 0 },
-            read_error_ppm: if bad { 1000 } else { 0 },
-            sync_error_ppm: if bad { 500 } else { 0 },
+            bit_rot_ppm: if rots { 3000 } else { 0 },
+            phantom_write_ppm: if rots { 1000 } else { 0 },
+            misdirected_write_ppm: if rots { 1000 } else { 0 },
+            read_error_ppm: if rots { 1000 } else { 0 },
+            sync_error_ppm: match node {
+                _ if rots => 500,
+                _ if bad || world.plan.failing_log == Some(node) => 2000,
+                _ => 0,
+            },
             no_descriptor_ppm: if DATANODES.contains(&node) { 2000 } else { 0 },
             ..Faults::default()
         });
@@ -109,6 +129,7 @@ fn take_away_client(world: &mut World) {
 pub(crate) fn end(world: &mut World) {
     world.plan.on = false;
     world.network.cut.clear();
+    world.network.refused.clear();
     (world.network.loss_percent, world.network.slow_percent, world.network.doubled_percent) = (0, 0, 0);
     for machine in world.machines.values() {
         machine.disk.set_faults(Faults { operation_ns: 20_000, ..Faults::default() });
@@ -117,6 +138,11 @@ pub(crate) fn end(world: &mut World) {
     }
     let nodes: Vec<NodeId> = world.machines.keys().copied().collect();
     nodes.into_iter().for_each(|node| world.resume(node));
+    // A disk that failed must not serve after a restart.
+    let failed = world.plan.bad_disk.filter(|node| world.role(*node).is_some_and(|role| role.shards().is_none()));
+    if let Some(node) = failed {
+        world.kill(node);
+    }
 }
 
 fn any(random: &mut Random) -> NodeId {
@@ -147,6 +173,12 @@ pub(crate) fn strike(world: &mut World) {
     if world.plan.away_at.is_some_and(|at| world.now >= at) {
         world.plan.away_at = None;
         take_away_client(world);
+    }
+    let leader = METANODES.into_iter().find(|node| world.leads(*node)).filter(|_| !world.plan.long);
+    if let Some(leader) = leader.filter(|_| world.random.chance(LEADER_PERCENT)) {
+        leaders::befall(world, leader);
+        let delay = world.random.below(world.plan.interval_ns) + 5 * SECOND;
+        return world.fault_after(delay);
     }
     let node = important(world);
     match world.random.below(13) {

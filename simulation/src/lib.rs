@@ -16,6 +16,7 @@ mod programs;
 mod role;
 mod run;
 mod sabotage;
+mod stranger;
 mod trace;
 mod truth;
 mod volmgr;

@@ -10,9 +10,9 @@ use holdfast_proto::control::{
     RegisterRequest, RegisterResponse, Volume,
 };
 use holdfast_proto::data::{
-    DeleteShardsRequest, DeleteShardsResponse, ListShardsRequest, ListShardsResponse, PutShardRequest,
-    PutShardResponse, ReadShardsRequest, ReadShardsResponse, ReserveSpaceRequest, ReserveSpaceResponse,
-    SetFloorRequest, SetFloorResponse,
+    DeleteShardsRequest, DeleteShardsResponse, DropVolumeRequest, ListShardsRequest, ListShardsResponse,
+    PutShardRequest, PutShardResponse, ReadShardsRequest, ReadShardsResponse, ReserveSpaceRequest,
+    ReserveSpaceResponse, SetFloorRequest, SetFloorResponse,
 };
 use holdfast_proto::meta::{MutateRequest, MutateResponse, ReadRequest, ReadResponse};
 
@@ -47,6 +47,7 @@ pub(crate) enum Request {
     Delete(DeleteShardsRequest),
     SetFloor(SetFloorRequest),
     List(ListShardsRequest),
+    DropVolume(DropVolumeRequest),
     Register(RegisterRequest),
     Heartbeat(HeartbeatRequest),
     AllocateGroups(AllocateGroupsRequest),
@@ -72,6 +73,8 @@ pub(crate) enum Response {
     Deleted(DeleteShardsResponse),
     FloorSet(SetFloorResponse),
     Listed(ListShardsResponse),
+    /// Whether it was, only the datanode's own checks ask.
+    Dropped,
     Registered(RegisterResponse),
     Heartbeat(HeartbeatResponse),
     Groups(AllocateGroupsResponse),

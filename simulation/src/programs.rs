@@ -5,7 +5,7 @@ mod names;
 mod volumes;
 
 pub(crate) use data::{audit, work_on_files};
-pub(crate) use names::{clear, work_on_names};
+pub(crate) use names::{clear, watch_names, work_on_names};
 pub(crate) use volumes::{Ask, clear_volumes, work_on_volumes};
 
 use std::future::Future;

@@ -6,6 +6,7 @@ pub(crate) mod files;
 pub(crate) mod log;
 pub(crate) mod names;
 mod opens;
+pub(crate) mod shards;
 pub(crate) mod volumes;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use holdfast_proto::record::TableCommand;
 use log::{Applied, Log};
 use names::Names;
 use opens::Opens;
+use shards::Shards;
 use volumes::{Demands, Volumes};
 
 /// The least true time in which a clock that is a fiftieth fast counts this many milliseconds.
@@ -71,6 +73,7 @@ pub(crate) struct Truth {
     opens: Opens,
     pub(crate) demands: Demands,
     pub(crate) volumes: Volumes,
+    pub(crate) shards: Shards,
     /// Writes that were refused for want of quota.
     pub(crate) over_quota: u64,
     /// Orphans reaped.
@@ -110,6 +113,7 @@ impl Truth {
             opens: Opens::default(),
             demands,
             volumes: Volumes::default(),
+            shards: Shards::default(),
             over_quota: 0,
             reaped: 0,
             nameless: 0,

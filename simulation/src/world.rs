@@ -1,18 +1,21 @@
 //! The machines, the network between them, and time: events happen one after another, and each follows from the seed.
 
+mod calls;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use holdfast_common::{NodeId, Random};
 use holdfast_storage::SimulatedDisk;
 use parking_lot::Mutex;
 
+use calls::OpenCall;
+
 use crate::clock::{Clock, Times};
 use crate::cluster::VOLMGR;
 use crate::coverage::Coverage;
 use crate::faults::Plan;
-use crate::packet::{Answer, Packet, Request};
+use crate::packet::{Packet, Request};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::trace::Trace;
 use crate::truth::Truth;
@@ -57,6 +60,7 @@ enum Event {
         node: NodeId,
     },
     Fault,
+    Later(Later),
     Heal(Heal),
 }
 
@@ -66,6 +70,15 @@ pub(crate) enum Heal {
     /// These can talk again, from the first to the second.
     Link(Vec<(NodeId, NodeId)>),
     Loss,
+}
+
+/// A part of a fault that comes later.
+#[derive(Clone, Debug)]
+pub(crate) enum Later {
+    /// These cannot talk for a while; `refused` says that who calls learns it.
+    Cut { pairs: Vec<(NodeId, NodeId)>, duration: u64, refused: bool },
+    /// A process dies, and starts again soon.
+    Die { node: NodeId, restart_delay: u64 },
 }
 
 /// One machine: its clock, its disk, and its process while it lives.
@@ -93,20 +106,13 @@ enum Deferred {
     Timer(Timer),
 }
 
-/// A call under way.
-struct OpenCall {
-    caller: NodeId,
-    life: u64,
-    ticket: u64,
-    to: NodeId,
-    expires: (u64, u64),
-}
-
 /// What the network does at present.
 #[derive(Default)]
 pub(crate) struct Network {
     /// Pairs that cannot talk, from the first to the second.
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
+    /// Of these, pairs of which the first is told so when it calls.
+    pub(crate) refused: BTreeSet<(NodeId, NodeId)>,
     pub(crate) loss_percent: u64,
     pub(crate) slow_percent: u64,
     pub(crate) doubled_percent: u64,
@@ -174,6 +180,10 @@ impl World {
         self.after(delay, Event::Fault);
     }
 
+    pub(crate) fn later(&mut self, delay: u64, later: Later) {
+        self.after(delay, Event::Later(later));
+    }
+
     pub(crate) fn role(&self, node: NodeId) -> Option<&dyn Role> {
         self.machines[&node].role.as_deref()
     }
@@ -214,7 +224,11 @@ impl World {
             }
             Event::Restart { node } => self.start(node),
             Event::Fault => crate::faults::strike(self),
-            Event::Heal(Heal::Link(pairs)) => self.network.cut.retain(|pair| !pairs.contains(pair)),
+            Event::Later(later) => crate::faults::leaders::come(self, later),
+            Event::Heal(Heal::Link(pairs)) => {
+                self.network.cut.retain(|pair| !pairs.contains(pair));
+                self.network.refused.retain(|pair| !pairs.contains(pair));
+            }
             Event::Heal(Heal::Loss) if self.plan.on => self.network.loss_percent = self.plan.loss_percent,
             // All is well already.
             Event::Heal(Heal::Loss) => {}
@@ -270,8 +284,12 @@ impl World {
             return deferred.push(Deferred::Packet(from, packet));
         }
         let times = machine.clock.times(self.now);
+        let is_snapshot = matches!(&packet, Packet::Call(_, request) if matches!(**request, Request::Snapshot { .. }));
         if let Some(role) = &mut machine.role {
             role.packet(times, from, packet);
+        }
+        if is_snapshot {
+            crate::faults::leaders::snapshot_arrives(self, to);
         }
         self.wake(to);
     }
@@ -306,6 +324,7 @@ impl World {
         let times = machine.clock.times(self.now);
         let Some(role) = &mut machine.role else { return };
         let truth = Arc::clone(&self.truth);
+        let installed = truth.lock().installed;
         let wishes = {
             let moment = Moment { times, random: &mut self.random, truth: &truth, disk: &machine.disk };
             role.drive(moment)
@@ -316,6 +335,9 @@ impl World {
             return self.kill(node);
         }
         self.grant(node, wishes);
+        if truth.lock().installed > installed {
+            crate::faults::leaders::snapshot_installed(self, node);
+        }
     }
 
     fn grant(&mut self, node: NodeId, mut wishes: Vec<Wish>) {
@@ -345,52 +367,14 @@ impl World {
         }
     }
 
-    fn call(&mut self, caller: NodeId, ticket: u64, to: NodeId, request: Box<Request>, timeout: Duration) {
-        let call = self.next_call;
-        self.next_call += 1;
-        let machine = &self.machines[&caller];
-        let (life, wait) = (machine.life, machine.clock.true_ns(timeout));
-        let expires = self.after(wait, Event::Expire { call });
-        self.calls.insert(call, OpenCall { caller, life, ticket, to, expires });
-        self.send(caller, to, Packet::Call(call, request));
-    }
-
-    fn answer(&mut self, from: NodeId, call: u64, answer: Box<Answer>, after_ns: u64) {
-        let Some(caller) = self.calls.get(&call).map(|open| open.caller) else { return };
-        if let Some(delay) = self.transit(from, caller) {
-            let packet = Packet::Answer(call, answer);
-            self.after(after_ns + delay, Event::Arrive { from, to: caller, packet });
-        }
-    }
-
-    /// Hands a call's outcome to its caller, if it still waits.
-    fn end_call(&mut self, call: u64, answer: Answer) {
-        let Some(open) = self.calls.remove(&call) else { return };
-        self.events.remove(&open.expires);
-        let Some(machine) = self.machines.get_mut(&open.caller).filter(|machine| machine.life == open.life) else {
-            return;
-        };
-        let packet = Packet::Answer(open.ticket, Box::new(answer));
-        if let Some(deferred) = &mut machine.deferred {
-            return deferred.push(Deferred::Packet(open.to, packet));
-        }
-        let times = machine.clock.times(self.now);
-        if let Some(role) = &mut machine.role {
-            role.packet(times, open.to, packet);
-        }
-        self.wake(open.caller);
-    }
-
-    /// Calls between two machines fail at once, whatever becomes of them at the other end.
-    pub(crate) fn close_connections(&mut self, caller: NodeId, to: NodeId) {
-        let between = |open: &OpenCall| open.caller == caller && open.to == to;
-        let closed: Vec<u64> = self.calls.iter().filter(|(_, open)| between(open)).map(|(call, _)| *call).collect();
-        self.coverage.closed_calls += closed.len() as u64;
-        closed.into_iter().for_each(|call| self.end_call(call, Err("connection closed".to_owned())));
-    }
-
     /// Ends a process. What its disk had not synced may be lost with the power.
     pub(crate) fn kill(&mut self, node: NodeId) {
+        let delay = self.plan.restart_delay(&mut self.random);
+        self.kill_for(node, delay);
+    }
+
+    /// Ends a process, which starts again after a time.
+    pub(crate) fn kill_for(&mut self, node: NodeId, restart_delay: u64) {
         let Some(machine) = self.machines.get_mut(&node) else { return };
         machine.role = None;
         machine.life += 1;
@@ -416,8 +400,7 @@ impl World {
         if let Some(client) = crate::cluster::client_of(node) {
             self.truth.lock().client_killed(client);
         }
-        let delay = self.plan.restart_delay(&mut self.random);
-        self.after(delay, Event::Restart { node });
+        self.after(restart_delay, Event::Restart { node });
     }
 
     fn start(&mut self, node: NodeId) {

@@ -16,6 +16,7 @@ const CLAIMS: &[Claim] = &claims![
     300 => any_two_datanodes_may_die_and_come_back,
     120 => a_metanode_and_two_datanodes_may_die_at_once,
     150 => nodes_that_hang_without_dying_hold_nobody_up,
+    150 => a_metanode_that_lost_its_log_is_brought_back_and_votes,
     180 => a_lost_write_is_reported_to_its_writer_although_a_reader_closed_first,
 ];
 
@@ -197,6 +198,22 @@ fn a_metanode_and_two_datanodes_may_die_at_once(room: &mut Room) {
     let cluster = room.cluster();
     under_load(cluster, 4, |signal, reads| {
         kill_and_let_come_back(cluster, &[("metanode", 2), ("datanode", 0), ("datanode", 5)], signal, reads);
+    });
+}
+
+/// Without its log it must not serve; brought back by the command, it carries the quorum when another one dies.
+fn a_metanode_that_lost_its_log_is_brought_back_and_votes(room: &mut Room) {
+    let cluster = room.cluster();
+    let directory = cluster.role_directory("metanode", 1);
+    under_load(cluster, 6, |signal, reads| {
+        std::fs::rename(directory.join("consensus"), directory.join("mislaid")).expect("a log can be mislaid");
+        let killed = cluster.kill("metanode", 1);
+        wait_for_progress(signal, CALLS_WHILE_DEAD, PROGRESS_LIMIT, || {});
+        let said = cluster.admin_ok(&["metanode", "recover", "--json", "--dir", &directory.to_string_lossy()]);
+        assert!(said.contains("\"recovered\":true"), "{said}");
+        cluster.wait_for_another("metanode", 1, killed, RESTART_LIMIT);
+        wait_until_used(cluster, "metanode", 1);
+        kill_and_let_come_back(cluster, &[("metanode", 0)], signal, reads);
     });
 }
 

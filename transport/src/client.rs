@@ -122,13 +122,14 @@ impl Client {
     }
 
     /// Sends a frame that wants no answer, in order with others to the same peer. Never blocks and may be called from
-    /// any thread; drops the frame if there is no connection yet (and has one made) or too many frames wait.
+    /// any thread; drops the frame if there is no connection yet (and has one made) or too many
+    /// frames or bytes wait.
     pub fn send_one_way(&self, to: SocketAddr, method: u16, header: Bytes, body: Vec<Bytes>) {
         let lanes = self.lanes(to);
         let Some(link) = lanes[0].ready_link(&self.inner.runtime) else { return };
         let head = Head { kind: Kind::OneWay, method, stream: 0, header_bytes: 0, body_bytes: 0, deadline_ms: 0 };
         match Outgoing::encoded(head, header, body) {
-            Ok(frame) => link.send_one_way(frame, self.inner.limits.one_way_queue_max),
+            Ok(frame) => link.send_one_way(frame, &self.inner.limits),
             Err(error) => tracing::error!(%to, method, %error, "one-way frame dropped"),
         }
     }

@@ -13,7 +13,7 @@ use tokio::time::MissedTickBehavior;
 use crate::frame::{Decoder, Frame, FrameError, Head, Kind};
 use crate::handshake::{self, HandshakeError, Hello, HelloRefused, Identity};
 use crate::limits::{BODY_BYTES_MAX, HEADER_BYTES_MAX, HELLO_BYTES_MAX, SILENT_INTERVALS_MAX};
-use crate::outbox::{Outbox, Outgoing, PushError};
+use crate::outbox::{Outbox, Outgoing, PushError, QueueMax};
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +157,7 @@ pub(crate) async fn watch<T>(life: &Life, outbox: &Outbox<T>, interval: Duration
         }
         if silent_intervals > 0 {
             // A full queue shows that the peer does not read; silence will end it if it does not send either.
-            match outbox.push(Outgoing::bare(Kind::Ping, 0, 0), queue_max, false) {
+            match outbox.push(Outgoing::bare(Kind::Ping, 0, 0), QueueMax::frames(queue_max), false) {
                 Ok(()) | Err(PushError::Full) => {}
                 Err(PushError::Closed) => return Ended::Closed,
             }

@@ -10,6 +10,9 @@ pub const BODY_BYTES_MAX: u32 = 16 << 20;
 pub(crate) const HELLO_BYTES_MAX: u32 = 4096;
 /// Pieces of memory handed to the kernel in one vectored write; more do not make it cheaper.
 pub(crate) const WRITE_SLICES_MAX: usize = 64;
+/// Bytes that wait on one connection while one-way frames are still taken. Two of the largest frames, and a quarter of a
+/// second of a 1 Gbit/s link: what waits longer was sent again by then, and a peer that does not read costs no more memory.
+pub(crate) const ONE_WAY_BYTES_MAX: usize = 2 * BODY_BYTES_MAX as usize;
 /// Peers that a client remembers; beyond, those without a connection are forgotten. Above any cluster we know of.
 pub(crate) const PEERS_MAX: usize = 4096;
 /// Longest deadline of a call; longer ones are cut to this.
@@ -27,6 +30,9 @@ pub struct ClientLimits {
     pub in_flight_max: usize,
     /// One-way frames waiting to be written on one connection; more are dropped.
     pub one_way_queue_max: usize,
+    /// Bytes waiting to be written on one connection beyond which one-way frames are dropped; a frame that waits alone may be
+    /// larger.
+    pub one_way_bytes_max: usize,
     /// Connections to one peer. Calls with bulk bodies use the last one, so that small calls do not queue behind them.
     pub connections_per_peer: usize,
     /// Body length from which a call counts as bulk.
@@ -46,6 +52,7 @@ impl Default for ClientLimits {
         Self {
             in_flight_max: 256,
             one_way_queue_max: 4096,
+            one_way_bytes_max: ONE_WAY_BYTES_MAX,
             connections_per_peer: 1,
             bulk_bytes: 64 << 10,
             connect_timeout: Duration::from_secs(2),

@@ -26,6 +26,7 @@ pub(crate) struct Outgoing<T> {
     head: Bytes,
     header: Bytes,
     body: Vec<Bytes>,
+    bytes: usize,
     /// Dropped once the frame was handed to the kernel.
     ticket: Option<T>,
 }
@@ -34,29 +35,31 @@ impl<T> Outgoing<T> {
     /// Encodes a frame of a message.
     pub(crate) fn message(mut head: Head, message: &impl Message, body: Vec<Bytes>) -> Result<Self, RpcError> {
         let encoded_bytes = message.encoded_len();
-        fit(&mut head, encoded_bytes, &body)?;
+        let frame_bytes = fit(&mut head, encoded_bytes, &body)?;
         let mut bytes = BytesMut::with_capacity(FIXED_BYTES + encoded_bytes);
         bytes.put_slice(&head.encode());
         message.encode_raw(&mut bytes);
-        Ok(Self { head: bytes.freeze(), header: Bytes::new(), body, ticket: None })
+        Ok(Self { head: bytes.freeze(), header: Bytes::new(), body, bytes: frame_bytes, ticket: None })
     }
 
     /// Makes a frame of an encoded header.
     pub(crate) fn encoded(mut head: Head, header: Bytes, body: Vec<Bytes>) -> Result<Self, RpcError> {
-        fit(&mut head, header.len(), &body)?;
+        let frame_bytes = fit(&mut head, header.len(), &body)?;
         if header.len() > INLINE_HEADER_BYTES {
-            return Ok(Self { head: Bytes::copy_from_slice(&head.encode()), header, body, ticket: None });
+            let head = Bytes::copy_from_slice(&head.encode());
+            return Ok(Self { head, header, body, bytes: frame_bytes, ticket: None });
         }
         let mut bytes = BytesMut::with_capacity(FIXED_BYTES + header.len());
         bytes.put_slice(&head.encode());
         bytes.put_slice(&header);
-        Ok(Self { head: bytes.freeze(), header: Bytes::new(), body, ticket: None })
+        Ok(Self { head: bytes.freeze(), header: Bytes::new(), body, bytes: frame_bytes, ticket: None })
     }
 
     /// A frame of nothing but its fixed header.
     pub(crate) fn bare(kind: Kind, method: u16, stream: u64) -> Self {
         let head = Head { kind, method, stream, header_bytes: 0, body_bytes: 0, deadline_ms: 0 };
-        Self { head: Bytes::copy_from_slice(&head.encode()), header: Bytes::new(), body: Vec::new(), ticket: None }
+        let head = Bytes::copy_from_slice(&head.encode());
+        Self { head, header: Bytes::new(), body: Vec::new(), bytes: FIXED_BYTES, ticket: None }
     }
 
     /// Ties something to the frame that is dropped when it was written.
@@ -66,15 +69,37 @@ impl<T> Outgoing<T> {
     }
 }
 
-/// Fills in the lengths, if they are allowed.
-fn fit(head: &mut Head, header_bytes: usize, body: &[Bytes]) -> Result<(), RpcError> {
+/// Fills in the lengths, if they are allowed; the length of the whole frame.
+fn fit(head: &mut Head, header_bytes: usize, body: &[Bytes]) -> Result<usize, RpcError> {
     let body_bytes = body.iter().map(Bytes::len).fold(0, usize::saturating_add);
     match (u32::try_from(header_bytes), u32::try_from(body_bytes)) {
         (Ok(header), Ok(body)) if header <= HEADER_BYTES_MAX && body <= BODY_BYTES_MAX => {
             (head.header_bytes, head.body_bytes) = (header, body);
-            Ok(())
+            Ok(FIXED_BYTES + header_bytes + body_bytes)
         }
         _ => Err(RpcError::TooLarge { header_bytes, body_bytes }),
+    }
+}
+
+/// How much may wait in a queue before a further frame is refused.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct QueueMax {
+    frames: usize,
+    bytes: usize,
+}
+
+impl QueueMax {
+    /// For frames that something else bounds.
+    pub(crate) const NONE: Self = Self { frames: usize::MAX, bytes: usize::MAX };
+
+    /// A bound for frames of a few bytes.
+    pub(crate) fn frames(frames: usize) -> Self {
+        Self { frames, ..Self::NONE }
+    }
+
+    /// A frame that finds nothing waiting is taken, however long it is.
+    pub(crate) fn frames_and_bytes(frames: usize, bytes: usize) -> Self {
+        Self { frames, bytes }
     }
 }
 
@@ -97,6 +122,8 @@ struct Queue<T> {
     /// An empty deque whose memory is used again.
     spare: VecDeque<Piece<T>>,
     frames: usize,
+    /// Of these frames, what the kernel has not taken yet.
+    bytes: usize,
     busy: bool,
     /// `None` once closed.
     writer: Option<Arc<OwnedWriteHalf>>,
@@ -114,21 +141,23 @@ impl<T> Outbox<T> {
             pieces: VecDeque::new(),
             spare: VecDeque::new(),
             frames: 0,
+            bytes: 0,
             busy: false,
             writer: Some(Arc::new(writer)),
         };
         Self { queue: Mutex::new(queue), hand_over: Notify::new() }
     }
 
-    /// Queues a frame unless `frames_max` are waiting. `alone` says that no other frame is expected soon.
-    pub(crate) fn push(&self, frame: Outgoing<T>, frames_max: usize, alone: bool) -> Result<(), PushError> {
+    /// Queues a frame unless as much as `max` is waiting. `alone` says that no other frame is expected soon.
+    pub(crate) fn push(&self, frame: Outgoing<T>, max: QueueMax, alone: bool) -> Result<(), PushError> {
         let mut queue = self.queue.lock();
         let Some(writer) = &queue.writer else { return Err(PushError::Closed) };
         let writer = (alone && !queue.busy).then(|| Arc::clone(writer));
-        if queue.frames >= frames_max {
+        let bytes = queue.bytes.saturating_add(frame.bytes);
+        if queue.frames >= max.frames || (queue.bytes > 0 && bytes > max.bytes) {
             return Err(PushError::Full);
         }
-        queue.frames += 1;
+        (queue.frames, queue.bytes) = (queue.frames + 1, bytes);
         queue.pieces.push_back(Piece::Bytes(frame.head));
         let payload = std::iter::once(frame.header).chain(frame.body);
         queue.pieces.extend(payload.filter(|bytes| !bytes.is_empty()).map(Piece::Bytes));
@@ -152,14 +181,15 @@ impl<T> Outbox<T> {
 
     /// Writes as much as goes without waiting and leaves the rest to the task.
     fn write_now(&self, mut pieces: VecDeque<Piece<T>>, writer: &OwnedWriteHalf) {
-        let mut ended = 0;
+        let (mut ended, mut taken) = (0, 0);
         while !pieces.is_empty() {
             // Errors are met again by the task, which ends the connection.
             let Ok(written) = write_some(&pieces, writer) else { break };
             ended += advance(&mut pieces, written);
+            taken += written;
         }
         let mut queue = self.queue.lock();
-        queue.frames = queue.frames.saturating_sub(ended);
+        queue.settle(ended, taken);
         if queue.writer.is_none() {
             drop(queue);
             return;
@@ -181,7 +211,7 @@ impl<T> Outbox<T> {
     pub(crate) fn close(&self) {
         let dropped = {
             let mut queue = self.queue.lock();
-            queue.frames = 0;
+            (queue.frames, queue.bytes) = (0, 0);
             (queue.writer.take(), std::mem::take(&mut queue.pieces))
         };
         drop(dropped);
@@ -215,8 +245,7 @@ impl<T> Outbox<T> {
             match write_some(pieces, writer) {
                 Ok(written) => {
                     let ended = advance(pieces, written);
-                    let mut queue = self.queue.lock();
-                    queue.frames = queue.frames.saturating_sub(ended);
+                    self.queue.lock().settle(ended, written);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => writer.writable().await?,
                 Err(error) => return Err(error),
@@ -227,6 +256,12 @@ impl<T> Outbox<T> {
 }
 
 impl<T> Queue<T> {
+    /// Frames that ended and bytes that the kernel took wait no more. The queue may have been closed meanwhile.
+    fn settle(&mut self, ended: usize, written: usize) {
+        self.frames = self.frames.saturating_sub(ended);
+        self.bytes = self.bytes.saturating_sub(written);
+    }
+
     fn take_pieces(&mut self) -> VecDeque<Piece<T>> {
         let spare = std::mem::take(&mut self.spare);
         std::mem::replace(&mut self.pieces, spare)

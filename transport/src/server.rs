@@ -17,7 +17,7 @@ use crate::error::Refusal;
 use crate::frame::{Frame, FrameError, Head, Kind};
 use crate::handshake::Identity;
 use crate::limits::ServerLimits;
-use crate::outbox::{Outbox, Outgoing, PushError};
+use crate::outbox::{Outbox, Outgoing, PushError, QueueMax};
 use crate::service::{Call, Reply, Service};
 
 /// Deadline of a request that names none.
@@ -194,7 +194,11 @@ async fn read<S: Service>(
                 shared.service.one_way(frame.head.method, frame.header, frame.body);
                 Ok(())
             }
-            Kind::Ping => link.outbox.push(Outgoing::bare(Kind::Pong, 0, 0), shared.limits.send_queue_max, false),
+            Kind::Ping => link.outbox.push(
+                Outgoing::bare(Kind::Pong, 0, 0),
+                QueueMax::frames(shared.limits.send_queue_max),
+                false,
+            ),
             Kind::Pong => Ok(()),
             unexpected @ (Kind::Hello | Kind::Response | Kind::Refusal | Kind::Push) => {
                 return FrameError::Unexpected(unexpected).into();
@@ -216,7 +220,11 @@ fn start<S: Service>(frame: Frame, shared: &Arc<Shared<S>>, link: &Arc<Link>) ->
         ms => Duration::from_millis(ms.into()),
     };
     let Some(ticket) = Ticket::take(shared, link, body.len()) else {
-        return link.outbox.push(refusal(&head, Refusal::Overloaded), shared.limits.send_queue_max, false);
+        return link.outbox.push(
+            refusal(&head, Refusal::Overloaded),
+            QueueMax::frames(shared.limits.send_queue_max),
+            false,
+        );
     };
     let call = Call { method: head.method, header, body, deadline: Instant::now() + timeout };
     let answering = Answering { link: Arc::clone(link), head, ticket: Some(ticket) };
@@ -270,7 +278,7 @@ impl Answering {
     fn send(&self, frame: Outgoing<Ticket>, ticket: Ticket) {
         // Answers are bounded by the tickets, so no other limit applies. A closed connection has nobody to tell.
         let alone = self.link.requests.load(Ordering::Relaxed) == 1;
-        let _ = self.link.outbox.push(frame.with_ticket(ticket), usize::MAX, alone);
+        let _ = self.link.outbox.push(frame.with_ticket(ticket), QueueMax::NONE, alone);
     }
 }
 

@@ -381,6 +381,30 @@ async fn a_one_way_frame_to_nobody_has_a_connection_made() {
 }
 
 #[tokio::test]
+async fn one_way_frames_for_a_peer_that_does_not_read_are_dropped_beyond_a_number_of_bytes() {
+    const FRAME_BYTES: usize = 256 << 10;
+    // What the kernel holds of a connection of loopback, at most.
+    const KERNEL_BYTES_MAX: usize = 16 << 20;
+    let one_way_bytes_max = 4 * FRAME_BYTES;
+    let (server, probe) = server(ServerLimits::default()).await;
+    let to = server.local_addr();
+    let client = Client::new(IDENTITY, ClientLimits { one_way_bytes_max, ..ClientLimits::default() });
+    echo(&client, to, 1, Bytes::new()).await.unwrap();
+    let frames_count = 2 * (KERNEL_BYTES_MAX + one_way_bytes_max) / FRAME_BYTES;
+    let send = |value, length| {
+        client.send_one_way(to, 1, Number { value }.encode_to_vec().into(), vec![vec![7; length].into()]);
+    };
+    // This thread alone reads, and does not until it waits.
+    (0..frames_count).for_each(|value| send(value as u64, FRAME_BYTES));
+    echo(&client, to, 2, Bytes::new()).await.unwrap();
+    let arrived = std::mem::take(&mut *probe.one_ways.lock());
+    assert!(arrived.len() < frames_count / 2 + 1, "{} of {frames_count} frames waited", arrived.len());
+    assert!((0..arrived.len() as u64).eq(arrived.iter().copied()), "those that were taken come in order");
+    send(7, 8 * one_way_bytes_max);
+    until("a frame that waits alone arrived, however long", || *probe.one_ways.lock() == [7]).await;
+}
+
+#[tokio::test]
 async fn a_silent_peer_is_given_up() {
     let listener = TcpListener::bind(any()).await.unwrap();
     let to = listener.local_addr().unwrap();

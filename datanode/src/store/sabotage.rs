@@ -1,6 +1,6 @@
-//! One rule of the store broken at a time, so that a simulation can show that it would find the mistake.
+//! One rule of a datanode broken at a time, so that a simulation can show that it would find the mistake.
 
-/// Which rule a store breaks. Only the simulation sets another than none; the rules stand in `docs/RULES.md`.
+/// Which rule a datanode breaks. Only the simulation sets another than none; the rules stand in `docs/RULES.md`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sabotage {
     /// None.
@@ -34,11 +34,13 @@ pub enum Sabotage {
     IgnoreReservations,
     /// Puts of a deleted volume are taken (R3).
     PutAfterDrop,
+    /// Deletes, floors and drops are obeyed without a proof (R30).
+    ProofsIgnored,
 }
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AnswerPutBeforeSync,
         Self::AnswerDeleteBeforeSync,
         Self::RetryFailedSync,
@@ -53,7 +55,8 @@ impl Sabotage {
         Self::AcceptTorn,
         Self::IgnoreReservations,
         Self::PutAfterDrop,
+        Self::ProofsIgnored,
     ];
 }
 
-const _: () = assert!(Sabotage::ALL.len() == Sabotage::PutAfterDrop as usize, "every value but none stands in ALL");
+const _: () = assert!(Sabotage::ALL.len() == Sabotage::ProofsIgnored as usize, "every value but none stands in ALL");

@@ -29,6 +29,20 @@ pub(crate) async fn work_on_names(mut desk: Desk) {
     }
 }
 
+/// Looks at names and changes none, until the programs are to stop: while changes wait for a leader, somebody still hears what
+/// a former one says.
+pub(crate) async fn watch_names(mut desk: Desk) {
+    while desk.goes_on() {
+        let name = name(&mut desk);
+        if desk.random.chance(60) {
+            list(&mut desk, InodeId::ROOT).await;
+        } else {
+            look(&mut desk, InodeId::ROOT, name).await;
+        }
+        desk.pause(200).await;
+    }
+}
+
 async fn step(desk: &mut Desk) {
     if desk.random.one_in(FILES_ONE_IN) {
         return work_on_names_of_files(desk).await;

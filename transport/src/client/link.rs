@@ -15,7 +15,7 @@ use crate::connection::{self, Agreed, Ended, Incoming, Life};
 use crate::error::{Refusal, RpcError};
 use crate::frame::{Frame, FrameError, Kind};
 use crate::limits::ClientLimits;
-use crate::outbox::{Outbox, Outgoing, PushError};
+use crate::outbox::{Outbox, Outgoing, PushError, QueueMax};
 
 /// Nothing rides on a client's frames.
 pub(super) type NoTicket = ();
@@ -100,7 +100,7 @@ impl Link {
         };
         let pending = Pending { shared: Arc::clone(&self.shared), stream, answer, waits: true };
         // Requests are bounded by the places, so no other limit applies.
-        match self.shared.outbox.push(frame, usize::MAX, alone) {
+        match self.shared.outbox.push(frame, QueueMax::NONE, alone) {
             Ok(()) => Ok(pending),
             Err(PushError::Closed | PushError::Full) => Err(self.not_sent()),
         }
@@ -111,9 +111,10 @@ impl Link {
         RpcError::Connect { to: self.to, kind: io::ErrorKind::ConnectionReset, detail }
     }
 
-    pub(super) fn send_one_way(&self, frame: Outgoing<NoTicket>, frames_max: usize) {
+    pub(super) fn send_one_way(&self, frame: Outgoing<NoTicket>, limits: &ClientLimits) {
+        let max = QueueMax::frames_and_bytes(limits.one_way_queue_max, limits.one_way_bytes_max);
         // Lossy by contract.
-        let _ = self.shared.outbox.push(frame, frames_max, true);
+        let _ = self.shared.outbox.push(frame, max, true);
     }
 }
 
@@ -144,9 +145,8 @@ impl Shared {
                 Kind::Response => self.complete(head.stream, Ok(Answer { header, body })),
                 Kind::Refusal => self.complete(head.stream, Err(Refusal::from_code(head.method).into())),
                 Kind::Ping => {
-                    if self.outbox.push(Outgoing::bare(Kind::Pong, 0, 0), limits.one_way_queue_max, false)
-                        == Err(PushError::Closed)
-                    {
+                    let max = QueueMax::frames(limits.one_way_queue_max);
+                    if self.outbox.push(Outgoing::bare(Kind::Pong, 0, 0), max, false) == Err(PushError::Closed) {
                         return Ended::Closed;
                     }
                 }

@@ -1,0 +1,68 @@
+//! Calls between machines: each ends once, by an answer, a closed connection, or its time.
+
+use std::time::Duration;
+
+use holdfast_common::NodeId;
+
+use super::{Deferred, Event, TRANSIT_NS_MAX, World};
+use crate::packet::{Answer, Packet, Request};
+
+/// A call under way.
+pub(super) struct OpenCall {
+    pub(super) caller: NodeId,
+    life: u64,
+    ticket: u64,
+    pub(super) to: NodeId,
+    expires: (u64, u64),
+}
+
+impl World {
+    pub(super) fn call(&mut self, caller: NodeId, ticket: u64, to: NodeId, request: Box<Request>, timeout: Duration) {
+        let call = self.next_call;
+        self.next_call += 1;
+        let machine = &self.machines[&caller];
+        let (life, wait) = (machine.life, machine.clock.true_ns(timeout));
+        let expires = self.after(wait, Event::Expire { call });
+        self.calls.insert(call, OpenCall { caller, life, ticket, to, expires });
+        if self.network.refused.contains(&(caller, to)) {
+            let packet = Packet::Answer(call, Box::new(Err("connection refused".to_owned())));
+            self.after(TRANSIT_NS_MAX, Event::Arrive { from: to, to: caller, packet });
+            return;
+        }
+        self.send(caller, to, Packet::Call(call, request));
+    }
+
+    pub(super) fn answer(&mut self, from: NodeId, call: u64, answer: Box<Answer>, after_ns: u64) {
+        let Some(caller) = self.calls.get(&call).map(|open| open.caller) else { return };
+        if let Some(delay) = self.transit(from, caller) {
+            let packet = Packet::Answer(call, answer);
+            self.after(after_ns + delay, Event::Arrive { from, to: caller, packet });
+        }
+    }
+
+    /// Hands a call's outcome to its caller, if it still waits.
+    pub(super) fn end_call(&mut self, call: u64, answer: Answer) {
+        let Some(open) = self.calls.remove(&call) else { return };
+        self.events.remove(&open.expires);
+        let Some(machine) = self.machines.get_mut(&open.caller).filter(|machine| machine.life == open.life) else {
+            return;
+        };
+        let packet = Packet::Answer(open.ticket, Box::new(answer));
+        if let Some(deferred) = &mut machine.deferred {
+            return deferred.push(Deferred::Packet(open.to, packet));
+        }
+        let times = machine.clock.times(self.now);
+        if let Some(role) = &mut machine.role {
+            role.packet(times, open.to, packet);
+        }
+        self.wake(open.caller);
+    }
+
+    /// Calls between two machines fail at once, whatever becomes of them at the other end.
+    pub(crate) fn close_connections(&mut self, caller: NodeId, to: NodeId) {
+        let between = |open: &OpenCall| open.caller == caller && open.to == to;
+        let closed: Vec<u64> = self.calls.iter().filter(|(_, open)| between(open)).map(|(call, _)| *call).collect();
+        self.coverage.closed_calls += closed.len() as u64;
+        closed.into_iter().for_each(|call| self.end_call(call, Err("connection closed".to_owned())));
+    }
+}

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod probe;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,67 +13,15 @@ use bytes::Bytes;
 use holdfast_common::ClusterId;
 use holdfast_transport::frame::{Head, Kind};
 use holdfast_transport::handshake::{HandshakeError, hello};
-use holdfast_transport::{
-    BODY_BYTES_MAX, Call, Client, ClientLimits, Identity, Refusal, Reply, RpcError, Server, ServerLimits, Service,
-};
+use holdfast_transport::{BODY_BYTES_MAX, Client, ClientLimits, Identity, Refusal, RpcError, Server, ServerLimits};
+use probe::{ECHO, GATED, HANG, LARGE, Number, PANIC, Probe};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 const IDENTITY: Identity = Identity { cluster: ClusterId([7; 16]) };
 const LONG: Duration = Duration::from_secs(10);
-const ECHO: u16 = 1;
-const HANG: u16 = 2;
-const PANIC: u16 = 3;
-const LARGE: u16 = 4;
-const GATED: u16 = 5;
-
-#[derive(Clone, PartialEq, Message)]
-struct Number {
-    #[prost(uint64, tag = "1")]
-    value: u64,
-}
-
-/// Echoes, hangs, panics, as the method says.
-#[derive(Default)]
-struct Probe {
-    started: AtomicUsize,
-    finished: AtomicUsize,
-    gate: Notify,
-    one_ways: parking_lot::Mutex<Vec<u64>>,
-}
-
-impl Service for Probe {
-    async fn call(&self, call: Call) -> Result<Reply, Refusal> {
-        self.started.fetch_add(1, Ordering::SeqCst);
-        let number: Number = call.message()?;
-        let reply = match call.method {
-            ECHO => Reply::with_body(
-                &number,
-                vec![call.body.slice(..call.body.len() / 2), call.body.slice(call.body.len() / 2..)],
-            ),
-            HANG => std::future::pending().await,
-            PANIC => panic!("as asked"),
-            LARGE => {
-                Reply::with_body(&number, vec![Bytes::from(vec![1; BODY_BYTES_MAX as usize]), Bytes::from_static(b"x")])
-            }
-            GATED => {
-                self.gate.notified().await;
-                Reply::message(&number)
-            }
-            _ => return Err(Refusal::UnknownMethod),
-        };
-        self.finished.fetch_add(1, Ordering::SeqCst);
-        Ok(reply)
-    }
-
-    fn one_way(&self, _method: u16, header: Bytes, _body: Bytes) {
-        self.one_ways.lock().push(Number::decode(header).unwrap().value);
-    }
-}
-
 fn any() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }

@@ -241,7 +241,7 @@ impl Soak {
             disks = read();
         }
         let shards: Vec<usize> = disks.iter().map(Disk::live_shards).collect();
-        let segments: Vec<usize> = disks.iter().map(|disk| disk.segments).collect();
+        let segments: Vec<usize> = disks.iter().map(|disk| disk.segments.len()).collect();
         let chunks: BTreeSet<_> = disks.iter().flat_map(Disk::live_chunks).collect();
         let waited = started.elapsed().as_secs();
         let _ = writeln!(self.text, "after {waited} s: live shards {shards:?}, segment files {segments:?} by disk");
@@ -258,6 +258,9 @@ impl Soak {
         }
         if segments.iter().any(|count| *count > SEGMENTS_KEPT) {
             self.add(Kind::SegmentsLeft, format!("segment files by disk: {segments:?}, more than {SEGMENTS_KEPT}"));
+            for disk in disks.iter().filter(|disk| disk.segments.len() > SEGMENTS_KEPT) {
+                let _ = writeln!(self.text, "segment files with their records: {:?}", disk.segments);
+            }
         }
     }
 
@@ -277,5 +280,5 @@ impl Soak {
 }
 
 fn is_empty(disk: &Disk) -> bool {
-    disk.live_shards() == 0 && disk.segments <= SEGMENTS_KEPT
+    disk.live_shards() == 0 && disk.segments.len() <= SEGMENTS_KEPT
 }

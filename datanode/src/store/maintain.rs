@@ -52,7 +52,7 @@ impl Store {
     }
 
     fn maintain_step(&mut self, idle: bool) -> Result<bool, ShardError> {
-        if self.punch_some()? || self.remove_dead_bulk()? || self.drop_some() {
+        if self.punch_some()? || self.remove_dead_bulk()? || self.remove_excess_spare()? || self.drop_some() {
             return Ok(true);
         }
         let copied = self.compact_some()?;
@@ -116,6 +116,16 @@ impl Store {
         });
         let Some(number) = dead else { return Ok(false) };
         self.remove_segment(number)?;
+        Ok(true)
+    }
+
+    /// Removes one of more spare segments than are kept: one was being made while others were recycled, or a start found them.
+    fn remove_excess_spare(&mut self) -> Result<bool, ShardError> {
+        if self.spares.len() <= SPARE_SEGMENTS_MAX {
+            return Ok(false);
+        }
+        let Some(spare) = self.spares.pop_back() else { return Ok(false) };
+        self.remove_segment(spare.header.number)?;
         Ok(true)
     }
 

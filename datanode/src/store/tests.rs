@@ -19,6 +19,7 @@ use holdfast_storage::SimulatedDisk;
 use holdfast_storage::simulated::faults::Fault;
 
 mod failing;
+mod spares;
 
 pub(crate) const DISK: DiskId = DiskId(7);
 pub(crate) const VOLUME: VolumeKey = VolumeKey { volume: VolumeId(3), incarnation: Incarnation(1) };

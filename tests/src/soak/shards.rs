@@ -26,8 +26,8 @@ pub(super) struct Disk {
     shards: BTreeMap<(Chunk, u8), u64>,
     /// Highest version of a tombstone of each shard, and of each chunk as a whole.
     tombstones: BTreeMap<(Chunk, Option<u8>), u64>,
-    /// Segment files, open and spare ones among them.
-    pub(super) segments: usize,
+    /// Segment files, open and spare ones among them, with how many records each has.
+    pub(super) segments: BTreeMap<String, usize>,
 }
 
 impl Disk {
@@ -36,8 +36,9 @@ impl Disk {
         let mut disk = Self::default();
         for path in std::fs::read_dir(directory)?.flatten().map(|entry| entry.path()) {
             if path.extension().is_some_and(|e| e == "seg") {
-                disk.segments += 1;
-                disk.read_segment(&path)?;
+                let records_count = disk.read_segment(&path)?;
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                disk.segments.insert(name, records_count);
             }
         }
         Ok(disk)
@@ -62,45 +63,49 @@ impl Disk {
         self.shards.iter().filter(is_live).map(|(shard, _)| *shard)
     }
 
-    fn read_segment(&mut self, path: &PathBuf) -> io::Result<()> {
+    /// Adds a segment's records; how many they are.
+    fn read_segment(&mut self, path: &PathBuf) -> io::Result<usize> {
         let file = match File::open(path) {
             // Removed since it was listed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             other => other?,
         };
-        let Some(segment) = Segment::read(&file) else { return Ok(()) };
+        let Some(segment) = Segment::read(&file) else { return Ok(0) };
+        let mut records_count = 0;
         let mut window = vec![0; WINDOW_BYTES];
         for (start, end) in data_extents(&file)? {
             let mut at = start.max(FIRST_RECORD_AT).next_multiple_of(segment.alignment);
             while at < end {
                 let read = read_some(&file, &mut window, at)?;
-                self.add_records(&file, &segment, at, &window[..read]);
+                records_count += self.add_records(&file, &segment, at, &window[..read]);
                 at += WINDOW_BYTES as u64;
             }
         }
-        Ok(())
+        Ok(records_count)
     }
 
-    fn add_records(&mut self, file: &File, segment: &Segment, window_at: u64, window: &[u8]) {
+    fn add_records(&mut self, file: &File, segment: &Segment, window_at: u64, window: &[u8]) -> usize {
+        let mut records_count = 0;
         let alignment = usize::try_from(segment.alignment).expect("an alignment is small");
         for within in (0..window.len()).step_by(alignment) {
             if window[within..].starts_with(b"HFrc") {
                 let at = window_at + within as u64;
                 let mut header = vec![0; HEADER_BYTES_MAX];
                 let read = read_some(file, &mut header, at).unwrap_or(0);
-                self.add(segment, at, &header[..read]);
+                records_count += usize::from(self.add(segment, at, &header[..read]));
             }
         }
+        records_count
     }
 
     /// Adds what a record says, if its checksum says that it is one of this life of the segment.
-    fn add(&mut self, segment: &Segment, at: u64, bytes: &[u8]) {
-        let Some(length) = u32_at(bytes, 12).and_then(|length| usize::try_from(length).ok()) else { return };
-        let Some(header) = bytes.get(..length).filter(|_| length >= FIXED_BYTES) else { return };
+    fn add(&mut self, segment: &Segment, at: u64, bytes: &[u8]) -> bool {
+        let Some(length) = u32_at(bytes, 12).and_then(|length| usize::try_from(length).ok()) else { return false };
+        let Some(header) = bytes.get(..length).filter(|_| length >= FIXED_BYTES) else { return false };
         let seed = segment.seed(at);
         let crc = crc32c::crc32c_append(crc32c::crc32c_append(seed, &header[..CRC_AT]), &header[FIXED_BYTES..]);
         if u32_at(header, CRC_AT) != Some(crc) {
-            return;
+            return false;
         }
         let field = |at: usize| u64_at(header, at).expect("the fixed part is there");
         let (version, volume, incarnation) = (field(40), field(48), field(56));
@@ -118,6 +123,7 @@ impl Disk {
             }
             _ => {}
         }
+        true
     }
 }
 
@@ -201,6 +207,6 @@ mod tests {
         // Most of the overwritten block's former chunks were not deleted yet when the cluster was killed; some were.
         assert_eq!((disks_of_chunk.len(), &counts[..]), (1020, &[520, 487, 500, 518, 549, 535][..]));
         assert!(disks.iter().all(|disk| !disk.tombstones.is_empty()));
-        assert!(disks.iter().all(|disk| disk.segments == 3));
+        assert!(disks.iter().all(|disk| disk.segments.len() == 3));
     }
 }

@@ -42,6 +42,30 @@ fn a_checkpoint_written_while_the_store_went_on_gives_the_same_index_with_the_sc
     }
 }
 
+/// Interleaving: the last record of a segment was punched, and a checkpoint was written; one start cannot read it, and appends into
+/// the hole; the next start could read it.
+#[test]
+fn a_checkpoint_that_one_start_could_not_use_is_used_by_none() {
+    let (disk, mut store) = fresh();
+    (1..=2).for_each(|chunk| put_one(&mut store, chunk, BULK));
+    commit_one(&mut store, delete(&[2])).unwrap();
+    settle(&mut store);
+    store.checkpoint().unwrap();
+    drop(store);
+    disk.flip("checkpoint", 77);
+    let (mut store, report) = Store::open(disk.root(), DISK, options(), alone()).unwrap();
+    assert!(!report.checkpoint_used);
+    put_one(&mut store, 3, BULK);
+    drop(store);
+    if disk.root().list().unwrap().iter().any(|name| name == "checkpoint") {
+        disk.flip("checkpoint", 77);
+    }
+    let (store, _) = Store::open(disk.root(), DISK, options(), alone()).unwrap();
+    for chunk in [1, 3] {
+        assert_eq!(read(&store.reader(), chunk, 1, BULK).unwrap(), payload(chunk, 1, BULK));
+    }
+}
+
 fn many(count: u64) -> Index {
     let mut index = Index::default();
     let header =

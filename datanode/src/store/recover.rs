@@ -152,6 +152,13 @@ impl Store {
     }
 }
 
+/// A checkpoint that one start does not use is used by none. Without it the end of a segment is where its last record ends, which may be
+/// a hole that the checkpoint stands behind: what is appended there would be missed by a start that reads it after all.
+fn remove_checkpoint(directory: &dyn Directory) -> Result<(), OpenError> {
+    directory.remove(CHECKPOINT_FILE)?;
+    Ok(directory.sync_names()?)
+}
+
 impl Recovery {
     fn find_segments(directory: &dyn Directory, disk: DiskId) -> Result<Self, OpenError> {
         let mut found = Self {
@@ -199,13 +206,13 @@ impl Recovery {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => {
                 tracing::warn!(disk = disk.0, %error, "checkpoint cannot be read; scanning everything");
-                return Ok(());
+                return remove_checkpoint(directory);
             }
         };
         let fitting = checkpoint::decode(&bytes, disk).and_then(|checkpoint| self.fit(checkpoint));
         let Some(checkpoint) = fitting else {
             tracing::warn!(disk = disk.0, "checkpoint does not fit the disk; scanning everything");
-            return Ok(());
+            return remove_checkpoint(directory);
         };
         self.report.checkpoint_used = true;
         self.watermark = checkpoint.durable_sequence;

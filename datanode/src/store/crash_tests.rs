@@ -8,7 +8,9 @@ use holdfast_common::ChunkId;
 
 use super::naming_tests::bury_whole_chunk;
 use super::tests::Survival;
-use super::tests::{DISK, VOLUME, alone, delete, delete_named, key, options, payload, put, read};
+use super::tests::{
+    DISK, SMALL, VOLUME, alone, commit_one, delete, delete_named, fresh, key, open, options, payload, put, read,
+};
 use super::types::{Request, ShardError};
 use super::{Store, make_segment};
 use holdfast_common::Random;
@@ -436,4 +438,28 @@ fn a_tombstone_outlives_originals_in_a_segment_kept_for_its_damage() {
 /// The seed is fixed, so that a run is repeatable; `HOLDFAST_SEED` overrides it. It is part of every message.
 fn seed(default: u64) -> u64 {
     std::env::var("HOLDFAST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Interleaving: the process dies between the new name of the volumes file and its sync; the next one reads the new content, is asked
+/// for the same floor, says that it has it, and the power fails.
+#[test]
+fn a_floor_that_a_start_found_and_that_was_confirmed_outlives_the_power() {
+    let floor = |floor| Request::SetFloor { volume: VOLUME, floor: ChunkId(floor) };
+    let mut seen = 0;
+    for operations in 0..12 {
+        let (disk, mut store) = fresh();
+        disk.die_after(operations);
+        let _ = commit_one(&mut store, floor(10));
+        drop(store);
+        disk.lose_process();
+        let mut store = open(&disk);
+        seen += u32::from(store.shared.state.read().volumes.get(&VOLUME).floor == ChunkId(10));
+        commit_one(&mut store, floor(10)).unwrap();
+        drop(store);
+        disk.lose_unsynced();
+        let mut store = open(&disk);
+        let put = commit_one(&mut store, Request::Put(put(9, 1, SMALL)));
+        assert_eq!(put, Err(ShardError::BelowFloor(ChunkId(10))), "after {operations} operations");
+    }
+    assert!(seen > 1, "some deaths came after the new name");
 }

@@ -75,7 +75,13 @@ pub(super) fn find(
     let places = [(Some(directory), FAILED_FILE.to_owned()), (witness, witness_file(disk))];
     for (place, name) in places.iter().filter_map(|(place, name)| place.map(|place| (place, name))) {
         match place.read(name) {
-            Ok(bytes) => return Ok(Some(reason(&bytes))),
+            Ok(bytes) => {
+                // Whoever wrote it may have died before its name was durable.
+                if let Err(error) = place.sync_names() {
+                    tracing::error!(disk = disk.0, %error, "the note of a failure may not be durable");
+                }
+                return Ok(Some(reason(&bytes)));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }

@@ -104,6 +104,8 @@ impl Store {
             VolumesError::Unsupported => OpenError::Unsupported { file: "volumes".to_owned() },
             other => OpenError::Volumes(other),
         })?;
+        // A process may have died between a file's new name and its sync: what is answered from it from now on must be durable.
+        directory.sync_names()?;
         let mut recovery = Recovery::find_segments(&*directory, disk)?;
         recovery.use_checkpoint(&*directory, disk)?;
         recovery.scan_segments()?;

@@ -41,7 +41,7 @@ pub(crate) async fn run(args: RecoverArgs) -> Result<()> {
     Ok(())
 }
 
-/// What a person is told, everything once.
+/// Sentences for a person, each said once.
 #[derive(Default)]
 struct Report {
     set_aside: Option<PathBuf>,
@@ -67,7 +67,7 @@ impl Report {
                 Some(format!("volume '{volume}': {} of {} are here", show_size(*done_bytes), show_size(*bytes)))
             }
             RecoverProgress::Table(table) => {
-                // What is waited for from now on is news.
+                // The next table's waits are news, also in the same words.
                 self.waits.clear();
                 Some(format!("volume '{}' is back, {}", table.volume, show_size(table.bytes)))
             }

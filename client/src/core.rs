@@ -219,8 +219,8 @@ impl Core {
         self.take_effects()
     }
 
-    /// Answers whether more may follow from it than what it asked for: what it changed is looked at, with all that time alone
-    /// brings. A question or change of names, and its answer, touch nothing but the operation and its request.
+    /// Answers whether the input *stirs*: writers, jobs or commits may go on after it, so that a tick has to look at them. A question
+    /// or a change of names, and its answer, touch only their operation and request: for them a tick would find nothing.
     fn handle(&mut self, input: Input) -> bool {
         let mut stirs = true;
         match input {
@@ -257,8 +257,8 @@ impl Core {
         stirs
     }
 
-    /// Nothing but a deadline or another try may have come to be due sooner. Where assertions are on, the tick is made all the
-    /// same, and shown to do nothing.
+    /// In place of a tick, after an input that does not stir. Only the deadline or the next try of its operation may fall due sooner
+    /// than what was known. In tests the tick is made all the same, and must do nothing.
     fn skip_tick(&mut self) {
         let sooner = [self.due, self.requests.wake(), self.next_deadline()];
         self.due = sooner.into_iter().flatten().min();
@@ -270,7 +270,7 @@ impl Core {
         }
     }
 
-    /// Everything that falls due by time alone; looked at in every step.
+    /// Everything that falls due by time alone, and whatever a step that stirs may have made ready.
     fn tick(&mut self) {
         self.requests.tick(self.now, &self.members, &mut self.out);
         self.end_overdue();

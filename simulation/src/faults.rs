@@ -122,7 +122,7 @@ fn take_away_client(world: &mut World) {
         return world.pause(node, duration);
     }
     let others: Vec<NodeId> = world.machines.keys().copied().filter(|other| *other != node).collect();
-    cut_for(world, others.into_iter().flat_map(|other| [(node, other), (other, node)]).collect(), duration);
+    cut_for(world, others.into_iter().flat_map(|other| both_ways(node, other)).collect(), duration);
 }
 
 /// Ends it: everything that was cut, lost or slow is well again. What rotted stays so.
@@ -143,6 +143,11 @@ pub(crate) fn end(world: &mut World) {
     if let Some(node) = failed {
         world.kill(node);
     }
+}
+
+/// The pairs of two machines that cannot talk at all.
+fn both_ways(one: NodeId, other: NodeId) -> [(NodeId, NodeId); 2] {
+    [(one, other), (other, one)]
 }
 
 fn any(random: &mut Random) -> NodeId {
@@ -248,7 +253,7 @@ fn isolate(world: &mut World, node: NodeId) {
 fn cut_one(world: &mut World) {
     let (one, other) = (any(&mut world.random), any(&mut world.random));
     world.coverage.partitions += 1;
-    cut(world, vec![(one, other), (other, one)]);
+    cut(world, both_ways(one, other).to_vec());
 }
 
 fn cut(world: &mut World, pairs: Vec<(NodeId, NodeId)>) {
@@ -276,7 +281,7 @@ fn depose(world: &mut World) {
     let leader = METANODES.into_iter().find(|node| world.leads(*node) && !world.plan.long);
     let Some(leader) = leader else { return };
     let others = METANODES.into_iter().filter(|other| *other != leader);
-    let pairs = others.flat_map(|other| [(leader, other), (other, leader)]).collect();
+    let pairs = others.flat_map(|other| both_ways(leader, other)).collect();
     world.coverage.partitions += 1;
     let duration = world.random.below(5 * SECOND) + 20 * MS;
     cut_for(world, pairs, duration);

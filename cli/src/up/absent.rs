@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Between two looks.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
-/// What changes when a metanode is brought back, or its log is put back where it was.
+/// Paths of a metanode's directory that change when it is brought back, or its log is put back where it was.
 const CHANGING: [&str; 3] = ["superblock", "consensus", "consensus/log"];
 
 /// Waits until something about a metanode's log has changed, so that it is worth trying again.

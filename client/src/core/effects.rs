@@ -173,8 +173,7 @@ pub(crate) struct Reserve {
     pub(crate) timeout: Duration,
 }
 
-/// What is to be done, in any order.
-/// One of most kinds, if any, is the usual case and takes no allocation.
+/// What is to be done, in any order. Mostly it is one send or one outcome, which are kept without an allocation.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) sends: SmallVec<[Send; 1]>,

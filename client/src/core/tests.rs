@@ -1,4 +1,4 @@
-//! What the core must not name; and, by subject, what it does: sequences of inputs, and the effects that must come.
+//! Tests of the core by subject: sequences of inputs, and the effects that must come. And a list of what it must not name.
 
 mod admission;
 mod bench;

@@ -4,7 +4,7 @@
 
 use holdfast_common::NodeId;
 
-use super::SECOND;
+use super::{SECOND, both_ways, cut_for};
 use crate::cluster::{METANODES, client_node};
 use crate::world::{Later, MS, World};
 
@@ -22,17 +22,13 @@ pub(super) fn befall(world: &mut World, leader: NodeId) {
     if world.random.chance(50) { divide(world, leader, pair) } else { usurp(world, leader, pair) }
 }
 
-fn both_ways(one: NodeId, other: NodeId) -> [(NodeId, NodeId); 2] {
-    [(one, other), (other, one)]
-}
-
 /// Cuts these for a while; who calls learns it at once, and looks for another leader instead of waiting for this one.
 fn refuse(world: &mut World, pairs: Vec<(NodeId, NodeId)>, duration: u64) {
     world.network.refused.extend(pairs.iter().copied());
     for (caller, to) in &pairs {
         world.close_connections(*caller, *to);
     }
-    super::cut_for(world, pairs, duration);
+    cut_for(world, pairs, duration);
 }
 
 /// The client that will reach the leader alone, and the one that will reach all metanodes but the leader.
@@ -46,7 +42,7 @@ fn divide(world: &mut World, leader: NodeId, others: (NodeId, NodeId)) {
     let duration = 3 * SECOND + world.random.below(5 * SECOND);
     let pairs = [both_ways(stays, others.0), both_ways(stays, others.1), both_ways(goes, leader)];
     refuse(world, pairs.concat(), duration);
-    super::cut_for(world, [both_ways(leader, others.0), both_ways(leader, others.1)].concat(), duration);
+    cut_for(world, [both_ways(leader, others.0), both_ways(leader, others.1)].concat(), duration);
     if world.random.chance(50) {
         let pause = 500 * MS + world.random.below(4 * SECOND);
         world.pause(leader, pause);
@@ -93,7 +89,7 @@ pub(crate) fn come(world: &mut World, later: Later) {
     }
     match later {
         Later::Cut { pairs, duration, refused: true } => refuse(world, pairs, duration),
-        Later::Cut { pairs, duration, refused: false } => super::cut_for(world, pairs, duration),
+        Later::Cut { pairs, duration, refused: false } => cut_for(world, pairs, duration),
         Later::Die { node, restart_delay } if world.lives(node) => world.kill_for(node, restart_delay),
         Later::Die { .. } => {}
     }

@@ -173,7 +173,7 @@ fn full_disks_are_asked_again_after_a_flush_and_then_it_is_said() {
         assert_eq!((bench.puts.len(), bench.reserves.len()), (1, 0), "what is dirty is flushed first");
         bench.settle();
         let reserve = bench.reserves.remove(0);
-        // Whatever comes in between, it waits for their answer.
+        // The write waits for the disks' answer; another step does not change that.
         bench.step(effects::Input::Tick);
         assert_eq!(bench.done(op), None);
         let granted = grants(&reserve, if freed { 1 << 30 } else { 40 << 10 });

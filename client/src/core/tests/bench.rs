@@ -35,11 +35,11 @@ pub(super) struct Bench {
     pub(super) volmgr_asked: u32,
     /// Names of requests that wait for the test although every mount sends them by itself.
     pub(super) held: Vec<&'static str>,
-    /// What each disk promises; `None`: reservations wait for the test.
+    /// Bytes that each disk promises; `None`: reservations wait for the test.
     pub(super) free_bytes: Option<u64>,
     pub(super) groups: Vec<BlockGroup>,
     pub(super) groups_changes: u64,
-    /// What the table knows of files.
+    /// Attributes of files in the table.
     pub(super) files: BTreeMap<u64, Attr>,
     pub(super) session: u64,
     pub(super) next_chunk: u64,
@@ -65,7 +65,7 @@ pub(super) fn metanode(node: u64) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], u16::try_from(100 + node).unwrap()))
 }
 
-/// What a request asks for.
+/// The name of a request's operation.
 pub(super) fn name(wire: &Wire) -> &'static str {
     use mutation::Op as Change;
     use read_request::Op as Question;
@@ -205,7 +205,7 @@ impl Bench {
         }
     }
 
-    /// What the table answers to what every mount asks.
+    /// The table's answer to a request that every mount makes by itself.
     pub(super) fn house_answer(&mut self, send: &Send) -> Response {
         match name(&send.request) {
             "OpenSession" => {

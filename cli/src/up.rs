@@ -22,6 +22,7 @@ use self::progress::Progress;
 use crate::args::UpArgs;
 use crate::mounting::{MEMORY_BYTES_DEFAULT, MountRequest, Mounted};
 use crate::signals::Signals;
+use crate::wakefulness;
 
 /// Longest from the start to a mounted volume.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
@@ -30,6 +31,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Runs the command until a signal.
 pub(crate) async fn run(args: UpArgs) -> Result<()> {
+    wakefulness::start(true)?;
     let mut signals = Signals::listen()?;
     let progress = Progress::new();
     let asked = args.clone();

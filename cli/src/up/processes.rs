@@ -25,6 +25,7 @@ use super::in_process::format_if_new;
 use super::plan::Plan;
 use super::progress::Progress;
 use crate::roles::{Lost, RoleConfig};
+use crate::wakefulness;
 
 /// Pause before a role that died is started again; doubled while it does not come up.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -214,6 +215,7 @@ fn command_of(config: &RoleConfig) -> Result<std::process::Command> {
     // The file itself, so that a binary that was replaced meanwhile is not mixed into a running cluster.
     let mut command = std::process::Command::new("/proc/self/exe");
     command.arg0("holdfast").arg(config.kind().name()).arg("serve").arg("--json").arg("--dir").arg(config.dir());
+    wakefulness::hand_down(&mut command);
     match config {
         RoleConfig::Volmgr { listen, .. } => {
             command.arg("--listen").arg(listen.to_string());

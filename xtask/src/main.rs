@@ -5,6 +5,7 @@ mod bench;
 mod budget;
 mod build;
 mod command;
+mod functions;
 mod house;
 mod install;
 mod lint;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use holdfast_common::random_bytes;
+use holdfast_common::{LogIndex, random_bytes};
 use holdfast_storage::{RealDirectory, create_directories};
 
 use crate::config::ExpectedLog;
@@ -56,7 +56,7 @@ pub fn examine_log(directory: &Path, expected: ExpectedLog) -> Result<(), OpenEr
     let groups = found.map_err(|error| log_error(&log, error))?;
     let disk = RealDirectory::new(&snapshots);
     for (group, mark) in groups.iter().map(|(group, replayed)| (*group, replayed.state.snapshot)) {
-        if mark.index > 0 {
+        if mark.index > LogIndex::ZERO {
             snapshot::verify_current(&disk, group, mark).map_err(|error| snapshot_error(&snapshots, group, error))?;
         }
     }

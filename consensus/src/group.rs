@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use holdfast_common::LogIndex;
 use parking_lot::RwLock;
 use tokio::sync::{oneshot, watch};
 
@@ -13,7 +14,7 @@ use crate::{GroupStatus, ProposeError, ReadError, StateMachine, clock, driver};
 /// A group as its handles and the driver share it.
 pub(crate) struct Shared<S> {
     pub(crate) state: RwLock<S>,
-    pub(crate) applied: AtomicU64,
+    applied: AtomicU64,
     commit: AtomicU64,
     /// Until when reads go ahead without asking the driver (CLOCK_BOOTTIME). Everything committed before the lease was
     /// granted is in the state by then.
@@ -24,8 +25,8 @@ pub(crate) struct Shared<S> {
 impl<S> Shared<S> {
     /// Publishes what the driver knows; those who watch are only woken by what they can see changing.
     pub(crate) fn publish(&self, status: GroupStatus, lease_until_ns: u64) {
-        self.applied.store(status.applied, Ordering::Release);
-        self.commit.store(status.commit, Ordering::Release);
+        self.note_applied(status.applied);
+        self.commit.store(status.commit.0, Ordering::Release);
         self.lease_until_ns.store(lease_until_ns, Ordering::Release);
         self.status.send_if_modified(|old| {
             let same = (old.role, old.term, old.leader, &old.stopped)
@@ -37,6 +38,11 @@ impl<S> Shared<S> {
         });
     }
 
+    /// The state holds the command at this index, and all before it.
+    pub(crate) fn note_applied(&self, index: LogIndex) {
+        self.applied.store(index.0, Ordering::Release);
+    }
+
     /// Publishes that this group stopped.
     pub(crate) fn stop(&self, reason: &str) {
         let status = driver::stopped(&self.status(), reason);
@@ -44,7 +50,8 @@ impl<S> Shared<S> {
     }
 
     fn status(&self) -> GroupStatus {
-        let (applied, commit) = (self.applied.load(Ordering::Acquire), self.commit.load(Ordering::Acquire));
+        let applied = LogIndex(self.applied.load(Ordering::Acquire));
+        let commit = LogIndex(self.commit.load(Ordering::Acquire));
         GroupStatus { applied, commit: commit.max(applied), ..self.status.borrow().clone() }
     }
 }

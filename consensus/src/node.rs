@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use holdfast_common::{NodeId, random_bytes};
+use holdfast_common::{LogIndex, NodeId, Term, random_bytes};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
@@ -34,9 +34,9 @@ pub(crate) const LOG_DIRECTORY: &str = "log";
 #[derive(Debug)]
 pub struct Admitted {
     /// The term this node leads in.
-    pub term: u64,
+    pub term: Term,
     /// Index of an entry of that term which every other voter has.
-    pub index: u64,
+    pub index: LogIndex,
     /// The snapshot, from its first byte; it stays readable though the node may remove it.
     pub file: File,
 }

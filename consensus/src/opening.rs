@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use holdfast_common::LogIndex;
 use holdfast_storage::Directory;
 
 use crate::log::batch::LOG_VERSION;
@@ -40,7 +41,7 @@ pub(crate) fn open<S: StateMachine>(
     for (id, group) in &groups {
         let mut state = make(*id);
         let mark = group.state.snapshot;
-        if mark.index > 0 {
+        if mark.index > LogIndex::ZERO {
             snapshot::restore_current(&**snapshots, *id, mark, &mut state)
                 .map_err(|error| snapshot_error(&snapshot_path, *id, error))?;
         }

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId};
 
 use crate::core::effects::{Admitted, Apply, Command, Effects, Freeze, Install, SnapshotOut};
 use crate::log::Log;
@@ -121,7 +121,7 @@ pub(crate) struct Applied<P> {
 pub(crate) fn apply_all<S: StateMachine, P>(
     state: &mut S,
     commands: Vec<Command<P>>,
-    mut note: impl FnMut(u64, Bytes),
+    mut note: impl FnMut(LogIndex, Bytes),
 ) -> Applied<P> {
     let mut applied = Applied { answers: Vec::with_capacity(commands.len()), unanswered: Vec::new(), broken: None };
     for command in commands {
@@ -143,7 +143,7 @@ pub(crate) fn apply_all<S: StateMachine, P>(
     applied
 }
 
-fn apply_one<S: StateMachine>(state: &mut S, index: u64, data: &[u8]) -> Result<Bytes, String> {
+fn apply_one<S: StateMachine>(state: &mut S, index: LogIndex, data: &[u8]) -> Result<Bytes, String> {
     if data.is_empty() {
         return Ok(Bytes::new());
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, Term};
 use holdfast_storage::{Directory, RealDirectory};
 
 use crate::config::{ExpectedLog, NodeConfig};
@@ -33,9 +33,9 @@ pub struct Admission {
     /// Who gives it.
     pub leader: NodeId,
     /// The term it leads in.
-    pub term: u64,
+    pub term: Term,
     /// Index of an entry of that term which every other voter has: the snapshot holds it.
-    pub index: u64,
+    pub index: LogIndex,
 }
 
 /// Why a snapshot was not taken. Nothing has changed then, and it can be asked for again.
@@ -62,7 +62,7 @@ pub struct Recovering {
     log: Log,
     snapshots: Arc<dyn Directory>,
     /// Groups that are recovered, with their snapshot's index.
-    recovered: BTreeMap<u64, u64>,
+    recovered: BTreeMap<u64, LogIndex>,
     next_file: u64,
 }
 

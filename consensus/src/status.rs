@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, Term};
 
 /// The part a replica plays in its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -25,13 +25,13 @@ pub struct GroupStatus {
     /// The part this replica plays.
     pub role: Role,
     /// The term it is in.
-    pub term: u64,
+    pub term: Term,
     /// The leader of that term, if known.
     pub leader: Option<NodeId>,
     /// Index of the last command in the state.
-    pub applied: u64,
+    pub applied: LogIndex,
     /// Index of the last entry known to be committed.
-    pub commit: u64,
+    pub commit: LogIndex,
     /// Why it is [`Role::Stopped`].
     pub stopped: Option<String>,
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId};
 use holdfast_storage::Directory;
 
 use crate::config::{ExpectedLog, command_bytes_max};
@@ -138,9 +138,9 @@ pub struct Turn {
     /// To be shipped; the outcome goes to [`SteppedNode::report_snapshot`].
     pub snapshots: Vec<SnapshotOut>,
     /// Groups whose state is now a snapshot of the leader: (group, index).
-    pub installed: Vec<(u64, u64)>,
+    pub installed: Vec<(u64, LogIndex)>,
     /// Commands that were applied: (group, index, command). An empty one is a leader's mark or a proposal without bytes.
-    pub applied: Vec<(u64, u64, Bytes)>,
+    pub applied: Vec<(u64, LogIndex, Bytes)>,
     /// Answers by ticket.
     pub proposals: Vec<(u64, Result<Bytes, ProposeError>)>,
     /// Groups that stopped on this node, and why.

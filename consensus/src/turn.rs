@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, Term};
 
 use crate::core::effects::Effects;
 use crate::core::{CoreOptions, GroupCore};
@@ -147,7 +147,7 @@ impl<P, R> NodeCore<P, R> {
         }
         let (hard, snapshot) = (HardState::default(), SnapshotMark::default());
         let state = GroupState { hard, snapshot, installed: false, voters: ids, learners: Vec::new() };
-        let replayed = Replayed { state, before: (0, 0), entries: Vec::new() };
+        let replayed = Replayed { state, before: (LogIndex::ZERO, Term::ZERO), entries: Vec::new() };
         let mut core = GroupCore::new(group, self.options, replayed, false);
         self.out.records.push(core.creation());
         self.groups.insert(group, core);

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, Term};
 
 use crate::log::record::{Record, SnapshotMark};
 use crate::outbox::GroupMessage;
@@ -13,7 +13,7 @@ use crate::status::{AdmissionError, ProposeError, ReadError};
 
 /// A committed command, with whoever waits for its answer. Without data it is a leader's mark, not to be applied.
 pub(crate) struct Command<P> {
-    pub(crate) index: u64,
+    pub(crate) index: LogIndex,
     pub(crate) data: Bytes,
     pub(crate) ticket: Option<P>,
 }
@@ -58,8 +58,8 @@ pub(crate) struct SnapshotOut {
 pub(crate) struct Admitted {
     pub(crate) group: u64,
     pub(crate) to: NodeId,
-    pub(crate) term: u64,
-    pub(crate) index: u64,
+    pub(crate) term: Term,
+    pub(crate) index: LogIndex,
     pub(crate) mark: SnapshotMark,
 }
 

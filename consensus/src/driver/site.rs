@@ -1,7 +1,6 @@
 //! Where the effects of a real node take place: handles, the outbox, and the worker's threads.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
 use holdfast_common::NodeId;
@@ -64,7 +63,7 @@ impl<S: StateMachine> Site<ProposeTicket, ReadTicket> for DriverSite<'_, S> {
         let Some(shared) = self.shared(apply.group) else { return Ok(()) };
         // One guard for all of them; answers go behind it.
         let mut state = shared.state.write();
-        let done = apply_all(&mut *state, apply.commands, |index, _| shared.applied.store(index, Ordering::Release));
+        let done = apply_all(&mut *state, apply.commands, |index, _| shared.note_applied(index));
         if let Some(reason) = &done.broken {
             // Before anybody can read what a half-done command left.
             shared.stop(reason);

@@ -39,6 +39,19 @@ impl Partial {
     }
 }
 
+/// Where records of a group contradict each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Contradiction {
+    #[error("group {group} has entries but no state")]
+    NoState { group: u64 },
+    #[error("group {group}: entry {index} contradicts its snapshot")]
+    OtherTerm { group: u64, index: LogIndex },
+    #[error("group {group}: entry {index} is missing")]
+    Gap { group: u64, index: LogIndex },
+    #[error("group {group}: entries up to {commit} were committed, {last} is the last")]
+    CommittedLost { group: u64, commit: LogIndex, last: LogIndex },
+}
+
 /// Takes records one by one.
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
@@ -87,21 +100,21 @@ impl Replay {
     }
 
     /// The groups, or what contradicts itself.
-    pub(crate) fn finish(self) -> Result<BTreeMap<u64, Replayed>, String> {
+    pub(crate) fn finish(self) -> Result<BTreeMap<u64, Replayed>, Contradiction> {
         self.groups.into_iter().map(|(group, partial)| Ok((group, complete(group, partial)?))).collect()
     }
 }
 
-fn complete(group: u64, mut partial: Partial) -> Result<Replayed, String> {
+fn complete(group: u64, mut partial: Partial) -> Result<Replayed, Contradiction> {
     let Some(mut state) = partial.state else {
-        return Err(format!("group {group} has entries but no state"));
+        return Err(Contradiction::NoState { group });
     };
     state.hard = partial.hard;
     let snapshot = state.snapshot;
     if let Some(entry) = partial.entries.get(&snapshot.index)
         && entry.term != snapshot.term
     {
-        return Err(format!("group {group}: entry {} contradicts its snapshot", snapshot.index));
+        return Err(Contradiction::OtherTerm { group, index: snapshot.index });
     }
     // Below the snapshot only an unbroken tail is of use.
     let mut tail_start = snapshot.index.next();
@@ -111,7 +124,7 @@ fn complete(group: u64, mut partial: Partial) -> Result<Replayed, String> {
     let mut entries: Vec<LogEntry> = partial.entries.split_off(&tail_start).into_values().collect();
     let expected = (0..).map(|n| tail_start + n);
     if let Some((_, index)) = entries.iter().zip(expected).find(|(entry, index)| entry.index != *index) {
-        return Err(format!("group {group}: entry {index} is missing"));
+        return Err(Contradiction::Gap { group, index });
     }
     let mut before = (snapshot.index, snapshot.term);
     if tail_start <= snapshot.index {
@@ -121,7 +134,7 @@ fn complete(group: u64, mut partial: Partial) -> Result<Replayed, String> {
     }
     let last = entries.last().map_or(snapshot.index, |e| e.index);
     if state.hard.commit > last {
-        return Err(format!("group {group}: entries up to {} were committed, {last} is the last", state.hard.commit));
+        return Err(Contradiction::CommittedLost { group, commit: state.hard.commit, last });
     }
     state.hard.commit = state.hard.commit.max(snapshot.index);
     Ok(Replayed { state, before, entries })
@@ -143,7 +156,7 @@ mod tests {
         Record::Group(7, GroupState { hard, snapshot, installed, voters: vec![1], learners: vec![] })
     }
 
-    fn replay(records: Vec<Record>) -> Result<BTreeMap<u64, Replayed>, String> {
+    fn replay(records: Vec<Record>) -> Result<BTreeMap<u64, Replayed>, Contradiction> {
         let mut replay = Replay::new(100);
         records.into_iter().for_each(|record| replay.take(record));
         replay.finish()
@@ -188,8 +201,21 @@ mod tests {
             Record::Entries(7, vec![entry(1, 1)]),
             Record::Hard(7, HardState { term: Term(1), vote: 1, commit: LogIndex(2) }),
         ];
-        for records in [gap, orphan, lost] {
-            replay(records.clone()).expect_err(&format!("{records:?}"));
+        let other = vec![Record::Entries(7, vec![entry(3, 1), entry(4, 1)]), state(3, 2, false)];
+        let (two, three) = (LogIndex(2), LogIndex(3));
+        let expected = [
+            (gap, Contradiction::Gap { group: 7, index: three }, "group 7: entry 3 is missing"),
+            (orphan, Contradiction::NoState { group: 7 }, "group 7 has entries but no state"),
+            (
+                lost,
+                Contradiction::CommittedLost { group: 7, commit: two, last: LogIndex(1) },
+                "group 7: entries up to 2 were committed, 1 is the last",
+            ),
+            (other, Contradiction::OtherTerm { group: 7, index: three }, "group 7: entry 3 contradicts its snapshot"),
+        ];
+        for (records, contradiction, sentence) in expected {
+            assert_eq!(replay(records.clone()), Err(contradiction), "{records:?}");
+            assert_eq!(contradiction.to_string(), sentence);
         }
     }
 

@@ -16,6 +16,7 @@ use crate::log::replay::Replayed;
 use crate::outbox::GroupMessage;
 use crate::sabotage::Sabotage;
 use crate::status::{ProposeError, ReadError};
+use crate::stop::StopReason;
 use admission::Admission;
 use effects::{Apply, Command, Effects, Install, SnapshotOut};
 use reads::Reads;
@@ -97,7 +98,7 @@ pub(crate) struct GroupCore<P, R> {
     freeze_pause_ticks: usize,
     /// Voters that are brought back.
     admissions: Vec<Admission>,
-    stopped: Option<String>,
+    stopped: Option<StopReason>,
     distrusted: bool,
 }
 
@@ -131,8 +132,7 @@ impl<P, R> GroupCore<P, R> {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let (store, unknown) = EntryStore::new(replayed);
         let raw = RawNode::new(&config, store, &logger).expect("the configuration is constant");
-        let stopped =
-            unknown.map(|index| format!("entry {index} is of a kind that this program does not know: use a newer one"));
+        let stopped = unknown.map(StopReason::UnknownEntry);
         let mut core = Self {
             group,
             options,
@@ -399,7 +399,7 @@ impl<P, R> GroupCore<P, R> {
             let leader = self.leader();
             out.failed.extend(lost.map(|ticket| (ticket, ProposeError::NotLeader { leader })));
             if entry.get_entry_type() != EntryType::EntryNormal {
-                out.broken.push((self.group, "an entry of a kind that this version does not know".to_owned()));
+                out.broken.push((self.group, StopReason::UnknownEntry(index)));
                 break;
             }
             commands.push(Command { index, data: entry.data, ticket });
@@ -427,7 +427,7 @@ impl<P, R> GroupCore<P, R> {
     }
 
     /// Takes this replica out: it neither votes nor answers any more.
-    pub(crate) fn stop(&mut self, reason: String, out: &mut Effects<P, R>) {
+    pub(crate) fn stop(&mut self, reason: StopReason, out: &mut Effects<P, R>) {
         let group = self.group;
         self.stopped.get_or_insert(reason);
         let lost = std::mem::take(&mut self.proposals);

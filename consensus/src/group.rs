@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 use tokio::sync::{oneshot, watch};
 
 use crate::driver::queue::{Item, Queue, Refused};
-use crate::{GroupStatus, ProposeError, ReadError, StateMachine, clock, driver};
+use crate::{GroupStatus, ProposeError, ReadError, StateMachine, StopReason, clock, driver};
 
 /// A group as its handles and the driver share it.
 pub(crate) struct Shared<S> {
@@ -44,7 +44,7 @@ impl<S> Shared<S> {
     }
 
     /// Publishes that this group stopped.
-    pub(crate) fn stop(&self, reason: &str) {
+    pub(crate) fn stop(&self, reason: &StopReason) {
         let status = driver::stopped(&self.status(), reason);
         self.publish(status, 0);
     }

@@ -20,6 +20,7 @@ mod simulation;
 mod snapshot;
 mod status;
 mod stepped;
+mod stop;
 mod turn;
 
 pub use config::{COMMAND_BYTES_MAX, ELECTION_TICKS, ExpectedLog, HEARTBEAT_TICKS, NodeConfig};
@@ -34,3 +35,4 @@ pub use room::release_reserve;
 pub use sabotage::Sabotage;
 pub use status::{AdmissionError, GroupError, GroupStatus, OpenError, ProposeError, ReadError, Role};
 pub use stepped::{AdmissionOut, SnapshotOut, SteppedNode, SteppedOptions, Turn};
+pub use stop::{Panicked, StopReason};

@@ -8,7 +8,7 @@ use holdfast_common::checksum::{crc32c, crc32c_append};
 use holdfast_common::{LogIndex, Term};
 
 use crate::log::record::SnapshotMark;
-use crate::machine::{Snapshot, StateMachine};
+use crate::machine::{Broken, Snapshot, StateMachine};
 use crate::room::Reserve;
 use crate::sabotage::Sabotage;
 use holdfast_storage::{Cursor, Directory, DiskFile};
@@ -40,7 +40,7 @@ pub(crate) enum SnapshotError {
     #[error("snapshot version {0} is newer than this program knows")]
     NewerVersion(u32),
     #[error("the state machine refused the snapshot: {0}")]
-    Refused(String),
+    Refused(Broken),
 }
 
 /// The file name of a snapshot.
@@ -195,7 +195,7 @@ pub(crate) fn restore<S: StateMachine>(
     let (_, payload) = read_header(file)?;
     let content = Cursor::new(file, payload.offset).take(payload.bytes);
     let mut from = io::BufReader::with_capacity(BUFFER_BYTES, content);
-    machine.restore(&mut from).map_err(|broken| SnapshotError::Refused(broken.0))?;
+    machine.restore(&mut from).map_err(SnapshotError::Refused)?;
     Ok((header, total))
 }
 

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use holdfast_common::{LogIndex, NodeId, Term};
 
+use crate::machine::Broken;
+use crate::stop::StopReason;
+
 /// The part a replica plays in its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Role {
@@ -33,7 +36,7 @@ pub struct GroupStatus {
     /// Index of the last entry known to be committed.
     pub commit: LogIndex,
     /// Why it is [`Role::Stopped`].
-    pub stopped: Option<String>,
+    pub stopped: Option<StopReason>,
 }
 
 /// Why a proposal has no answer.
@@ -172,7 +175,7 @@ pub enum OpenError {
         /// The group.
         group: u64,
         /// Why.
-        reason: String,
+        reason: Broken,
     },
 }
 

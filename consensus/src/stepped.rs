@@ -22,6 +22,7 @@ use crate::recovering::Admission;
 use crate::room::Room;
 use crate::sabotage::Sabotage;
 use crate::status::{AdmissionError, GroupError, GroupStatus, OpenError, ProposeError, ReadError};
+use crate::stop::StopReason;
 use crate::turn::{Input, NodeCore};
 use crate::{opening, order};
 use site::{Held, Job, SteppedSite};
@@ -144,7 +145,7 @@ pub struct Turn {
     /// Answers by ticket.
     pub proposals: Vec<(u64, Result<Bytes, ProposeError>)>,
     /// Groups that stopped on this node, and why.
-    pub broken: Vec<(u64, String)>,
+    pub broken: Vec<(u64, StopReason)>,
     /// Reads by ticket: those allowed may look at [`SteppedNode::state`] now.
     pub reads: Vec<(u64, Result<(), ReadError>)>,
     /// Answers to [`SteppedNode::admit`] by ticket.
@@ -356,7 +357,7 @@ impl<S: StateMachine> SteppedNode<S> {
             }
             let synced = appended.and_then(|()| self.log.sync());
             if let Err(error) = &synced {
-                self.site.stop_all(&error.to_string());
+                self.site.stop_all(&error.into());
             }
             synced?;
             let effects = self.core.persisted();
@@ -436,7 +437,7 @@ impl<S: StateMachine> SteppedNode<S> {
         }
         self.appended = self.log.append(records);
         if let Err(error) = &self.appended {
-            self.site.stop_all(&error.to_string());
+            self.site.stop_all(&error.into());
         }
     }
 

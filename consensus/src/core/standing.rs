@@ -5,11 +5,12 @@ use raft::StateRole;
 
 use super::GroupCore;
 use crate::status::{GroupStatus, Role};
+use crate::stop::StopReason;
 
 impl<P, R> GroupCore<P, R> {
     /// Why it is stopped, if it is.
-    pub(crate) fn stopped(&self) -> Option<&str> {
-        self.stopped.as_deref()
+    pub(crate) fn stopped(&self) -> Option<&StopReason> {
+        self.stopped.as_ref()
     }
 
     /// Whether it believes to lead.

@@ -17,6 +17,7 @@ use crate::order::{Site, apply_all};
 use crate::outbox::{GroupMessage, Outbox};
 use crate::snapshot;
 use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError};
+use crate::stop::StopReason;
 
 /// What performing needs of the driver. Whoever does not wait any more need not be told: answers nobody takes are dropped.
 pub(super) struct DriverSite<'a, S> {
@@ -59,7 +60,7 @@ impl<S: StateMachine> Site<ProposeTicket, ReadTicket> for DriverSite<'_, S> {
         true
     }
 
-    fn apply(&mut self, apply: Apply<ProposeTicket>) -> Result<(), String> {
+    fn apply(&mut self, apply: Apply<ProposeTicket>) -> Result<(), StopReason> {
         let Some(shared) = self.shared(apply.group) else { return Ok(()) };
         // One guard for all of them; answers go behind it.
         let mut state = shared.state.write();
@@ -80,7 +81,7 @@ impl<S: StateMachine> Site<ProposeTicket, ReadTicket> for DriverSite<'_, S> {
         drop(ticket.send(Err(error)));
     }
 
-    fn broken(&mut self, group: u64, reason: String) {
+    fn broken(&mut self, group: u64, reason: StopReason) {
         tracing::error!(group, %reason, "a group is stopped on this node; its other replicas go on");
     }
 

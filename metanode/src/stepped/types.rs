@@ -2,7 +2,7 @@
 
 use super::*;
 use holdfast_common::LogIndex;
-use holdfast_consensus::SnapshotOut;
+use holdfast_consensus::{SnapshotOut, StopReason};
 use holdfast_proto::control::{AllocateGroupsRequest, AllocateGroupsResponse, HeartbeatRequest};
 use holdfast_proto::data::{
     DeleteShardsRequest, DeleteShardsResponse, ListShardsRequest, ListShardsResponse, SetFloorRequest, SetFloorResponse,
@@ -228,6 +228,6 @@ pub enum Output {
         /// The table.
         volume: VolumeId,
         /// Why.
-        reason: String,
+        reason: StopReason,
     },
 }

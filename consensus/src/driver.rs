@@ -1,6 +1,6 @@
 //! What drives all groups of a node, and owns the order: send what may go early, apply what is durable, write one batch,
 //! sync once, then send, apply and answer what that allows. One drives at a time: the thread, or a visitor (see
-//! [`queue`]), who never gets to the disk and leaves his records to the thread.
+//! [`crate::queue`]), who never gets to the disk and leaves his records to the thread.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,16 +18,14 @@ use crate::log::record::Record;
 use crate::machine::StateMachine;
 use crate::order;
 use crate::outbox::Outbox;
+use crate::queue::{AdmitTicket, ControlTicket, Item, ProposeTicket, Queue, ReadTicket};
 use crate::room::Room;
-use crate::status::{GroupError, GroupStatus, ReadError, Role};
 use crate::stop::{Panicked, StopReason};
 use crate::turn::{Input, NodeCore};
 use holdfast_storage::Directory;
-use queue::{AdmitTicket, ControlTicket, Item, ProposeTicket, Queue, ReadTicket};
 use site::DriverSite;
 use worker::{Job, Make, Restored};
 
-pub(crate) mod queue;
 mod site;
 pub(crate) mod worker;
 
@@ -262,24 +260,5 @@ impl<S: StateMachine> Driver<S> {
     fn job(&self, job: Job) {
         // The worker outlives the driver; were it gone, the file would be cleared away at the next start.
         drop(self.jobs.send(job));
-    }
-}
-
-/// The status of a group that stopped.
-pub(crate) fn stopped(status: &GroupStatus, reason: &StopReason) -> GroupStatus {
-    let stopped = status.stopped.clone().or(Some(reason.clone()));
-    GroupStatus { role: Role::Stopped, leader: None, stopped, ..status.clone() }
-}
-
-/// What a refused control says.
-pub(crate) fn control_refused(_: queue::Refused) -> GroupError {
-    GroupError::Stopped
-}
-
-/// What a refused read says.
-pub(crate) fn read_refused(refused: queue::Refused) -> ReadError {
-    match refused {
-        queue::Refused::Full => ReadError::Overloaded,
-        queue::Refused::Closed => ReadError::Stopped,
     }
 }

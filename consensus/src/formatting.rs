@@ -6,9 +6,8 @@ use std::sync::Arc;
 use holdfast_common::{LogIndex, random_bytes};
 use holdfast_storage::{RealDirectory, create_directories};
 
-use crate::config::ExpectedLog;
+use crate::config::{ExpectedLog, LOG_DIRECTORY, SNAPSHOT_DIRECTORY};
 use crate::log::{Log, LogOptions};
-use crate::node::{LOG_DIRECTORY, SNAPSHOT_DIRECTORY};
 use crate::opening::{log_error, snapshot_error};
 use crate::sabotage::Sabotage;
 use crate::snapshot;

@@ -8,8 +8,11 @@ use holdfast_common::LogIndex;
 use parking_lot::RwLock;
 use tokio::sync::{oneshot, watch};
 
-use crate::driver::queue::{Item, Queue, Refused};
-use crate::{GroupStatus, ProposeError, ReadError, StateMachine, StopReason, clock, driver};
+use crate::clock;
+use crate::machine::StateMachine;
+use crate::queue::{Item, Queue};
+use crate::status::{GroupStatus, ProposeError, ReadError};
+use crate::stop::StopReason;
 
 /// A group as its handles and the driver share it.
 pub(crate) struct Shared<S> {
@@ -45,7 +48,7 @@ impl<S> Shared<S> {
 
     /// Publishes that this group stopped.
     pub(crate) fn stop(&self, reason: &StopReason) {
-        let status = driver::stopped(&self.status(), reason);
+        let status = self.status().stopped_by(reason);
         self.publish(status, 0);
     }
 
@@ -104,10 +107,7 @@ impl<S: StateMachine> Group<S> {
             return Err(ProposeError::TooLarge);
         }
         let (ticket, answer) = oneshot::channel();
-        self.queue.push(Item::Propose { group: self.id, command, ticket }).map_err(|refused| match refused {
-            Refused::Full => ProposeError::Overloaded,
-            Refused::Closed => ProposeError::Stopped,
-        })?;
+        self.queue.push(Item::Propose { group: self.id, command, ticket })?;
         answer.await.unwrap_or(Err(ProposeError::Unknown))
     }
 
@@ -121,7 +121,7 @@ impl<S: StateMachine> Group<S> {
             return Ok(());
         }
         let (ticket, answer) = oneshot::channel();
-        self.queue.push(Item::Read { group: self.id, ticket }).map_err(driver::read_refused)?;
+        self.queue.push(Item::Read { group: self.id, ticket })?;
         answer.await.unwrap_or(Err(ReadError::Stopped))
     }
 

@@ -12,7 +12,7 @@ use crate::log::batch::LOG_VERSION;
 use crate::log::replay::Replayed;
 use crate::log::{Log, LogOptions, RecoveryError};
 use crate::machine::StateMachine;
-use crate::room::{RESERVE, Reserve};
+use crate::reserve::{RESERVE, Reserve};
 use crate::snapshot::{self, SNAPSHOT_VERSION, SnapshotError};
 use crate::status::OpenError;
 

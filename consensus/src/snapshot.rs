@@ -9,7 +9,7 @@ use holdfast_common::{LogIndex, Term};
 
 use crate::log::record::SnapshotMark;
 use crate::machine::{Broken, Snapshot, StateMachine};
-use crate::room::Reserve;
+use crate::reserve::Reserve;
 use crate::sabotage::Sabotage;
 use holdfast_storage::{Cursor, Directory, DiskFile};
 

@@ -39,6 +39,14 @@ pub struct GroupStatus {
     pub stopped: Option<StopReason>,
 }
 
+impl GroupStatus {
+    /// The same of a group that stopped. A reason that is there already stays.
+    pub(crate) fn stopped_by(&self, reason: &StopReason) -> Self {
+        let stopped = self.stopped.clone().or_else(|| Some(reason.clone()));
+        Self { role: Role::Stopped, leader: None, stopped, ..self.clone() }
+    }
+}
+
 /// Why a proposal has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {

@@ -11,14 +11,14 @@ use bytes::Bytes;
 use holdfast_common::{LogIndex, NodeId};
 use holdfast_storage::Directory;
 
+use crate::admission::Admission;
 use crate::config::{ExpectedLog, command_bytes_max};
 use crate::core::CoreOptions;
-use crate::driver::queue::TURN_BYTES_MAX;
 use crate::log::record::Record;
 use crate::log::{Log, LogFailed, LogOptions};
 use crate::machine::StateMachine;
 use crate::outbox::GroupMessage;
-use crate::recovering::Admission;
+use crate::queue::TURN_BYTES_MAX;
 use crate::room::Room;
 use crate::sabotage::Sabotage;
 use crate::status::{AdmissionError, GroupError, GroupStatus, OpenError, ProposeError, ReadError};

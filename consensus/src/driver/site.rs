@@ -7,14 +7,14 @@ use holdfast_common::NodeId;
 use holdfast_storage::Directory;
 
 use super::Groups;
-use super::queue::{AdmitTicket, ProposeTicket, ReadTicket};
 use super::worker::{Job, Restored};
+use crate::admission::Admitted;
 use crate::core::effects::{self, Apply, Freeze, Install, SnapshotOut};
 use crate::group::{Group, Shared};
 use crate::machine::StateMachine;
-use crate::node::Admitted;
 use crate::order::{Site, apply_all};
 use crate::outbox::{GroupMessage, Outbox};
+use crate::queue::{AdmitTicket, ProposeTicket, ReadTicket};
 use crate::snapshot;
 use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError};
 use crate::stop::StopReason;

@@ -2,11 +2,12 @@
 
 use std::io::Write;
 
+use holdfast_common::Term;
 use holdfast_storage::SimulatedDisk;
 
 use super::*;
 use crate::machine::Snapshot;
-use crate::room::Reserve;
+use crate::reserve::Reserve;
 
 const GROUP: u64 = 7;
 

@@ -7,14 +7,13 @@ use holdfast_common::NodeId;
 use holdfast_storage::Directory;
 
 use super::{AdmissionOut, SnapshotOut, Turn};
+use crate::admission::Admission;
 use crate::core::effects::{self, Admitted, Apply, Freeze, Install};
-use crate::driver::stopped;
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::order::{Site, apply_all};
 use crate::outbox::GroupMessage;
-use crate::recovering::Admission;
-use crate::room::Reserve;
+use crate::reserve::Reserve;
 use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError};
@@ -36,7 +35,7 @@ impl<S> Held<S> {
     }
 
     fn stop(&mut self, reason: &StopReason) {
-        self.status = stopped(&self.status, reason);
+        self.status = self.status.stopped_by(reason);
         self.lease_until_ns = 0;
     }
 }

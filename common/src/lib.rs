@@ -6,9 +6,11 @@ pub mod ids;
 pub mod limits;
 mod offset;
 pub mod proof;
+mod raft;
 mod random;
 
 pub use ascending::Ascending;
 pub use ids::{ChunkId, ClusterId, DiskId, GroupId, Incarnation, InodeId, NodeId, Owner, SessionId, VolumeId};
 pub use offset::FileOffset;
+pub use raft::{LogIndex, Term};
 pub use random::{Random, random_bytes};

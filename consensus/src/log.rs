@@ -55,7 +55,7 @@ pub(crate) struct LogOptions {
 /// Why nothing can be written any more.
 #[derive(Debug, thiserror::Error)]
 #[error("the log failed: {0}")]
-pub struct LogFailed(#[from] io::Error);
+pub struct LogFailed(#[from] pub(crate) io::Error);
 
 /// The segment being written.
 struct Current {

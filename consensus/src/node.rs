@@ -1,7 +1,6 @@
 //! A node: the log, the snapshots and the driver of all groups of a process.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -11,35 +10,24 @@ use holdfast_common::{NodeId, random_bytes};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
+use crate::admission::Admitted;
+use crate::config::{ExpectedLog, LOG_DIRECTORY, NodeConfig, SNAPSHOT_DIRECTORY};
 use crate::core::CoreOptions;
-use crate::driver::queue::{ControlTicket, Item, Queue};
 use crate::driver::worker::{Job, Make, Restored, WORKERS, Worker};
-use crate::driver::{self, Driver, Groups, Seat, control_refused};
+use crate::driver::{self, Driver, Groups, Seat};
+use crate::group::Group;
 use crate::log::LogOptions;
 use crate::log::segment::Preparation;
-use crate::room::{Reserve, Room};
+use crate::machine::StateMachine;
+use crate::opening;
+use crate::outbox::{GroupMessage, Outbox};
+use crate::queue::{ControlTicket, Item, Queue};
+use crate::reserve::Reserve;
+use crate::room::Room;
+use crate::sabotage::Sabotage;
+use crate::status::{AdmissionError, GroupError, OpenError};
 use crate::turn::NodeCore;
-use crate::{
-    AdmissionError, ExpectedLog, Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, Sabotage,
-    StateMachine, opening,
-};
 use holdfast_storage::{Directory, RealDirectory, create_directories};
-
-/// Where snapshots live, below the directory of a node.
-pub(crate) const SNAPSHOT_DIRECTORY: &str = "snapshots";
-/// And the log.
-pub(crate) const LOG_DIRECTORY: &str = "log";
-
-/// What [`Node::admit`] gives: the parts of an [`crate::Admission`] that the leader knows, and the snapshot.
-#[derive(Debug)]
-pub struct Admitted {
-    /// The term this node leads in.
-    pub term: u64,
-    /// Index of an entry of that term which every other voter has.
-    pub index: u64,
-    /// The snapshot, from its first byte; it stays readable though the node may remove it.
-    pub file: File,
-}
 
 /// All groups of this process, their shared log and their driver. Dropping it shuts it down.
 pub struct Node<S> {
@@ -168,7 +156,7 @@ impl<S: StateMachine> Node<S> {
 
     fn control(&self, item: impl FnOnce(ControlTicket) -> Item) -> Result<(), GroupError> {
         let (ticket, result) = mpsc::channel();
-        self.queue.push_always(item(ticket)).map_err(control_refused)?;
+        self.queue.push_always(item(ticket))?;
         result.recv().unwrap_or(Err(GroupError::Stopped))
     }
 
@@ -217,7 +205,7 @@ impl<S: StateMachine> Node<S> {
     pub async fn admit(&self, group: u64, to: NodeId) -> Result<Admitted, AdmissionError> {
         let (ticket, answer) = oneshot::channel();
         let item = Item::Admit { group, to, ticket };
-        self.queue.push_always(item).map_err(|_| AdmissionError::Stopped)?;
+        self.queue.push_always(item)?;
         answer.await.unwrap_or(Err(AdmissionError::Stopped))
     }
 

@@ -5,13 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use holdfast_common::LogIndex;
 use holdfast_storage::Directory;
 
 use crate::log::batch::LOG_VERSION;
 use crate::log::replay::Replayed;
 use crate::log::{Log, LogOptions, RecoveryError};
 use crate::machine::StateMachine;
-use crate::room::{RESERVE, Reserve};
+use crate::reserve::{RESERVE, Reserve};
 use crate::snapshot::{self, SNAPSHOT_VERSION, SnapshotError};
 use crate::status::OpenError;
 
@@ -40,7 +41,7 @@ pub(crate) fn open<S: StateMachine>(
     for (id, group) in &groups {
         let mut state = make(*id);
         let mark = group.state.snapshot;
-        if mark.index > 0 {
+        if mark.index > LogIndex::ZERO {
             snapshot::restore_current(&**snapshots, *id, mark, &mut state)
                 .map_err(|error| snapshot_error(&snapshot_path, *id, error))?;
         }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut};
 use holdfast_common::checksum::{crc32c, crc32c_append};
+use holdfast_common::{LogIndex, Term};
 
 use crate::log::record::SnapshotMark;
-use crate::machine::{Snapshot, StateMachine};
-use crate::room::Reserve;
+use crate::machine::{Broken, Snapshot, StateMachine};
+use crate::reserve::Reserve;
 use crate::sabotage::Sabotage;
 use holdfast_storage::{Cursor, Directory, DiskFile};
 
@@ -23,8 +24,8 @@ const BUFFER_BYTES: usize = 256 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SnapshotHeader {
     pub(crate) group: u64,
-    pub(crate) index: u64,
-    pub(crate) term: u64,
+    pub(crate) index: LogIndex,
+    pub(crate) term: Term,
     pub(crate) voters: Vec<u64>,
     pub(crate) learners: Vec<u64>,
 }
@@ -39,7 +40,7 @@ pub(crate) enum SnapshotError {
     #[error("snapshot version {0} is newer than this program knows")]
     NewerVersion(u32),
     #[error("the state machine refused the snapshot: {0}")]
-    Refused(String),
+    Refused(Broken),
 }
 
 /// The file name of a snapshot.
@@ -62,7 +63,7 @@ impl SnapshotHeader {
         header.put_u32_le(SNAPSHOT_VERSION);
         header.put_u32_le(0); // required features: none yet
         header.put_u32_le(u32::try_from(length).expect("a group has few members"));
-        for number in [self.group, self.index, self.term, payload_bytes] {
+        for number in [self.group, self.index.0, self.term.0, payload_bytes] {
             header.put_u64_le(number);
         }
         header.put_u32_le(payload_crc);
@@ -91,7 +92,8 @@ fn read_header(file: &dyn DiskFile) -> Result<(SnapshotHeader, Payload), Snapsho
         return Err(SnapshotError::Damaged("no header"));
     }
     let (version, features, length) = (from.get_u32_le(), from.get_u32_le(), from.get_u32_le() as usize);
-    let (group, index, term, bytes) = (from.get_u64_le(), from.get_u64_le(), from.get_u64_le(), from.get_u64_le());
+    let (group, index, term) = (from.get_u64_le(), LogIndex(from.get_u64_le()), Term(from.get_u64_le()));
+    let bytes = from.get_u64_le();
     let (crc, voters, learners) = (from.get_u32_le(), from.get_u16_le(), from.get_u16_le());
     let members = usize::from(voters) + usize::from(learners);
     if length != FIXED_BYTES + 8 * members + 4 {
@@ -193,7 +195,7 @@ pub(crate) fn restore<S: StateMachine>(
     let (_, payload) = read_header(file)?;
     let content = Cursor::new(file, payload.offset).take(payload.bytes);
     let mut from = io::BufReader::with_capacity(BUFFER_BYTES, content);
-    machine.restore(&mut from).map_err(|broken| SnapshotError::Refused(broken.0))?;
+    machine.restore(&mut from).map_err(SnapshotError::Refused)?;
     Ok((header, total))
 }
 
@@ -263,7 +265,7 @@ pub(crate) fn write_frozen(
     match written {
         Ok(bytes) => (SnapshotMark { bytes, ..mark }, true),
         Err(error) => {
-            tracing::error!(group, index = mark.index, %error, "a snapshot could not be written; trying again later");
+            tracing::error!(group, index = mark.index.0, %error, "a snapshot could not be written; trying again later");
             remove(disk, group, mark.file);
             (mark, false)
         }

@@ -3,7 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, Term};
+
+use crate::machine::Broken;
+use crate::stop::StopReason;
 
 /// The part a replica plays in its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -25,15 +28,23 @@ pub struct GroupStatus {
     /// The part this replica plays.
     pub role: Role,
     /// The term it is in.
-    pub term: u64,
+    pub term: Term,
     /// The leader of that term, if known.
     pub leader: Option<NodeId>,
     /// Index of the last command in the state.
-    pub applied: u64,
+    pub applied: LogIndex,
     /// Index of the last entry known to be committed.
-    pub commit: u64,
+    pub commit: LogIndex,
     /// Why it is [`Role::Stopped`].
-    pub stopped: Option<String>,
+    pub stopped: Option<StopReason>,
+}
+
+impl GroupStatus {
+    /// The same of a group that stopped. A reason that is there already stays.
+    pub(crate) fn stopped_by(&self, reason: &StopReason) -> Self {
+        let stopped = self.stopped.clone().or_else(|| Some(reason.clone()));
+        Self { role: Role::Stopped, leader: None, stopped, ..self.clone() }
+    }
 }
 
 /// Why a proposal has no answer.
@@ -172,7 +183,7 @@ pub enum OpenError {
         /// The group.
         group: u64,
         /// Why.
-        reason: String,
+        reason: Broken,
     },
 }
 

@@ -8,20 +8,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId};
 use holdfast_storage::Directory;
 
+use crate::admission::Admission;
 use crate::config::{ExpectedLog, command_bytes_max};
 use crate::core::CoreOptions;
-use crate::driver::queue::TURN_BYTES_MAX;
 use crate::log::record::Record;
 use crate::log::{Log, LogFailed, LogOptions};
 use crate::machine::StateMachine;
 use crate::outbox::GroupMessage;
-use crate::recovering::Admission;
+use crate::queue::TURN_BYTES_MAX;
 use crate::room::Room;
 use crate::sabotage::Sabotage;
 use crate::status::{AdmissionError, GroupError, GroupStatus, OpenError, ProposeError, ReadError};
+use crate::stop::StopReason;
 use crate::turn::{Input, NodeCore};
 use crate::{opening, order};
 use site::{Held, Job, SteppedSite};
@@ -138,13 +139,13 @@ pub struct Turn {
     /// To be shipped; the outcome goes to [`SteppedNode::report_snapshot`].
     pub snapshots: Vec<SnapshotOut>,
     /// Groups whose state is now a snapshot of the leader: (group, index).
-    pub installed: Vec<(u64, u64)>,
+    pub installed: Vec<(u64, LogIndex)>,
     /// Commands that were applied: (group, index, command). An empty one is a leader's mark or a proposal without bytes.
-    pub applied: Vec<(u64, u64, Bytes)>,
+    pub applied: Vec<(u64, LogIndex, Bytes)>,
     /// Answers by ticket.
     pub proposals: Vec<(u64, Result<Bytes, ProposeError>)>,
     /// Groups that stopped on this node, and why.
-    pub broken: Vec<(u64, String)>,
+    pub broken: Vec<(u64, StopReason)>,
     /// Reads by ticket: those allowed may look at [`SteppedNode::state`] now.
     pub reads: Vec<(u64, Result<(), ReadError>)>,
     /// Answers to [`SteppedNode::admit`] by ticket.
@@ -356,7 +357,7 @@ impl<S: StateMachine> SteppedNode<S> {
             }
             let synced = appended.and_then(|()| self.log.sync());
             if let Err(error) = &synced {
-                self.site.stop_all(&error.to_string());
+                self.site.stop_all(&error.into());
             }
             synced?;
             let effects = self.core.persisted();
@@ -436,7 +437,7 @@ impl<S: StateMachine> SteppedNode<S> {
         }
         self.appended = self.log.append(records);
         if let Err(error) = &self.appended {
-            self.site.stop_all(&error.to_string());
+            self.site.stop_all(&error.into());
         }
     }
 

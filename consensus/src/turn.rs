@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, Term};
 
 use crate::core::effects::Effects;
 use crate::core::{CoreOptions, GroupCore};
 use crate::log::record::{GroupState, HardState, Record, SnapshotMark};
 use crate::log::replay::Replayed;
 use crate::status::{AdmissionError, GroupError, GroupStatus, ProposeError, ReadError};
+use crate::stop::{Panicked, StopReason};
 
 /// Live entries of one group that are written again when it pins the log; a group with more is snapshot instead.
 const CARRY_BYTES_MAX: u64 = 256 << 10;
@@ -95,7 +96,7 @@ impl<P, R> NodeCore<P, R> {
         let groups: BTreeMap<u64, GroupCore<P, R>> =
             groups.into_iter().map(|(id, replayed)| (id, GroupCore::new(id, options, replayed, true))).collect();
         let (recorded, mut out) = (BTreeSet::new(), Effects::default());
-        let stopped = groups.iter().filter_map(|(id, core)| Some((*id, core.stopped()?.to_owned())));
+        let stopped = groups.iter().filter_map(|(id, core)| Some((*id, core.stopped()?.clone())));
         out.broken = stopped.collect();
         Self { options, groups, next_file, now: 0, recorded, is_tight: false, out }
     }
@@ -147,7 +148,7 @@ impl<P, R> NodeCore<P, R> {
         }
         let (hard, snapshot) = (HardState::default(), SnapshotMark::default());
         let state = GroupState { hard, snapshot, installed: false, voters: ids, learners: Vec::new() };
-        let replayed = Replayed { state, before: (0, 0), entries: Vec::new() };
+        let replayed = Replayed { state, before: (LogIndex::ZERO, Term::ZERO), entries: Vec::new() };
         let mut core = GroupCore::new(group, self.options, replayed, false);
         self.out.records.push(core.creation());
         self.groups.insert(group, core);
@@ -158,7 +159,7 @@ impl<P, R> NodeCore<P, R> {
     /// Drops a group, durably with this turn's records. Says whether it was there.
     pub(crate) fn drop_group(&mut self, group: u64) -> bool {
         let Some(mut core) = self.groups.remove(&group) else { return false };
-        core.stop("dropped".to_owned(), &mut self.out);
+        core.stop(StopReason::Dropped, &mut self.out);
         self.recorded.remove(&group);
         self.out.records.push(Record::Drop(group));
         true
@@ -285,10 +286,10 @@ impl<P, R> NodeCore<P, R> {
     }
 
     /// Takes a group out on this node (R26); the others go on.
-    pub(crate) fn stop(&mut self, group: u64, reason: &str) {
+    pub(crate) fn stop(&mut self, group: u64, reason: StopReason) {
         if let Some(core) = self.groups.get_mut(&group).filter(|core| !core.is_stopped()) {
-            core.stop(reason.to_owned(), &mut self.out);
-            self.out.broken.push((group, reason.to_owned()));
+            core.stop(reason.clone(), &mut self.out);
+            self.out.broken.push((group, reason));
         }
     }
 
@@ -303,7 +304,7 @@ impl<P, R> NodeCore<P, R> {
         let (next_file, out) = (&mut self.next_file, &mut self.out);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| action(core, next_file, out))) {
             core.distrust();
-            self.stop(group, &panic_text(&*panic));
+            self.stop(group, Panicked::of(&*panic).into());
         }
         Some(group)
     }
@@ -317,12 +318,6 @@ fn sorted(voters: &[NodeId]) -> Vec<u64> {
     let mut ids: Vec<u64> = voters.iter().map(|voter| voter.0).collect();
     ids.sort_unstable();
     ids
-}
-
-/// What a panic said.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    format!("panicked: {}", text.unwrap_or("without a text"))
 }
 
 #[cfg(test)]

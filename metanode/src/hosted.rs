@@ -12,7 +12,7 @@ use crate::neighbours::Neighbours;
 use crate::sweep;
 use crate::table::Table;
 use crate::upkeep;
-use holdfast_common::{SessionId, VolumeId};
+use holdfast_common::{SessionId, Term, VolumeId};
 use holdfast_consensus::{Group, GroupStatus, Node, Role};
 use holdfast_node::{NodeSuperblock, VolumeManager};
 use holdfast_proto::meta::MutateResponse;
@@ -76,7 +76,7 @@ impl Leadership {
     }
 
     /// Waits until the replica leads, and says in which term; `None` once the table is dropped or stopped.
-    pub(crate) async fn wait(&mut self) -> Option<u64> {
+    pub(crate) async fn wait(&mut self) -> Option<Term> {
         while !self.ended {
             let (role, term) = {
                 let status = self.status.borrow_and_update();
@@ -162,7 +162,7 @@ impl Hosted {
     ///
     /// Lock order: attendance before state. A session that enters after its entry was applied then never meets a list
     /// of sessions that was read before.
-    fn attendance(&self, term: u64, now_ms: u64) -> MutexGuard<'_, Attendance> {
+    fn attendance(&self, term: Term, now_ms: u64) -> MutexGuard<'_, Attendance> {
         let mut attendance = self.attendance.lock();
         if !attendance.is_of(term) {
             self.follow_sessions(&mut attendance, term, now_ms);
@@ -170,7 +170,7 @@ impl Hosted {
         attendance
     }
 
-    fn follow_sessions(&self, attendance: &mut Attendance, term: u64, now_ms: u64) {
+    fn follow_sessions(&self, attendance: &mut Attendance, term: Term, now_ms: u64) {
         let sessions: Vec<SessionId> = self.group.state().read().table().sessions();
         attendance.follow(term, &sessions, now_ms);
     }
@@ -181,7 +181,7 @@ impl Hosted {
 pub(crate) struct Seat<'a> {
     pub(crate) context: &'a Context,
     pub(crate) hosted: &'a Hosted,
-    pub(crate) term: u64,
+    pub(crate) term: Term,
 }
 
 impl View for Seat<'_> {
@@ -189,7 +189,7 @@ impl View for Seat<'_> {
         self.hosted.volume
     }
 
-    fn term(&self) -> u64 {
+    fn term(&self) -> Term {
         self.term
     }
 

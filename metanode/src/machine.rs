@@ -3,6 +3,7 @@
 use crate::sabotage::Sabotage;
 use crate::table::{FrozenTable, Table, frees};
 use bytes::Bytes;
+use holdfast_common::LogIndex;
 use holdfast_consensus::{Broken, Snapshot, StateMachine};
 use holdfast_proto::record::TableCommand;
 use prost::Message;
@@ -37,7 +38,7 @@ impl Snapshot for FrozenMachine {
 }
 
 impl StateMachine for TableMachine {
-    fn apply(&mut self, _index: u64, command: &[u8]) -> Result<Bytes, Broken> {
+    fn apply(&mut self, _index: LogIndex, command: &[u8]) -> Result<Bytes, Broken> {
         let command = TableCommand::decode(command).map_err(|error| Broken(format!("undecodable command: {error}")))?;
         self.table.apply_encoded(&command).map_err(|broken| Broken(broken.0))
     }

@@ -18,7 +18,7 @@ use crate::sabotage::Sabotage;
 use crate::table::{Table, refusal};
 use bytes::Bytes;
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, NodeId, VolumeId};
+use holdfast_common::{ClusterId, NodeId, Term, VolumeId};
 use holdfast_consensus::{
     GroupMessage, GroupStatus, LogFailed, OpenError, ProposeError, ReadError, SteppedNode, SteppedOptions, Turn,
 };
@@ -44,20 +44,20 @@ const TICKET_BITS: u32 = 40;
 enum Waiting {
     Mutate {
         volume: VolumeId,
-        term: u64,
+        term: Term,
         ticket: u64,
         note: mutating::Note,
     },
     Read {
         volume: VolumeId,
-        term: u64,
+        term: Term,
         ticket: u64,
         request: ReadRequest,
     },
     /// The leader's own work, of the term it was begun in.
     Own {
         volume: VolumeId,
-        term: u64,
+        term: Term,
         work: Work,
     },
 }
@@ -302,7 +302,7 @@ impl SteppedMetanode {
     fn answer_read(
         &mut self,
         now: Now,
-        (volume, term, ticket): (VolumeId, u64, u64),
+        (volume, term, ticket): (VolumeId, Term, u64),
         request: &ReadRequest,
         barrier: Result<(), ReadError>,
     ) {
@@ -429,7 +429,7 @@ impl SteppedMetanode {
     fn end(
         &mut self,
         now: Now,
-        (volume, term): (VolumeId, u64),
+        (volume, term): (VolumeId, Term),
         note: &mutating::Note,
         answer: Result<Bytes, ProposeError>,
     ) -> MutateResponse {

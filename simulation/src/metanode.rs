@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, NodeId, VolumeId};
+use holdfast_common::{ClusterId, LogIndex, NodeId, VolumeId};
 use holdfast_consensus::{GroupStatus, Role as RaftRole};
 use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
@@ -348,8 +348,8 @@ impl Role for MetanodeRole {
         self.status().is_some_and(|status| status.role == RaftRole::Leader)
     }
 
-    fn applied(&self) -> u64 {
-        self.status().map_or(0, |status| status.applied)
+    fn applied(&self) -> LogIndex {
+        self.status().map_or(LogIndex::ZERO, |status| status.applied)
     }
 
     fn other_tables(&self) -> usize {

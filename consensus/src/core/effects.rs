@@ -4,16 +4,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, Term};
 
 use crate::log::record::{Record, SnapshotMark};
 use crate::outbox::GroupMessage;
 use crate::snapshot::SnapshotHeader;
 use crate::status::{AdmissionError, ProposeError, ReadError};
+use crate::stop::StopReason;
 
 /// A committed command, with whoever waits for its answer. Without data it is a leader's mark, not to be applied.
 pub(crate) struct Command<P> {
-    pub(crate) index: u64,
+    pub(crate) index: LogIndex,
     pub(crate) data: Bytes,
     pub(crate) ticket: Option<P>,
 }
@@ -58,8 +59,8 @@ pub(crate) struct SnapshotOut {
 pub(crate) struct Admitted {
     pub(crate) group: u64,
     pub(crate) to: NodeId,
-    pub(crate) term: u64,
-    pub(crate) index: u64,
+    pub(crate) term: Term,
+    pub(crate) index: LogIndex,
     pub(crate) mark: SnapshotMark,
 }
 
@@ -77,7 +78,7 @@ pub(crate) struct Effects<P, R> {
     /// Snapshot files nobody needs: (group, file number).
     pub(crate) removals: Vec<(u64, u64)>,
     /// Groups that stop, and why.
-    pub(crate) broken: Vec<(u64, String)>,
+    pub(crate) broken: Vec<(u64, StopReason)>,
     /// Answers to admissions, by ticket.
     pub(crate) admitted: Vec<(u64, Result<Admitted, AdmissionError>)>,
     /// Groups whose status or lease may have changed.

@@ -7,11 +7,11 @@ use std::sync::{Arc, mpsc};
 use holdfast_common::NodeId;
 use parking_lot::Mutex;
 
-use super::queue::{Item, Queue};
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::outbox::GroupMessage;
-use crate::room::Reserve;
+use crate::queue::{Item, Queue};
+use crate::reserve::Reserve;
 use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use holdfast_storage::Directory;

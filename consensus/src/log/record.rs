@@ -1,12 +1,13 @@
 //! What a log holds, and its bytes (docs/disk-format/log.md). Pure. Knows nothing of raft-rs.
 
 use bytes::{Buf, BufMut, Bytes};
+use holdfast_common::{LogIndex, Term};
 
 /// One entry of a group's Raft log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LogEntry {
-    pub(crate) index: u64,
-    pub(crate) term: u64,
+    pub(crate) index: LogIndex,
+    pub(crate) term: Term,
     /// Raft's entry type: 0 is a command.
     pub(crate) kind: u8,
     pub(crate) data: Bytes,
@@ -15,16 +16,16 @@ pub(crate) struct LogEntry {
 /// What a replica promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct HardState {
-    pub(crate) term: u64,
+    pub(crate) term: Term,
     pub(crate) vote: u64,
-    pub(crate) commit: u64,
+    pub(crate) commit: LogIndex,
 }
 
 /// The current snapshot of a group; index 0 is the empty state machine, which has no file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct SnapshotMark {
-    pub(crate) index: u64,
-    pub(crate) term: u64,
+    pub(crate) index: LogIndex,
+    pub(crate) term: Term,
     /// Number in the file's name.
     pub(crate) file: u64,
     /// Length of the file.
@@ -131,7 +132,7 @@ impl Record {
                 head(to, GROUP, *group);
                 hard(to, &state.hard);
                 let snapshot = &state.snapshot;
-                for number in [snapshot.index, snapshot.term, snapshot.file, snapshot.bytes] {
+                for number in [snapshot.index.0, snapshot.term.0, snapshot.file, snapshot.bytes] {
                     to.put_u64_le(number);
                 }
                 to.put_u8(u8::from(state.installed));
@@ -186,16 +187,16 @@ fn head(to: &mut Vec<u8>, kind: u8, group: u64) {
 }
 
 fn hard(to: &mut Vec<u8>, state: &HardState) {
-    to.put_u64_le(state.term);
+    to.put_u64_le(state.term.0);
     to.put_u64_le(state.vote);
-    to.put_u64_le(state.commit);
+    to.put_u64_le(state.commit.0);
 }
 
 fn put_entries(to: &mut Vec<u8>, entries: &[LogEntry]) {
-    to.put_u64_le(entries.first().map_or(0, |e| e.index));
+    to.put_u64_le(entries.first().map_or(LogIndex::ZERO, |e| e.index).0);
     to.put_u32_le(u32::try_from(entries.len()).expect("a batch is bounded"));
     for entry in entries {
-        to.put_u64_le(entry.term);
+        to.put_u64_le(entry.term.0);
         to.put_u8(entry.kind);
         to.put_u32_le(u32::try_from(entry.data.len()).expect("a batch is bounded"));
         to.put_slice(&entry.data);
@@ -215,15 +216,15 @@ fn need(from: &Bytes, bytes: usize) -> Result<(), Malformed> {
 }
 
 fn decode_hard(from: &mut Bytes) -> HardState {
-    HardState { term: from.get_u64_le(), vote: from.get_u64_le(), commit: from.get_u64_le() }
+    HardState { term: Term(from.get_u64_le()), vote: from.get_u64_le(), commit: LogIndex(from.get_u64_le()) }
 }
 
 fn decode_group(group: u64, from: &mut Bytes) -> Result<Record, Malformed> {
     need(from, 57)?;
     let hard = decode_hard(from);
     let snapshot = SnapshotMark {
-        index: from.get_u64_le(),
-        term: from.get_u64_le(),
+        index: LogIndex(from.get_u64_le()),
+        term: Term(from.get_u64_le()),
         file: from.get_u64_le(),
         bytes: from.get_u64_le(),
     };
@@ -250,12 +251,17 @@ fn decode_entries(from: &mut Bytes) -> Result<Vec<LogEntry>, Malformed> {
     let mut entries = Vec::with_capacity((count as usize).min(from.remaining() / ENTRY_OVERHEAD_BYTES));
     for index in first..first + u64::from(count) {
         need(from, ENTRY_OVERHEAD_BYTES)?;
-        let term = from.get_u64_le();
+        let term = Term(from.get_u64_le());
         let kind = from.get_u8();
         let length = from.get_u32_le() as usize;
         need(from, length)?;
         // A copy, so that one entry kept in memory does not keep its whole segment there.
-        entries.push(LogEntry { index, term, kind, data: Bytes::copy_from_slice(&from.split_to(length)) });
+        entries.push(LogEntry {
+            index: LogIndex(index),
+            term,
+            kind,
+            data: Bytes::copy_from_slice(&from.split_to(length)),
+        });
     }
     Ok(entries)
 }
@@ -267,12 +273,16 @@ mod tests {
 
     pub(crate) fn any_record() -> impl Strategy<Value = Record> {
         let hard = || {
-            (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(term, vote, commit)| HardState { term, vote, commit })
+            (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(term, vote, commit)| HardState {
+                term: Term(term),
+                vote,
+                commit: LogIndex(commit),
+            })
         };
         let state = (hard(), any::<[u64; 4]>(), any::<bool>(), prop::collection::vec(any::<u64>(), 0..4)).prop_map(
             |(hard, [index, term, file, bytes], installed, voters)| GroupState {
                 hard,
-                snapshot: SnapshotMark { index, term, file, bytes },
+                snapshot: SnapshotMark { index: LogIndex(index), term: Term(term), file, bytes },
                 installed,
                 learners: voters.iter().map(|v| v ^ 1).collect(),
                 voters,
@@ -282,7 +292,12 @@ mod tests {
             .prop_map(|(first, list)| {
                 list.into_iter()
                     .zip(first..)
-                    .map(|((term, kind, data), index)| LogEntry { index, term, kind, data: data.into() })
+                    .map(|((term, kind, data), index)| LogEntry {
+                        index: LogIndex(index),
+                        term: Term(term),
+                        kind,
+                        data: data.into(),
+                    })
                     .collect::<Vec<_>>()
             });
         prop_oneof![

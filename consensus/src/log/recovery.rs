@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::batch::{Batch, FIRST_BATCH, HeaderError, Position, Scan, SegmentHeader, records, scan};
 use super::pins::AllPins;
 use super::record::{GroupState, Record};
-use super::replay::{Replay, Replayed};
+use super::replay::{Contradiction, Replay, Replayed};
 use super::segment::{Preparation, lasting, name, parse_name};
 use super::spares::Spares;
 use super::{Current, Log, LogOptions};
@@ -36,7 +36,7 @@ pub(crate) enum RecoveryError {
     #[error("segment {segment:#x} of the log is damaged: {what}")]
     Damaged { segment: u64, what: &'static str },
     #[error("the log contradicts itself: {0}")]
-    Contradiction(String),
+    Contradiction(#[from] Contradiction),
     #[error("log version {0}")]
     NewerVersion(u32),
 }
@@ -81,7 +81,7 @@ impl Found {
                 }
             }
         }
-        let groups = replay.finish().map_err(RecoveryError::Contradiction)?;
+        let groups = replay.finish()?;
         Ok(Self { scans, extent, groups, pins, tail })
     }
 }
@@ -151,7 +151,7 @@ impl Log {
                 records.into_iter().filter(|record| record.group() == group).for_each(|record| replay.take(record));
             }
         }
-        let mut found = replay.finish().map_err(RecoveryError::Contradiction)?;
+        let mut found = replay.finish()?;
         let Some(Replayed { state, mut entries, .. }) = found.remove(&group) else { return Ok(Vec::new()) };
         entries.retain(|entry| entry.index > state.snapshot.index);
         // An installed snapshot voids what is before its record, which is not before this one.

@@ -9,7 +9,7 @@ use super::batch::SEGMENT_HEADER_BYTES;
 use super::record::{GroupState, HardState, LogEntry, SnapshotMark};
 use super::replay::{Replay, Replayed};
 use super::*;
-use holdfast_common::Random;
+use holdfast_common::{LogIndex, Random, Term};
 use holdfast_storage::SimulatedDisk;
 
 mod full;
@@ -55,13 +55,15 @@ fn write(log: &mut Log, records: Vec<Record>) {
 }
 
 fn state(index: u64) -> Record {
-    let snapshot = SnapshotMark { index, term: 1, file: index, bytes: 10 };
-    let hard = HardState { term: 1, vote: 1, commit: index };
+    let (file, index) = (index, LogIndex(index));
+    let snapshot = SnapshotMark { index, term: Term(1), file, bytes: 10 };
+    let hard = HardState { term: Term(1), vote: 1, commit: index };
     Record::Group(7, GroupState { hard, snapshot, installed: false, voters: vec![1], learners: vec![] })
 }
 
 fn entries(first: u64, count: u64) -> Record {
-    let entry = |index| LogEntry { index, term: 1, kind: 0, data: Bytes::from(vec![0xAB; 100]) };
+    let data = Bytes::from(vec![0xAB; 100]);
+    let entry = |index| LogEntry { index: LogIndex(index), term: Term(1), kind: 0, data: data.clone() };
     Record::Entries(7, (first..first + count).map(entry).collect())
 }
 
@@ -341,20 +343,20 @@ fn groups_now(history: &[Record]) -> Groups {
 }
 
 /// The records of a turn that raft could have written.
-fn turn(random: &mut Random, last: &mut BTreeMap<u64, u64>, groups: &Groups) -> Vec<Record> {
+fn turn(random: &mut Random, last: &mut BTreeMap<u64, LogIndex>, groups: &Groups) -> Vec<Record> {
     let mut records = Vec::new();
     for group in 1..=3 {
         let Some((state, _)) = groups.get(&group) else {
             let Record::Group(_, state) = state(0) else { unreachable!() };
             records.push(Record::Group(group, state));
-            last.insert(group, 0);
+            last.insert(group, LogIndex::ZERO);
             continue;
         };
         let end = last[&group];
         match random.below(12) {
             0 => {
                 let index = state.snapshot.index + random.below(end - state.snapshot.index + 1);
-                let Record::Group(_, mut next) = self::state(index) else { unreachable!() };
+                let Record::Group(_, mut next) = self::state(index.0) else { unreachable!() };
                 next.hard.commit = index;
                 let entry = groups[&group].1.iter().find(|e| e.index == index);
                 next.snapshot.term = entry.map_or(state.snapshot.term, |e| e.term);
@@ -367,14 +369,14 @@ fn turn(random: &mut Random, last: &mut BTreeMap<u64, u64>, groups: &Groups) -> 
             2..=4 => {}
             _ => {
                 let low = state.hard.commit.max(state.snapshot.index);
-                let first = if random.below(6) == 0 { low + random.below(end - low + 1) + 1 } else { end + 1 };
-                let first = first.min(end + 1);
+                let first = if random.below(6) == 0 { low + random.below(end - low + 1) + 1 } else { end.next() };
+                let first = first.min(end.next());
                 let count = 1 + random.below(4);
                 let data = Bytes::from(vec![random.bits().to_le_bytes()[0]; random.index(200)]);
-                let term = random.bits();
-                let entry = |index| LogEntry { index, term, kind: 0, data: data.clone() };
-                records.push(Record::Entries(group, (first..first + count).map(entry).collect()));
-                last.insert(group, first + count - 1);
+                let term = Term(random.bits());
+                let entry = |n| LogEntry { index: first + n, term, kind: 0, data: data.clone() };
+                records.push(Record::Entries(group, (0..count).map(entry).collect()));
+                last.insert(group, first + (count - 1));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_common::{NodeId, Random};
+use holdfast_common::{LogIndex, NodeId, Random};
 use holdfast_storage::simulated::faults::Fault;
 use holdfast_storage::{Directory, SimulatedDisk};
 
@@ -347,7 +347,10 @@ impl Replica {
             world.applied(self.node, *index, command);
         }
         for (command, answer) in turn.proposals {
-            world.answered(command, answer.map(|index| Ledger::id(&index).expect("the ledger answers with an index")));
+            world.answered(
+                command,
+                answer.map(|index| LogIndex(Ledger::id(&index).expect("the ledger answers with an index"))),
+            );
         }
         let node = &self.living().expect("lives").node;
         // A node whose log failed has stopped its groups rightly.

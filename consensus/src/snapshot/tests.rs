@@ -8,7 +8,7 @@ use holdfast_storage::SimulatedDisk;
 struct Text(Vec<u8>);
 
 impl StateMachine for Text {
-    fn apply(&mut self, _: u64, _: &[u8]) -> Result<bytes::Bytes, Broken> {
+    fn apply(&mut self, _: LogIndex, _: &[u8]) -> Result<bytes::Bytes, Broken> {
         Err(Broken("not here".into()))
     }
 
@@ -28,7 +28,7 @@ impl Snapshot for Text {
 }
 
 fn header() -> SnapshotHeader {
-    SnapshotHeader { group: 7, index: 5, term: 2, voters: vec![1, 2, 3], learners: vec![4] }
+    SnapshotHeader { group: 7, index: LogIndex(5), term: Term(2), voters: vec![1, 2, 3], learners: vec![4] }
 }
 
 fn written() -> SimulatedDisk {
@@ -51,10 +51,10 @@ fn a_snapshot_survives_a_loss_of_power_right_after_it_was_written() {
     let disk = written();
     disk.lose_power(&mut holdfast_common::Random::new(3));
     let mut machine = Text::default();
-    let mark = SnapshotMark { index: 5, term: 2, file: 1, bytes: 0 };
+    let mark = SnapshotMark { index: LogIndex(5), term: Term(2), file: 1, bytes: 0 };
     restore_current(&disk, 7, mark, &mut machine).unwrap();
     assert_eq!(machine.0, b"content");
-    assert!(restore_current(&disk, 7, SnapshotMark { index: 6, ..mark }, &mut machine).is_err());
+    assert!(restore_current(&disk, 7, SnapshotMark { index: LogIndex(6), ..mark }, &mut machine).is_err());
     assert!(restore_current(&disk, 7, SnapshotMark { file: 2, ..mark }, &mut machine).is_err());
 }
 

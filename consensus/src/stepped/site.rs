@@ -7,17 +7,17 @@ use holdfast_common::NodeId;
 use holdfast_storage::Directory;
 
 use super::{AdmissionOut, SnapshotOut, Turn};
+use crate::admission::Admission;
 use crate::core::effects::{self, Admitted, Apply, Freeze, Install};
-use crate::driver::stopped;
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::order::{Site, apply_all};
 use crate::outbox::GroupMessage;
-use crate::recovering::Admission;
-use crate::room::Reserve;
+use crate::reserve::Reserve;
 use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError};
+use crate::stop::StopReason;
 use crate::turn::Input;
 
 /// A group as its handles would see it.
@@ -34,8 +34,8 @@ impl<S> Held<S> {
         Self { state, status: GroupStatus::default(), lease_until_ns: 0, is_durable }
     }
 
-    fn stop(&mut self, reason: &str) {
-        self.status = stopped(&self.status, reason);
+    fn stop(&mut self, reason: &StopReason) {
+        self.status = self.status.stopped_by(reason);
         self.lease_until_ns = 0;
     }
 }
@@ -93,7 +93,7 @@ impl<S: StateMachine> SteppedSite<S> {
         self.known(group).map_or(0, |held| held.lease_until_ns)
     }
 
-    pub(super) fn stop_all(&mut self, reason: &str) {
+    pub(super) fn stop_all(&mut self, reason: &StopReason) {
         self.groups.values_mut().for_each(|held| held.stop(reason));
     }
 
@@ -157,7 +157,7 @@ impl<S: StateMachine> Site<u64, u64> for SteppedSite<S> {
         true
     }
 
-    fn apply(&mut self, apply: Apply<u64>) -> Result<(), String> {
+    fn apply(&mut self, apply: Apply<u64>) -> Result<(), StopReason> {
         let group = apply.group;
         let Some(held) = self.groups.get_mut(&group) else { return Ok(()) };
         let (status, out) = (&mut held.status, &mut self.out);
@@ -180,7 +180,7 @@ impl<S: StateMachine> Site<u64, u64> for SteppedSite<S> {
         self.out.proposals.push((ticket, Err(error)));
     }
 
-    fn broken(&mut self, group: u64, reason: String) {
+    fn broken(&mut self, group: u64, reason: StopReason) {
         self.out.broken.push((group, reason));
     }
 

@@ -21,7 +21,7 @@ const TICK_NS: u64 = 100_000_000;
 struct Total(u64);
 
 impl StateMachine for Total {
-    fn apply(&mut self, _: u64, command: &[u8]) -> Result<Bytes, Broken> {
+    fn apply(&mut self, _: LogIndex, command: &[u8]) -> Result<Bytes, Broken> {
         if command.starts_with(b"!") {
             return Err(Broken("told to".to_owned()));
         }

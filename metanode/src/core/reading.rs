@@ -5,7 +5,7 @@ use super::attendance::OpenList;
 use super::known::Known;
 use super::view::View;
 use crate::table::Table;
-use holdfast_common::{GroupId, Incarnation, InodeId, NodeId, SessionId};
+use holdfast_common::{GroupId, Incarnation, InodeId, NodeId, SessionId, Term};
 use holdfast_consensus::ReadError;
 use holdfast_proto::meta::read_request::Op;
 use holdfast_proto::meta::{Code, FsStat, KeepAlive, Kind, ReadRequest, ReadResponse};
@@ -156,8 +156,8 @@ impl<V: View> Reader<'_, V> {
             );
         }
         let (session, now_ms) = (self.session, self.view.now_ms());
-        let term = self.view.term();
-        let list = op.attach.then_some(OpenList { of_term: op.attach_term, open: &op.open });
+        let term = self.view.term().0;
+        let list = op.attach.then_some(OpenList { of_term: op.attach_term.map(Term), open: &op.open });
         let attach_needed =
             self.view.attendance(|attendance| attendance.keep_alive(session, &op.released, list, now_ms));
         let attach_needed = attach_needed.ok_or(Code::Unavailable)?;

@@ -11,7 +11,7 @@ use crate::sabotage::Sabotage;
 use crate::table::{FreedChunk, Table};
 use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
 use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
-use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
+use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, NodeId, Term, VolumeId};
 use holdfast_proto::data::{self, DeleteShardsRequest, DeleteShardsResponse, Proof, Status};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{ForgetChunks, MutateResponse};
@@ -60,7 +60,7 @@ struct Batch {
 /// How far the deletions have come, in one term.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
-    term: u64,
+    term: Term,
     round: Option<Round>,
     /// Requests that were not answered yet.
     asked: BTreeMap<Member, Vec<ShardName>>,
@@ -118,7 +118,7 @@ impl Sweep {
     }
 
     /// In a new term all starts over. To be called before each round.
-    pub(crate) fn follow(&mut self, term: u64) {
+    pub(crate) fn follow(&mut self, term: Term) {
         if term != self.term {
             *self = Self { term, ..Self::new(self.patience, self.sabotage) };
         }

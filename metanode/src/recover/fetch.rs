@@ -5,8 +5,8 @@ use super::{RecoverFailed, RecoverProgress, RecoveredTable, disk_failed, io_fail
 use crate::core::recovery::{Asking, Fetching, Heard, Needed};
 use crate::neighbours::resolve;
 use bytes::Bytes;
-use holdfast_common::NodeId;
 use holdfast_common::proof::Claim;
+use holdfast_common::{LogIndex, NodeId, Term};
 use holdfast_consensus::{Admission, RecoverError};
 use holdfast_proto::method::{RAFT_ADMIT, RAFT_ADMITTED_PIECE};
 use holdfast_proto::raft::{AdmitAnswer, AdmitRequest, Admitted, AdmittedPiece, AdmittedPieceRequest};
@@ -160,8 +160,8 @@ impl Fetcher {
             to: self.node(),
             generation: self.begun.identity().generation,
             leader,
-            term: admitted.term,
-            index: admitted.index,
+            term: Term(admitted.term),
+            index: LogIndex(admitted.index),
         };
         // Holds the directory's lock for as long as it writes, also if nobody waits for it any more.
         let begun = Arc::clone(&self.begun);

@@ -37,7 +37,7 @@ async fn outcome(context: &Context, request: &AdmitRequest) -> Outcome {
         Ok(admitted) => admitted,
         Err(error) => return admitting::not_admitted(error),
     };
-    let (term, index) = (admitted.term, admitted.index);
+    let (term, index) = (admitted.term.0, admitted.index.0);
     match keep(context, request, admitted.file).await {
         Ok((transfer, snapshot_bytes)) => {
             tracing::info!(%volume, %from, snapshot_bytes, "a metanode that lost its log is let back in");

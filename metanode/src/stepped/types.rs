@@ -1,7 +1,8 @@
 //! What goes into a stepped metanode and what comes out.
 
 use super::*;
-use holdfast_consensus::SnapshotOut;
+use holdfast_common::LogIndex;
+use holdfast_consensus::{SnapshotOut, StopReason};
 use holdfast_proto::control::{AllocateGroupsRequest, AllocateGroupsResponse, HeartbeatRequest};
 use holdfast_proto::data::{
     DeleteShardsRequest, DeleteShardsResponse, ListShardsRequest, ListShardsResponse, SetFloorRequest, SetFloorResponse,
@@ -211,7 +212,7 @@ pub enum Output {
         /// The table.
         volume: VolumeId,
         /// The command's.
-        index: u64,
+        index: LogIndex,
         /// A `TableCommand`, encoded.
         command: Bytes,
     },
@@ -220,13 +221,13 @@ pub enum Output {
         /// The table.
         volume: VolumeId,
         /// Of the last command in it.
-        index: u64,
+        index: LogIndex,
     },
     /// A replica met a broken invariant and stands still.
     Broken {
         /// The table.
         volume: VolumeId,
         /// Why.
-        reason: String,
+        reason: StopReason,
     },
 }

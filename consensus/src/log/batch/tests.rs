@@ -1,6 +1,7 @@
 //! Golden bytes of the log, and that foreign bytes never pass.
 
 use bytes::Bytes;
+use holdfast_common::{LogIndex, Term};
 use proptest::prelude::*;
 
 use super::super::record::{GroupState, HardState, LogEntry, SnapshotMark};
@@ -13,12 +14,12 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn entry(index: u64, data: &'static [u8]) -> LogEntry {
-    LogEntry { index, term: 2, kind: 0, data: Bytes::from_static(data) }
+    LogEntry { index: LogIndex(index), term: Term(2), kind: 0, data: Bytes::from_static(data) }
 }
 
 fn sample() -> Vec<Record> {
-    let hard = HardState { term: 2, vote: 1, commit: 4 };
-    let snapshot = SnapshotMark { index: 4, term: 1, file: 9, bytes: 100 };
+    let hard = HardState { term: Term(2), vote: 1, commit: LogIndex(4) };
+    let snapshot = SnapshotMark { index: LogIndex(4), term: Term(1), file: 9, bytes: 100 };
     let state = GroupState { hard, snapshot, installed: true, voters: vec![1, 2], learners: vec![3] };
     vec![
         Record::Group(7, state),
@@ -145,7 +146,8 @@ proptest! {
     #[test]
     fn split_keeps_all_records_in_order_and_within_bounds(sizes in prop::collection::vec(0usize..900, 1..60)) {
         let entries: Vec<LogEntry> = sizes.iter().zip(5..)
-            .map(|(size, index)| LogEntry { index, term: 1, kind: 0, data: vec![1; *size].into() }).collect();
+            .map(|(size, n)| LogEntry { index: LogIndex(n), term: Term(1), kind: 0, data: vec![1; *size].into() })
+            .collect();
         let batches = split(vec![Record::Drop(1), Record::Entries(7, entries.clone()), Record::Drop(2)], 4096);
         prop_assert!(batches.iter().all(|batch| batch_bytes(batch) <= 4096));
         let records: Vec<Record> = batches.into_iter().flatten().collect();

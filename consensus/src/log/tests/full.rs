@@ -84,7 +84,7 @@ fn on_a_full_disk_the_log_asks_for_what_makes_old_segments_obsolete_and_lives_on
     assert!(asked > 10);
     drop(log);
     let (log, groups) = open(&disk).unwrap();
-    assert_eq!(groups[&7].1.last().map_or(groups[&7].0.snapshot.index, |entry| entry.index), index);
+    assert_eq!(groups[&7].1.last().map_or(groups[&7].0.snapshot.index, |entry| entry.index), LogIndex(index));
     assert!(log.missing_bytes() <= 2 * 4096);
 }
 

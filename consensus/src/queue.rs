@@ -14,9 +14,9 @@ use holdfast_common::NodeId;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
+use crate::admission::Admitted;
 use crate::config::COMMAND_BYTES_MAX;
 use crate::log::record::SnapshotMark;
-use crate::node::Admitted;
 use crate::outbox::{GroupMessage, MESSAGE_BYTES_MAX};
 use crate::status::{AdmissionError, GroupError, ProposeError, ReadError};
 
@@ -71,6 +71,40 @@ impl Item {
 pub(crate) enum Refused {
     Full,
     Closed,
+}
+
+impl From<Refused> for ProposeError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Overloaded,
+            Refused::Closed => Self::Stopped,
+        }
+    }
+}
+
+impl From<Refused> for ReadError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Overloaded,
+            Refused::Closed => Self::Stopped,
+        }
+    }
+}
+
+impl From<Refused> for AdmissionError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Overloaded,
+            Refused::Closed => Self::Stopped,
+        }
+    }
+}
+
+/// Those that make or drop a group come seldom and are always taken: only a node that is closed refuses one.
+impl From<Refused> for GroupError {
+    fn from(_: Refused) -> Self {
+        Self::Stopped
+    }
 }
 
 /// Who drives.

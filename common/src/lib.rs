@@ -9,6 +9,8 @@ pub mod proof;
 mod random;
 
 pub use ascending::Ascending;
-pub use ids::{ChunkId, ClusterId, DiskId, GroupId, Incarnation, InodeId, NodeId, Owner, SessionId, VolumeId};
+pub use ids::{
+    ChunkId, ClusterId, DiskId, Epoch, GroupId, Incarnation, InodeId, NodeId, Nonce, Owner, SessionId, VolumeId,
+};
 pub use offset::FileOffset;
 pub use random::{Random, random_bytes};

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, PAGE_BYTES, SHARDS_MAX, SMALL_SHARD_BYTES};
 pub use holdfast_common::proof::ShardName;
-use holdfast_common::{ChunkId, GroupId, Incarnation, SessionId, VolumeId};
+use holdfast_common::{ChunkId, Epoch, GroupId, Incarnation, Nonce, SessionId, VolumeId};
 use holdfast_proto::data;
 
 /// One life of a volume (R3).
@@ -88,7 +88,7 @@ pub struct Stripe {
     /// Block group.
     pub group: GroupId,
     /// Epoch of its membership when the chunk was written.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// Data shards.
     pub data_shards: u8,
     /// Parity shards.
@@ -103,7 +103,7 @@ pub struct ShardMeta {
     /// Identity.
     pub key: ShardKey,
     /// The attempt (R1).
-    pub nonce: u64,
+    pub nonce: Nonce,
     /// Geometry and placement.
     pub stripe: Stripe,
     /// Data bytes of the chunk.
@@ -134,9 +134,9 @@ impl ShardMeta {
             volume: self.key.chunk.volume.volume.0,
             incarnation: self.key.chunk.volume.incarnation.0,
             chunk: self.key.chunk.chunk.0,
-            nonce: self.nonce,
+            nonce: self.nonce.0,
             group: self.stripe.group.0,
-            epoch: self.stripe.epoch,
+            epoch: self.stripe.epoch.0,
             shard: self.key.shard.into(),
             data_shards: self.stripe.data_shards.into(),
             parity_shards: self.stripe.parity_shards.into(),
@@ -189,10 +189,10 @@ impl TryFrom<data::ShardHeader> for ShardMeta {
                 },
                 shard: small(wire.shard)?,
             },
-            nonce: wire.nonce,
+            nonce: Nonce(wire.nonce),
             stripe: Stripe {
                 group: GroupId(wire.group),
-                epoch: wire.epoch,
+                epoch: Epoch(wire.epoch),
                 data_shards: small(wire.data_shards)?,
                 parity_shards: small(wire.parity_shards)?,
                 slots: wire.slots.as_ref().into(),
@@ -260,7 +260,7 @@ pub struct ReadRange {
     /// The shard.
     pub key: ShardKey,
     /// The attempt it must be of (R1).
-    pub nonce: u64,
+    pub nonce: Nonce,
     /// First byte, a multiple of a page.
     pub offset: u32,
     /// Bytes, a multiple of a page, not zero.

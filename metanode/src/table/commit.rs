@@ -8,7 +8,7 @@ use super::records::{Chunk, Group, Run};
 use super::{Broken, Fault, Outcome, Table};
 use crate::sabotage::Sabotage;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES, SHARDS_MAX};
-use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
+use holdfast_common::{ChunkId, Epoch, GroupId, InodeId, Nonce, SessionId};
 use holdfast_erasure::Geometry;
 use holdfast_proto::meta::{ChunkRecord, Code, Commit, CommitResult, Extent, FileCommit, Kind, MutateResponse};
 use std::collections::BTreeMap;
@@ -60,7 +60,8 @@ impl Table {
         session: SessionId,
         touched: &mut Vec<ChunkId>,
     ) -> Result<Result<u32, Code>, Broken> {
-        let Some(group) = self.groups.get(&GroupId(record.group)).filter(|group| record.epoch <= group.epoch) else {
+        let group = self.groups.get(&GroupId(record.group));
+        let Some(group) = group.filter(|group| Epoch(record.epoch) <= group.epoch) else {
             return Ok(Err(Code::RewriteChunk));
         };
         let Some(chunk) = self.well_formed(record, group) else {
@@ -109,9 +110,9 @@ impl Table {
             && record.slots.len() == shards_count
             && self.is_stripe(record);
         fits.then(|| Chunk {
-            nonce: record.nonce,
+            nonce: Nonce(record.nonce),
             group: GroupId(record.group),
-            epoch: record.epoch,
+            epoch: Epoch(record.epoch),
             length_bytes: record.length_bytes,
             shard_length_bytes: record.shard_length_bytes,
             data_shards,

@@ -87,6 +87,22 @@ impl fmt::Debug for Nonce {
     }
 }
 
+/// Which formatting a node's directory is of: a random number that ties its disks to it and repeated registrations to each
+/// other (R28). No attempt at a chunk is meant, as a [`Nonce`] means one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FormatNonce(pub u64);
+
+impl FormatNonce {
+    /// Of a node that names none.
+    pub const NONE: Self = Self(0);
+}
+
+impl fmt::Debug for FormatNonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "f{:x}", self.0)
+    }
+}
+
 /// Whom an inode belongs to, by the numbers that the kernel knows users and groups by. They are passed together, so that nobody
 /// takes one for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

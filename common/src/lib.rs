@@ -10,7 +10,8 @@ mod random;
 
 pub use ascending::Ascending;
 pub use ids::{
-    ChunkId, ClusterId, DiskId, Epoch, GroupId, Incarnation, InodeId, NodeId, Nonce, Owner, SessionId, VolumeId,
+    ChunkId, ClusterId, DiskId, Epoch, FormatNonce, GroupId, Incarnation, InodeId, NodeId, Nonce, Owner, SessionId,
+    VolumeId,
 };
 pub use offset::FileOffset;
 pub use random::{Random, random_bytes};

@@ -5,7 +5,7 @@ use super::attendance::OpenList;
 use super::known::Known;
 use super::view::View;
 use crate::table::Table;
-use holdfast_common::{GroupId, Incarnation, InodeId, NodeId, SessionId};
+use holdfast_common::{FileOffset, GroupId, Incarnation, InodeId, NodeId, SessionId};
 use holdfast_consensus::ReadError;
 use holdfast_proto::meta::read_request::Op;
 use holdfast_proto::meta::{Code, FsStat, KeepAlive, Kind, ReadRequest, ReadResponse};
@@ -82,7 +82,8 @@ impl<V: View> Reader<'_, V> {
             }
             Op::ReadMap(op) => {
                 let max_extents = usize::try_from(op.max_extents).unwrap_or(usize::MAX);
-                let (attr, map) = table.read_map(InodeId(op.inode), op.offset, op.length_bytes, max_extents)?;
+                let (attr, map) =
+                    table.read_map(InodeId(op.inode), FileOffset(op.offset), op.length_bytes, max_extents)?;
                 response.attr = Some(attr);
                 response.map = Some(map);
                 self.say_versions(table, &mut response);
@@ -138,7 +139,7 @@ impl<V: View> Reader<'_, V> {
         let attr = table.get_attr(inode)?;
         let mut response = ReadResponse { attr: Some(attr), ..ReadResponse::default() };
         if attr.kind() == Kind::File {
-            let (_, map) = table.read_map(inode, 0, attr.size_bytes, OPEN_MAP_EXTENTS_MAX)?;
+            let (_, map) = table.read_map(inode, FileOffset(0), attr.size_bytes, OPEN_MAP_EXTENTS_MAX)?;
             if map.covered_bytes == attr.size_bytes {
                 response.map = Some(map);
                 self.say_versions(table, &mut response);

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
-use holdfast_common::limits::{CHUNK_BYTES_MAX, PAGE_BYTES, SHARDS_MAX, SMALL_SHARD_BYTES};
+use holdfast_common::limits::{PAGE_BYTES, SHARDS_MAX, SMALL_SHARD_BYTES};
 pub use holdfast_common::proof::ShardName;
 use holdfast_common::{ChunkId, Epoch, GroupId, Incarnation, Nonce, SessionId, VolumeId};
+use holdfast_erasure::geometry;
 use holdfast_proto::data;
 
 /// One life of a volume (R3).
@@ -152,22 +153,19 @@ impl ShardMeta {
     /// # Errors
     /// What is wrong, in words.
     pub fn check(&self) -> Result<(), &'static str> {
-        let shards_count = usize::from(self.stripe.data_shards) + usize::from(self.stripe.parity_shards);
-        let data_bytes = u64::from(self.stripe.data_shards) * u64::from(self.shard_length_bytes);
+        let stripe = &self.stripe;
+        let shards_count = usize::from(stripe.data_shards) + usize::from(stripe.parity_shards);
         if self.key.chunk.volume.volume.0 == 0 || self.key.chunk.chunk.0 == 0 {
             Err("volume and chunk must not be zero")
-        } else if self.stripe.data_shards == 0 || shards_count > SHARDS_MAX {
+        } else if stripe.data_shards == 0 || shards_count > SHARDS_MAX {
             Err("a chunk has 1 data shard or more and 32 shards at most")
         } else if usize::from(self.key.shard) >= shards_count {
             Err("shard number beyond the chunk's shards")
-        } else if self.stripe.slots.len() != shards_count {
+        } else if stripe.slots.len() != shards_count {
             Err("the slot set must name every shard of the chunk")
-        } else if self.shard_length_bytes == 0 || !self.shard_length_bytes.is_multiple_of(PAGE_BYTES) {
-            Err("a shard's length is a multiple of 4 KiB and not zero")
-        } else if self.shard_length_bytes > CHUNK_BYTES_MAX || self.chunk_length_bytes > CHUNK_BYTES_MAX {
-            Err("a shard or chunk is longer than the longest chunk")
-        } else if u64::from(self.chunk_length_bytes) > data_bytes {
-            Err("the data shards cannot hold the chunk")
+        } else if let Err(wrong) = geometry::holds(stripe.data_shards, self.chunk_length_bytes, self.shard_length_bytes)
+        {
+            Err(wrong)
         } else if self.page_checksums.len() as u64 != u64::from(self.pages_count()) * 4 {
             Err("one checksum for each page is needed")
         } else {

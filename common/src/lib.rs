@@ -10,7 +10,10 @@ mod raft;
 mod random;
 
 pub use ascending::Ascending;
-pub use ids::{ChunkId, ClusterId, DiskId, GroupId, Incarnation, InodeId, NodeId, Owner, SessionId, VolumeId};
+pub use ids::{
+    ChunkId, ClusterId, DiskId, Epoch, FormatNonce, GroupId, Incarnation, InodeId, NodeId, Nonce, Owner, SessionId,
+    VolumeId,
+};
 pub use offset::FileOffset;
 pub use raft::{LogIndex, Term};
 pub use random::{Random, random_bytes};

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, DiskId, NodeId};
+use holdfast_common::{ClusterId, DiskId, NodeId, Nonce};
 use holdfast_proto::control::{Disk, HeartbeatRequest, HeartbeatResponse};
 use holdfast_proto::data::{
     DeleteShardsRequest, DeleteShardsResponse, DropVolumeRequest, DropVolumeResponse, ListShardsRequest,
@@ -95,7 +95,7 @@ pub struct HeldShard {
     /// Its name.
     pub key: ShardKey,
     /// The attempt it is of (R1).
-    pub nonce: u64,
+    pub nonce: Nonce,
     /// Its bytes.
     pub length_bytes: u32,
 }

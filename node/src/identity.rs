@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, NodeId, random_bytes};
+use holdfast_common::{ClusterId, FormatNonce, NodeId, random_bytes};
 use holdfast_proto::control::{Disk, RegisterRequest, RegisterResponse, Role};
 use holdfast_proto::node::NodeSuperblock as Record;
 
@@ -26,7 +26,7 @@ pub struct NodeSuperblock {
     /// The cluster's secret; zeros until it registered.
     pub secret: ClusterSecret,
     /// Random, of the formatting, not 0: ties disks to their node, and repeated registrations to each other.
-    pub format_nonce: u64,
+    pub format_nonce: FormatNonce,
     /// As the volume manager wants it.
     pub heartbeat_interval_ms: u32,
     /// Identity of a metanode's log (R23); none of a datanode, and in directories made before it was written down.
@@ -48,7 +48,7 @@ impl NodeSuperblock {
             generation: 0,
             secret: ClusterSecret([0; 32]),
             // 0 would say that there is none.
-            format_nonce: u64::from_le_bytes(random_bytes()?).max(1),
+            format_nonce: FormatNonce(u64::from_le_bytes(random_bytes()?).max(1)),
             heartbeat_interval_ms: HEARTBEAT_INTERVAL_MS_DEFAULT,
             log: None,
             recovering: None,
@@ -83,7 +83,7 @@ impl NodeSuperblock {
             node: NodeId(record.node),
             generation: record.generation,
             secret: ClusterSecret([0; 32]),
-            format_nonce: record.format_nonce,
+            format_nonce: FormatNonce(record.format_nonce),
             heartbeat_interval_ms: record.heartbeat_interval_ms,
             log: log_of(&record.log)?,
             recovering: log_of(&record.recovering)?,
@@ -104,7 +104,7 @@ impl NodeSuperblock {
         let mut record = Record {
             node: self.node.0,
             generation: self.generation,
-            format_nonce: self.format_nonce,
+            format_nonce: self.format_nonce.0,
             heartbeat_interval_ms: self.heartbeat_interval_ms,
             log: self.log.map(|log| log.to_vec().into()).unwrap_or_default(),
             recovering: self.recovering.map(|log| log.to_vec().into()).unwrap_or_default(),
@@ -148,7 +148,7 @@ impl NodeSuperblock {
         }
     }
 
-    fn start(&self) -> (NodeId, u64, u64) {
+    fn start(&self) -> (NodeId, u64, FormatNonce) {
         (self.node, self.generation, self.format_nonce)
     }
 
@@ -162,7 +162,7 @@ impl NodeSuperblock {
             address: address.to_string(),
             generation: self.generation,
             disks,
-            format_nonce: self.format_nonce,
+            format_nonce: self.format_nonce.0,
         }
     }
 
@@ -207,7 +207,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let fresh = NodeSuperblock::fresh().unwrap();
-        assert!(fresh.format_nonce != 0 && fresh.cluster().is_none());
+        assert!(fresh.format_nonce != FormatNonce::NONE && fresh.cluster().is_none());
         fresh.write(path, KIND).unwrap();
         let started = NodeSuperblock::raise_generation(path, KIND).unwrap();
         assert_eq!(started, NodeSuperblock { generation: 1, ..fresh });
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn its_bytes_are_pinned() {
         let directory = tempfile::tempdir().unwrap();
-        let pinned = NodeSuperblock { generation: 3, format_nonce: 9, ..NodeSuperblock::fresh().unwrap() };
+        let pinned = NodeSuperblock { generation: 3, format_nonce: FormatNonce(9), ..NodeSuperblock::fresh().unwrap() };
         pinned.write(directory.path(), KIND).unwrap();
         let bytes = std::fs::read(directory.path().join(superblock::FILE_NAME)).unwrap();
         assert_eq!(bytes[..30], *b"HFTESTS1\x01\0\0\0\x0e\0\0\0\x18\x03\x29\x09\0\0\0\0\0\0\0\x30\xf4\x03");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
-use holdfast_common::{ChunkId, ClusterId, DiskId, Incarnation, NodeId, VolumeId};
+use holdfast_common::{ChunkId, ClusterId, DiskId, Incarnation, NodeId, Nonce, VolumeId};
 use holdfast_datanode::store::types::ChunkKey;
 use holdfast_datanode::{DataRequest, DataResponse, DatanodeOptions, SteppedDatanode, StoreOptions};
 use holdfast_proto::control::{HeartbeatResponse, RegisterRequest, Role as NodeRole};
@@ -223,7 +223,11 @@ fn is_proven(secret: &ClusterSecret, request: &DataRequest) -> bool {
 
 /// A name of a delete.
 pub(crate) fn name_of(name: &holdfast_proto::data::ShardName) -> ShardName {
-    ShardName { chunk: ChunkId(name.chunk), shard: u8::try_from(name.shard).unwrap_or(u8::MAX), nonce: name.nonce }
+    ShardName {
+        chunk: ChunkId(name.chunk),
+        shard: u8::try_from(name.shard).unwrap_or(u8::MAX),
+        nonce: Nonce(name.nonce),
+    }
 }
 
 /// The request of the shard protocol that travelled.

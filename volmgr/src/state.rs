@@ -16,7 +16,7 @@ pub use volumes::check_volume_name;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
+use holdfast_common::{ClusterId, DiskId, FormatNonce, GroupId, Incarnation, NodeId, VolumeId};
 use holdfast_erasure::CodeMode;
 use holdfast_proto::cluster::cluster_command::Op;
 use holdfast_proto::cluster::{ClusterCommand, ClusterReply, Initialise};
@@ -79,8 +79,8 @@ pub struct NodeState {
     pub generation: u64,
     /// Its disks, for a datanode.
     pub disks: BTreeMap<DiskId, DiskState>,
-    /// Chosen when it was formatted; 0: none.
-    pub format_nonce: u64,
+    /// Chosen when it was formatted.
+    pub format_nonce: FormatNonce,
 }
 
 /// One member of a block group.

@@ -10,7 +10,7 @@ use super::requests::RequestId;
 use super::time::Moment;
 use crate::{Error, FileHandle, OpenMode, Whence, WriteAt};
 use bytes::Bytes;
-use holdfast_common::{ChunkId, DiskId, InodeId, SessionId};
+use holdfast_common::{ChunkId, DiskId, FileOffset, InodeId, SessionId};
 use holdfast_erasure::Geometry;
 use holdfast_proto::control::Endpoint;
 use holdfast_proto::data::{DiskGrant, DiskReservation, PutShardResponse};
@@ -70,9 +70,9 @@ pub(crate) enum Call {
     /// The last close.
     Release { handle: FileHandle },
     /// Where the bytes of a range are.
-    Plan { handle: FileHandle, offset: u64, length_bytes: u64, reading: Reading },
+    Plan { handle: FileHandle, offset: FileOffset, length_bytes: u64, reading: Reading },
     /// lseek(2).
-    Seek { handle: FileHandle, offset: u64, whence: Whence },
+    Seek { handle: FileHandle, offset: FileOffset, whence: Whence },
     /// Makes everything durable.
     Sync,
     /// Ends the session.
@@ -87,7 +87,7 @@ pub(crate) enum Answer {
     Mutated(Box<MutateResponse>),
     Opened(Box<Attr>, FileHandle),
     Plan(Vec<PlanPiece>, Advice),
-    Offset(u64),
+    Offset(FileOffset),
     /// A lost write, told by this handle for the last time.
     Told(FileHandle, Error),
 }

@@ -49,7 +49,7 @@ enum Share {
     Flushing,
     /// What the write will really map is counted, from this offset on, so far so many bytes.
     Counting {
-        at: u64,
+        at: FileOffset,
         unmapped: u64,
     },
     AskedExactly,
@@ -108,10 +108,10 @@ impl Core {
         let length = data.len() as u64;
         // Where an append begins in its page is not known yet; it touches as many pages as from the last byte of one.
         let charged_from = match at {
-            WriteAt::Offset(offset) => offset,
-            WriteAt::End { .. } => u64::from(PAGE_BYTES) - 1,
+            WriteAt::Offset(offset) => FileOffset(offset),
+            WriteAt::End { .. } => FileOffset(u64::from(PAGE_BYTES) - 1),
         };
-        if charged_from.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
+        if charged_from.0.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
             return Err(Error::FileTooLarge);
         }
         if length == 0 {
@@ -261,7 +261,7 @@ impl Core {
                     Err(error) => return Step::Fails(error),
                 };
                 let (id, from) = (inode.id, inode.offset_of(write.at).0);
-                let at = from - from % u64::from(PAGE_BYTES);
+                let at = FileOffset(from - from % u64::from(PAGE_BYTES));
                 write.share = Share::Counting { at, unmapped: 0 };
                 let length = write.data.len() as u64 + u64::from(PAGE_BYTES) * 2;
                 self.ask_map_for(op, id, at, length);
@@ -319,7 +319,7 @@ impl Core {
         let page = u64::from(PAGE_BYTES);
         let Some(write) = self.pending(op) else { return };
         let (handle, write_at, length) = (write.handle, write.at, write.data.len() as u64);
-        let Share::Counting { mut at, mut unmapped } = write.share else { return };
+        let Share::Counting { at: FileOffset(mut at), mut unmapped } = write.share else { return };
         let inode = match self.files.opened(handle) {
             Ok((_, inode)) => inode,
             Err(error) => return self.fail(op, error),
@@ -344,9 +344,9 @@ impl Core {
         unmapped += stop - at;
         if stop < end {
             if let Some(write) = self.pending(op) {
-                write.share = Share::Counting { at: stop, unmapped };
+                write.share = Share::Counting { at: FileOffset(stop), unmapped };
             }
-            return self.ask_map_for(op, id, stop, end - stop);
+            return self.ask_map_for(op, id, FileOffset(stop), end - stop);
         }
         if let Some(write) = self.pending(op) {
             (write.share, write.charge_bytes) = (Share::AskedExactly, unmapped);
@@ -387,7 +387,7 @@ impl Core {
         if written.first {
             self.dirty.insert((now, id));
         }
-        if is_counted(offset.0, length as u64, charge_bytes) {
+        if is_counted(offset, length as u64, charge_bytes) {
             // Which of its pages it was charged for is not known: what is written later goes into other generations.
             self.freeze(id, Freeze::All);
         } else if written.dirty_bytes >= CHUNK_BYTES_MAX as usize || written.pieces_count >= DIRTY_PIECES_MAX {

@@ -16,7 +16,7 @@ use super::view::View;
 use crate::sabotage::Sabotage;
 use crate::table::Table;
 use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
-use holdfast_common::{ChunkId, DiskId, Term};
+use holdfast_common::{ChunkId, DiskId, Nonce, Term};
 use holdfast_proto::data::{
     DeleteShardsRequest, DeleteShardsResponse, ListShardsRequest, ListShardsResponse, SetFloorRequest,
     SetFloorResponse, ShardSummary, Status,
@@ -374,7 +374,7 @@ impl Visit {
 }
 
 fn name_of(shard: &ShardSummary) -> Option<ShardName> {
-    let (chunk, nonce) = (ChunkId(shard.chunk), shard.nonce);
+    let (chunk, nonce) = (ChunkId(shard.chunk), Nonce(shard.nonce));
     Some(ShardName { chunk, shard: u8::try_from(shard.shard).ok()?, nonce })
 }
 

@@ -4,7 +4,7 @@
 use super::view::View;
 use crate::table::{Configuration, FEATURE_LEVEL};
 use holdfast_common::limits::{GROUP_CAPACITY_BYTES, SPARE_GROUP_BYTES};
-use holdfast_common::{GroupId, InodeId, VolumeId};
+use holdfast_common::{Epoch, GroupId, InodeId, VolumeId};
 use holdfast_proto::control::{AllocateGroupsRequest, Group, TableAssignment};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
@@ -315,7 +315,7 @@ fn configure(wanted: &TableAssignment) -> Configure {
 fn block_group(group: Group) -> BlockGroup {
     BlockGroup {
         group: group.group,
-        epoch: 1,
+        epoch: Epoch::FIRST.0,
         slots: group.members.iter().map(|member| GroupSlot { disk: member.disk, node: member.node }).collect(),
         state: GroupState::GroupOpen.into(),
         used_bytes: 0,

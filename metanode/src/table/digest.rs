@@ -172,7 +172,7 @@ impl Digest for Chunk {
             live_bytes,
             freed_ns,
         } = self;
-        for number in [*nonce, group.0, *epoch, *live_bytes, freed_ns.cast_unsigned()] {
+        for number in [nonce.0, group.0, epoch.0, *live_bytes, freed_ns.cast_unsigned()] {
             to.word(number);
         }
         for number in [*length_bytes, *shard_length_bytes, (*data_shards).into(), (*parity_shards).into()] {
@@ -202,10 +202,10 @@ impl Digest for Session {
 impl Digest for Group {
     fn feed(&self, to: &mut Hasher) {
         let Self { epoch, slots, state, used_bytes, capacity_bytes, changed } = self;
-        to.word(*epoch);
+        to.word(epoch.0);
         to.word(slots.len() as u64);
         for Slot { disk, node, since_epoch } in slots.iter() {
-            for number in [disk.0, node.0, *since_epoch] {
+            for number in [disk.0, node.0, since_epoch.0] {
                 to.word(number);
             }
         }

@@ -151,7 +151,7 @@ impl World {
         let names = request.shards.iter().map(|name| ShardName {
             chunk: ChunkId(name.chunk),
             shard: u8::try_from(name.shard).unwrap(),
-            nonce: name.nonce,
+            nonce: Nonce(name.nonce),
         });
         let names: Vec<_> = names.collect();
         let mac = &request.proof.as_ref().unwrap().mac;

@@ -40,7 +40,7 @@ fn apply(table: &mut Table, sequence: u64, op: Op) {
 
 /// Shards of both chunks, of which the disks 11, 14 and 16 hold numbers 0, 1 and 2.
 fn both(shard: u8) -> [ShardName; 2] {
-    [1, 2].map(|chunk| ShardName { chunk: ChunkId(chunk), shard, nonce: 1 })
+    [1, 2].map(|chunk| ShardName { chunk: ChunkId(chunk), shard, nonce: Nonce(1) })
 }
 
 fn disks(batch: &Batch) -> Vec<u64> {

@@ -4,7 +4,7 @@ use super::model::{Cell, Model, Node, Reply};
 use super::{Fixture, chunk, command};
 use crate::table::Table;
 use crate::table::dead::PiecesMax;
-use holdfast_common::InodeId;
+use holdfast_common::{FileOffset, InodeId};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     Attr, ChunkRecord, Code, Commit, CreateNode, Extent, Fallocate, FileCommit, ForgetChunks, FreeDead, Kind, Link,
@@ -483,7 +483,7 @@ fn cells(table: &Table, id: InodeId) -> Vec<Cell> {
     let mut cells = vec![None; usize::try_from(size).unwrap()];
     let mut offset = 0;
     while offset < size {
-        let (_, map) = table.read_map(id, offset, size - offset, 2).unwrap();
+        let (_, map) = table.read_map(id, FileOffset(offset), size - offset, 2).unwrap();
         assert!(map.covered_bytes > 0);
         for extent in &map.extents {
             assert!(map.chunks.iter().filter(|chunk| chunk.chunk == extent.chunk).count() == 1);

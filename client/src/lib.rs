@@ -16,7 +16,7 @@ mod shell;
 pub mod task;
 pub mod types;
 
-pub use error::{Error, UnflushedFile};
+pub use error::{CallFailed, Error, UnflushedFile};
 pub use file_system::{FileHandle, FileSystem, MountConfig};
 pub use types::{
     Attributes, DirectoryEntry, FallocateMode, FileSystemStat, NewNode, NodeKind, OpenMode, RenameMode, SetAttributes,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use holdfast_common::{NodeId, Random};
 use holdfast_storage::SimulatedDisk;
+use holdfast_transport::RpcError;
 use parking_lot::Mutex;
 
 use calls::OpenCall;
@@ -220,7 +221,7 @@ impl World {
             Event::Timer { .. } | Event::Wake { .. } | Event::Resume { .. } => {}
             Event::Expire { call } => {
                 self.trace.note(self.now, || format!("call {call} has waited long enough"));
-                self.end_call(call, Err("no answer in time".to_owned()));
+                self.end_call(call, Err(RpcError::Deadline.into()));
             }
             Event::Restart { node } => self.start(node),
             Event::Fault => crate::faults::strike(self),
@@ -276,7 +277,7 @@ impl World {
         if machine.role.is_none() {
             if let Packet::Call(call, _) = packet {
                 // The host is there, and nobody listens.
-                self.answer(to, call, Box::new(Err("connection refused".to_owned())), 0);
+                self.answer(to, call, Box::new(Err(RpcError::Disconnected.into())), 0);
             }
             return;
         }
@@ -392,7 +393,7 @@ impl World {
         for (call, caller) in to_it {
             // Sometimes nobody is told: the host went with its process.
             if !power && let Some(delay) = self.transit(node, caller) {
-                let packet = Packet::Answer(call, Box::new(Err("connection closed".to_owned())));
+                let packet = Packet::Answer(call, Box::new(Err(RpcError::Disconnected.into())));
                 self.after(delay, Event::Arrive { from: node, to: caller, packet });
             }
         }

@@ -7,7 +7,7 @@
 use super::effects::{AttemptId, Effects, Note, Response, Send, Wire};
 use super::members::Members;
 use super::time::Moment;
-use crate::Error;
+use crate::{CallFailed, Error};
 use holdfast_common::limits::SESSION_IN_FLIGHT_MAX;
 use holdfast_common::{Ascending, Incarnation, NodeId, SessionId, VolumeId};
 use holdfast_proto::meta::{Code, MutateRequest, Mutation, ReadRequest, mutation, read_request};
@@ -360,7 +360,7 @@ impl<A> Requests<A> {
     pub(crate) fn answered(
         &mut self,
         attempt: AttemptId,
-        answer: Result<Response, String>,
+        answer: Result<Response, CallFailed>,
         now: Moment,
         members: &Members,
         out: &mut Effects,
@@ -374,13 +374,14 @@ impl<A> Requests<A> {
         };
         let reason = match &answer {
             Ok(response) => response.detail().to_owned(),
-            Err(reason) => reason.clone(),
+            Err(failed) => failed.to_string(),
         };
         match verdict {
             Verdict::Done => {
                 let Some(request) = self.remove(id) else { return Outcome::Pending };
                 self.pump(now, members, out);
-                return Outcome::Answered(request.asker, answer.map_err(Error::TimedOut).and_then(Response::checked));
+                let answer = answer.map_err(|_| Error::TimedOut(reason)).and_then(Response::checked);
+                return Outcome::Answered(request.asker, answer);
             }
             Verdict::Expired => return self.expired(id, now, members, out),
             Verdict::Follow(leader) if leader != asked => {

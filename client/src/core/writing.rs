@@ -7,7 +7,7 @@ use super::inode::Freeze;
 use super::operations::{State, Then};
 use super::writes::{self, Ended, Put};
 use super::{Asker, Core};
-use crate::{Error, FileHandle, WriteAt};
+use crate::{CallFailed, Error, FileHandle, WriteAt};
 use bytes::Bytes;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES};
 use holdfast_common::{ChunkId, FileOffset, GroupId};
@@ -454,7 +454,7 @@ impl Core {
         chunk: ChunkId,
         shard: u8,
         elapsed: Duration,
-        answer: &Result<PutShardResponse, String>,
+        answer: &Result<PutShardResponse, CallFailed>,
     ) {
         let Some(member) = self.writes.awaited(id, chunk, shard) else { return };
         let said = writes::judge(answer);
@@ -475,7 +475,7 @@ impl Core {
             Put::Busy => {}
         }
         if said != Put::Stored {
-            let detail = answer.as_ref().map_or_else(Clone::clone, |response| response.detail.clone());
+            let detail = answer.as_ref().map_or_else(ToString::to_string, |response| response.detail.clone());
             self.note(Note::Again(format!(
                 "chunk {chunk}, disk {} at {}: {said:?} {detail}",
                 member.disk, member.address

@@ -2,8 +2,9 @@
 //! or drop. Everything else on the node goes on while the volume manager is dead.
 
 use crate::core::reporting::{self, Reporter, Reporting};
+use crate::directory::KIND;
 use crate::hosted::{Context, Hosted};
-use crate::server::KIND;
+use crate::leading;
 use holdfast_common::VolumeId;
 use holdfast_consensus::GroupError;
 use holdfast_node::superblock::SuperblockError;
@@ -118,7 +119,7 @@ async fn create(context: &Arc<Context>, assignment: &TableAssignment) {
     match tokio::task::spawn_blocking(move || node.create_group(volume.0, &voters)).await {
         Ok(Ok(())) => {
             tracing::info!(%volume, name = assignment.name, "table created");
-            context.host(volume);
+            leading::host(context, volume);
         }
         Ok(Err(error)) => tracing::error!(%volume, %error, "the table's replica was not created"),
         Err(error) => tracing::error!(%volume, %error, "creating the table's replica failed"),

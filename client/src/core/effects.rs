@@ -6,7 +6,6 @@
 
 use super::members::Member;
 use super::readahead::Advice;
-use super::requests::RequestId;
 use super::time::Moment;
 use crate::{CallFailed, Error, FileHandle, OpenMode, Whence, WriteAt};
 use bytes::Bytes;
@@ -25,6 +24,10 @@ use std::time::Duration;
 /// An operation of a caller. Numbers ascend and are never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OpId(pub(crate) u64);
+
+/// A metadata request, over all its attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RequestId(pub(super) u64);
 
 /// One sending of a metadata request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

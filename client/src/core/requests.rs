@@ -4,7 +4,7 @@
 //! executes it exactly once (R8). A number counts as acknowledged only when its answer was taken in. Questions may be
 //! dropped at any time.
 
-use super::effects::{AttemptId, Effects, Note, Response, Send, Wire};
+use super::effects::{AttemptId, Effects, Note, RequestId, Response, Send, Wire};
 use super::members::Members;
 use super::time::Moment;
 use crate::{CallFailed, Error};
@@ -22,10 +22,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(30);
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Pause before a named leader is asked: two replicas that name each other during an election must not make a busy loop.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(1);
-
-/// A request, over all its attempts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct RequestId(u64);
 
 /// What is asked.
 #[derive(Clone, Debug)]

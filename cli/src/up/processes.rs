@@ -20,8 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::absent::log_changes;
-use super::cluster::{Absent, Event, RoleInfo, Started, role_configs};
-use super::in_process::format_if_new;
+use super::members::{Absent, Event, RoleInfo, Started, format_if_new, role_configs};
 use super::plan::Plan;
 use super::progress::Progress;
 use crate::roles::{Lost, RoleConfig};

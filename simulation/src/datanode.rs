@@ -18,7 +18,7 @@ use crate::packet::{Answer, Packet, Request, Response, address_of};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
 use crate::stranger::STRANGER_VOLUMES;
-use crate::truth::shards::volume_key;
+use crate::truth::shards::{name_of, volume_key};
 use crate::truth::{Stage, Truth};
 
 /// How often the volume manager is told.
@@ -220,11 +220,6 @@ fn is_proven(secret: &ClusterSecret, request: &DataRequest) -> bool {
         DataRequest::DropVolume(drop) => holds(drop.volume, drop.incarnation, Claim::DropVolume, &drop.proof),
         _ => true,
     }
-}
-
-/// A name of a delete.
-pub(crate) fn name_of(name: &holdfast_proto::data::ShardName) -> ShardName {
-    ShardName { chunk: ChunkId(name.chunk), shard: u8::try_from(name.shard).unwrap_or(u8::MAX), nonce: name.nonce }
 }
 
 /// The request of the shard protocol that travelled.

@@ -11,8 +11,8 @@ use holdfast_transport::RpcError;
 use holdfast_volmgr::{Answers, Now, SteppedVolmgr, VolmgrOptions, VolmgrRequest, VolmgrResponse};
 
 use crate::clock::Times;
-use crate::cluster::VOLMGR;
 use crate::disk::{Waits, log_directories, log_options};
+use crate::machines::VOLMGR;
 use crate::packet::{Packet, Request, Response};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;

@@ -7,7 +7,7 @@ use holdfast_common::VolumeId;
 use holdfast_proto::control::{CreateVolumeRequest, Volume, VolumeState};
 
 use super::Desk;
-use crate::cluster::CODE;
+use crate::machines::CODE;
 use crate::packet::Request;
 
 /// Pause before the volume manager is asked again.

@@ -9,7 +9,7 @@ use super::members::Members;
 use super::time::Moment;
 use crate::{CallFailed, Error};
 use holdfast_common::limits::SESSION_IN_FLIGHT_MAX;
-use holdfast_common::{Ascending, Incarnation, NodeId, SessionId, VolumeId};
+use holdfast_common::{Ascending, Incarnation, NodeId, Pauses, SessionId, VolumeId};
 use holdfast_proto::meta::{Code, MutateRequest, Mutation, ReadRequest, mutation, read_request};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -37,7 +37,7 @@ struct Request<A> {
     sequence: Option<u64>,
     /// The session it was sent under last.
     session: SessionId,
-    pause: Duration,
+    pauses: Pauses,
     retry_at: Option<Moment>,
     attempts: u32,
     /// Where the last attempt went, until it is answered.
@@ -217,7 +217,7 @@ impl<A> Requests<A> {
             body,
             sequence: None,
             session: SessionId(0),
-            pause: RETRY_PAUSE,
+            pauses: Pauses::new(RETRY_PAUSE, RETRY_PAUSE_MAX),
             retry_at: None,
             attempts: 0,
             sent_to: None,
@@ -322,8 +322,7 @@ impl<A> Requests<A> {
     /// Tries again after its pause, which doubles.
     fn pause(&mut self, id: RequestId, now: Moment) {
         let Some(request) = self.requests.get_mut(&id) else { return };
-        let at = now + request.pause;
-        request.pause = (request.pause * 2).min(RETRY_PAUSE_MAX);
+        let at = now + request.pauses.next_pause();
         self.retry_at(id, at);
     }
 

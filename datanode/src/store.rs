@@ -40,8 +40,6 @@ mod format_tests;
 #[cfg(test)]
 mod naming_tests;
 #[cfg(test)]
-mod purity_tests;
-#[cfg(test)]
 mod sabotage_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -14,6 +14,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use holdfast_common::Random;
 
 use crate::figures::{Figure, Outcome, Report, Unit};
 use crate::interrupt;
@@ -270,22 +271,6 @@ fn at_once(jobs: usize, work: impl Fn(usize) -> anyhow::Result<()> + Sync) -> an
     })
 }
 
-/// Numbers without a pattern, the same in every run (splitmix64).
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-}
-
 /// Memory aligned to a page, as O_DIRECT wants it, filled with noise.
 pub(crate) struct Aligned {
     memory: Vec<u8>,
@@ -300,10 +285,7 @@ impl Aligned {
         let start = memory.as_ptr().align_offset(ALIGNMENT);
         let mut aligned = Self { memory, start, length };
         // Filled once the start is known, so that two of one length have the same content.
-        let mut noise = Noise(length as u64);
-        for bytes in aligned.bytes_mut().chunks_mut(8) {
-            bytes.copy_from_slice(&noise.next().to_le_bytes()[..bytes.len()]);
-        }
+        Random::new(length as u64).fill(aligned.bytes_mut());
         aligned
     }
 

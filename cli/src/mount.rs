@@ -102,7 +102,7 @@ fn request_of(args: &MountArgs) -> Result<Request> {
     for option in &args.options {
         match option.split_once('=') {
             Some(("memory", size)) => {
-                let size = parse_size(size).map_err(anyhow::Error::msg)?;
+                let size = parse_size(size)?;
                 if size < MEMORY_BYTES_MIN {
                     bail!("memory={} is too little: at least 32M", option);
                 }

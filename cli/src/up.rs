@@ -4,6 +4,7 @@ mod absent;
 mod cluster;
 mod in_process;
 pub(crate) mod layout;
+mod members;
 mod plan;
 mod processes;
 mod progress;
@@ -16,7 +17,8 @@ use holdfast_client_fuse::{MountOptions, SessionEnd};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use self::cluster::{Absent, Cluster, Event, Ready};
+use self::cluster::{Cluster, Ready};
+use self::members::{Absent, Event, RoleInfo};
 use self::plan::Plan;
 use self::progress::Progress;
 use crate::args::UpArgs;
@@ -195,7 +197,7 @@ impl Teller {
             "volume": ready.volume.name,
             "mount": mount,
             "pid": std::process::id(),
-            "processes": ready.roles.iter().map(cluster::RoleInfo::json).collect::<Vec<_>>(),
+            "processes": ready.roles.iter().map(RoleInfo::json).collect::<Vec<_>>(),
             "absent": ready.absent.iter().map(absent_json).collect::<Vec<_>>(),
             "cluster": ready.cluster.to_string(),
         }));

@@ -1,10 +1,11 @@
-//! Ids, offsets, units, limits, checksums, proofs and random numbers: what every part of Holdfast shares.
+//! Ids, offsets, units, limits, checksums, proofs, pauses and random numbers: what every part of Holdfast shares.
 
 mod ascending;
 pub mod checksum;
 pub mod ids;
 pub mod limits;
 mod offset;
+mod pauses;
 pub mod proof;
 mod raft;
 mod random;
@@ -15,5 +16,6 @@ pub use ids::{
     VolumeId,
 };
 pub use offset::FileOffset;
+pub use pauses::Pauses;
 pub use raft::{LogIndex, Term};
 pub use random::{Random, random_bytes};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_common::{ClusterId, DiskId, NodeId};
-use holdfast_node::{NodeSuperblock, REGISTER_RETRY, VolumeManager, is_final};
+use holdfast_node::{HomeLost, NodeSuperblock, REGISTER_RETRY, VolumeManager, is_final};
 use holdfast_proto::control::{
     Disk, DroppedVolume, HeartbeatRequest, HeartbeatResponse, RegisterRequest, Role, VolumeDrop,
 };
@@ -103,7 +103,7 @@ pub(crate) async fn run(heart: Heart, registered: bool) -> String {
     let (mut dropped, mut reported) = (BTreeSet::new(), BTreeSet::new());
     loop {
         if let Err(why) = heart.look_at_home().await {
-            return why;
+            return why.to_string();
         }
         match heart.volmgr.heartbeat(heart.request(&dropped).await).await {
             Ok(response) => {
@@ -125,7 +125,7 @@ impl Heart {
     ///
     /// # Errors
     /// The node's own directory is.
-    async fn look_at_home(&self) -> Result<(), String> {
+    async fn look_at_home(&self) -> Result<(), HomeLost> {
         let (service, superblock, directory) = (self.service.clone(), self.superblock.clone(), self.directory.clone());
         let look = move || {
             service.disks().for_each(|disk| disk.look_at_home());

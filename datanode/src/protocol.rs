@@ -21,8 +21,8 @@ use crate::store::index::Entry;
 use crate::store::types::{
     ChunkKey, Done, Outcome, Put, ReadData, ReadRange, Request, SessionKey, ShardError, ShardKey, ShardMeta, VolumeKey,
 };
+use crate::store::units::{saturating_u32, to_usize};
 use crate::store::{DiskStatus, Granted, Sabotage};
-use crate::units::{saturating_u32, to_usize};
 
 /// Ranges of one read request.
 pub const READ_RANGES_MAX: usize = 8192;

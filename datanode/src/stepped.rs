@@ -23,9 +23,9 @@ use holdfast_transport::Refusal;
 
 use crate::clock::HandClock;
 use crate::disks::open_store;
+use crate::error::StartError;
 use crate::heartbeat;
 use crate::memory::Memory;
-use crate::node::StartError;
 use crate::protocol::{self, Denied, Everywhere, Judge, ListQuery, NodeDisks, ReadPlan};
 use crate::store::recover::{self, OpenError};
 use crate::store::space::Shelves;

@@ -2,10 +2,13 @@
 //! or drop. Everything else on the node goes on while the volume manager is dead.
 
 use crate::core::reporting::{self, Reporter, Reporting};
+use crate::directory::KIND;
 use crate::hosted::{Context, Hosted};
-use crate::server::KIND;
+use crate::leading;
 use holdfast_common::VolumeId;
-use holdfast_node::{NodeSuperblock, REGISTER_RETRY, is_final};
+use holdfast_consensus::GroupError;
+use holdfast_node::superblock::SuperblockError;
+use holdfast_node::{HomeLost, NodeSuperblock, REGISTER_RETRY, is_final};
 use holdfast_proto::control::{HeartbeatRequest, HeartbeatResponse, Role, TableAssignment, VolumeDrop};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -37,7 +40,7 @@ pub(crate) async fn run(
     let mut reporting = Reporting::default();
     loop {
         if let Err(why) = check_home(&context, &home).await {
-            return why;
+            return why.to_string();
         }
         context.grants.lock().expire(context.now_ms());
         match context.volmgr.heartbeat(report(&context, &reporting)).await {
@@ -59,7 +62,7 @@ pub(crate) async fn run(
 }
 
 /// Whether the node's directory is still there, and its own: log and snapshots would be written on through open files.
-async fn check_home(context: &Arc<Context>, home: &Path) -> Result<(), String> {
+async fn check_home(context: &Arc<Context>, home: &Path) -> Result<(), HomeLost> {
     let (context, home) = (Arc::clone(context), home.to_owned());
     let looked = tokio::task::spawn_blocking(move || context.identity.check_home(&home, KIND)).await;
     looked.unwrap_or(Ok(()))
@@ -116,11 +119,20 @@ async fn create(context: &Arc<Context>, assignment: &TableAssignment) {
     match tokio::task::spawn_blocking(move || node.create_group(volume.0, &voters)).await {
         Ok(Ok(())) => {
             tracing::info!(%volume, name = assignment.name, "table created");
-            context.host(volume);
+            leading::host(context, volume);
         }
         Ok(Err(error)) => tracing::error!(%volume, %error, "the table's replica was not created"),
         Err(error) => tracing::error!(%volume, %error, "creating the table's replica failed"),
     }
+}
+
+/// Why a replica was not dropped.
+#[derive(Debug, thiserror::Error)]
+enum DropFailed {
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    #[error(transparent)]
+    Addresses(SuperblockError),
 }
 
 /// Drops a replica that the volume manager proves to want gone. True if nothing of it is here any more.
@@ -138,8 +150,8 @@ async fn drop_table(context: &Arc<Context>, order: &VolumeDrop) -> bool {
     context.unhost(volume);
     let dropping = Arc::clone(context);
     let gone = tokio::task::spawn_blocking(move || {
-        dropping.node.drop_group(volume.0).map_err(|error| error.to_string())?;
-        dropping.neighbours.forget_table(volume).map_err(|error| error.to_string())
+        dropping.node.drop_group(volume.0)?;
+        dropping.neighbours.forget_table(volume).map_err(DropFailed::Addresses)
     });
     match gone.await {
         Ok(Ok(())) => {

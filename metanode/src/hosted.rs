@@ -1,6 +1,5 @@
 //! A table on this node, and what everything on the node shares.
 
-use crate::collect;
 use crate::core::admitting::Grants;
 use crate::core::attendance::Attendance;
 use crate::core::command::{self, Place};
@@ -9,9 +8,7 @@ use crate::core::view::View;
 use crate::inbox::Inbox;
 use crate::machine::TableMachine;
 use crate::neighbours::Neighbours;
-use crate::sweep;
 use crate::table::Table;
-use crate::upkeep;
 use holdfast_common::{SessionId, Term, VolumeId};
 use holdfast_consensus::{Group, GroupStatus, Node, Role};
 use holdfast_node::{NodeSuperblock, VolumeManager};
@@ -133,18 +130,16 @@ impl Context {
         self.hosted.read().values().map(|served| Arc::clone(&served.hosted)).collect()
     }
 
-    /// Serves a replica that consensus has, and does the leader's work whenever it leads.
-    pub(crate) fn host(self: &Arc<Self>, volume: VolumeId) {
+    /// Serves a replica that consensus has. `work` starts the tasks that do the leader's work; they end with the serving.
+    pub(crate) fn host(&self, volume: VolumeId, work: impl FnOnce(&Arc<Hosted>) -> [AbortHandle; 3]) {
         let Some(group) = self.node.group(volume.0) else { return };
         let mut tables = self.hosted.write();
         if tables.contains_key(&volume) {
             return;
         }
         let hosted = Arc::new(Hosted { volume, group, attendance: Mutex::default() });
-        let upkeep = tokio::spawn(upkeep::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
-        let sweep = tokio::spawn(sweep::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
-        let collect = tokio::spawn(collect::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
-        tables.insert(volume, Served { hosted, tasks: [upkeep, sweep, collect] });
+        let tasks = work(&hosted);
+        tables.insert(volume, Served { hosted, tasks });
     }
 
     /// Serves it no more.

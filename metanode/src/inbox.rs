@@ -26,6 +26,21 @@ pub(crate) struct Inbox {
     transfers: Mutex<Transfers>,
 }
 
+/// Why a piece of a snapshot was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PieceRefused {
+    #[error("of an older start")]
+    OldStart,
+    #[error("no replica of this table here")]
+    NoReplica,
+    #[error("the piece is damaged")]
+    Damaged,
+    #[error("the piece does not follow what came before")]
+    Gap,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 #[derive(Debug, Default)]
 struct Transfers {
     by_source: BTreeMap<(NodeId, u64), Transfer>,
@@ -77,14 +92,19 @@ impl Inbox {
     /// Takes a piece of a snapshot; with the last one the snapshot goes to the node. Blocks on the disk.
     ///
     /// # Errors
-    /// Why the sender must start over.
-    pub(crate) fn piece(&self, node: &Node<TableMachine>, piece: &SnapshotPiece, body: &[u8]) -> Result<(), String> {
+    /// [`PieceRefused`]: the sender must start over.
+    pub(crate) fn piece(
+        &self,
+        node: &Node<TableMachine>,
+        piece: &SnapshotPiece,
+        body: &[u8],
+    ) -> Result<(), PieceRefused> {
         let from = NodeId(piece.from);
         if !self.is_current(from, piece.generation) {
-            return Err("of an older start".to_owned());
+            return Err(PieceRefused::OldStart);
         }
         if node.group(piece.group).is_none() {
-            return Err("no replica of this table here".to_owned());
+            return Err(PieceRefused::NoReplica);
         }
         // The sender starts over, and finds room then.
         let no_room = || {
@@ -105,9 +125,9 @@ impl Inbox {
         piece: &SnapshotPiece,
         body: &[u8],
         no_room: &dyn Fn(),
-    ) -> Result<Option<PathBuf>, String> {
+    ) -> Result<Option<PathBuf>, PieceRefused> {
         if body.len() > PIECE_BYTES || crc32c(body) != piece.crc {
-            return Err("the piece is damaged".to_owned());
+            return Err(PieceRefused::Damaged);
         }
         let source = (NodeId(piece.from), piece.group);
         let mut transfers = self.transfers.lock();
@@ -118,9 +138,9 @@ impl Inbox {
             None if piece.offset == 0 => {
                 transfers.begun += 1;
                 let begun = transfers.begun;
-                Transfer::begin(directory, piece, begun).map_err(|error| error.to_string())?
+                Transfer::begin(directory, piece, begun)?
             }
-            Some(_) | None => return Err("the piece does not follow what came before".to_owned()),
+            Some(_) | None => return Err(PieceRefused::Gap),
         };
         drop(transfers);
         if let Err(error) = transfer.file.write_all(body) {
@@ -129,11 +149,11 @@ impl Inbox {
             if is_no_space(&error) {
                 no_room();
             }
-            return Err(error.to_string());
+            return Err(error.into());
         }
         transfer.written_bytes += body.len() as u64;
         if piece.last {
-            return transfer.finish().map(Some).map_err(|error| error.to_string());
+            return Ok(Some(transfer.finish()?));
         }
         self.transfers.lock().keep(source, transfer);
         Ok(None)
@@ -182,13 +202,13 @@ mod tests {
         let put = |transfer, offset, body: &[u8], last| {
             inbox.put(directory.path(), &piece(transfer, offset, body, last), body, &|| {})
         };
-        assert_eq!(put(1, 0, b"abc", false), Ok(None));
+        assert_eq!(put(1, 0, b"abc", false).unwrap(), None);
         assert!(put(1, 4, b"x", true).is_err(), "a gap");
         assert!(put(1, 3, b"def", true).is_err(), "given up after the gap");
-        assert_eq!(put(2, 0, b"abc", false), Ok(None));
-        assert_eq!(put(3, 0, b"123", false), Ok(None), "a new transfer replaces the former");
+        assert_eq!(put(2, 0, b"abc", false).unwrap(), None);
+        assert_eq!(put(3, 0, b"123", false).unwrap(), None, "a new transfer replaces the former");
         assert!(put(2, 3, b"def", true).is_err());
-        assert_eq!(put(4, 0, b"abc", false), Ok(None));
+        assert_eq!(put(4, 0, b"abc", false).unwrap(), None);
         let whole = put(4, 3, b"def", true).unwrap().unwrap();
         assert_eq!(std::fs::read(whole).unwrap(), b"abcdef");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing else is left");

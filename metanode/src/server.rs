@@ -1,14 +1,16 @@
 //! A metanode's life: formatted, started, served, stopped.
 
+use crate::directory::{CONSENSUS_DIRECTORY, KIND};
 use crate::heartbeat;
 use crate::hosted::Context;
+use crate::leading;
 use crate::machine::TableMachine;
 use crate::neighbours::Neighbours;
 use crate::outbox::RaftOutbox;
 use crate::service::MetaService;
 use holdfast_common::{ClusterId, NodeId, VolumeId};
 use holdfast_consensus::{ExpectedLog, Node, NodeConfig, OpenError, format_log, release_reserve};
-use holdfast_node::superblock::{self, Kind, SuperblockError};
+use holdfast_node::superblock::{self, SuperblockError};
 use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::Role;
 use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
@@ -22,11 +24,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError};
-
-/// Where log and snapshots live, below the directory.
-pub(crate) const CONSENSUS_DIRECTORY: &str = "consensus";
-/// What a metanode's directory is.
-pub(crate) const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory").with_second_copy();
 
 /// Where a metanode lives and listens, and whom it belongs to.
 #[derive(Clone, Debug)]
@@ -197,7 +194,7 @@ pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
     let server = Server::bind(address, transport_identity, service, ServerLimits::default()).await;
     let server = Arc::new(Mutex::new(Some(server.map_err(|source| ListenError { address, source })?)));
     for group in context.node.groups() {
-        context.host(VolumeId(group));
+        leading::host(&context, VolumeId(group));
     }
     let interval = Duration::from_millis(context.identity.heartbeat_interval_ms.max(1).into());
     let (stop, stopped) = watch::channel(None);

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use holdfast_common::proof::ClusterSecret;
 use holdfast_common::{ClusterId, FormatNonce, NodeId, random_bytes};
@@ -34,6 +34,31 @@ pub struct NodeSuperblock {
     /// Of a metanode that lost its log: identity of the new one, while it is being filled from the other replicas. It serves nothing
     /// meanwhile.
     pub recovering: Option<[u8; 16]>,
+}
+
+/// Why a node's directory is not the one that it was started from.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeLost {
+    /// Another node, or another start of this one, is there.
+    #[error(
+        "{} holds start {found_generation} of node {found_node} now, this is start {generation} of node {node}",
+        path.display()
+    )]
+    Taken {
+        /// The directory.
+        path: PathBuf,
+        /// The node that it names.
+        found_node: NodeId,
+        /// The start that it names.
+        found_generation: u64,
+        /// This node.
+        node: NodeId,
+        /// This start.
+        generation: u64,
+    },
+    /// It is gone, or cannot be read.
+    #[error("the directory of this node is not what it was: {0}")]
+    Superblock(#[from] SuperblockError),
 }
 
 impl NodeSuperblock {
@@ -132,20 +157,19 @@ impl NodeSuperblock {
     /// none, while the process serves on through open files. Blocks.
     ///
     /// # Errors
-    /// What is there instead, in words. A copy that cannot be read says nothing while the other one can.
-    pub fn check_home(&self, directory: &Path, kind: Kind) -> Result<(), String> {
-        match Self::read(directory, kind) {
-            Ok(found) if (found.node, found.generation, found.format_nonce) == self.start() => Ok(()),
-            Ok(found) => Err(format!(
-                "{} holds start {} of node {} now, this is start {} of node {}",
-                directory.display(),
-                found.generation,
-                found.node,
-                self.generation,
-                self.node
-            )),
-            Err(error) => Err(format!("the directory of this node is not what it was: {error}")),
+    /// [`HomeLost`]. A copy that cannot be read says nothing while the other one can.
+    pub fn check_home(&self, directory: &Path, kind: Kind) -> Result<(), HomeLost> {
+        let found = Self::read(directory, kind)?;
+        if found.start() == self.start() {
+            return Ok(());
         }
+        Err(HomeLost::Taken {
+            path: directory.to_owned(),
+            found_node: found.node,
+            found_generation: found.generation,
+            node: self.node,
+            generation: self.generation,
+        })
     }
 
     fn start(&self) -> (NodeId, u64, FormatNonce) {
@@ -259,12 +283,12 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         let mine = NodeSuperblock { generation: 3, ..NodeSuperblock::fresh().unwrap() };
         mine.write(&path, KIND).unwrap();
-        assert_eq!(mine.check_home(&path, KIND), Ok(()));
+        mine.check_home(&path, KIND).unwrap();
         NodeSuperblock { generation: 4, ..mine.clone() }.write(&path, KIND).unwrap();
-        assert!(mine.check_home(&path, KIND).unwrap_err().contains("holds start 4"));
+        assert!(mine.check_home(&path, KIND).unwrap_err().to_string().contains("holds start 4"));
         NodeSuperblock::fresh().unwrap().write(&path, KIND).unwrap();
         assert!(mine.check_home(&path, KIND).is_err());
         std::fs::remove_dir_all(&path).unwrap();
-        assert!(mine.check_home(&path, KIND).unwrap_err().contains("is not formatted"));
+        assert!(mine.check_home(&path, KIND).unwrap_err().to_string().contains("is not formatted"));
     }
 }

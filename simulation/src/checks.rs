@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use holdfast_common::LogIndex;
 use holdfast_metanode::table::Table;
 
-use crate::cluster::{DATANODES, METANODES};
 use crate::coverage::Coverage;
+use crate::machines::{DATANODES, METANODES};
 use crate::world::World;
 
 /// Whether every replica has applied all that anybody has.

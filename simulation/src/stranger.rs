@@ -16,10 +16,9 @@ use holdfast_proto::data::{
 };
 
 use crate::clock::Times;
-use crate::datanode::name_of;
 use crate::packet::{Packet, Request};
 use crate::role::{Moment, Role, Timer, Wish};
-use crate::truth::shards::{Attempt, Shard, Shards, volume_key};
+use crate::truth::shards::{Attempt, Shard, Shards, name_of, volume_key};
 use crate::truth::{Stage, Truth};
 
 /// Volumes from here on are the stranger's.

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use holdfast_client::CallFailed;
 use holdfast_common::{ClusterId, NodeId, VolumeId};
 use holdfast_proto::control::{DeleteVolumeRequest, HeartbeatRequest, ShowVolumeRequest};
 use holdfast_storage::SimulatedDisk;
+use holdfast_transport::RpcError;
 use holdfast_volmgr::{Answers, Now, SteppedVolmgr, VolmgrOptions, VolmgrRequest, VolmgrResponse};
 
 use crate::clock::Times;
-use crate::cluster::VOLMGR;
 use crate::disk::{Waits, log_directories, log_options};
+use crate::machines::VOLMGR;
 use crate::packet::{Packet, Request, Response};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
@@ -149,8 +151,9 @@ impl VolmgrRole {
 
     fn replies(answers: Answers, wishes: &mut Vec<Wish>) {
         wishes.extend(answers.into_iter().map(|(call, answer)| {
-            let answer = answer.map_err(|denial| denial.to_string());
-            let answer = answer.and_then(|response| response_of(response).ok_or_else(|| "not asked here".to_owned()));
+            let answer = answer.map_err(|denial| CallFailed::Volmgr(denial.to_string()));
+            let answer = answer
+                .and_then(|response| response_of(response).ok_or(RpcError::Malformed("not asked for here").into()));
             Wish::Reply { call, answer: Box::new(answer), after_ns: 0 }
         }));
     }

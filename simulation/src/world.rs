@@ -7,20 +7,20 @@ use std::sync::Arc;
 
 use holdfast_common::{NodeId, Random};
 use holdfast_storage::SimulatedDisk;
+use holdfast_transport::RpcError;
 use parking_lot::Mutex;
 
 use calls::OpenCall;
 
-use crate::clock::{Clock, Times};
-use crate::cluster::VOLMGR;
+use crate::clock::{Clock, MS, Times};
 use crate::coverage::Coverage;
-use crate::faults::Plan;
+use crate::machines::{VOLMGR, client_of};
 use crate::packet::{Packet, Request};
+use crate::plan::Plan;
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::trace::Trace;
 use crate::truth::Truth;
 
-pub(crate) const MS: u64 = 1_000_000;
 /// A process that has something to do begins within this.
 const WAKE_NS_MAX: u64 = 200_000;
 /// Longest way of a packet, but for the slow ones.
@@ -118,6 +118,19 @@ pub(crate) struct Network {
     pub(crate) doubled_percent: u64,
 }
 
+/// What befalls the machines. It is decided elsewhere; the world says when.
+#[derive(Clone, Copy)]
+pub(crate) struct Fate {
+    /// The next fault is due.
+    pub(crate) strike: fn(&mut World),
+    /// A part of a fault that was to come later is due.
+    pub(crate) come: fn(&mut World, Later),
+    /// A snapshot has come to a metanode, which has not looked at it yet.
+    pub(crate) snapshot_arrives: fn(&mut World, NodeId),
+    /// A metanode has taken a snapshot in, and nothing that follows it.
+    pub(crate) snapshot_installed: fn(&mut World, NodeId),
+}
+
 /// Starts the process of a machine.
 pub(crate) type Start = Box<dyn Fn(&mut Machine, &mut Random, &Arc<Mutex<Truth>>) -> Result<Box<dyn Role>, String>>;
 
@@ -132,6 +145,7 @@ pub(crate) struct World {
     next_call: u64,
     pub(crate) truth: Arc<Mutex<Truth>>,
     pub(crate) plan: Plan,
+    fate: Fate,
     pub(crate) coverage: Coverage,
     pub(crate) trace: Trace,
     /// Set once the machines are set up.
@@ -139,7 +153,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, truth: Truth, plan: Plan, trace: Trace) -> Self {
+    pub(crate) fn new(seed: u64, truth: Truth, (plan, fate): (Plan, Fate), trace: Trace) -> Self {
         Self {
             random: Random::new(seed),
             now: 0,
@@ -151,6 +165,7 @@ impl World {
             next_call: 1,
             truth: Arc::new(Mutex::new(truth)),
             plan,
+            fate,
             coverage: Coverage::default(),
             trace,
             start: Box::new(|machine, _, _| Err(format!("{} was not set up", machine.node))),
@@ -220,11 +235,11 @@ impl World {
             Event::Timer { .. } | Event::Wake { .. } | Event::Resume { .. } => {}
             Event::Expire { call } => {
                 self.trace.note(self.now, || format!("call {call} has waited long enough"));
-                self.end_call(call, Err("no answer in time".to_owned()));
+                self.end_call(call, Err(RpcError::Deadline.into()));
             }
             Event::Restart { node } => self.start(node),
-            Event::Fault => crate::faults::strike(self),
-            Event::Later(later) => crate::faults::leaders::come(self, later),
+            Event::Fault => (self.fate.strike)(self),
+            Event::Later(later) => (self.fate.come)(self, later),
             Event::Heal(Heal::Link(pairs)) => {
                 self.network.cut.retain(|pair| !pairs.contains(pair));
                 self.network.refused.retain(|pair| !pairs.contains(pair));
@@ -276,7 +291,7 @@ impl World {
         if machine.role.is_none() {
             if let Packet::Call(call, _) = packet {
                 // The host is there, and nobody listens.
-                self.answer(to, call, Box::new(Err("connection refused".to_owned())), 0);
+                self.answer(to, call, Box::new(Err(RpcError::Disconnected.into())), 0);
             }
             return;
         }
@@ -289,7 +304,7 @@ impl World {
             role.packet(times, from, packet);
         }
         if is_snapshot {
-            crate::faults::leaders::snapshot_arrives(self, to);
+            (self.fate.snapshot_arrives)(self, to);
         }
         self.wake(to);
     }
@@ -336,7 +351,7 @@ impl World {
         }
         self.grant(node, wishes);
         if truth.lock().installed > installed {
-            crate::faults::leaders::snapshot_installed(self, node);
+            (self.fate.snapshot_installed)(self, node);
         }
     }
 
@@ -392,12 +407,12 @@ impl World {
         for (call, caller) in to_it {
             // Sometimes nobody is told: the host went with its process.
             if !power && let Some(delay) = self.transit(node, caller) {
-                let packet = Packet::Answer(call, Box::new(Err("connection closed".to_owned())));
+                let packet = Packet::Answer(call, Box::new(Err(RpcError::Disconnected.into())));
                 self.after(delay, Event::Arrive { from: node, to: caller, packet });
             }
         }
         self.calls.retain(|_, open| open.caller != node);
-        if let Some(client) = crate::cluster::client_of(node) {
+        if let Some(client) = client_of(node) {
             self.truth.lock().client_killed(client);
         }
         self.after(restart_delay, Event::Restart { node });

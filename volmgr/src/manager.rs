@@ -36,9 +36,6 @@ use crate::placement::{place_groups, place_table};
 use crate::state::{ClusterState, Refusal, VolumeInfo, check_volume_name};
 use view::View;
 
-#[cfg(test)]
-mod purity_tests;
-
 /// How often nodes say that they live; [`crate::liveness::LIVENESS_DEADLINE_MS`] is six of these.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
 /// Most groups of one request: a table asks for two or so at a time.

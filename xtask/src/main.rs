@@ -10,6 +10,7 @@ mod house;
 mod install;
 mod lint;
 mod paired;
+mod purity;
 mod sim;
 mod soak;
 mod suite;

@@ -6,9 +6,8 @@
 
 use super::members::Member;
 use super::readahead::Advice;
-use super::requests::RequestId;
 use super::time::Moment;
-use crate::{Error, FileHandle, OpenMode, Whence, WriteAt};
+use crate::{CallFailed, Error, FileHandle, OpenMode, Whence, WriteAt};
 use bytes::Bytes;
 use holdfast_common::{ChunkId, DiskId, FileOffset, InodeId, SessionId};
 use holdfast_erasure::Geometry;
@@ -25,6 +24,10 @@ use std::time::Duration;
 /// An operation of a caller. Numbers ascend and are never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OpId(pub(crate) u64);
+
+/// A metadata request, over all its attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RequestId(pub(super) u64);
 
 /// One sending of a metadata request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,9 +125,9 @@ pub(crate) enum Input {
     /// An operation ended, and its caller was gone before it could be told.
     Undelivered { outcome: Result<Answer, Error> },
     /// A request was answered, or not within its time.
-    Answered { attempt: AttemptId, answer: Result<Response, String> },
+    Answered { attempt: AttemptId, answer: Result<Response, CallFailed> },
     /// A shard was put, or not within its time.
-    Put { write: WriteId, chunk: ChunkId, shard: u8, elapsed: Duration, answer: Result<PutShardResponse, String> },
+    Put { write: WriteId, chunk: ChunkId, shard: u8, elapsed: Duration, answer: Result<PutShardResponse, CallFailed> },
     /// Addresses from the volume manager; none if it did not answer.
     Endpoints(Vec<Endpoint>),
     /// What disks promised, by the addresses of their hosts.

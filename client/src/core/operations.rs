@@ -1,13 +1,12 @@
 //! What callers ask for: from its beginning to its outcome.
 
-use super::effects::{Answer, Call, OpId, Response};
+use super::effects::{Answer, Call, OpId, RequestId, Response};
 use super::inode::{Freeze, Waiter};
 use super::naming::Name;
+use super::pending::PendingWrite;
 use super::readahead::Advice;
-use super::requests::RequestId;
 use super::session::Phase;
 use super::time::Moment;
-use super::writing::PendingWrite;
 use super::{Asker, Core};
 use crate::{Error, FileHandle, OpenMode, Whence};
 use holdfast_common::limits::REQUEST_DEADLINE_MS;

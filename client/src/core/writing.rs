@@ -5,9 +5,10 @@ use super::admission::{OVERHEAD_DIVISOR, QUOTA_SLACK_BYTES, SPACE_LEASE, SPACE_S
 use super::effects::{Answer, Note, OpId, PutChunk, Reserve, WriteId};
 use super::inode::Freeze;
 use super::operations::{State, Then};
+use super::pending::{PendingWrite, Share, Space};
 use super::writes::{self, Ended, Put};
 use super::{Asker, Core};
-use crate::{Error, FileHandle, WriteAt};
+use crate::{CallFailed, Error, FileHandle, WriteAt};
 use bytes::Bytes;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES};
 use holdfast_common::{ChunkId, FileOffset, GroupId};
@@ -25,60 +26,6 @@ pub(super) const SHARD_DEADLINE_MAX: Duration = Duration::from_secs(5);
 const MEMBERS_PAUSE: Duration = Duration::from_millis(100);
 /// Dirty pieces of one file from which on it is flushed although they do not fill a chunk.
 const DIRTY_PIECES_MAX: usize = COMMIT_EXTENTS_MAX / 2;
-
-/// How far the search for space has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Space {
-    Fresh,
-    Asked,
-    /// The disks seem full: what is dirty is flushed, and they are asked again.
-    Flushing,
-    AskedAgain,
-    /// Too few disks answered to say anything.
-    Unknown,
-}
-
-/// How far the search for quota has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Share {
-    Fresh,
-    /// With slack beyond the need.
-    AskedMore,
-    Asked,
-    /// The quota seems used up: what is dirty is flushed, which turns cautious charges into true ones.
-    Flushing,
-    /// What the write will really map is counted, from this offset on, so far so many bytes.
-    Counting {
-        at: FileOffset,
-        unmapped: u64,
-    },
-    AskedExactly,
-}
-
-/// A write that waits to be admitted. It holds nothing but its bytes.
-#[derive(Debug)]
-pub(super) struct PendingWrite {
-    handle: FileHandle,
-    at: WriteAt,
-    data: Bytes,
-    mtime_ns: i64,
-    kill_suid_sgid: bool,
-    /// What it is charged of the quota.
-    charge_bytes: u64,
-    space: Space,
-    share: Share,
-}
-
-impl PendingWrite {
-    /// What it waits for, for people.
-    pub(super) fn wanting(&self) -> &'static str {
-        match (self.space, self.share) {
-            (Space::Asked | Space::AskedAgain | Space::Flushing, _) => "the disks did not promise space in time",
-            (_, Share::Fresh) => "memory for written data is used up, and it does not reach the disks",
-            _ => "the metadata leader did not grant quota in time",
-        }
-    }
-}
 
 /// What a waiting write does next.
 enum Step {
@@ -454,7 +401,7 @@ impl Core {
         chunk: ChunkId,
         shard: u8,
         elapsed: Duration,
-        answer: &Result<PutShardResponse, String>,
+        answer: &Result<PutShardResponse, CallFailed>,
     ) {
         let Some(member) = self.writes.awaited(id, chunk, shard) else { return };
         let said = writes::judge(answer);
@@ -475,7 +422,7 @@ impl Core {
             Put::Busy => {}
         }
         if said != Put::Stored {
-            let detail = answer.as_ref().map_or_else(Clone::clone, |response| response.detail.clone());
+            let detail = answer.as_ref().map_or_else(ToString::to_string, |response| response.detail.clone());
             self.note(Note::Again(format!(
                 "chunk {chunk}, disk {} at {}: {said:?} {detail}",
                 member.disk, member.address

@@ -17,6 +17,7 @@ use holdfast_proto::meta::{
     Mutation, NodeAddress, RaiseFeatureLevel, RaiseFloor, ReadRequest, ReadResponse, VacateSlot, read_request,
 };
 use holdfast_proto::record::TableCommand;
+use holdfast_transport::RpcError;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -196,13 +197,13 @@ impl Cluster {
             let begun = Instant::now();
             if lost {
                 sleep(timeout).await;
-                return Err("lost on its way".into());
+                return Err(RpcError::Deadline.into());
             }
             let answer = execute(&mut cluster.state());
             sleep(Duration::from_micros(delay_us / 2)).await;
             if unanswered {
                 sleep(timeout.saturating_sub(begun.elapsed())).await;
-                return Err("its answer was lost".into());
+                return Err(RpcError::Deadline.into());
             }
             Ok(answer)
         })

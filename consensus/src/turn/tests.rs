@@ -195,32 +195,6 @@ fn arbitrary_bytes_from_the_network_change_nothing() {
 }
 
 #[test]
-fn pure_modules_name_no_clock_file_thread_or_unordered_map() {
-    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let pure = [
-        "core.rs",
-        "core/effects.rs",
-        "core/reads.rs",
-        "core/standing.rs",
-        "core/store.rs",
-        "core/wire.rs",
-        "turn.rs",
-        "log/record.rs",
-        "log/batch.rs",
-        "log/pins.rs",
-        "log/replay.rs",
-    ];
-    for file in pure {
-        let text = std::fs::read_to_string(source.join(file)).unwrap();
-        for word in
-            ["tokio", "std::fs", "std::time", "Instant", "std::thread", "HashMap", "HashSet", "rand::", "clock::"]
-        {
-            assert!(!text.contains(word), "{file} names {word}");
-        }
-    }
-}
-
-#[test]
 fn a_stopped_group_does_not_hold_the_log_and_one_that_a_panic_left_half_changed_is_recalled() {
     let carried = |core: &mut Core| {
         let to_recall = core.carry_forward(&[7]);

@@ -12,7 +12,7 @@ use super::fields::{FieldReader, FieldWriter};
 use super::index::{Entry, Index, Location, Phase, SegmentState};
 use super::segment::SegmentKind;
 use super::types::{ChunkKey, Grave, ShardKey, Stripe, Target, VolumeKey};
-use crate::units::to_usize;
+use super::units::{saturating_u32, to_usize};
 
 /// Name of the file.
 pub const CHECKPOINT_FILE: &str = "checkpoint";
@@ -79,7 +79,7 @@ pub(super) fn encode(
     for (key, copies) in &index.stale {
         put_chunk(&mut out, &key.chunk);
         out.push(key.shard);
-        out.put_u32(crate::units::saturating_u32(copies.len()));
+        out.put_u32(saturating_u32(copies.len()));
         copies.iter().for_each(|copy| put_location(&mut out, copy));
     }
     out.put_u64(index.punches.len() as u64);
@@ -143,7 +143,7 @@ fn encode_shards(out: &mut Vec<u8>, index: &Index) {
             out.put_u64(entry.nonce.0);
             out.put_u32(entry.shard_length_bytes);
             out.put_u32(entry.chunk_length_bytes);
-            out.put_u32(crate::units::saturating_u32(stripes[&*entry.stripe]));
+            out.put_u32(saturating_u32(stripes[&*entry.stripe]));
         }
     }
 }
@@ -154,7 +154,7 @@ fn encode_tombstones(out: &mut Vec<u8>, index: &Index) {
         out.put_u64(*version);
         put_location(out, &record.at);
         put_volume(out, &record.volume);
-        out.put_u32(crate::units::saturating_u32(record.targets.len()));
+        out.put_u32(saturating_u32(record.targets.len()));
         record.targets.iter().for_each(|target| put_target(out, target));
     }
 }

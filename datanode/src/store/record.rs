@@ -11,7 +11,7 @@ use holdfast_common::{ChunkId, DiskId, Epoch, GroupId, Incarnation, Nonce, Volum
 
 use super::fields::{FieldReader, FieldWriter};
 use super::types::{ChunkKey, ShardKey, ShardMeta, Stripe, Target, VolumeKey};
-use crate::units::to_usize;
+use super::units::to_usize;
 use holdfast_storage::{BLOCK_BYTES, SECTOR_BYTES};
 
 /// First four bytes of every record.

@@ -18,13 +18,13 @@ use super::batch::{AlignedBuffer, LANE_BYTES};
 use super::checkpoint::{self, CHECKPOINT_FILE, Checkpoint};
 use super::index::{Entry, Index, Phase, SegmentState};
 use super::record::{Body, RECORD_BYTES_MAX, encode};
-use super::scan::{Found, Gap, ScanError, SegmentScan, is_unreadable, read_header, scan};
-use super::segment::{DATA_START, HeaderError, Segment, SegmentKind, parse_file_name};
+use super::scan::{Found, Gap, ScanError, SegmentScan, read_header, scan};
+use super::segment::{DATA_START, HeaderError, Segment, SegmentKind, is_unreadable, parse_file_name};
 use super::shared::Look;
 use super::surroundings::Surroundings;
+use super::units::to_usize;
 use super::volumes::{Volumes, VolumesError};
 use super::{Cursor, Sabotage, Shared, State, Store, StoreOptions, failure};
-use crate::units::to_usize;
 use holdfast_storage::Directory;
 
 /// Why a disk cannot be opened.

@@ -176,6 +176,15 @@ impl fmt::Display for Waits<'_> {
     }
 }
 
+/// Why a piece ends the transfer of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PieceUnusable {
+    #[error("it does not know the snapshot any more")]
+    Forgotten,
+    #[error("a piece of the snapshot is damaged")]
+    Damaged,
+}
+
 /// A snapshot that is being fetched, from its first byte to its last.
 #[derive(Debug)]
 pub(crate) struct Fetching {
@@ -194,13 +203,13 @@ impl Fetching {
     }
 
     /// Takes a piece for the offset last asked for. An error ends the transfer.
-    pub(crate) fn take(&mut self, known: bool, crc: u32, piece: &[u8]) -> Result<(), &'static str> {
+    pub(crate) fn take(&mut self, known: bool, crc: u32, piece: &[u8]) -> Result<(), PieceUnusable> {
         if !known {
-            return Err("it does not know the snapshot any more");
+            return Err(PieceUnusable::Forgotten);
         }
         let left_bytes = self.bytes - self.done_bytes;
         if piece.is_empty() || piece.len() as u64 > left_bytes || crc32c(piece) != crc {
-            return Err("a piece of the snapshot is damaged");
+            return Err(PieceUnusable::Damaged);
         }
         self.done_bytes += piece.len() as u64;
         Ok(())

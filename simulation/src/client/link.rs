@@ -14,6 +14,7 @@ use holdfast_proto::data::{
     PutShardRequest, PutShardResponse, ReadShardsRequest, ReadShardsResponse, ReserveSpaceRequest, ReserveSpaceResponse,
 };
 use holdfast_proto::meta::{MutateRequest, MutateResponse, ReadRequest, ReadResponse};
+use holdfast_transport::RpcError;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
@@ -107,8 +108,8 @@ impl Link {
                 state.outgoing.push(Outgoing { number, to, request, timeout });
                 answered
             };
-            let answer = answered.await.map_err(|_| "the process ends".to_owned())?;
-            pick(answer?).ok_or_else(|| "an answer of another kind".to_owned())
+            let answer = answered.await.map_err(|_| RpcError::Disconnected)?;
+            pick(answer?).ok_or(RpcError::Malformed("an answer of another kind").into())
         })
     }
 }

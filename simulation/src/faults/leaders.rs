@@ -4,9 +4,10 @@
 
 use holdfast_common::NodeId;
 
-use super::{SECOND, both_ways, cut_for};
-use crate::cluster::{METANODES, client_node};
-use crate::world::{Later, MS, World};
+use super::{both_ways, cut_for};
+use crate::clock::{MS, SECOND};
+use crate::machines::{METANODES, client_node};
+use crate::world::{Later, World};
 
 /// Percent of snapshots in which their receiver dies, and as many in which it dies right after.
 const DIES_INSTALLING_PERCENT: u64 = 30;
@@ -68,7 +69,7 @@ fn usurp(world: &mut World, leader: NodeId, (usurper, voter): (NodeId, NodeId)) 
 }
 
 /// A metanode is about to take a snapshot in.
-pub(crate) fn snapshot_arrives(world: &mut World, node: NodeId) {
+pub(super) fn snapshot_arrives(world: &mut World, node: NodeId) {
     if world.plan.on && world.random.chance(DIES_INSTALLING_PERCENT) {
         let operations = world.random.below(INSTALL_OPERATIONS);
         world.machines[&node].disk.die_after(operations);
@@ -76,14 +77,14 @@ pub(crate) fn snapshot_arrives(world: &mut World, node: NodeId) {
 }
 
 /// A metanode has taken a snapshot in, and nothing that follows it yet.
-pub(crate) fn snapshot_installed(world: &mut World, node: NodeId) {
+pub(super) fn snapshot_installed(world: &mut World, node: NodeId) {
     if world.plan.on && world.lives(node) && world.random.chance(DIES_INSTALLING_PERCENT) {
         world.kill(node);
     }
 }
 
 /// Something that was planned happens, if things still go wrong.
-pub(crate) fn come(world: &mut World, later: Later) {
+pub(super) fn come(world: &mut World, later: Later) {
     if !world.plan.on {
         return;
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use holdfast_common::{ChunkId, DiskId, Incarnation, NodeId, Nonce, Random, VolumeId};
+use holdfast_common::{ChunkId, DiskId, Incarnation, NodeId, Nonce, Random, VolumeId, proof};
 use holdfast_datanode::store::types::{ChunkKey, ShardKey, VolumeKey};
 use holdfast_datanode::{DataRequest, DataResponse, HeldShard};
 use holdfast_proto::data::{
@@ -61,6 +61,15 @@ pub(crate) struct Shards {
 
 pub(crate) fn volume_key(volume: u64, incarnation: u64) -> VolumeKey {
     VolumeKey { volume: VolumeId(volume), incarnation: Incarnation(incarnation) }
+}
+
+/// A name of a delete.
+pub(crate) fn name_of(name: &ShardName) -> proof::ShardName {
+    proof::ShardName {
+        chunk: ChunkId(name.chunk),
+        shard: u8::try_from(name.shard).unwrap_or(u8::MAX),
+        nonce: Nonce(name.nonce),
+    }
 }
 
 fn shard_key(volume: VolumeKey, chunk: u64, shard: u32) -> ShardKey {

@@ -4,7 +4,7 @@
 use super::persistence::{full_table, image};
 use super::{Fixture, ROOT, create};
 use crate::table::Table;
-use crate::table::digest::Digest;
+use crate::table::hasher::Digest;
 use crate::table::key::NameProbe;
 use crate::table::records::{Body, Slot};
 use crate::table::tree::Tree;

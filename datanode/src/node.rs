@@ -3,6 +3,7 @@
 //! The first start waits for the volume manager, which gives node and disks their ids and the node the cluster's secret.
 //! From then on the node serves without it: its address may have changed, which it says in the background.
 
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use holdfast_common::{DiskId, NodeId};
 use holdfast_node::superblock::{self, SuperblockError};
-use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
+use holdfast_node::{ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::RegisterResponse;
 use holdfast_storage::durable::{DirectoryLock, sync_parent};
 use holdfast_storage::{RealDirectory, create_directories};
@@ -18,6 +19,7 @@ use holdfast_transport::{Identity, Server, ServerLimits};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tonic::Status;
 
 use crate::disks::{self, Found, lock_disk};
 use crate::error::StartError;
@@ -210,25 +212,27 @@ async fn identify(
     let newcomer = !superblock.is_registered() || found.iter().any(|disk| disk.is_told_of() && disk.id.0 == 0);
     let told = found.iter().filter(|disk| disk.is_told_of());
     let disks: Vec<_> = told.map(|disk| (disk.id, disk.first_look())).collect();
-    let mut complained = false;
-    loop {
-        let request = heartbeat::registration(&superblock, address, &disks);
-        match volmgr.register(request).await {
-            Ok(response) => {
-                let (config, superblock) = (config.clone(), superblock.clone());
-                let persist = move || persist_ids(&config, &superblock, &response, found);
-                let (superblock, found) = tokio::task::spawn_blocking(persist).await??;
-                return Ok((superblock, found, true));
+    let request = heartbeat::registration(&superblock, address, &disks);
+    let answer = if newcomer {
+        let mut complained = false;
+        let silent = |status: &Status| {
+            if !std::mem::replace(&mut complained, true) {
+                tracing::warn!(reason = status.message(), "waiting for the volume manager to register");
             }
-            Err(status) if is_final(&status) => return Err(StartError::Refused(status.message().to_owned())),
-            Err(status) if newcomer => {
-                if !std::mem::replace(&mut complained, true) {
-                    tracing::warn!(reason = status.message(), "waiting for the volume manager to register");
-                }
-                tokio::time::sleep(REGISTER_RETRY).await;
-            }
-            Err(_) => return Ok((superblock, found, false)),
+        };
+        volmgr.register_at_last(|| ready(request.clone()), silent).await
+    } else {
+        volmgr.register(request).await
+    };
+    match answer {
+        Ok(response) => {
+            let (config, superblock) = (config.clone(), superblock.clone());
+            let persist = move || persist_ids(&config, &superblock, &response, found);
+            let (superblock, found) = tokio::task::spawn_blocking(persist).await??;
+            Ok((superblock, found, true))
         }
+        Err(status) if is_final(&status) => Err(StartError::Refused(status.message().to_owned())),
+        Err(_) => Ok((superblock, found, false)),
     }
 }
 

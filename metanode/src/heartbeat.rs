@@ -8,8 +8,9 @@ use crate::leading;
 use holdfast_common::VolumeId;
 use holdfast_consensus::GroupError;
 use holdfast_node::superblock::SuperblockError;
-use holdfast_node::{HomeLost, NodeSuperblock, REGISTER_RETRY, is_final};
+use holdfast_node::{HomeLost, NodeSuperblock, is_final};
 use holdfast_proto::control::{HeartbeatRequest, HeartbeatResponse, Role, TableAssignment, VolumeDrop};
+use std::future::ready;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,12 +30,9 @@ pub(crate) async fn run(
     let mut complaint = Complaint::default();
     if !registered {
         let registration = context.identity.registration(Role::Metanode, address, Vec::new());
-        while let Err(status) = context.volmgr.register(registration.clone()).await {
-            if is_final(&status) {
-                return status.message().to_owned();
-            }
-            complaint.about(&status);
-            sleep(REGISTER_RETRY).await;
+        let request = || ready(registration.clone());
+        if let Err(status) = context.volmgr.register_at_last(request, |status| complaint.about(status)).await {
+            return status.message().to_owned();
         }
     }
     let mut reporting = Reporting::default();

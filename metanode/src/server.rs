@@ -11,12 +11,13 @@ use crate::service::MetaService;
 use holdfast_common::{ClusterId, NodeId, VolumeId};
 use holdfast_consensus::{ExpectedLog, Node, NodeConfig, OpenError, format_log, release_reserve};
 use holdfast_node::superblock::{self, SuperblockError};
-use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
+use holdfast_node::{ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::Role;
 use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_storage::is_no_space;
 use holdfast_transport::{Client, ClientLimits, Server, ServerLimits};
 use parking_lot::Mutex;
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError};
+use tonic::Status;
 
 /// Where a metanode lives and listens, and whom it belongs to.
 #[derive(Clone, Debug)]
@@ -299,18 +301,13 @@ async fn first_registration(
 ) -> Result<NodeSuperblock, StartError> {
     let request = identity.registration(Role::Metanode, address, Vec::new());
     let mut told = false;
-    let answer = loop {
-        match volmgr.register(request.clone()).await {
-            Ok(answer) => break answer,
-            Err(status) if is_final(&status) => return Err(StartError::Refused(status.message().to_owned())),
-            Err(status) => {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::warn!(reason = status.message(), "waiting for the volume manager to register this node");
-                }
-            }
+    let silent = |status: &Status| {
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(reason = status.message(), "waiting for the volume manager to register this node");
         }
-        tokio::time::sleep(REGISTER_RETRY).await;
     };
+    let registered = volmgr.register_at_last(|| ready(request.clone()), silent).await;
+    let answer = registered.map_err(|status| StartError::Refused(status.message().to_owned()))?;
     let identity = identity.registered(&answer).ok_or(StartError::BadRegistration)?;
     let (directory, written) = (directory.to_owned(), identity.clone());
     tokio::task::spawn_blocking(move || written.write(&directory, KIND)).await??;

@@ -8,4 +8,4 @@ mod volmgr;
 
 pub use identity::{HomeLost, NodeSuperblock};
 pub use listen::{ListenError, Reserved};
-pub use volmgr::{REGISTER_RETRY, VolumeManager, is_final};
+pub use volmgr::{VolumeManager, is_final};

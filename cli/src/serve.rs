@@ -66,7 +66,7 @@ pub(crate) async fn serve(config: RoleConfig, json: bool) -> Result<()> {
     let mut signals = Signals::listen()?;
     let (kind, process) = (config.kind(), Process::default());
     let started = tokio::select! {
-        started = config.start(&process) => started,
+        started = Box::pin(config.start(&process)) => started,
         () = signals.next() => return Ok(()),
     };
     if let (true, Err(error)) = (json, &started)

@@ -264,9 +264,12 @@ impl Core {
         let sooner = [self.due, self.requests.wake(), self.next_deadline()];
         self.due = sooner.into_iter().flatten().min();
         if cfg!(any(test, debug_assertions)) {
-            let out = (self.out.sends.len(), self.out.puts.len(), self.out.outcomes.len());
+            let counts = |out: &Effects| {
+                [out.sends.len(), out.puts.len(), out.outcomes.len(), usize::from(out.reserve.is_some())]
+            };
+            let before = counts(&self.out);
             self.tick();
-            assert_eq!(out, (self.out.sends.len(), self.out.puts.len(), self.out.outcomes.len()), "a step that stirs");
+            assert_eq!(before, counts(&self.out), "a step that stirs");
             assert!(self.due <= self.next_due() || self.next_due().is_none(), "something is due sooner");
         }
     }
@@ -313,6 +316,8 @@ impl Core {
             self.reopen_at,
             self.session.unsure_at(),
             (self.quota.limited).then_some(self.quota_return_at),
+            // Who waits asks for space again.
+            self.cover.stale_at(self.now).filter(|_| !self.writers.is_empty()),
             self.dirty.first().map(|(since, _)| *since + flush::DIRTY_AGE_MAX),
             self.writes.paused.first().map(|(at, _)| *at),
             self.writeback.wake(),

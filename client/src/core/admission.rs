@@ -23,7 +23,7 @@ pub(crate) const SPACE_SLACK_BYTES: u64 = 128 << 20;
 /// How long a reservation of space lasts at the datanodes.
 pub(crate) const SPACE_LEASE: Duration = Duration::from_secs(20);
 /// A cover older than this is renewed before it is relied on.
-const SPACE_RENEW_AFTER: Duration = Duration::from_secs(10);
+pub(super) const SPACE_RENEW_AFTER: Duration = Duration::from_secs(10);
 /// A datanode that does not answer by then is left out; the write itself will find other members.
 pub(crate) const SPACE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A shard takes its length and a header with checksums: one page in sixteen covers it from 64 KiB on.
@@ -190,6 +190,11 @@ impl Cover {
     /// Whether the disks were asked a short while ago.
     pub(crate) fn is_fresh(&self, now: Moment) -> bool {
         self.since.is_some_and(|since| now.since(since) < SPACE_RENEW_AFTER)
+    }
+
+    /// When that will be too long ago, if it is not yet.
+    pub(crate) fn stale_at(&self, now: Moment) -> Option<Moment> {
+        self.since.map(|since| since + SPACE_RENEW_AFTER).filter(|at| *at > now)
     }
 
     /// Flushed data has drawn on the reservations.

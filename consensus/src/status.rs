@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use holdfast_common::{LogIndex, NodeId, Term};
+use holdfast_common::{LogIndex, NodeId, RaftGroupId, Term};
 
 use crate::machine::Broken;
 use crate::stop::StopReason;
@@ -98,7 +98,7 @@ pub enum GroupError {
     BadVoters,
     /// The group is there, with other voters.
     #[error("group {0} exists with other voters")]
-    Exists(u64),
+    Exists(RaftGroupId),
     /// The node was shut down or its log failed.
     #[error("the node is stopped")]
     Stopped,
@@ -181,7 +181,7 @@ pub enum OpenError {
     #[error("group {group}: {reason}")]
     Restore {
         /// The group.
-        group: u64,
+        group: RaftGroupId,
         /// Why.
         reason: Broken,
     },

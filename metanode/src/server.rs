@@ -4,11 +4,11 @@ use crate::directory::{CONSENSUS_DIRECTORY, KIND};
 use crate::heartbeat;
 use crate::hosted::Context;
 use crate::leading;
-use crate::machine::TableMachine;
+use crate::machine::{TableMachine, volume_of};
 use crate::neighbours::Neighbours;
 use crate::outbox::RaftOutbox;
 use crate::service::MetaService;
-use holdfast_common::{ClusterId, NodeId, VolumeId};
+use holdfast_common::{ClusterId, NodeId};
 use holdfast_consensus::{ExpectedLog, Node, NodeConfig, OpenError, format_log, release_reserve};
 use holdfast_node::superblock::{self, SuperblockError};
 use holdfast_node::{ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
@@ -196,7 +196,7 @@ pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
     let server = Server::bind(address, transport_identity, service, ServerLimits::default()).await;
     let server = Arc::new(Mutex::new(Some(server.map_err(|source| ListenError { address, source })?)));
     for group in context.node.groups() {
-        leading::host(&context, VolumeId(group));
+        leading::host(&context, volume_of(group));
     }
     let interval = Duration::from_millis(context.identity.heartbeat_interval_ms.max(1).into());
     let (stop, stopped) = watch::channel(None);

@@ -1,7 +1,7 @@
 //! What goes into a stepped metanode and what comes out.
 
 use super::*;
-use holdfast_common::LogIndex;
+use holdfast_common::{LogIndex, RaftGroupId};
 use holdfast_consensus::{SnapshotOut, StopReason};
 use holdfast_proto::control::{AllocateGroupsRequest, AllocateGroupsResponse, HeartbeatRequest};
 use holdfast_proto::data::{
@@ -97,8 +97,8 @@ pub enum Event {
     SnapshotReported {
         /// The receiver.
         to: NodeId,
-        /// The group.
-        group: u64,
+        /// Whose snapshot it was.
+        group: RaftGroupId,
         /// It was.
         ok: bool,
     },
@@ -166,8 +166,8 @@ pub enum Output {
     SnapshotTaken {
         /// The sender.
         from: NodeId,
-        /// The group.
-        group: u64,
+        /// Whose snapshot it was.
+        group: RaftGroupId,
         /// It was.
         accepted: bool,
     },

@@ -132,6 +132,7 @@ pub enum AdmissionError {
 
 /// Why a node did not open.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum OpenError {
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
@@ -172,19 +173,13 @@ pub enum OpenError {
     NewerVersion {
         /// The directory worked in.
         path: PathBuf,
-        /// Version found.
         found: u32,
         /// Newest version known.
         known: u32,
     },
     /// A state machine refused its snapshot.
     #[error("group {group}: {reason}")]
-    Restore {
-        /// The group.
-        group: RaftGroupId,
-        /// Why.
-        reason: Broken,
-    },
+    Restore { group: RaftGroupId, reason: Broken },
 }
 
 impl OpenError {

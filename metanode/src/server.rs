@@ -40,6 +40,7 @@ pub struct MetanodeConfig {
 
 /// Why a metanode was not formatted or did not start.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum StartError {
     /// The directory is not what it should be.
     #[error(transparent)]
@@ -53,7 +54,6 @@ pub enum StartError {
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -67,21 +67,14 @@ pub enum StartError {
         directory.display()
     )]
     Lost {
-        /// Its directory.
         directory: PathBuf,
-        /// Its volume manager.
         volmgr: String,
         /// What is wrong with its log.
         source: OpenError,
     },
     /// It lost its log, and has not got all of its tables back yet. Nothing was hosted.
     #[error("{}: bringing this metanode back is not finished; go on with: holdfast metanode recover --dir {0} --volmgr {volmgr}", directory.display())]
-    Unfinished {
-        /// Its directory.
-        directory: PathBuf,
-        /// Its volume manager.
-        volmgr: String,
-    },
+    Unfinished { directory: PathBuf, volmgr: String },
     /// The volume manager's address makes no sense.
     #[error("'{0}' is no address of a volume manager, host:port")]
     BadVolmgr(String),

@@ -55,6 +55,7 @@ pub struct VolmgrConfig {
 
 /// Why a volume manager was not formatted or did not start.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum StartError {
     /// The directory is not what it should be.
     #[error(transparent)]
@@ -68,7 +69,6 @@ pub enum StartError {
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,

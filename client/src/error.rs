@@ -21,15 +21,11 @@ pub enum CallFailed {
 
 /// Why a file system operation failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum Error {
     /// The metadata table refused.
     #[error("refused: {code:?} {detail}")]
-    Refused {
-        /// Its reason.
-        code: Code,
-        /// For people.
-        detail: String,
-    },
+    Refused { code: Code, detail: String },
     /// No answer within the request's deadline.
     #[error("no answer within the deadline: {0}")]
     TimedOut(String),

@@ -17,5 +17,5 @@ pub use ids::{
 };
 pub use offset::FileOffset;
 pub use pauses::Pauses;
-pub use raft::{LogIndex, Term};
+pub use raft::{LogIndex, RaftGroupId, Term};
 pub use random::{Random, random_bytes};

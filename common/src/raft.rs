@@ -1,7 +1,24 @@
-//! Raft's numbers as types: a term is not a place in the log, and neither is a count.
+//! Raft's numbers as types: a term is not a place in the log, neither is a count, and a Raft group is not a block group.
 
 use std::fmt;
 use std::ops::{Add, Sub};
+
+/// A Raft group: replicas on several nodes that agree on one log. In a metanode it has the number of the volume whose table
+/// it is; the volume manager's own has one below all volumes. Not to be mixed up with a block group, a [`crate::GroupId`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RaftGroupId(pub u64);
+
+impl fmt::Display for RaftGroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Debug for RaftGroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "r{}", self.0)
+    }
+}
 
 /// A period with at most one leader of a Raft group. It only grows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -95,6 +112,12 @@ mod tests {
     #[test]
     fn nothing_is_before_the_beginning() {
         assert_eq!((LogIndex(3).back(2), LogIndex(3).back(4)), (LogIndex(1), LogIndex::ZERO));
+    }
+
+    #[test]
+    fn a_raft_group_is_written_as_the_bare_number() {
+        let group = RaftGroupId(7);
+        assert_eq!(format!("{group} {group:?}"), "7 r7");
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use std::fs::File;
 
-use holdfast_common::{LogIndex, NodeId, Term};
+use holdfast_common::{LogIndex, NodeId, RaftGroupId, Term};
 
 /// What a leader gives a voter that lost its log, together with a snapshot file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
     /// Whose state it is.
-    pub group: u64,
+    pub group: RaftGroupId,
     /// The voter it is for.
     pub to: NodeId,
     /// The start of that voter which asked for it: an answer to an earlier one is not taken.

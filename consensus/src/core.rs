@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use holdfast_common::{LogIndex, NodeId, Random, Term};
+use holdfast_common::{LogIndex, NodeId, RaftGroupId, Random, Term};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{Config, RawNode, Ready, Storage};
 
@@ -65,7 +65,7 @@ struct Installing {
 
 /// One group. `P` and `R` are what its shell gets back with the answers to proposals and reads.
 pub(crate) struct GroupCore<P, R> {
-    group: u64,
+    group: RaftGroupId,
     options: CoreOptions,
     raw: RawNode<EntryStore>,
     random: Random,
@@ -104,7 +104,7 @@ pub(crate) struct GroupCore<P, R> {
 
 impl<P, R> GroupCore<P, R> {
     /// A group as the log has it. `resumed` says that it may have voted or heard a leader before.
-    pub(crate) fn new(group: u64, options: CoreOptions, replayed: Replayed, resumed: bool) -> Self {
+    pub(crate) fn new(group: RaftGroupId, options: CoreOptions, replayed: Replayed, resumed: bool) -> Self {
         let again = options.sabotage == Sabotage::AppliedAgain;
         let applied = if again { replayed.before.0 } else { replayed.state.snapshot.index };
         let logged = replayed.state.hard;
@@ -137,7 +137,7 @@ impl<P, R> GroupCore<P, R> {
             group,
             options,
             raw,
-            random: Random::new(options.seed ^ group.rotate_left(32)),
+            random: Random::new(options.seed ^ group.0.rotate_left(32)),
             patience_ticks: 0,
             first_patience_ticks: 1 + 2 * place,
             quiet_ticks: if resumed && !alone && options.sabotage != Sabotage::RestartedVotesAtOnce {

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, RaftGroupId};
 use parking_lot::{Mutex, RwLock};
 
 use crate::clock;
@@ -30,7 +30,7 @@ mod site;
 pub(crate) mod worker;
 
 /// The groups of a node as its handles see them.
-pub(crate) type Groups<S> = Arc<RwLock<BTreeMap<u64, Group<S>>>>;
+pub(crate) type Groups<S> = Arc<RwLock<BTreeMap<RaftGroupId, Group<S>>>>;
 type TurnEffects = Effects<ProposeTicket, ReadTicket>;
 
 /// Everything that driving needs.
@@ -59,8 +59,8 @@ pub(crate) type Seat<S> = Arc<Mutex<Option<Driver<S>>>>;
 
 /// Creations and drops of a turn, answered when they are durable.
 struct Controls<S> {
-    created: BTreeMap<u64, Group<S>>,
-    dropped: Vec<u64>,
+    created: BTreeMap<RaftGroupId, Group<S>>,
+    dropped: Vec<RaftGroupId>,
     tickets: Vec<ControlTicket>,
 }
 
@@ -186,7 +186,7 @@ impl<S: StateMachine> Driver<S> {
         })
     }
 
-    fn create(&mut self, group: u64, voters: &[NodeId], ticket: ControlTicket, controls: &mut Controls<S>) {
+    fn create(&mut self, group: RaftGroupId, voters: &[NodeId], ticket: ControlTicket, controls: &mut Controls<S>) {
         match self.core.create(group, voters) {
             Ok(new) => {
                 if new {
@@ -201,7 +201,11 @@ impl<S: StateMachine> Driver<S> {
     }
 
     /// The rest of a turn: writes and syncs records, with as many batches as it takes until none follow.
-    fn make_durable(&mut self, mut records: Vec<Record>, created: &BTreeMap<u64, Group<S>>) -> Result<(), StopReason> {
+    fn make_durable(
+        &mut self,
+        mut records: Vec<Record>,
+        created: &BTreeMap<RaftGroupId, Group<S>>,
+    ) -> Result<(), StopReason> {
         while !records.is_empty() {
             self.write(records)?;
             let effects = self.core.persisted();
@@ -244,7 +248,7 @@ impl<S: StateMachine> Driver<S> {
         controls.tickets.into_iter().for_each(|ticket| drop(ticket.send(Ok(()))));
     }
 
-    fn perform(&mut self, effects: TurnEffects, created: &BTreeMap<u64, Group<S>>) -> Vec<Record> {
+    fn perform(&mut self, effects: TurnEffects, created: &BTreeMap<RaftGroupId, Group<S>>) -> Vec<Record> {
         let mut site = DriverSite {
             outbox: &*self.outbox,
             groups: &self.groups,

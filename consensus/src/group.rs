@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use holdfast_common::LogIndex;
+use holdfast_common::{LogIndex, RaftGroupId};
 use parking_lot::RwLock;
 use tokio::sync::{oneshot, watch};
 
@@ -61,7 +61,7 @@ impl<S> Shared<S> {
 
 /// A handle on a group of this node; cheap to clone.
 pub struct Group<S> {
-    id: u64,
+    id: RaftGroupId,
     shared: Arc<Shared<S>>,
     queue: Arc<Queue>,
     command_bytes_max: usize,
@@ -75,7 +75,7 @@ impl<S> Clone for Group<S> {
 }
 
 impl<S: StateMachine> Group<S> {
-    pub(crate) fn new(id: u64, state: S, queue: Arc<Queue>, command_bytes_max: usize) -> Self {
+    pub(crate) fn new(id: RaftGroupId, state: S, queue: Arc<Queue>, command_bytes_max: usize) -> Self {
         let shared = Shared {
             state: RwLock::new(state),
             applied: AtomicU64::new(0),
@@ -92,7 +92,7 @@ impl<S: StateMachine> Group<S> {
 
     /// The group's id.
     #[must_use]
-    pub fn id(&self) -> u64 {
+    pub fn id(&self) -> RaftGroupId {
         self.id
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use holdfast_common::{NodeId, random_bytes};
+use holdfast_common::{NodeId, RaftGroupId, random_bytes};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
@@ -48,7 +48,7 @@ impl<S: StateMachine> Node<S> {
     pub fn open(
         config: NodeConfig,
         outbox: Arc<dyn Outbox>,
-        make: impl Fn(u64) -> S + Send + 'static,
+        make: impl Fn(RaftGroupId) -> S + Send + 'static,
     ) -> Result<Self, OpenError> {
         let log_directory = config.directory.join(LOG_DIRECTORY);
         let snapshot_directory = config.directory.join(SNAPSHOT_DIRECTORY);
@@ -141,7 +141,7 @@ impl<S: StateMachine> Node<S> {
     ///
     /// # Errors
     /// See [`GroupError`].
-    pub fn create_group(&self, group: u64, voters: &[NodeId]) -> Result<(), GroupError> {
+    pub fn create_group(&self, group: RaftGroupId, voters: &[NodeId]) -> Result<(), GroupError> {
         self.control(|ticket| Item::Create { group, voters: voters.to_vec(), ticket })
     }
 
@@ -150,7 +150,7 @@ impl<S: StateMachine> Node<S> {
     ///
     /// # Errors
     /// See [`GroupError`].
-    pub fn drop_group(&self, group: u64) -> Result<(), GroupError> {
+    pub fn drop_group(&self, group: RaftGroupId) -> Result<(), GroupError> {
         self.control(|ticket| Item::Drop { group, ticket })
     }
 
@@ -168,13 +168,13 @@ impl<S: StateMachine> Node<S> {
 
     /// The groups of this node.
     #[must_use]
-    pub fn groups(&self) -> Vec<u64> {
+    pub fn groups(&self) -> Vec<RaftGroupId> {
         self.groups.read().keys().copied().collect()
     }
 
     /// The handle of a group.
     #[must_use]
-    pub fn group(&self, group: u64) -> Option<Group<S>> {
+    pub fn group(&self, group: RaftGroupId) -> Option<Group<S>> {
         self.groups.read().get(&group).cloned()
     }
 
@@ -202,7 +202,7 @@ impl<S: StateMachine> Node<S> {
     ///
     /// # Errors
     /// See [`AdmissionError`].
-    pub async fn admit(&self, group: u64, to: NodeId) -> Result<Admitted, AdmissionError> {
+    pub async fn admit(&self, group: RaftGroupId, to: NodeId) -> Result<Admitted, AdmissionError> {
         let (ticket, answer) = oneshot::channel();
         let item = Item::Admit { group, to, ticket };
         self.queue.push_always(item)?;
@@ -216,7 +216,7 @@ impl<S: StateMachine> Node<S> {
     }
 
     /// Says how [`Outbox::send_snapshot`] went.
-    pub fn report_snapshot(&self, group: u64, to: NodeId, ok: bool) {
+    pub fn report_snapshot(&self, group: RaftGroupId, to: NodeId, ok: bool) {
         let _ = self.queue.push_always(Item::SnapshotReported { group, to, ok });
     }
 }

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use holdfast_common::{LogIndex, NodeId};
+use holdfast_common::{LogIndex, NodeId, RaftGroupId};
 
 use crate::core::effects::{Admitted, Apply, Command, Effects, Freeze, Install, SnapshotOut};
 use crate::log::Log;
@@ -30,9 +30,9 @@ pub(crate) trait Site<P, R> {
     /// Tells a proposal that it has no answer.
     fn fail(&mut self, ticket: P, error: ProposeError);
     /// Tells of a group that stopped.
-    fn broken(&mut self, group: u64, reason: StopReason);
+    fn broken(&mut self, group: RaftGroupId, reason: StopReason);
     /// Lets handles see a group's status, and until when its lease lets them read.
-    fn publish(&mut self, group: u64, status: GroupStatus, lease_until_ns: u64);
+    fn publish(&mut self, group: RaftGroupId, status: GroupStatus, lease_until_ns: u64);
     /// Lets a read go ahead, or refuses it.
     fn answer_read(&mut self, ticket: R, result: Result<(), ReadError>);
     /// Freezes a group's state and has it written.
@@ -40,7 +40,7 @@ pub(crate) trait Site<P, R> {
     /// Gives a voter that lost its log a snapshot, or says why not. The file is there until [`Site::remove`].
     fn admitted(&mut self, ticket: u64, result: Result<Admitted, AdmissionError>);
     /// Has a snapshot file removed.
-    fn remove(&mut self, group: u64, file: u64);
+    fn remove(&mut self, group: RaftGroupId, file: u64);
 }
 
 /// Performs what may happen now. Gives back the records that must be durable before the core may go on.
@@ -104,7 +104,7 @@ fn perform_apply<P, R>(core: &mut NodeCore<P, R>, site: &mut impl Site<P, R>, ap
     }
 }
 
-fn is_stopped<P, R>(core: &NodeCore<P, R>, group: u64) -> bool {
+fn is_stopped<P, R>(core: &NodeCore<P, R>, group: RaftGroupId) -> bool {
     core.status(group).is_none_or(|(status, _)| status.role == Role::Stopped)
 }
 
@@ -161,7 +161,7 @@ pub(crate) fn carry_forward<P, R>(core: &mut NodeCore<P, R>, log: &Log) -> Vec<R
     for group in core.carry_forward(&log.holders()) {
         match log.recall(group) {
             Ok(recalled) => records.extend(recalled),
-            Err(error) => tracing::error!(group, %error, "a stopped group holds the log, which cannot read it"),
+            Err(error) => tracing::error!(%group, %error, "a stopped group holds the log, which cannot read it"),
         }
     }
     records

@@ -10,7 +10,7 @@ use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, RaftGroupId};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
@@ -38,16 +38,16 @@ const ITEM_COST_BYTES: usize = 64;
 
 /// One thing for the driver to do.
 pub(crate) enum Item {
-    Propose { group: u64, command: Bytes, ticket: ProposeTicket },
-    Read { group: u64, ticket: ReadTicket },
+    Propose { group: RaftGroupId, command: Bytes, ticket: ProposeTicket },
+    Read { group: RaftGroupId, ticket: ReadTicket },
     Message { from: NodeId, message: GroupMessage },
     SnapshotFile { from: NodeId, message: GroupMessage, file: PathBuf },
     SnapshotDelivered { from: NodeId, message: GroupMessage, mark: SnapshotMark },
-    SnapshotWritten { group: u64, mark: SnapshotMark, ok: bool },
-    SnapshotReported { group: u64, to: NodeId, ok: bool },
-    Admit { group: u64, to: NodeId, ticket: AdmitTicket },
-    Create { group: u64, voters: Vec<NodeId>, ticket: ControlTicket },
-    Drop { group: u64, ticket: ControlTicket },
+    SnapshotWritten { group: RaftGroupId, mark: SnapshotMark, ok: bool },
+    SnapshotReported { group: RaftGroupId, to: NodeId, ok: bool },
+    Admit { group: RaftGroupId, to: NodeId, ticket: AdmitTicket },
+    Create { group: RaftGroupId, voters: Vec<NodeId>, ticket: ControlTicket },
+    Drop { group: RaftGroupId, ticket: ControlTicket },
 }
 
 impl Item {

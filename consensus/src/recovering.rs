@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use holdfast_common::{LogIndex, NodeId};
+use holdfast_common::{LogIndex, NodeId, RaftGroupId};
 use holdfast_storage::{Directory, RealDirectory};
 
 use crate::admission::Admission;
@@ -45,7 +45,7 @@ pub struct Recovering {
     log: Log,
     snapshots: Arc<dyn Directory>,
     /// Groups that are recovered, with their snapshot's index.
-    recovered: BTreeMap<u64, LogIndex>,
+    recovered: BTreeMap<RaftGroupId, LogIndex>,
     next_file: u64,
 }
 
@@ -102,7 +102,7 @@ impl Recovering {
 
     /// Whether a group is recovered, durably.
     #[must_use]
-    pub fn has(&self, group: u64) -> bool {
+    pub fn has(&self, group: RaftGroupId) -> bool {
         self.recovered.contains_key(&group)
     }
 

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_common::{LogIndex, NodeId, Random, Term};
+use holdfast_common::{LogIndex, NodeId, RaftGroupId, Random, Term};
 
 use crate::Sabotage;
 use crate::outbox::GroupMessage;
@@ -22,9 +22,9 @@ mod replica;
 mod sabotage;
 
 /// The group that clients use.
-const GROUP: u64 = 7;
+const GROUP: RaftGroupId = RaftGroupId(7);
 /// A group nobody uses, whose records pin the log.
-const IDLE_GROUP: u64 = 9;
+const IDLE_GROUP: RaftGroupId = RaftGroupId(9);
 const REPLICAS: u64 = 3;
 const MS: u64 = 1_000_000;
 const TICK_NS: u64 = 100 * MS;
@@ -87,7 +87,7 @@ pub(super) enum Event {
         from: u64,
         generation: u64,
         to: u64,
-        group: u64,
+        group: RaftGroupId,
     },
     Admitted {
         to: u64,

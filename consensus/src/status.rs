@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use holdfast_common::{LogIndex, NodeId, Term};
+use holdfast_common::{LogIndex, NodeId, RaftGroupId, Term};
 
 use crate::machine::Broken;
 use crate::stop::StopReason;
@@ -98,7 +98,7 @@ pub enum GroupError {
     BadVoters,
     /// The group is there, with other voters.
     #[error("group {0} exists with other voters")]
-    Exists(u64),
+    Exists(RaftGroupId),
     /// The node was shut down or its log failed.
     #[error("the node is stopped")]
     Stopped,
@@ -132,6 +132,7 @@ pub enum AdmissionError {
 
 /// Why a node did not open.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum OpenError {
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
@@ -172,19 +173,13 @@ pub enum OpenError {
     NewerVersion {
         /// The directory worked in.
         path: PathBuf,
-        /// Version found.
         found: u32,
         /// Newest version known.
         known: u32,
     },
     /// A state machine refused its snapshot.
     #[error("group {group}: {reason}")]
-    Restore {
-        /// The group.
-        group: u64,
-        /// Why.
-        reason: Broken,
-    },
+    Restore { group: RaftGroupId, reason: Broken },
 }
 
 impl OpenError {

@@ -13,6 +13,7 @@ use crate::store::volumes::VolumesError;
 
 /// Why a datanode was not formatted or did not start.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum StartError {
     /// A directory is not what it should be.
     #[error(transparent)]
@@ -26,48 +27,28 @@ pub enum StartError {
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
     /// A disk was made by a newer version, or no disk opens.
     #[error("{}: {source}", path.display())]
-    Disk {
-        /// The disk.
-        path: PathBuf,
-        /// Why.
-        source: OpenError,
-    },
+    Disk { path: PathBuf, source: OpenError },
     /// What the node remembers for disks that are away cannot be used.
     #[error("{}: {source}; remove it only if no disk of this node was ever away", path.display())]
-    Memory {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: VolumesError,
-    },
+    Memory { path: PathBuf, source: VolumesError },
     /// A node stores shards on disks.
     #[error("a datanode needs a disk at least")]
     NoDisks,
     /// A disk named twice, or the node's own directory.
     #[error("{} cannot be used twice", path.display())]
-    SharedDirectory {
-        /// The directory.
-        path: PathBuf,
-    },
+    SharedDirectory { path: PathBuf },
     /// The disk was formatted with another node.
     #[error("{} is a disk of another node or cluster", path.display())]
-    ForeignDisk {
-        /// The disk.
-        path: PathBuf,
-    },
+    ForeignDisk { path: PathBuf },
     /// Formatting would overwrite shards.
     #[error("{} holds files already; a disk is formatted in an empty directory", path.display())]
-    NotEmpty {
-        /// The disk.
-        path: PathBuf,
-    },
+    NotEmpty { path: PathBuf },
     /// The volume manager's address makes no sense.
     #[error("'{0}' is no address of a volume manager, host:port")]
     BadVolmgr(String),

@@ -5,6 +5,7 @@ use crate::core::reporting::{self, Reporter, Reporting};
 use crate::directory::KIND;
 use crate::hosted::{Context, Hosted};
 use crate::leading;
+use crate::machine::raft_group;
 use holdfast_common::VolumeId;
 use holdfast_consensus::GroupError;
 use holdfast_node::superblock::SuperblockError;
@@ -114,7 +115,7 @@ async fn create(context: &Arc<Context>, assignment: &TableAssignment) {
     let is_here = context.hosted(volume).is_some();
     let Some(voters) = reporting::to_create(assignment, context.identity.node, is_here) else { return };
     let node = Arc::clone(&context.node);
-    match tokio::task::spawn_blocking(move || node.create_group(volume.0, &voters)).await {
+    match tokio::task::spawn_blocking(move || node.create_group(raft_group(volume), &voters)).await {
         Ok(Ok(())) => {
             tracing::info!(%volume, name = assignment.name, "table created");
             leading::host(context, volume);
@@ -148,7 +149,7 @@ async fn drop_table(context: &Arc<Context>, order: &VolumeDrop) -> bool {
     context.unhost(volume);
     let dropping = Arc::clone(context);
     let gone = tokio::task::spawn_blocking(move || {
-        dropping.node.drop_group(volume.0)?;
+        dropping.node.drop_group(raft_group(volume))?;
         dropping.neighbours.forget_table(volume).map_err(DropFailed::Addresses)
     });
     match gone.await {

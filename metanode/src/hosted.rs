@@ -6,7 +6,7 @@ use crate::core::command::{self, Place};
 use crate::core::known::Known;
 use crate::core::view::View;
 use crate::inbox::Inbox;
-use crate::machine::TableMachine;
+use crate::machine::{TableMachine, raft_group};
 use crate::neighbours::Neighbours;
 use crate::table::Table;
 use holdfast_common::{SessionId, Term, VolumeId};
@@ -132,7 +132,7 @@ impl Context {
 
     /// Serves a replica that consensus has. `work` starts the tasks that do the leader's work; they end with the serving.
     pub(crate) fn host(&self, volume: VolumeId, work: impl FnOnce(&Arc<Hosted>) -> [AbortHandle; 3]) {
-        let Some(group) = self.node.group(volume.0) else { return };
+        let Some(group) = self.node.group(raft_group(volume)) else { return };
         let mut tables = self.hosted.write();
         if tables.contains_key(&volume) {
             return;

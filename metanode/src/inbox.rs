@@ -4,8 +4,8 @@ use crate::core::starts::Starts;
 use crate::machine::TableMachine;
 use crate::outbox::PIECE_BYTES;
 use bytes::Bytes;
-use holdfast_common::NodeId;
 use holdfast_common::checksum::crc32c;
+use holdfast_common::{NodeId, RaftGroupId};
 use holdfast_consensus::{GroupMessage, Node};
 use holdfast_proto::raft::{RaftBatch, SnapshotPiece};
 use holdfast_storage::is_no_space;
@@ -43,7 +43,7 @@ pub(crate) enum PieceRefused {
 
 #[derive(Debug, Default)]
 struct Transfers {
-    by_source: BTreeMap<(NodeId, u64), Transfer>,
+    by_source: BTreeMap<(NodeId, RaftGroupId), Transfer>,
     begun: u64,
 }
 
@@ -79,7 +79,7 @@ impl Inbox {
             if length > body.len() {
                 return tracing::warn!(%from, "a Raft batch is shorter than it says");
             }
-            messages.push(GroupMessage { group: head.group, bytes: body.split_to(length) });
+            messages.push(GroupMessage { group: RaftGroupId(head.group), bytes: body.split_to(length) });
         }
         node.deliver(from, messages);
     }
@@ -103,7 +103,7 @@ impl Inbox {
         if !self.is_current(from, piece.generation) {
             return Err(PieceRefused::OldStart);
         }
-        if node.group(piece.group).is_none() {
+        if node.group(RaftGroupId(piece.group)).is_none() {
             return Err(PieceRefused::NoReplica);
         }
         // The sender starts over, and finds room then.
@@ -112,7 +112,7 @@ impl Inbox {
         };
         let whole = self.put(&node.snapshot_directory(), piece, body, &no_room)?;
         if let Some(file) = whole {
-            let message = GroupMessage { group: piece.group, bytes: piece.message.clone() };
+            let message = GroupMessage { group: RaftGroupId(piece.group), bytes: piece.message.clone() };
             node.deliver_snapshot(from, message, file);
         }
         Ok(())
@@ -129,7 +129,7 @@ impl Inbox {
         if body.len() > PIECE_BYTES || crc32c(body) != piece.crc {
             return Err(PieceRefused::Damaged);
         }
-        let source = (NodeId(piece.from), piece.group);
+        let source = (NodeId(piece.from), RaftGroupId(piece.group));
         let mut transfers = self.transfers.lock();
         // Taken out while it is written to: whatever fails drops it, and its file with it.
         let known = transfers.by_source.remove(&source).filter(|transfer| transfer.number == piece.transfer);
@@ -161,7 +161,7 @@ impl Inbox {
 }
 
 impl Transfers {
-    fn keep(&mut self, source: (NodeId, u64), transfer: Transfer) {
+    fn keep(&mut self, source: (NodeId, RaftGroupId), transfer: Transfer) {
         self.by_source.insert(source, transfer);
         if self.by_source.len() > TRANSFERS_MAX {
             let oldest = self.by_source.iter().min_by_key(|(_, transfer)| transfer.begun).map(|(source, _)| *source);

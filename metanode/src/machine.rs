@@ -3,11 +3,21 @@
 use crate::sabotage::Sabotage;
 use crate::table::{FrozenTable, Table, frees};
 use bytes::Bytes;
-use holdfast_common::LogIndex;
+use holdfast_common::{LogIndex, RaftGroupId, VolumeId};
 use holdfast_consensus::{Broken, Snapshot, StateMachine};
 use holdfast_proto::record::TableCommand;
 use prost::Message;
 use std::io::{self, Read, Write};
+
+/// The Raft group of a volume's table: it has the volume's number (D4).
+pub(crate) fn raft_group(volume: VolumeId) -> RaftGroupId {
+    RaftGroupId(volume.0)
+}
+
+/// The volume whose table a Raft group of a metanode is; the reverse of [`raft_group`].
+pub(crate) fn volume_of(group: RaftGroupId) -> VolumeId {
+    VolumeId(group.0)
+}
 
 /// One replica of a metadata table.
 #[derive(Debug, Default)]

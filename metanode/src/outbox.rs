@@ -88,7 +88,7 @@ impl Outbox for RaftOutbox {
             let group = message.group;
             let sent = shared.ship(to, message, &file).await;
             if let Err(why) = &sent {
-                tracing::warn!(group, %to, %why, "a snapshot was not delivered");
+                tracing::warn!(%group, %to, %why, "a snapshot was not delivered");
             }
             if let Some(node) = shared.node.get().and_then(Weak::upgrade) {
                 node.report_snapshot(group, to, sent.is_ok());
@@ -126,7 +126,7 @@ impl Batch {
     fn push(&mut self, message: GroupMessage) {
         let Ok(length_bytes) = u32::try_from(message.bytes.len()) else { return };
         self.bytes += message.bytes.len();
-        self.heads.push(Head { group: message.group, length_bytes });
+        self.heads.push(Head { group: message.group.0, length_bytes });
         self.bodies.push(message.bytes);
     }
 }
@@ -153,7 +153,7 @@ impl Shared {
             let piece = SnapshotPiece {
                 from: self.from.0,
                 generation: self.generation,
-                group: message.group,
+                group: message.group.0,
                 transfer,
                 offset,
                 crc: crc32c(&bytes),
@@ -213,7 +213,7 @@ async fn blocking<T: Send + 'static>(
 mod tests {
     use super::*;
     use crate::inbox::Inbox;
-    use holdfast_common::ClusterId;
+    use holdfast_common::{ClusterId, RaftGroupId};
     use holdfast_proto::control::{Endpoint, HeartbeatResponse};
     use holdfast_transport::{Call, ClientLimits, Identity, Refusal, Reply, Server, ServerLimits, Service};
     use parking_lot::Mutex;
@@ -260,7 +260,7 @@ mod tests {
         let outbox = RaftOutbox::new(NodeId(1), 1, client, Arc::new(neighbours));
         let file = directory.path().join("snapshot");
         std::fs::write(&file, pattern(length)).unwrap();
-        let message = GroupMessage { group: 7, bytes: b"announcement"[..].into() };
+        let message = GroupMessage { group: RaftGroupId(7), bytes: b"announcement"[..].into() };
         outbox.shared.ship(NodeId(2), message, &file).await?;
         let (message, file) = receiver.received.lock().take().unwrap();
         Ok((message, std::fs::read(file).unwrap()))

@@ -4,11 +4,11 @@ use crate::directory::{CONSENSUS_DIRECTORY, KIND};
 use crate::heartbeat;
 use crate::hosted::Context;
 use crate::leading;
-use crate::machine::TableMachine;
+use crate::machine::{TableMachine, volume_of};
 use crate::neighbours::Neighbours;
 use crate::outbox::RaftOutbox;
 use crate::service::MetaService;
-use holdfast_common::{ClusterId, NodeId, VolumeId};
+use holdfast_common::{ClusterId, NodeId};
 use holdfast_consensus::{ExpectedLog, Node, NodeConfig, OpenError, format_log, release_reserve};
 use holdfast_node::superblock::{self, SuperblockError};
 use holdfast_node::{ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
@@ -40,6 +40,7 @@ pub struct MetanodeConfig {
 
 /// Why a metanode was not formatted or did not start.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum StartError {
     /// The directory is not what it should be.
     #[error(transparent)]
@@ -53,7 +54,6 @@ pub enum StartError {
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -67,21 +67,14 @@ pub enum StartError {
         directory.display()
     )]
     Lost {
-        /// Its directory.
         directory: PathBuf,
-        /// Its volume manager.
         volmgr: String,
         /// What is wrong with its log.
         source: OpenError,
     },
     /// It lost its log, and has not got all of its tables back yet. Nothing was hosted.
     #[error("{}: bringing this metanode back is not finished; go on with: holdfast metanode recover --dir {0} --volmgr {volmgr}", directory.display())]
-    Unfinished {
-        /// Its directory.
-        directory: PathBuf,
-        /// Its volume manager.
-        volmgr: String,
-    },
+    Unfinished { directory: PathBuf, volmgr: String },
     /// The volume manager's address makes no sense.
     #[error("'{0}' is no address of a volume manager, host:port")]
     BadVolmgr(String),
@@ -196,7 +189,7 @@ pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
     let server = Server::bind(address, transport_identity, service, ServerLimits::default()).await;
     let server = Arc::new(Mutex::new(Some(server.map_err(|source| ListenError { address, source })?)));
     for group in context.node.groups() {
-        leading::host(&context, VolumeId(group));
+        leading::host(&context, volume_of(group));
     }
     let interval = Duration::from_millis(context.identity.heartbeat_interval_ms.max(1).into());
     let (stop, stopped) = watch::channel(None);

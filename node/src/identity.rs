@@ -38,6 +38,7 @@ pub struct NodeSuperblock {
 
 /// Why a node's directory is not the one that it was started from.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum HomeLost {
     /// Another node, or another start of this one, is there.
     #[error(
@@ -45,15 +46,12 @@ pub enum HomeLost {
         path.display()
     )]
     Taken {
-        /// The directory.
         path: PathBuf,
         /// The node that it names.
         found_node: NodeId,
         /// The start that it names.
         found_generation: u64,
-        /// This node.
         node: NodeId,
-        /// This start.
         generation: u64,
     },
     /// It is gone, or cannot be read.

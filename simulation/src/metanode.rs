@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, LogIndex, NodeId, VolumeId};
+use holdfast_common::{ClusterId, LogIndex, NodeId, RaftGroupId, VolumeId};
 use holdfast_consensus::{GroupStatus, Role as RaftRole};
 use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
@@ -55,7 +55,7 @@ enum Asked {
     Deletion(u64),
     Floor(u64),
     List(u64),
-    Snapshot { to: NodeId, group: u64 },
+    Snapshot { to: NodeId, group: RaftGroupId },
 }
 
 pub(crate) struct MetanodeRole {
@@ -70,7 +70,7 @@ pub(crate) struct MetanodeRole {
     sessions: BTreeMap<u64, (u64, u64)>,
     arrived: Vec<(u64, u64)>,
     /// Snapshots that came whole and are not answered yet.
-    snapshots: BTreeMap<(NodeId, u64), u64>,
+    snapshots: BTreeMap<(NodeId, RaftGroupId), u64>,
     wishes: Vec<Wish>,
 }
 

@@ -13,7 +13,7 @@ use prost::Message;
 
 use crate::state::{BrokenCommand, ClusterState};
 
-/// The state machine of the volume manager's consensus group.
+/// The state machine of the volume manager's Raft group.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterMachine {
     state: Arc<ClusterState>,

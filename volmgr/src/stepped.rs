@@ -43,7 +43,7 @@ pub enum SteppedOpenError {
     /// The log did not open.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The group could not be made.
+    /// The Raft group could not be made.
     #[error(transparent)]
     Group(#[from] GroupError),
 }
@@ -80,7 +80,7 @@ struct Talk {
 /// How far the start is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// The group is being made.
+    /// The Raft group is being made.
     Creating,
     /// The log learns its cluster.
     Initialising,
@@ -100,7 +100,7 @@ pub struct SteppedVolmgr {
     attempts: BTreeMap<u64, Attempt>,
     next_attempt: u64,
     answers: Answers,
-    /// What the state is while the group is not made yet.
+    /// What the state is while the Raft group is not made yet.
     nothing: ClusterState,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, RaftGroupId};
 use holdfast_storage::Directory;
 
 use super::Groups;
@@ -24,7 +24,7 @@ pub(super) struct DriverSite<'a, S> {
     pub(super) outbox: &'a dyn Outbox,
     pub(super) groups: &'a Groups<S>,
     /// Groups of this turn, which no handle knows before they are durable.
-    pub(super) created: &'a BTreeMap<u64, Group<S>>,
+    pub(super) created: &'a BTreeMap<RaftGroupId, Group<S>>,
     pub(super) snapshots: &'a dyn Directory,
     pub(super) jobs: &'a mpsc::Sender<Job>,
     pub(super) restored: &'a Restored<S>,
@@ -32,7 +32,7 @@ pub(super) struct DriverSite<'a, S> {
 }
 
 impl<S: StateMachine> DriverSite<'_, S> {
-    fn shared(&self, group: u64) -> Option<Arc<Shared<S>>> {
+    fn shared(&self, group: RaftGroupId) -> Option<Arc<Shared<S>>> {
         let found = self.created.get(&group).map(|group| Arc::clone(group.shared()));
         found.or_else(|| self.groups.read().get(&group).map(|group| Arc::clone(group.shared())))
     }
@@ -81,11 +81,11 @@ impl<S: StateMachine> Site<ProposeTicket, ReadTicket> for DriverSite<'_, S> {
         drop(ticket.send(Err(error)));
     }
 
-    fn broken(&mut self, group: u64, reason: StopReason) {
-        tracing::error!(group, %reason, "a group is stopped on this node; its other replicas go on");
+    fn broken(&mut self, group: RaftGroupId, reason: StopReason) {
+        tracing::error!(%group, %reason, "a group is stopped on this node; its other replicas go on");
     }
 
-    fn publish(&mut self, group: u64, status: GroupStatus, lease_until_ns: u64) {
+    fn publish(&mut self, group: RaftGroupId, status: GroupStatus, lease_until_ns: u64) {
         if let Some(shared) = self.shared(group) {
             shared.publish(status, lease_until_ns);
         }
@@ -111,7 +111,7 @@ impl<S: StateMachine> Site<ProposeTicket, ReadTicket> for DriverSite<'_, S> {
         })));
     }
 
-    fn remove(&mut self, group: u64, file: u64) {
+    fn remove(&mut self, group: RaftGroupId, file: u64) {
         self.job(Job::Remove { group, file });
     }
 }

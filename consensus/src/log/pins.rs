@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use holdfast_common::LogIndex;
+use holdfast_common::{LogIndex, RaftGroupId};
 
 use super::record::Record;
 
@@ -64,7 +64,7 @@ impl Pins {
 /// The needs of all groups.
 #[derive(Debug, Default)]
 pub(crate) struct AllPins {
-    groups: BTreeMap<u64, Pins>,
+    groups: BTreeMap<RaftGroupId, Pins>,
 }
 
 impl AllPins {
@@ -102,7 +102,7 @@ impl AllPins {
     }
 
     /// The groups that need `segment` or an older one.
-    pub(crate) fn holders(&self, segment: u64) -> Vec<u64> {
+    pub(crate) fn holders(&self, segment: u64) -> Vec<RaftGroupId> {
         self.groups.iter().filter(|(_, pins)| pins.oldest() <= segment).map(|(group, _)| *group).collect()
     }
 }
@@ -116,13 +116,13 @@ mod tests {
 
     fn entries(first: u64, count: u64) -> Record {
         let entry = |index| LogEntry { index: LogIndex(index), term: Term(1), kind: 0, data: bytes::Bytes::new() };
-        Record::Entries(7, (first..first + count).map(entry).collect())
+        Record::Entries(RaftGroupId(7), (first..first + count).map(entry).collect())
     }
 
     fn state(index: u64, installed: bool) -> Record {
         let snapshot = SnapshotMark { index: LogIndex(index), ..SnapshotMark::default() };
         let hard = HardState::default();
-        Record::Group(7, GroupState { hard, snapshot, installed, voters: vec![1], learners: vec![] })
+        Record::Group(RaftGroupId(7), GroupState { hard, snapshot, installed, voters: vec![1], learners: vec![] })
     }
 
     #[test]
@@ -139,8 +139,8 @@ mod tests {
         pins.note(&state(20, false), 5);
         assert_eq!(pins.oldest(), Some(5));
         pins.note(&entries(21, 1), 6);
-        assert_eq!(pins.holders(4), Vec::<u64>::new());
-        assert_eq!(pins.holders(5), vec![7]);
+        assert_eq!(pins.holders(4), []);
+        assert_eq!(pins.holders(5), [RaftGroupId(7)]);
     }
 
     #[test]
@@ -166,7 +166,7 @@ mod tests {
     fn a_dropped_group_needs_nothing() {
         let mut pins = AllPins::default();
         pins.note(&state(0, false), 1);
-        pins.note(&Record::Drop(7), 2);
+        pins.note(&Record::Drop(RaftGroupId(7)), 2);
         assert_eq!(pins.oldest(), None);
     }
 }

@@ -1,7 +1,7 @@
 //! What a log holds, and its bytes (docs/disk-format/log.md). Pure. Knows nothing of raft-rs.
 
 use bytes::{Buf, BufMut, Bytes};
-use holdfast_common::{LogIndex, Term};
+use holdfast_common::{LogIndex, RaftGroupId, Term};
 
 /// One entry of a group's Raft log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,15 +46,15 @@ pub(crate) struct GroupState {
 /// One record of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
-    Group(u64, GroupState),
-    Drop(u64),
-    Hard(u64, HardState),
+    Group(RaftGroupId, GroupState),
+    Drop(RaftGroupId),
+    Hard(RaftGroupId, HardState),
     /// Consecutive entries, not none; they replace whatever the group has from the first one's index on.
-    Entries(u64, Vec<LogEntry>),
+    Entries(RaftGroupId, Vec<LogEntry>),
     /// All entries of a group once more, so that older segments may go. They may take several records, in order and with nothing
     /// of their group between them; they count only when the last one is there, because each by itself would cut off what
     /// follows it.
-    Carry(u64, Vec<LogEntry>, IsLast),
+    Carry(RaftGroupId, Vec<LogEntry>, IsLast),
 }
 
 /// Whether a part of a carry is its last one.
@@ -76,7 +76,7 @@ pub(crate) struct Malformed(pub(crate) &'static str);
 
 impl Record {
     /// Whose it is.
-    pub(crate) fn group(&self) -> u64 {
+    pub(crate) fn group(&self) -> RaftGroupId {
         match self {
             Self::Group(group, _)
             | Self::Drop(group)
@@ -162,7 +162,7 @@ impl Record {
     pub(crate) fn decode(from: &mut Bytes) -> Result<Self, Malformed> {
         need(from, 9)?;
         let kind = from.get_u8();
-        let group = from.get_u64_le();
+        let group = RaftGroupId(from.get_u64_le());
         match kind {
             GROUP => decode_group(group, from),
             DROP => Ok(Self::Drop(group)),
@@ -181,9 +181,9 @@ impl Record {
     }
 }
 
-fn head(to: &mut Vec<u8>, kind: u8, group: u64) {
+fn head(to: &mut Vec<u8>, kind: u8, group: RaftGroupId) {
     to.put_u8(kind);
-    to.put_u64_le(group);
+    to.put_u64_le(group.0);
 }
 
 fn hard(to: &mut Vec<u8>, state: &HardState) {
@@ -219,7 +219,7 @@ fn decode_hard(from: &mut Bytes) -> HardState {
     HardState { term: Term(from.get_u64_le()), vote: from.get_u64_le(), commit: LogIndex(from.get_u64_le()) }
 }
 
-fn decode_group(group: u64, from: &mut Bytes) -> Result<Record, Malformed> {
+fn decode_group(group: RaftGroupId, from: &mut Bytes) -> Result<Record, Malformed> {
     need(from, 57)?;
     let hard = decode_hard(from);
     let snapshot = SnapshotMark {
@@ -301,11 +301,11 @@ mod tests {
                     .collect::<Vec<_>>()
             });
         prop_oneof![
-            (any::<u64>(), state).prop_map(|(g, s)| Record::Group(g, s)),
-            any::<u64>().prop_map(Record::Drop),
-            (any::<u64>(), hard()).prop_map(|(g, h)| Record::Hard(g, h)),
-            (any::<u64>(), entries.clone()).prop_map(|(g, e)| Record::Entries(g, e)),
-            (any::<u64>(), entries, any::<bool>()).prop_map(|(g, e, last)| Record::Carry(g, e, last)),
+            (any::<u64>(), state).prop_map(|(g, s)| Record::Group(RaftGroupId(g), s)),
+            any::<u64>().prop_map(|g| Record::Drop(RaftGroupId(g))),
+            (any::<u64>(), hard()).prop_map(|(g, h)| Record::Hard(RaftGroupId(g), h)),
+            (any::<u64>(), entries.clone()).prop_map(|(g, e)| Record::Entries(RaftGroupId(g), e)),
+            (any::<u64>(), entries, any::<bool>()).prop_map(|(g, e, last)| Record::Carry(RaftGroupId(g), e, last)),
         ]
     }
 

@@ -12,6 +12,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use holdfast_common::RaftGroupId;
 
 use super::batch::{Batch, FIRST_BATCH, HeaderError, Position, Scan, SegmentHeader, records, scan};
 use super::pins::AllPins;
@@ -53,7 +54,7 @@ struct Extent {
 struct Found {
     scans: BTreeMap<u64, (Scan, u32)>,
     extent: Extent,
-    groups: BTreeMap<u64, Replayed>,
+    groups: BTreeMap<RaftGroupId, Replayed>,
     pins: AllPins,
     /// Batches that no watermark covers.
     tail: Vec<Vec<Record>>,
@@ -88,7 +89,10 @@ impl Found {
 
 impl Log {
     /// The groups of a log that is whole, as [`Self::open`] would find them. Changes nothing.
-    pub(crate) fn examine(disk: &dyn Directory, options: LogOptions) -> Result<BTreeMap<u64, Replayed>, RecoveryError> {
+    pub(crate) fn examine(
+        disk: &dyn Directory,
+        options: LogOptions,
+    ) -> Result<BTreeMap<RaftGroupId, Replayed>, RecoveryError> {
         Found::read(disk, options).map(|found| found.groups)
     }
 
@@ -96,7 +100,7 @@ impl Log {
     pub(crate) fn open(
         disk: Arc<dyn Directory>,
         options: LogOptions,
-    ) -> Result<(Self, BTreeMap<u64, Replayed>), RecoveryError> {
+    ) -> Result<(Self, BTreeMap<RaftGroupId, Replayed>), RecoveryError> {
         let Found { scans, extent, groups, pins, tail } = Found::read(&*disk, options)?;
         let identity = scans.values().next().map_or(options.identity, |(scan, _)| scan.header.log);
 
@@ -141,7 +145,7 @@ impl Log {
 
     /// The state and entries of a group as the segments have them, to be written again: for a group whose memory cannot be
     /// trusted, so that it does not hold the log for ever. Reads the whole log.
-    pub(crate) fn recall(&self, group: u64) -> Result<Vec<Record>, RecoveryError> {
+    pub(crate) fn recall(&self, group: RaftGroupId) -> Result<Vec<Record>, RecoveryError> {
         let scans = scan_all(&*self.disk, self.options.sabotage)?;
         let mut replay = Replay::new(0);
         for (segment, end) in &extent(&scans)?.parts {

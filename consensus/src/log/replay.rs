@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_common::{LogIndex, Term};
+use holdfast_common::{LogIndex, RaftGroupId, Term};
 
 use super::record::{GroupState, HardState, LogEntry, Record};
 
@@ -43,19 +43,19 @@ impl Partial {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Contradiction {
     #[error("group {group} has entries but no state")]
-    NoState { group: u64 },
+    NoState { group: RaftGroupId },
     #[error("group {group}: entry {index} contradicts its snapshot")]
-    OtherTerm { group: u64, index: LogIndex },
+    OtherTerm { group: RaftGroupId, index: LogIndex },
     #[error("group {group}: entry {index} is missing")]
-    Gap { group: u64, index: LogIndex },
+    Gap { group: RaftGroupId, index: LogIndex },
     #[error("group {group}: entries up to {commit} were committed, {last} is the last")]
-    CommittedLost { group: u64, commit: LogIndex, last: LogIndex },
+    CommittedLost { group: RaftGroupId, commit: LogIndex, last: LogIndex },
 }
 
 /// Takes records one by one.
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
-    groups: BTreeMap<u64, Partial>,
+    groups: BTreeMap<RaftGroupId, Partial>,
     tail_entries: u64,
 }
 
@@ -100,12 +100,12 @@ impl Replay {
     }
 
     /// The groups, or what contradicts itself.
-    pub(crate) fn finish(self) -> Result<BTreeMap<u64, Replayed>, Contradiction> {
+    pub(crate) fn finish(self) -> Result<BTreeMap<RaftGroupId, Replayed>, Contradiction> {
         self.groups.into_iter().map(|(group, partial)| Ok((group, complete(group, partial)?))).collect()
     }
 }
 
-fn complete(group: u64, mut partial: Partial) -> Result<Replayed, Contradiction> {
+fn complete(group: RaftGroupId, mut partial: Partial) -> Result<Replayed, Contradiction> {
     let Some(mut state) = partial.state else {
         return Err(Contradiction::NoState { group });
     };
@@ -153,10 +153,10 @@ mod tests {
         let (index, term) = (LogIndex(index), Term(term));
         let snapshot = SnapshotMark { index, term, file: 1, bytes: 1 };
         let hard = HardState { term, vote: 0, commit: index };
-        Record::Group(7, GroupState { hard, snapshot, installed, voters: vec![1], learners: vec![] })
+        Record::Group(RaftGroupId(7), GroupState { hard, snapshot, installed, voters: vec![1], learners: vec![] })
     }
 
-    fn replay(records: Vec<Record>) -> Result<BTreeMap<u64, Replayed>, Contradiction> {
+    fn replay(records: Vec<Record>) -> Result<BTreeMap<RaftGroupId, Replayed>, Contradiction> {
         let mut replay = Replay::new(100);
         records.into_iter().for_each(|record| replay.take(record));
         replay.finish()
@@ -164,54 +164,64 @@ mod tests {
 
     #[test]
     fn entries_before_the_first_group_record_count() {
-        let groups =
-            replay(vec![Record::Entries(7, vec![entry(4, 1), entry(5, 1), entry(6, 1)]), state(4, 1, false)]).unwrap();
-        assert_eq!(groups[&7].before, (LogIndex(4), Term(1)));
-        assert_eq!(groups[&7].entries, vec![entry(5, 1), entry(6, 1)]);
+        let groups = replay(vec![
+            Record::Entries(RaftGroupId(7), vec![entry(4, 1), entry(5, 1), entry(6, 1)]),
+            state(4, 1, false),
+        ])
+        .unwrap();
+        assert_eq!(groups[&RaftGroupId(7)].before, (LogIndex(4), Term(1)));
+        assert_eq!(groups[&RaftGroupId(7)].entries, vec![entry(5, 1), entry(6, 1)]);
     }
 
     #[test]
     fn later_entries_replace_from_their_first_index_on() {
         let groups = replay(vec![
             state(0, 0, false),
-            Record::Entries(7, vec![entry(1, 1), entry(2, 1), entry(3, 1)]),
-            Record::Entries(7, vec![entry(2, 2)]),
+            Record::Entries(RaftGroupId(7), vec![entry(1, 1), entry(2, 1), entry(3, 1)]),
+            Record::Entries(RaftGroupId(7), vec![entry(2, 2)]),
         ])
         .unwrap();
-        assert_eq!(groups[&7].entries, vec![entry(1, 1), entry(2, 2)]);
+        assert_eq!(groups[&RaftGroupId(7)].entries, vec![entry(1, 1), entry(2, 2)]);
     }
 
     #[test]
     fn an_installed_snapshot_clears_what_was_before() {
         let groups = replay(vec![
             state(0, 0, false),
-            Record::Entries(7, vec![entry(1, 1), entry(2, 1), entry(3, 1)]),
+            Record::Entries(RaftGroupId(7), vec![entry(1, 1), entry(2, 1), entry(3, 1)]),
             state(2, 5, true),
         ])
         .unwrap();
-        assert_eq!((groups[&7].before, groups[&7].entries.len()), ((LogIndex(2), Term(5)), 0));
+        assert_eq!(
+            (groups[&RaftGroupId(7)].before, groups[&RaftGroupId(7)].entries.len()),
+            ((LogIndex(2), Term(5)), 0)
+        );
     }
 
     #[test]
     fn what_contradicts_itself_is_refused() {
-        let gap = vec![state(2, 1, false), Record::Entries(7, vec![entry(4, 1)])];
-        let orphan = vec![Record::Entries(7, vec![entry(1, 1)])];
+        let gap = vec![state(2, 1, false), Record::Entries(RaftGroupId(7), vec![entry(4, 1)])];
+        let orphan = vec![Record::Entries(RaftGroupId(7), vec![entry(1, 1)])];
         let lost = vec![
             state(0, 0, false),
-            Record::Entries(7, vec![entry(1, 1)]),
-            Record::Hard(7, HardState { term: Term(1), vote: 1, commit: LogIndex(2) }),
+            Record::Entries(RaftGroupId(7), vec![entry(1, 1)]),
+            Record::Hard(RaftGroupId(7), HardState { term: Term(1), vote: 1, commit: LogIndex(2) }),
         ];
-        let other = vec![Record::Entries(7, vec![entry(3, 1), entry(4, 1)]), state(3, 2, false)];
+        let other = vec![Record::Entries(RaftGroupId(7), vec![entry(3, 1), entry(4, 1)]), state(3, 2, false)];
         let (two, three) = (LogIndex(2), LogIndex(3));
         let expected = [
-            (gap, Contradiction::Gap { group: 7, index: three }, "group 7: entry 3 is missing"),
-            (orphan, Contradiction::NoState { group: 7 }, "group 7 has entries but no state"),
+            (gap, Contradiction::Gap { group: RaftGroupId(7), index: three }, "group 7: entry 3 is missing"),
+            (orphan, Contradiction::NoState { group: RaftGroupId(7) }, "group 7 has entries but no state"),
             (
                 lost,
-                Contradiction::CommittedLost { group: 7, commit: two, last: LogIndex(1) },
+                Contradiction::CommittedLost { group: RaftGroupId(7), commit: two, last: LogIndex(1) },
                 "group 7: entries up to 2 were committed, 1 is the last",
             ),
-            (other, Contradiction::OtherTerm { group: 7, index: three }, "group 7: entry 3 contradicts its snapshot"),
+            (
+                other,
+                Contradiction::OtherTerm { group: RaftGroupId(7), index: three },
+                "group 7: entry 3 contradicts its snapshot",
+            ),
         ];
         for (records, contradiction, sentence) in expected {
             assert_eq!(replay(records.clone()), Err(contradiction), "{records:?}");
@@ -221,6 +231,9 @@ mod tests {
 
     #[test]
     fn a_dropped_group_is_gone() {
-        assert_eq!(replay(vec![Record::Entries(7, vec![entry(1, 1)]), Record::Drop(7)]), Ok(BTreeMap::new()));
+        assert_eq!(
+            replay(vec![Record::Entries(RaftGroupId(7), vec![entry(1, 1)]), Record::Drop(RaftGroupId(7))]),
+            Ok(BTreeMap::new())
+        );
     }
 }

@@ -2,14 +2,14 @@
 
 use std::io::Write;
 
-use holdfast_common::Term;
+use holdfast_common::{RaftGroupId, Term};
 use holdfast_storage::SimulatedDisk;
 
 use super::*;
 use crate::machine::Snapshot;
 use crate::reserve::Reserve;
 
-const GROUP: u64 = 7;
+const GROUP: RaftGroupId = RaftGroupId(7);
 
 struct Bytes(&'static [u8]);
 
@@ -20,7 +20,7 @@ impl Snapshot for Bytes {
 }
 
 /// A snapshot file of a group of voters 1 to 3.
-fn file(group: u64, index: u64) -> Vec<u8> {
+fn file(group: RaftGroupId, index: u64) -> Vec<u8> {
     let (index, term) = (LogIndex(index), Term(4));
     let disk = SimulatedDisk::default();
     let reserve = Reserve::open(disk.root()).unwrap();
@@ -78,7 +78,7 @@ fn what_does_not_fit_is_not_taken_and_leaves_nothing() {
     let older = Admission { term: Term(3), ..admission() };
     let wrong = [
         (admission(), file(GROUP, 9)),
-        (admission(), file(8, 12)),
+        (admission(), file(RaftGroupId(8), 12)),
         (admission(), damaged),
         (own, file(GROUP, 12)),
         (older, file(GROUP, 12)),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, RaftGroupId};
 use holdfast_storage::Directory;
 
 use super::{AdmissionOut, SnapshotOut, Turn};
@@ -43,20 +43,20 @@ impl<S> Held<S> {
 /// What a node's worker would do.
 pub(super) enum Job {
     Write { header: SnapshotHeader, mark: SnapshotMark, state: Box<dyn Snapshot> },
-    Remove { group: u64, file: u64 },
-    RemoveGroup { group: u64 },
+    Remove { group: RaftGroupId, file: u64 },
+    RemoveGroup { group: RaftGroupId },
 }
 
 pub(super) struct SteppedSite<S> {
     snapshots: Arc<dyn Directory>,
     reserve: Arc<Reserve>,
-    pub(super) groups: BTreeMap<u64, Held<S>>,
+    pub(super) groups: BTreeMap<RaftGroupId, Held<S>>,
     pub(super) inbox: VecDeque<Input<u64, u64>>,
     pub(super) jobs: VecDeque<Job>,
     /// What the next turn says.
     pub(super) out: Turn,
     /// States of delivered snapshots, by group and file, until the log names them or they are removed.
-    restored: BTreeMap<(u64, u64), S>,
+    restored: BTreeMap<(RaftGroupId, u64), S>,
     node: NodeId,
     /// Which start of the voter asked, by ticket.
     pub(super) admissions: BTreeMap<u64, u64>,
@@ -68,7 +68,7 @@ impl<S: StateMachine> SteppedSite<S> {
         node: NodeId,
         snapshots: Arc<dyn Directory>,
         reserve: Arc<Reserve>,
-        groups: BTreeMap<u64, Held<S>>,
+        groups: BTreeMap<RaftGroupId, Held<S>>,
         sabotage: Sabotage,
     ) -> Self {
         Self {
@@ -85,11 +85,11 @@ impl<S: StateMachine> SteppedSite<S> {
         }
     }
 
-    pub(super) fn known(&self, group: u64) -> Option<&Held<S>> {
+    pub(super) fn known(&self, group: RaftGroupId) -> Option<&Held<S>> {
         self.groups.get(&group).filter(|held| held.is_durable)
     }
 
-    pub(super) fn lease_until_ns(&self, group: u64) -> u64 {
+    pub(super) fn lease_until_ns(&self, group: RaftGroupId) -> u64 {
         self.known(group).map_or(0, |held| held.lease_until_ns)
     }
 
@@ -99,7 +99,7 @@ impl<S: StateMachine> SteppedSite<S> {
 
     pub(super) fn receive(
         &mut self,
-        group: u64,
+        group: RaftGroupId,
         file: u64,
         bytes: &[u8],
         machine: S,
@@ -129,7 +129,7 @@ impl<S: StateMachine> SteppedSite<S> {
         true
     }
 
-    pub(super) fn remove_file(&mut self, group: u64, file: u64) {
+    pub(super) fn remove_file(&mut self, group: RaftGroupId, file: u64) {
         self.restored.remove(&(group, file));
         snapshot::remove(&*self.snapshots, group, file);
     }
@@ -180,11 +180,11 @@ impl<S: StateMachine> Site<u64, u64> for SteppedSite<S> {
         self.out.proposals.push((ticket, Err(error)));
     }
 
-    fn broken(&mut self, group: u64, reason: StopReason) {
+    fn broken(&mut self, group: RaftGroupId, reason: StopReason) {
         self.out.broken.push((group, reason));
     }
 
-    fn publish(&mut self, group: u64, status: GroupStatus, lease_until_ns: u64) {
+    fn publish(&mut self, group: RaftGroupId, status: GroupStatus, lease_until_ns: u64) {
         if let Some(held) = self.groups.get_mut(&group) {
             (held.status, held.lease_until_ns) = (status, lease_until_ns);
         }
@@ -212,7 +212,7 @@ impl<S: StateMachine> Site<u64, u64> for SteppedSite<S> {
         self.out.admitted.push((ticket, out));
     }
 
-    fn remove(&mut self, group: u64, file: u64) {
+    fn remove(&mut self, group: RaftGroupId, file: u64) {
         self.jobs.push_back(Job::Remove { group, file });
     }
 }

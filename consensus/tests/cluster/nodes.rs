@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use holdfast_common::{LogIndex, NodeId};
+use holdfast_common::{LogIndex, NodeId, RaftGroupId};
 use holdfast_consensus::{
     Broken, Group, GroupMessage, Node, NodeConfig, Outbox, ProposeError, Role, Snapshot, StateMachine,
 };
@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 
 /// Longest wait for anything.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
-pub(crate) const GROUP: u64 = 7;
+pub(crate) const GROUP: RaftGroupId = RaftGroupId(7);
 
 /// A map; a command is `key=value` and answers with the value before. `break` breaks it, `panic` panics.
 #[derive(Default)]

@@ -29,16 +29,14 @@ use holdfast_storage::Directory;
 
 /// Why a disk cannot be opened.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum OpenError {
     /// The system says so.
     #[error("cannot read the disk: {0}")]
     Io(#[from] io::Error),
     /// A segment of a newer version.
     #[error("{file} was made by a newer version of Holdfast; start that one")]
-    Unsupported {
-        /// The file.
-        file: String,
-    },
+    Unsupported { file: String },
     /// Floors and drops are lost, so that nothing protects deleted data from coming back.
     #[error("the file `volumes` of the disk cannot be used: {0}; take the disk out and let it be rebuilt")]
     Volumes(VolumesError),

@@ -3,6 +3,7 @@
 use super::home::Begun;
 use super::{RecoverFailed, RecoverProgress, RecoveredTable, disk_failed, io_failed};
 use crate::core::recovery::{Asking, Fetching, Heard, Needed, PieceUnusable};
+use crate::machine::raft_group;
 use crate::neighbours::resolve;
 use bytes::Bytes;
 use holdfast_common::proof::Claim;
@@ -60,7 +61,7 @@ impl Fetcher {
 
     /// Whether a table is back, durably.
     pub(super) fn has(&self, table: &Needed) -> bool {
-        self.begun.recovering().lock().has(table.volume.0)
+        self.begun.recovering().lock().has(raft_group(table.volume))
     }
 
     /// Tries once to get a table back.
@@ -166,7 +167,7 @@ impl Fetcher {
         admitted: Admitted,
     ) -> Result<Result<(), AttemptEnded>, RecoverFailed> {
         let admission = Admission {
-            group: table.volume.0,
+            group: raft_group(table.volume),
             to: self.node(),
             generation: self.begun.identity().generation,
             leader,

@@ -8,6 +8,7 @@ use crate::core::patience::Patience;
 use crate::core::sweep::{self, Member, Sweep};
 use crate::core::upkeep::{self, Upkeep};
 use crate::core::view::Borrowed;
+use crate::machine::raft_group;
 use crate::sabotage::Sabotage;
 use bytes::Bytes;
 use holdfast_common::{Term, VolumeId};
@@ -180,7 +181,7 @@ impl SteppedMetanode {
     /// A table as this replica sees it in a term, and the work on it.
     pub(super) fn seated(&mut self, now: Now, volume: VolumeId, term: Term) -> Option<(Borrowed<'_>, Workers<'_>)> {
         let seat = self.seats.get_mut(&volume)?;
-        let table = self.node.state(volume.0)?.table();
+        let table = self.node.state(raft_group(volume))?.table();
         let view = Borrowed {
             volume,
             term,
@@ -316,7 +317,7 @@ impl SteppedMetanode {
             }
             collect::Step::Barrier => {
                 let ticket = self.wait(Waiting::Own { volume, term, work: Work::CollectBarrier });
-                self.node.read(now.boottime_ns, volume.0, ticket);
+                self.node.read(now.boottime_ns, raft_group(volume), ticket);
             }
             collect::Step::Wait => {}
             collect::Step::Rest => {
@@ -331,6 +332,6 @@ impl SteppedMetanode {
         let Some((view, _)) = self.seated(now, volume, term) else { return };
         let command = command::encode(&view, op, Place::default());
         let ticket = self.wait(Waiting::Own { volume, term, work });
-        self.node.propose(volume.0, command, ticket);
+        self.node.propose(raft_group(volume), command, ticket);
     }
 }

@@ -1,4 +1,4 @@
-//! What all requests share: the consensus group, the decisions, and the clocks. A request is a
+//! What all requests share: the Raft group, the decisions, and the clocks. A request is a
 //! [`Conversation`]; here it waits for the log.
 
 use std::time::{Duration, Instant, SystemTime};
@@ -32,7 +32,7 @@ impl Core {
         Self { group, manager, started: Instant::now(), changes: watch::Sender::new(0) }
     }
 
-    /// Makes sure that the log knows the cluster and a secret; waits for the group's first leader.
+    /// Makes sure that the log knows the cluster and a secret; waits for the Raft group's first leader.
     pub(super) async fn initialise(&self) -> Result<(), Denial> {
         let secret = random_bytes().map_err(|error| Denial::internal(error.to_string()))?;
         let cluster = self.manager.lock().cluster();

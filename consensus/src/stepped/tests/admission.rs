@@ -62,6 +62,6 @@ fn who_does_not_lead_and_who_is_no_other_voter_is_told_so() {
         ask(&mut trio, leader, to);
         assert_eq!(answer(&mut trio, leader, 2), Some(Err(AdmissionError::NotAVoter)));
     }
-    trio.sites[leader].node.admit(8, NodeId(2), 5, 1);
+    trio.sites[leader].node.admit(RaftGroupId(8), NodeId(2), 5, 1);
     assert_eq!(answer(&mut trio, leader, 2), Some(Err(AdmissionError::Stopped)));
 }

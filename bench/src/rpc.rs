@@ -36,7 +36,7 @@ struct Store {
 }
 
 impl Service for Store {
-    async fn call(&self, call: Call) -> Result<Reply, Refusal> {
+    async fn call(&self, mut call: Call) -> Result<Reply, Refusal> {
         let header: Header = call.message()?;
         let length = usize::try_from(header.length_bytes).map_err(|_| Refusal::Malformed("length"))?;
         let answer = Header { length_bytes: 0, filler: header.filler };

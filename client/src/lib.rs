@@ -13,11 +13,12 @@ pub mod network;
 mod paths;
 pub mod runtime;
 mod shell;
-pub mod task;
+mod task;
 pub mod types;
 
 pub use error::{CallFailed, Error, UnflushedFile};
 pub use file_system::FileSystem;
+pub use holdfast_transport::begin;
 pub use mount::MountConfig;
 pub use types::{
     Attributes, DirectoryEntry, FallocateMode, FileHandle, FileSystemStat, NewNode, NodeKind, OpenMode, RenameMode,

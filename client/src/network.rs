@@ -81,7 +81,7 @@ impl Network for RealNetwork {
     ) -> Call<PutShardResponse> {
         let transport = self.transport.clone();
         Box::pin(async move {
-            let answer = transport.call(to, method::DATA_PUT, &request, vec![payload], timeout).await?;
+            let mut answer = transport.call(to, method::DATA_PUT, &request, vec![payload], timeout).await?;
             Ok(answer.message()?)
         })
     }
@@ -94,7 +94,7 @@ impl Network for RealNetwork {
     ) -> Call<(ReadShardsResponse, Bytes)> {
         let transport = self.transport.clone();
         Box::pin(async move {
-            let answer = transport.call(to, method::DATA_READ, &request, Vec::new(), timeout).await?;
+            let mut answer = transport.call(to, method::DATA_READ, &request, Vec::new(), timeout).await?;
             Ok((answer.message()?, answer.body))
         })
     }

@@ -149,7 +149,7 @@ impl Rig {
     async fn read(&self, node: &Datanode, ranges: Vec<ShardRange>) -> (ReadShardsResponse, Bytes) {
         let request = ReadShardsRequest { ranges };
         let answer = self.client.call(node.local_addr(), method::DATA_READ, &request, Vec::new(), TIMEOUT).await;
-        let answer = answer.unwrap();
+        let mut answer = answer.unwrap();
         (answer.message().unwrap(), answer.body)
     }
 

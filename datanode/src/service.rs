@@ -166,7 +166,7 @@ impl DataService {
 }
 
 impl Service for DataService {
-    async fn call(&self, call: Call) -> Result<Reply, Refusal> {
+    async fn call(&self, mut call: Call) -> Result<Reply, Refusal> {
         let deadline = call.deadline.into_std();
         if deadline <= Instant::now() {
             return Err(Refusal::Deadline);

@@ -229,7 +229,7 @@ mod tests {
     }
 
     impl Service for Receiver {
-        async fn call(&self, call: Call) -> Result<Reply, Refusal> {
+        async fn call(&self, mut call: Call) -> Result<Reply, Refusal> {
             let piece: SnapshotPiece = call.message()?;
             let put = match self.refused_offset {
                 Some(offset) if offset == piece.offset => Err("full".to_owned()),

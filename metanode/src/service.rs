@@ -9,7 +9,10 @@ use bytes::Bytes;
 use holdfast_proto::method;
 use holdfast_proto::raft::{SnapshotPiece, SnapshotPieceAnswer};
 use holdfast_transport::{Call, Refusal, Reply, Service};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 /// What a metanode answers on its port.
 pub(crate) struct MetaService {
@@ -21,7 +24,7 @@ impl MetaService {
         Self { context }
     }
 
-    async fn snapshot_piece(&self, call: Call) -> Result<Reply, Refusal> {
+    async fn snapshot_piece(&self, mut call: Call) -> Result<Reply, Refusal> {
         let piece: SnapshotPiece = call.message()?;
         let context = Arc::clone(&self.context);
         let taken = tokio::task::spawn_blocking(move || context.inbox.piece(&context.node, &piece, &call.body)).await;
@@ -34,9 +37,9 @@ impl MetaService {
 }
 
 impl Service for MetaService {
-    async fn call(&self, call: Call) -> Result<Reply, Refusal> {
+    async fn call(&self, mut call: Call) -> Result<Reply, Refusal> {
         let deadline = call.deadline;
-        let answer = async {
+        let mut answer = pin!(async {
             match call.method {
                 method::META_MUTATE => mutate::mutate(&self.context, call.message()?).await,
                 method::META_READ => read::read(&self.context, call.message()?).await,
@@ -45,7 +48,11 @@ impl Service for MetaService {
                 method::RAFT_ADMITTED_PIECE => admit::piece(&self.context, call.message()?).await,
                 _ => Err(Refusal::UnknownMethod),
             }
-        };
+        });
+        // Most questions are answered at once: a timer would be made for nothing.
+        if let Poll::Ready(answered) = poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await {
+            return answered;
+        }
         tokio::time::timeout_at(deadline, answer).await.unwrap_or(Err(Refusal::Deadline))
     }
 

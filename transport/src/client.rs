@@ -32,12 +32,13 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Decodes the response message.
+    /// Decodes the response message, and takes it away.
     ///
     /// # Errors
     /// [`RpcError::Malformed`].
-    pub fn message<M: Message + Default>(&self) -> Result<M, RpcError> {
-        M::decode(self.header.clone()).map_err(|_| RpcError::Malformed("the response message does not decode"))
+    pub fn message<M: Message + Default>(&mut self) -> Result<M, RpcError> {
+        M::decode(std::mem::take(&mut self.header))
+            .map_err(|_| RpcError::Malformed("the response message does not decode"))
     }
 }
 
@@ -100,11 +101,8 @@ impl Client {
             deadline_ms: u32::try_from(left_ms).unwrap_or(u32::MAX).max(1),
         };
         let frame = Outgoing::message(head, header, body)?;
-        let mut pending = link.send(stream, frame)?;
-        match timeout_at(deadline, pending.answer()).await {
-            Ok(result) => result,
-            Err(_) => Err(RpcError::Deadline),
-        }
+        let mut pending = link.send(stream, frame, deadline)?;
+        pending.answer().await
     }
 
     /// A call without bodies.

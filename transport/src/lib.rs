@@ -2,9 +2,10 @@
 //!
 //! One TCP connection carries many calls at once: frames of a fixed 32-byte header, a protobuf header and a raw body
 //! (`frame`), after an exchange of hellos (`handshake`). [`Client`] keeps connections to its peers and reconnects by
-//! itself; [`Server`] runs each request as a task. Whatever a peer sends, the worst that happens is a typed error and a
+//! itself; [`Server`] begins each request where it was read, or runs it as a task. Whatever a peer sends, the worst that happens is a typed error and a
 //! closed connection.
 
+mod begin;
 mod client;
 mod connection;
 mod error;
@@ -15,6 +16,7 @@ mod outbox;
 mod server;
 mod service;
 
+pub use begin::begin;
 pub use client::{Answer, Client};
 pub use error::{Refusal, RpcError};
 pub use handshake::{HandshakeError, Identity};

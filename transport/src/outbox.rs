@@ -42,6 +42,13 @@ impl<T> Outgoing<T> {
         Ok(Self { head: bytes.freeze(), header: Bytes::new(), body, bytes: frame_bytes, ticket: None })
     }
 
+    /// A frame whose header is encoded behind `FIXED_BYTES` that are free for the fixed header.
+    pub(crate) fn framed(mut head: Head, mut frame: BytesMut, body: Vec<Bytes>) -> Result<Self, RpcError> {
+        let frame_bytes = fit(&mut head, frame.len() - FIXED_BYTES, &body)?;
+        frame[..FIXED_BYTES].copy_from_slice(&head.encode());
+        Ok(Self { head: frame.freeze(), header: Bytes::new(), body, bytes: frame_bytes, ticket: None })
+    }
+
     /// Makes a frame of an encoded header.
     pub(crate) fn encoded(mut head: Head, header: Bytes, body: Vec<Bytes>) -> Result<Self, RpcError> {
         let frame_bytes = fit(&mut head, header.len(), &body)?;
@@ -270,20 +277,25 @@ impl<T> Queue<T> {
 
 /// One system call's worth from the front, without waiting; 0 if there is nothing but ends of frames.
 fn write_some<T>(pieces: &VecDeque<Piece<T>>, writer: &OwnedWriteHalf) -> io::Result<usize> {
-    let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
-    let bytes = pieces.iter().filter_map(|piece| match piece {
+    let mut bytes = pieces.iter().filter_map(|piece| match piece {
         Piece::Bytes(bytes) => Some(bytes),
         Piece::End(_) => None,
     });
-    let mut used = 0;
-    for (slice, bytes) in slices.iter_mut().zip(bytes) {
-        *slice = IoSlice::new(bytes);
-        used += 1;
-    }
-    if used == 0 {
-        return Ok(0);
-    }
-    match writer.try_write_vectored(&slices[..used])? {
+    let Some(first) = bytes.next() else { return Ok(0) };
+    let written = match bytes.next() {
+        // Mostly; it saves the list.
+        None => writer.try_write(first)?,
+        Some(second) => {
+            let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
+            let mut used = 0;
+            for (slice, bytes) in slices.iter_mut().zip([first, second].into_iter().chain(bytes)) {
+                *slice = IoSlice::new(bytes);
+                used += 1;
+            }
+            writer.try_write_vectored(&slices[..used])?
+        }
+    };
+    match written {
         0 => Err(io::ErrorKind::WriteZero.into()),
         written => Ok(written),
     }

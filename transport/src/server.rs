@@ -1,4 +1,4 @@
-//! The accepting end: connections, their requests as tasks, limits, shutdown.
+//! The accepting end: connections, their requests, limits, shutdown.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
+use crate::begin::begin_within;
 use crate::connection::{self, Agreed, Ended, Incoming, Life};
 use crate::error::Refusal;
 use crate::frame::{Frame, FrameError, Head, Kind};
@@ -22,6 +23,9 @@ use crate::service::{Call, Reply, Service};
 
 /// Deadline of a request that names none.
 const DEADLINE_DEFAULT: Duration = Duration::from_millis(holdfast_common::limits::REQUEST_DEADLINE_MS as u64);
+/// A request that is alone on its connection and carries no more than this is begun by the task that reads the connection: most
+/// need not wait, and need no task then. Verifying a longer body would hold up the requests behind it.
+const BEGUN_HERE_BYTES_MAX: usize = 64 << 10;
 /// Pause after a failed accept: it fails for want of file descriptors, and at once again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -48,7 +52,8 @@ impl Server {
         let listener = TcpListener::bind(addr).await?;
         let local_addr = listener.local_addr()?;
         let load = Arc::new(Load::default());
-        let shared = Arc::new(Shared { identity, service, limits, load: Arc::clone(&load) });
+        let shared =
+            Arc::new(Shared { identity, service, limits, load: Arc::clone(&load), runtime: Handle::current() });
         let accepting = tokio::spawn(accept(listener, shared));
         Ok(Self { local_addr, accepting, load, drain_timeout: limits.drain_timeout })
     }
@@ -101,6 +106,7 @@ struct Shared<S> {
     service: Arc<S>,
     limits: ServerLimits,
     load: Arc<Load>,
+    runtime: Handle,
 }
 
 async fn accept<S: Service>(listener: TcpListener, shared: Arc<Shared<S>>) {
@@ -212,7 +218,7 @@ async fn read<S: Service>(
     }
 }
 
-/// Starts a request as a task, or refuses it if a limit is reached.
+/// Begins a request, or refuses it if a limit is reached.
 fn start<S: Service>(frame: Frame, shared: &Arc<Shared<S>>, link: &Arc<Link>) -> Result<(), PushError> {
     let Frame { head, header, body } = frame;
     let timeout = match head.deadline_ms {
@@ -229,14 +235,20 @@ fn start<S: Service>(frame: Frame, shared: &Arc<Shared<S>>, link: &Arc<Link>) ->
     let call = Call { method: head.method, header, body, deadline: Instant::now() + timeout };
     let answering = Answering { link: Arc::clone(link), head, ticket: Some(ticket) };
     let service = Arc::clone(&shared.service);
-    tokio::spawn(async move {
+    let here = call.body.len() <= BEGUN_HERE_BYTES_MAX && answering.is_alone();
+    let work = async move {
         let deadline = call.deadline;
         let result = match Instant::now() < deadline {
             true => service.call(call).await,
             false => Err(Refusal::Deadline),
         };
         answering.answer(result, deadline);
-    });
+    };
+    if here {
+        begin_within(&shared.runtime, "a request", work);
+    } else {
+        shared.runtime.spawn(work);
+    }
     Ok(())
 }
 
@@ -256,7 +268,7 @@ impl Answering {
         let Some(ticket) = self.ticket.take() else { return };
         let frame = match result {
             Ok(_) if Instant::now() >= deadline => refusal(&self.head, Refusal::Deadline),
-            Ok(Reply { header, body }) => self.response(header, body),
+            Ok(reply) => self.response(reply),
             Err(why) => {
                 if let Refusal::Malformed(_) | Refusal::Internal = why {
                     tracing::warn!(method = self.head.method, %why, "request refused");
@@ -267,9 +279,9 @@ impl Answering {
         self.send(frame, ticket);
     }
 
-    fn response(&self, header: Bytes, body: Vec<Bytes>) -> Outgoing<Ticket> {
+    fn response(&self, Reply { frame, body }: Reply) -> Outgoing<Ticket> {
         let head = Head { kind: Kind::Response, header_bytes: 0, body_bytes: 0, deadline_ms: 0, ..self.head };
-        Outgoing::encoded(head, header, body).unwrap_or_else(|error| {
+        Outgoing::framed(head, frame, body).unwrap_or_else(|error| {
             tracing::error!(method = self.head.method, %error, "an answer does not fit a frame");
             refusal(&self.head, Refusal::Internal)
         })
@@ -277,8 +289,13 @@ impl Answering {
 
     fn send(&self, frame: Outgoing<Ticket>, ticket: Ticket) {
         // Answers are bounded by the tickets, so no other limit applies. A closed connection has nobody to tell.
-        let alone = self.link.requests.load(Ordering::Relaxed) == 1;
+        let alone = self.is_alone();
         let _ = self.link.outbox.push(frame.with_ticket(ticket), QueueMax::NONE, alone);
+    }
+
+    /// Whether the connection has no other request.
+    fn is_alone(&self) -> bool {
+        self.link.requests.load(Ordering::Relaxed) == 1
     }
 }
 

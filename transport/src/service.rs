@@ -2,11 +2,12 @@
 
 use std::future::Future;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use tokio::time::Instant;
 
 use crate::error::Refusal;
+use crate::frame::FIXED_BYTES;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -22,22 +23,23 @@ pub struct Call {
 }
 
 impl Call {
-    /// Decodes the request message.
+    /// Decodes the request message, and takes it away.
     ///
     /// # Errors
     /// [`Refusal::Malformed`].
-    pub fn message<M: Message + Default>(&self) -> Result<M, Refusal> {
-        M::decode(self.header.clone()).map_err(|_| Refusal::Malformed("the request message does not decode"))
+    pub fn message<M: Message + Default>(&mut self) -> Result<M, Refusal> {
+        M::decode(std::mem::take(&mut self.header))
+            .map_err(|_| Refusal::Malformed("the request message does not decode"))
     }
 }
 
 /// An answer.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Reply {
-    /// The encoded response message.
-    pub header: Bytes,
+    /// The encoded response message, behind room for the fixed header of its frame: it is sent from where it was encoded.
+    pub(crate) frame: BytesMut,
     /// The raw body in pieces; they are written one after another without being copied together.
-    pub body: Vec<Bytes>,
+    pub(crate) body: Vec<Bytes>,
 }
 
 impl Reply {
@@ -47,16 +49,34 @@ impl Reply {
         Self::with_body(message, Vec::new())
     }
 
-    /// A response with a body.
+    /// A response with a body in pieces.
     #[must_use]
     pub fn with_body(message: &impl Message, body: Vec<Bytes>) -> Self {
-        Self { header: message.encode_to_vec().into(), body }
+        let mut frame = Self::room(message.encoded_len());
+        message.encode_raw(&mut frame);
+        Self { frame, body }
+    }
+
+    /// A response that is encoded already, without a body.
+    #[must_use]
+    pub fn encoded(message: &[u8]) -> Self {
+        let mut frame = Self::room(message.len());
+        frame.put_slice(message);
+        Self { frame, body: Vec::new() }
+    }
+
+    fn room(message_bytes: usize) -> BytesMut {
+        let mut frame = BytesMut::with_capacity(FIXED_BYTES + message_bytes);
+        frame.put_bytes(0, FIXED_BYTES);
+        frame
     }
 }
 
 /// What a server does with requests.
 pub trait Service: Send + Sync + 'static {
-    /// Answers one request. Runs as a task of its own; is not cancelled when the caller goes away.
+    /// Answers one request; is not cancelled when the caller goes away. The first poll may run where the connection is read, and
+    /// holds up what comes after: it must not block. The rest is a task of its own. A future that nothing can wake any more is
+    /// dropped, and its request refused.
     fn call(&self, call: Call) -> impl Future<Output = Result<Reply, Refusal>> + Send;
 
     /// Takes a one-way frame, in order of arrival. Must not block: it runs where the connection is read.

@@ -3,11 +3,11 @@
 //! fuser's reply types answer EIO when they are dropped unanswered. Work that panics, and a task that a stopping runtime
 //! drops or never starts, thereby answers too.
 //!
-//! The event loop begins the work itself ([`task::begin`]). On two busy cores, a 4 KiB write that needs not wait took 46 to
+//! The event loop begins the work itself ([`begin`]). On two busy cores, a 4 KiB write that needs not wait took 46 to
 //! 100 us by way of a task, and 11 to 22 us so. A poll never waits, so neither does the callback.
 
 use fuser::Errno;
-use holdfast_client::{Error, task};
+use holdfast_client::{Error, begin};
 use holdfast_common::limits::REQUEST_DEADLINE_MS;
 use std::future::Future;
 use std::time::Duration;
@@ -102,7 +102,7 @@ impl Server {
     /// Starts `work`, which owns its reply, and returns. At the deadline it is dropped, and the reply with it.
     pub(super) fn run(&self, operation: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         let deadline = self.deadline;
-        task::begin(&self.runtime, operation, async move {
+        begin(&self.runtime, operation, async move {
             if tokio::time::timeout(deadline, work).await.is_err() {
                 tracing::error!(operation, ?deadline, "the client did not end an operation within its deadline");
             }

@@ -155,7 +155,7 @@ impl Fetcher {
             transfer: admitted.transfer,
             offset,
         };
-        let answer = self.client.call(address, RAFT_ADMITTED_PIECE, &request, Vec::new(), PIECE_TIMEOUT).await?;
+        let mut answer = self.client.call(address, RAFT_ADMITTED_PIECE, &request, Vec::new(), PIECE_TIMEOUT).await?;
         Ok((answer.message()?, answer.body))
     }
 

@@ -23,7 +23,7 @@ impl Drop for UnderWay<'_> {
 
 pub(super) async fn mutate(context: &Context, request: MutateRequest) -> Result<Reply, Refusal> {
     match run(context, request).await {
-        Ok(encoded) => Ok(Reply { header: encoded, body: Vec::new() }),
+        Ok(encoded) => Ok(Reply::encoded(&encoded)),
         Err(response) => Ok(Reply::message(&*response)),
     }
 }

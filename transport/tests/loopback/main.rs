@@ -44,7 +44,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 async fn echo(client: &Client, to: SocketAddr, value: u64, body: Bytes) -> Result<(), RpcError> {
-    let answer = client.call(to, ECHO, &Number { value }, vec![body.clone()], LONG).await?;
+    let mut answer = client.call(to, ECHO, &Number { value }, vec![body.clone()], LONG).await?;
     assert_eq!(answer.message::<Number>()?.value, value);
     assert_eq!(answer.body, body);
     Ok(())
@@ -99,6 +99,26 @@ async fn a_call_ends_at_its_deadline() {
     assert_eq!(result, Err(RpcError::Deadline));
     assert_eq!(probe.started.load(Ordering::SeqCst), 1);
     echo(&client, to, 2, Bytes::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn calls_of_one_connection_end_each_at_its_own_deadline_whichever_was_made_first() {
+    let (server, probe) = server(ServerLimits::default()).await;
+    let (client, to) = (client(), server.local_addr());
+    let hang = |value, timeout| {
+        let client = client.clone();
+        async move { client.call(to, HANG, &Number { value }, vec![], timeout).await }
+    };
+    let longest = tokio::spawn(hang(1, LONG));
+    until("the longest call arrived", || probe.started.load(Ordering::SeqCst) == 1).await;
+    // The next look at the deadlines is the longest call's: each of these has to bring it forward.
+    for (value, ms) in [(2, 40), (3, 10), (4, 20)] {
+        assert_eq!(hang(value, Duration::from_millis(ms)).await, Err(RpcError::Deadline));
+    }
+    let (slower, faster) = tokio::join!(hang(5, Duration::from_millis(30)), hang(6, Duration::from_millis(10)));
+    assert_eq!((slower, faster), (Err(RpcError::Deadline), Err(RpcError::Deadline)));
+    assert!(!longest.is_finished());
+    longest.abort();
 }
 
 #[tokio::test]

@@ -25,11 +25,13 @@ pub(crate) struct Probe {
     pub(crate) started: AtomicUsize,
     pub(crate) finished: AtomicUsize,
     pub(crate) gate: Notify,
+    /// Keeps the wakers of what hangs: nothing notifies it.
+    never: Notify,
     pub(crate) one_ways: parking_lot::Mutex<Vec<u64>>,
 }
 
 impl Service for Probe {
-    async fn call(&self, call: Call) -> Result<Reply, Refusal> {
+    async fn call(&self, mut call: Call) -> Result<Reply, Refusal> {
         self.started.fetch_add(1, Ordering::SeqCst);
         let number: Number = call.message()?;
         let reply = match call.method {
@@ -37,7 +39,10 @@ impl Service for Probe {
                 &number,
                 vec![call.body.slice(..call.body.len() / 2), call.body.slice(call.body.len() / 2..)],
             ),
-            HANG => std::future::pending().await,
+            HANG => {
+                self.never.notified().await;
+                Reply::message(&number)
+            }
             PANIC => panic!("as asked"),
             LARGE => {
                 Reply::with_body(&number, vec![Bytes::from(vec![1; BODY_BYTES_MAX as usize]), Bytes::from_static(b"x")])

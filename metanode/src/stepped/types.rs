@@ -7,6 +7,7 @@ use holdfast_proto::data::{
     DeleteShardsRequest, DeleteShardsResponse, ListShardsRequest, ListShardsResponse, SetFloorRequest, SetFloorResponse,
 };
 use holdfast_proto::meta::ReadResponse;
+use holdfast_proto::raft::{AdmitAnswer, AdmittedPiece, AdmittedPieceRequest};
 
 /// Who a stepped metanode is, and how it keeps its log.
 #[derive(Clone, Debug)]
@@ -101,6 +102,20 @@ pub enum Event {
         /// It was.
         ok: bool,
     },
+    /// A metanode that lost its log asks to be let back in.
+    Admit {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// The request.
+        request: AdmitRequest,
+    },
+    /// It asks for a piece of the snapshot that it was promised.
+    AdmittedPiece {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// The request.
+        request: AdmittedPieceRequest,
+    },
     /// The answer to an [`Output::Report`]; `None` if there is none. No further report comes before.
     Heartbeat(Option<HeartbeatResponse>),
     /// The volume manager refuses the node for good: it serves no more, and says nothing from here on.
@@ -169,6 +184,22 @@ pub enum Output {
         group: u64,
         /// It was.
         accepted: bool,
+    },
+    /// Answers a metanode that lost its log.
+    Admitted {
+        /// The request's.
+        ticket: u64,
+        /// The answer.
+        answer: AdmitAnswer,
+    },
+    /// A piece of the snapshot that it was promised.
+    AdmittedPiece {
+        /// The request's.
+        ticket: u64,
+        /// What goes with the piece.
+        head: AdmittedPiece,
+        /// The piece.
+        piece: Bytes,
     },
     /// A question to the volume manager, answered by [`Event::Groups`].
     AskGroups {

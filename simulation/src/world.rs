@@ -11,10 +11,11 @@ use parking_lot::Mutex;
 
 use calls::OpenCall;
 
-use crate::clock::{Clock, Times};
-use crate::cluster::VOLMGR;
+use crate::clock::Clock;
+use crate::cluster::{METANODES, VOLMGR};
 use crate::coverage::Coverage;
-use crate::faults::Plan;
+use crate::faults::{Later, Plan};
+use crate::machine::{Deferred, Machine};
 use crate::packet::{Packet, Request};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::trace::Trace;
@@ -72,40 +73,6 @@ pub(crate) enum Heal {
     Loss,
 }
 
-/// A part of a fault that comes later.
-#[derive(Clone, Debug)]
-pub(crate) enum Later {
-    /// These cannot talk for a while; `refused` says that who calls learns it.
-    Cut { pairs: Vec<(NodeId, NodeId)>, duration: u64, refused: bool },
-    /// A process dies, and starts again soon.
-    Die { node: NodeId, restart_delay: u64 },
-}
-
-/// One machine: its clock, its disk, and its process while it lives.
-pub(crate) struct Machine {
-    pub(crate) node: NodeId,
-    pub(crate) life: u64,
-    pub(crate) clock: Clock,
-    /// The true time, when its process starts.
-    now: u64,
-    pub(crate) disk: SimulatedDisk,
-    pub(crate) role: Option<Box<dyn Role>>,
-    woken: bool,
-    /// What came while the process was paused; `None` when it is not.
-    deferred: Option<Vec<Deferred>>,
-}
-
-impl Machine {
-    pub(crate) fn times(&self) -> Times {
-        self.clock.times(self.now)
-    }
-}
-
-enum Deferred {
-    Packet(NodeId, Packet),
-    Timer(Timer),
-}
-
 /// What the network does at present.
 #[derive(Default)]
 pub(crate) struct Network {
@@ -160,8 +127,7 @@ impl World {
     /// Adds a machine with a formatted disk, and starts its process.
     pub(crate) fn add(&mut self, node: NodeId, disk: SimulatedDisk) {
         let clock = Clock::new(&mut self.random);
-        let machine = Machine { node, life: 0, clock, now: 0, disk, role: None, woken: false, deferred: None };
-        self.machines.insert(node, machine);
+        self.machines.insert(node, Machine::new(node, disk, clock));
         self.start(node);
     }
 
@@ -224,7 +190,7 @@ impl World {
             }
             Event::Restart { node } => self.start(node),
             Event::Fault => crate::faults::strike(self),
-            Event::Later(later) => crate::faults::leaders::come(self, later),
+            Event::Later(later) => crate::faults::come(self, later),
             Event::Heal(Heal::Link(pairs)) => {
                 self.network.cut.retain(|pair| !pairs.contains(pair));
                 self.network.refused.retain(|pair| !pairs.contains(pair));
@@ -282,6 +248,9 @@ impl World {
         }
         if let Some(deferred) = &mut machine.deferred {
             return deferred.push(Deferred::Packet(from, packet));
+        }
+        if let Packet::Raft(generation, _) = &packet {
+            machine.heard.insert(from, *generation);
         }
         let times = machine.clock.times(self.now);
         let is_snapshot = matches!(&packet, Packet::Call(_, request) if matches!(**request, Request::Snapshot { .. }));
@@ -355,6 +324,10 @@ impl World {
                     let (life, delay) = (machine.life, machine.clock.true_ns(after));
                     self.after(delay, Event::Timer { node, life, timer });
                 }
+                Wish::Recovered => {
+                    crate::faults::mishaps::recovered(self, node);
+                    return self.kill(node);
+                }
                 Wish::Die(why) => {
                     self.trace.note(self.now, || format!("{node} ends: {why}"));
                     return self.kill(node);
@@ -375,10 +348,21 @@ impl World {
 
     /// Ends a process, which starts again after a time.
     pub(crate) fn kill_for(&mut self, node: NodeId, restart_delay: u64) {
+        self.end(node);
+        self.after(restart_delay, Event::Restart { node });
+        if METANODES.contains(&node) {
+            // It will have heard of nobody's start, and would believe an older one.
+            crate::faults::mishaps::withdraw_copies(self);
+        }
+    }
+
+    /// Ends a process for good.
+    pub(crate) fn end(&mut self, node: NodeId) {
         let Some(machine) = self.machines.get_mut(&node) else { return };
         machine.role = None;
         machine.life += 1;
         (machine.woken, machine.deferred) = (false, None);
+        machine.heard.clear();
         let power = self.random.chance(60);
         if power {
             machine.disk.lose_power(&mut self.random);
@@ -400,10 +384,16 @@ impl World {
         if let Some(client) = crate::cluster::client_of(node) {
             self.truth.lock().client_killed(client);
         }
-        self.after(restart_delay, Event::Restart { node });
     }
 
-    fn start(&mut self, node: NodeId) {
+    /// What a process has sent to others of its kind, and is under way, is lost.
+    pub(crate) fn lose_messages(&mut self, sender: NodeId) {
+        let is_lost =
+            |event: &Event| matches!(event, Event::Arrive { from, packet: Packet::Raft(..), .. } if *from == sender);
+        self.events.retain(|_, event| !is_lost(event));
+    }
+
+    pub(crate) fn start(&mut self, node: NodeId) {
         let Some(machine) = self.machines.get_mut(&node).filter(|machine| machine.role.is_none()) else { return };
         machine.now = self.now;
         match (self.start)(machine, &mut self.random, &self.truth) {

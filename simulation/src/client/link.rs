@@ -108,6 +108,9 @@ impl Link {
                 answered
             };
             let answer = answered.await.map_err(|_| "the process ends".to_owned())?;
+            if let Ok(Response::Denied(why)) = answer {
+                return Err(why);
+            }
             pick(answer?).ok_or_else(|| "an answer of another kind".to_owned())
         })
     }

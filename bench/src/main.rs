@@ -111,7 +111,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
     }
     match command {
         Command::Run { holdfast, dir, peers, up_arguments, json, options } => {
-            options.check()?;
+            options.check(&figure_names())?;
             anyhow::ensure!(holdfast.is_some() || !peers.is_empty(), "give --holdfast PATH or --peers, or both");
             let mut reports = Vec::new();
             let ran = run_all(holdfast.as_deref(), &dir, &peers, &up_arguments, &options, &mut reports);
@@ -120,13 +120,18 @@ fn execute(command: Command) -> anyhow::Result<()> {
             ran.and(published)
         }
         Command::Dir { dir, remount, label, json, options } => {
-            options.check()?;
+            options.check(&figure_names())?;
             let report = workloads::run(&dir, &options, &mut Mounted { label, remount })?;
             publish(&[report], &options, json.as_deref())
         }
         Command::Rpc { seconds, threads, connections, json } => rpc::run(seconds, threads, connections, json),
         Command::InsideGluster { work, options } => gluster::run_inside(&work, &options),
     }
+}
+
+/// All figures that can be asked for.
+fn figure_names() -> Vec<&'static str> {
+    workloads::names().chain(stalls::names()).collect()
 }
 
 /// One report a system, in `reports` as soon as it is there.

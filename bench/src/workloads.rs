@@ -14,10 +14,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use holdfast_common::Random;
 
 use crate::figures::{Figure, Outcome, Report, Unit};
 use crate::interrupt;
-use crate::stalls;
 
 /// Sizes and choices, the same for every system of a run.
 #[derive(Clone, Debug, clap::Args)]
@@ -61,16 +61,16 @@ impl Options {
         self.only.is_empty() || self.only.iter().any(|name| name == figure)
     }
 
-    /// Refuses what could not run, before anything is started.
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
+    /// Refuses what could not run, before anything is started. `figures` are all that there are.
+    pub(crate) fn check(&self, figures: &[&str]) -> anyhow::Result<()> {
         anyhow::ensure!(self.size_mb >= 4, "--size-mb must be at least 4");
         anyhow::ensure!(self.files >= 10, "--files must be at least 10");
         anyhow::ensure!(self.runtime > 0.0 && self.runtime.is_finite(), "--runtime must be positive");
         for name in &self.only {
             anyhow::ensure!(
-                all_names().any(|known| known == name),
+                figures.contains(&name.as_str()),
                 "--only names {name:?}, which is no figure; they are: {}",
-                all_names().collect::<Vec<_>>().join(", ")
+                figures.join(", ")
             );
         }
         if let Some(tar) = &self.tar {
@@ -80,8 +80,9 @@ impl Options {
     }
 }
 
-fn all_names() -> impl Iterator<Item = &'static str> {
-    WORKLOADS.iter().map(|workload| workload.name).chain(stalls::names())
+/// The figures' names.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    WORKLOADS.iter().map(|workload| workload.name)
 }
 
 /// What the workloads ask of the system under test.
@@ -270,22 +271,6 @@ fn at_once(jobs: usize, work: impl Fn(usize) -> anyhow::Result<()> + Sync) -> an
     })
 }
 
-/// Numbers without a pattern, the same in every run (splitmix64).
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-}
-
 /// Memory aligned to a page, as O_DIRECT wants it, filled with noise.
 pub(crate) struct Aligned {
     memory: Vec<u8>,
@@ -300,10 +285,7 @@ impl Aligned {
         let start = memory.as_ptr().align_offset(ALIGNMENT);
         let mut aligned = Self { memory, start, length };
         // Filled once the start is known, so that two of one length have the same content.
-        let mut noise = Noise(length as u64);
-        for bytes in aligned.bytes_mut().chunks_mut(8) {
-            bytes.copy_from_slice(&noise.next().to_le_bytes()[..bytes.len()]);
-        }
+        Random::new(length as u64).fill(aligned.bytes_mut());
         aligned
     }
 
@@ -409,7 +391,8 @@ mod tests {
 
     #[test]
     fn an_unknown_figure_is_refused_before_anything_starts() {
-        assert!(options(&["seq_wrte"]).check().unwrap_err().to_string().contains("seq_write_1m"));
-        assert!(options(&[]).check().is_ok());
+        let figures: Vec<_> = names().collect();
+        assert!(options(&["seq_wrte"]).check(&figures).unwrap_err().to_string().contains("seq_write_1m"));
+        assert!(options(&[]).check(&figures).is_ok());
     }
 }

@@ -25,8 +25,9 @@ Examples:
 Environment:
   HOLDFAST_VOLMGR   volume manager to talk to (default 127.0.0.1:7400)
   HOLDFAST_LOG      what is logged to stderr, as error, warn, info, debug or module=level (default warn)
-  HOLDFAST_KEEP_AWAKE   'no' lets idle cores of a virtual machine halt while holdfast is busy; small requests
-                    take longer then (default yes)";
+  HOLDFAST_KEEP_AWAKE   'yes' keeps the idle cores of a virtual machine from halting while holdfast is busy: small
+                    requests take less time, the host sees busy cores (default: 'yes' for up, 'no' for single
+                    roles and mounts)";
 
 /// A distributed file system: erasure-coded data, Raft-replicated metadata, one binary.
 #[derive(Debug, Parser)]

@@ -69,16 +69,12 @@ fn run(command: Command) -> Result<()> {
 /// Runs a command on a runtime of its own. The command's own future stays on this thread, which lives as long as the
 /// process does.
 fn block_on(command: impl Future<Output = Result<()>>) -> Result<()> {
-    let keep_awake = wakefulness::is_wanted()?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(2).max(RUNTIME_THREADS_MIN);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    if keep_awake {
-        runtime.spawn(wakefulness::watch());
-    }
     let outcome = runtime.block_on(command);
     // What still runs then is nobody's business any more; a blocked thread must not keep the process.
     runtime.shutdown_background();

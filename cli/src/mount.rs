@@ -17,6 +17,7 @@ use crate::args::MountArgs;
 use crate::mounting::{MEMORY_BYTES_DEFAULT, MountRequest, Mounted};
 use crate::output::parse_size;
 use crate::signals::Signals;
+use crate::wakefulness;
 
 /// What the child sends when the mount is ready; anything else is why it is not.
 const READY: &str = "ready";
@@ -101,7 +102,7 @@ fn request_of(args: &MountArgs) -> Result<Request> {
     for option in &args.options {
         match option.split_once('=') {
             Some(("memory", size)) => {
-                let size = parse_size(size).map_err(anyhow::Error::msg)?;
+                let size = parse_size(size)?;
                 if size < MEMORY_BYTES_MIN {
                     bail!("memory={} is too little: at least 32M", option);
                 }
@@ -122,6 +123,7 @@ fn request_of(args: &MountArgs) -> Result<Request> {
 
 /// Mounts, and serves until it is unmounted from outside or told to stop.
 async fn serve(request: Request, on_ready: impl FnOnce()) -> Result<()> {
+    wakefulness::start(false)?;
     let mut signals = Signals::listen()?;
     let target = request.target.clone();
     let point =

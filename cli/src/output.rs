@@ -4,9 +4,14 @@ use std::fmt::Write as _;
 
 const UNITS: [(char, u32); 6] = [('K', 10), ('M', 20), ('G', 30), ('T', 40), ('P', 50), ('E', 60)];
 
+/// A text that is no size.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no size: a number with K, M, G, T or P, as 10G")]
+pub(crate) struct NoSize(String);
+
 /// Reads a size as 4096, 500M, 10G, 10GiB; units are powers of 1024.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let problem = || format!("'{text}' is no size: a number with K, M, G, T or P, as 10G");
+pub(crate) fn parse_size(text: &str) -> Result<u64, NoSize> {
+    let problem = || NoSize(text.to_owned());
     let upper = text.to_ascii_uppercase();
     let body = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
     let unit = UNITS.iter().find_map(|(letter, shift)| body.strip_suffix(*letter).map(|digits| (digits, *shift)));

@@ -11,6 +11,7 @@ use crate::args::{DatanodeCommand, MetanodeCommand, volmgr_address};
 use crate::recover;
 use crate::roles::{Lost, RoleConfig};
 use crate::signals::Signals;
+use crate::wakefulness;
 
 /// Longest a role may take to stop; then it is ended as by a crash, which it survives.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -61,10 +62,11 @@ pub(crate) async fn format(config: RoleConfig) -> Result<()> {
 
 /// Serves until SIGINT or SIGTERM.
 pub(crate) async fn serve(config: RoleConfig, json: bool) -> Result<()> {
+    wakefulness::start(false)?;
     let mut signals = Signals::listen()?;
     let (kind, process) = (config.kind(), Process::default());
     let started = tokio::select! {
-        started = config.start(&process) => started,
+        started = Box::pin(config.start(&process)) => started,
         () = signals.next() => return Ok(()),
     };
     if let (true, Err(error)) = (json, &started)

@@ -4,6 +4,7 @@ mod absent;
 mod cluster;
 mod in_process;
 pub(crate) mod layout;
+mod members;
 mod plan;
 mod processes;
 mod progress;
@@ -16,12 +17,14 @@ use holdfast_client_fuse::{MountOptions, SessionEnd};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use self::cluster::{Absent, Cluster, Event, Ready};
+use self::cluster::{Cluster, Ready};
+use self::members::{Absent, Event, RoleInfo};
 use self::plan::Plan;
 use self::progress::Progress;
 use crate::args::UpArgs;
 use crate::mounting::{MEMORY_BYTES_DEFAULT, MountRequest, Mounted};
 use crate::signals::Signals;
+use crate::wakefulness;
 
 /// Longest from the start to a mounted volume.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
@@ -30,6 +33,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Runs the command until a signal.
 pub(crate) async fn run(args: UpArgs) -> Result<()> {
+    wakefulness::start(true)?;
     let mut signals = Signals::listen()?;
     let progress = Progress::new();
     let asked = args.clone();
@@ -193,7 +197,7 @@ impl Teller {
             "volume": ready.volume.name,
             "mount": mount,
             "pid": std::process::id(),
-            "processes": ready.roles.iter().map(cluster::RoleInfo::json).collect::<Vec<_>>(),
+            "processes": ready.roles.iter().map(RoleInfo::json).collect::<Vec<_>>(),
             "absent": ready.absent.iter().map(absent_json).collect::<Vec<_>>(),
             "cluster": ready.cluster.to_string(),
         }));

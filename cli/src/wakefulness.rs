@@ -4,17 +4,23 @@
 //! for it an exit to the host, and a request that goes through a dozen threads pays that a dozen times. PM QoS is the
 //! kernel's interface for who cannot wait so long: while `/dev/cpu_dma_latency` is held open with 0 in it, cores without work
 //! look for some instead. Decision 11 has what it costs and brings.
+//!
+//! The request concerns the whole machine, which a service shares with others. So `up` makes it by itself, for its children
+//! too, and a role or a mount that was started alone only if the environment says so.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use nix::sys::resource::{UsageWho, getrusage};
 use tokio::time::Instant;
 
-/// The environment variable that turns it off.
+/// The environment variable that turns it on or off.
 const VARIABLE: &str = "HOLDFAST_KEEP_AWAKE";
+const YES: &str = "yes";
 /// What idle cores do is said here. `haltpoll` is the driver for virtual machines; of others nothing was measured.
 const IDLE_DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
 const IDLE_DRIVER_OF_GUESTS: &str = "haltpoll";
@@ -27,24 +33,36 @@ const BUSY_SLEEPS_PER_S: f64 = 2_000.0;
 /// After so many looks at a process that is not busy, cores may halt again.
 const CALM_LOOKS: u32 = 3;
 
-/// Whether the environment lets cores be kept awake.
+/// Starts the watch over this process, if the environment asks for it or says nothing and `by_default` is true. To be called
+/// on a runtime.
 ///
 /// # Errors
 /// The variable says neither yes nor no.
-pub(crate) fn is_wanted() -> Result<bool> {
-    wanted(std::env::var_os(VARIABLE).map(|value| value.to_string_lossy().into_owned()).as_deref())
+pub(crate) fn start(by_default: bool) -> Result<()> {
+    if wanted(std::env::var_os(VARIABLE).as_deref(), by_default)? {
+        tokio::spawn(watch());
+    }
+    Ok(())
 }
 
-fn wanted(value: Option<&str>) -> Result<bool> {
-    match value {
-        None | Some("" | "yes") => Ok(true),
+/// Lets a child process keep cores awake as this process, which does it by default, unless the environment says otherwise.
+pub(crate) fn hand_down(child: &mut Command) {
+    if std::env::var_os(VARIABLE).is_none_or(|value| value.is_empty()) {
+        child.env(VARIABLE, YES);
+    }
+}
+
+fn wanted(value: Option<&OsStr>, by_default: bool) -> Result<bool> {
+    match value.map(OsStr::to_string_lossy).as_deref() {
+        None | Some("") => Ok(by_default),
+        Some(YES) => Ok(true),
         Some("no") => Ok(false),
         Some(other) => bail!("{VARIABLE} is '{other}'; it can be yes or no"),
     }
 }
 
 /// Watches this process and keeps cores awake while it is busy. Ends at once where that is of no use or not allowed.
-pub(crate) async fn watch() {
+async fn watch() {
     if std::fs::read_to_string(IDLE_DRIVER).is_ok_and(|driver| driver.trim() == IDLE_DRIVER_OF_GUESTS)
         && let Err(error) = keep_awake_while_busy().await
     {
@@ -131,13 +149,23 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_says_yes_or_no() {
-        assert!(wanted(None).unwrap() && wanted(Some("yes")).unwrap() && wanted(Some("")).unwrap());
-        assert!(!wanted(Some("no")).unwrap());
-        assert_eq!(
-            wanted(Some("maybe")).unwrap_err().to_string(),
-            "HOLDFAST_KEEP_AWAKE is 'maybe'; it can be yes or no"
-        );
+    fn the_environment_says_yes_or_no_or_leaves_it_to_the_command() {
+        for by_default in [false, true] {
+            let wanted = |value: &str| wanted(Some(OsStr::new(value)), by_default);
+            assert_eq!(super::wanted(None, by_default).unwrap(), by_default);
+            assert_eq!(wanted("").unwrap(), by_default);
+            assert!(wanted("yes").unwrap() && !wanted("no").unwrap());
+            assert_eq!(wanted("maybe").unwrap_err().to_string(), "HOLDFAST_KEEP_AWAKE is 'maybe'; it can be yes or no");
+        }
+    }
+
+    #[test]
+    fn children_of_up_do_as_up_does() {
+        let mut child = Command::new("holdfast");
+        hand_down(&mut child);
+        // The environment of the tests says nothing; one that does is inherited as it is.
+        let handed_down = child.get_envs().any(|pair| pair == (OsStr::new(VARIABLE), Some(OsStr::new(YES))));
+        assert_eq!(handed_down, std::env::var_os(VARIABLE).is_none_or(|value| value.is_empty()));
     }
 
     #[test]

@@ -67,11 +67,11 @@ pub enum UnmountHow {
 
 /// Why it is still mounted.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum UnmountError {
     /// Somebody uses it.
     #[error("{} is in use{}", .point.display(), listed(.holders))]
     Busy {
-        /// Where.
         point: PathBuf,
         /// By whom, as far as it could be found out.
         holders: Vec<Holder>,
@@ -79,7 +79,6 @@ pub enum UnmountError {
     /// Something is mounted over it.
     #[error("{} is covered by another mount: {by}", .point.display())]
     Covered {
-        /// Where.
         point: PathBuf,
         /// Its type and source.
         by: String,
@@ -93,9 +92,7 @@ pub enum UnmountError {
     /// The kernel refuses for another reason.
     #[error("unmounting {} failed: {cause}", .point.display())]
     Failed {
-        /// Where.
         point: PathBuf,
-        /// Why.
         #[source]
         cause: io::Error,
     },

@@ -23,6 +23,7 @@ pub(crate) mod naming;
 mod opening;
 mod operations;
 mod packer;
+mod pending;
 mod plan;
 mod questions;
 mod ranges;
@@ -38,7 +39,7 @@ mod writing;
 
 use crate::{Error, FileHandle};
 use admission::{Cover, Memory, Quota};
-use effects::{Answer, Call, Effects, Input, Note, OpId, Response};
+use effects::{Answer, Call, Effects, Input, Note, OpId, RequestId, Response};
 use files::Files;
 use holdfast_common::{Ascending, Incarnation, InodeId, NodeId, Random, SessionId, VolumeId};
 use holdfast_erasure::CodeMode;
@@ -48,7 +49,7 @@ use members::Members;
 use naming::{LookedUp, Name};
 use operations::Operation;
 use questions::Question;
-use requests::{Body, Outcome, RequestId, Requests};
+use requests::{Body, Outcome, Requests};
 use session::{OpeningId, Phase, Session};
 use std::collections::{BTreeSet, VecDeque};
 use time::Moment;
@@ -263,9 +264,12 @@ impl Core {
         let sooner = [self.due, self.requests.wake(), self.next_deadline()];
         self.due = sooner.into_iter().flatten().min();
         if cfg!(any(test, debug_assertions)) {
-            let out = (self.out.sends.len(), self.out.puts.len(), self.out.outcomes.len());
+            let counts = |out: &Effects| {
+                [out.sends.len(), out.puts.len(), out.outcomes.len(), usize::from(out.reserve.is_some())]
+            };
+            let before = counts(&self.out);
             self.tick();
-            assert_eq!(out, (self.out.sends.len(), self.out.puts.len(), self.out.outcomes.len()), "a step that stirs");
+            assert_eq!(before, counts(&self.out), "a step that stirs");
             assert!(self.due <= self.next_due() || self.next_due().is_none(), "something is due sooner");
         }
     }
@@ -312,6 +316,8 @@ impl Core {
             self.reopen_at,
             self.session.unsure_at(),
             (self.quota.limited).then_some(self.quota_return_at),
+            // Who waits asks for space again.
+            self.cover.stale_at(self.now).filter(|_| !self.writers.is_empty()),
             self.dirty.first().map(|(since, _)| *since + flush::DIRTY_AGE_MAX),
             self.writes.paused.first().map(|(at, _)| *at),
             self.writeback.wake(),

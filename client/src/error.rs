@@ -3,18 +3,29 @@
 use bytes::Bytes;
 use holdfast_common::InodeId;
 use holdfast_proto::meta::Code;
+use holdfast_transport::RpcError;
+
+/// Why a call to another process got no answer. It may have been executed all the same.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallFailed {
+    /// No answer of a metanode or datanode within the time, or none that can be understood.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    /// No answer of the volume manager within the time.
+    #[error("the volume manager did not answer in time")]
+    VolmgrSilent,
+    /// The volume manager cannot be reached, or refuses; in its words.
+    #[error("{0}")]
+    Volmgr(String),
+}
 
 /// Why a file system operation failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum Error {
     /// The metadata table refused.
     #[error("refused: {code:?} {detail}")]
-    Refused {
-        /// Its reason.
-        code: Code,
-        /// For people.
-        detail: String,
-    },
+    Refused { code: Code, detail: String },
     /// No answer within the request's deadline.
     #[error("no answer within the deadline: {0}")]
     TimedOut(String),

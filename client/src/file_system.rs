@@ -5,36 +5,15 @@ mod names;
 
 use crate::core::effects::{Answer, Call};
 use crate::core::missing;
-use crate::mount::Mounted;
+use crate::mount::{MountConfig, Mounted};
 use crate::network::Network;
 use crate::runtime::{Runtime, TokioRuntime};
 use crate::shell::Running;
-use crate::{Attributes, Error, FileSystemStat, NodeKind};
+use crate::{Attributes, Error, FileHandle, FileSystemStat, NodeKind};
 use holdfast_common::InodeId;
 use holdfast_proto::control::Volume;
 use holdfast_proto::meta::{Attr, Kind, MutateResponse, ReadResponse, StatFs, mutation, read_request};
 use std::sync::Arc;
-
-/// How to mount a volume.
-#[derive(Clone, Debug)]
-pub struct MountConfig {
-    /// The volume manager, host:port.
-    pub volmgr: String,
-    /// The volume's name.
-    pub volume: String,
-    /// Names this client on this host: a later mount with the same key fences this one. Host and mount point.
-    pub client_key: Vec<u8>,
-    /// For people, in lists of sessions.
-    pub description: String,
-    /// Nothing may be changed.
-    pub read_only: bool,
-    /// Budget of dirty data, readahead and caches together (D12).
-    pub memory_bytes: usize,
-}
-
-/// An open file. Valid from open or create to release.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FileHandle(pub u64);
 
 /// A mounted volume. Cheap to clone. Every call ends within its deadline.
 #[derive(Clone)]

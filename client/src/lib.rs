@@ -16,9 +16,10 @@ mod shell;
 pub mod task;
 pub mod types;
 
-pub use error::{Error, UnflushedFile};
-pub use file_system::{FileHandle, FileSystem, MountConfig};
+pub use error::{CallFailed, Error, UnflushedFile};
+pub use file_system::FileSystem;
+pub use mount::MountConfig;
 pub use types::{
-    Attributes, DirectoryEntry, FallocateMode, FileSystemStat, NewNode, NodeKind, OpenMode, RenameMode, SetAttributes,
-    SetTime, Whence, WriteAt, XattrMode,
+    Attributes, DirectoryEntry, FallocateMode, FileHandle, FileSystemStat, NewNode, NodeKind, OpenMode, RenameMode,
+    SetAttributes, SetTime, Whence, WriteAt, XattrMode,
 };

@@ -8,7 +8,7 @@ use crate::core::{Core, Settings};
 use crate::network::{Network, RealNetwork, ask_volmgr};
 use crate::runtime::{Runtime, TokioRuntime, within};
 use crate::shell::Shell;
-use crate::{Error, MountConfig, UnflushedFile, paths};
+use crate::{Error, UnflushedFile, paths};
 use holdfast_common::{ClusterId, Incarnation, NodeId, VolumeId};
 use holdfast_erasure::CodeMode;
 use holdfast_proto::control::{Volume, VolumeState};
@@ -28,6 +28,23 @@ const SHUTDOWN_FLUSH_MAX: Duration = Duration::from_secs(15);
 const SHUTDOWN_NAMING_MAX: Duration = Duration::from_secs(1);
 /// Telling the table that the session ends is a courtesy; the lease ends it anyway.
 const SHUTDOWN_CLOSE_MAX: Duration = Duration::from_secs(2);
+
+/// How to mount a volume.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// The volume manager, host:port.
+    pub volmgr: String,
+    /// The volume's name.
+    pub volume: String,
+    /// Names this client on this host: a later mount with the same key fences this one. Host and mount point.
+    pub client_key: Vec<u8>,
+    /// For people, in lists of sessions.
+    pub description: String,
+    /// Nothing may be changed.
+    pub read_only: bool,
+    /// Budget of dirty data, readahead and caches together (D12).
+    pub memory_bytes: usize,
+}
 
 /// The parts of a mounted volume.
 pub(crate) struct Mounted {

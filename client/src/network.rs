@@ -1,6 +1,7 @@
 //! The seam between the client and everything outside its process: the metadata leader, datanodes, the volume manager.
 //! It exists so that tests can drive a [`crate::FileSystem`] against a cluster of their own, in virtual time.
 
+use crate::CallFailed;
 use bytes::Bytes;
 use holdfast_proto::control::admin_client::AdminClient;
 use holdfast_proto::control::{ShowVolumeRequest, Volume};
@@ -9,7 +10,7 @@ use holdfast_proto::data::{
 };
 use holdfast_proto::meta::{MutateRequest, MutateResponse, ReadRequest, ReadResponse};
 use holdfast_proto::method;
-use holdfast_transport::{Client, RpcError};
+use holdfast_transport::Client;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -18,8 +19,8 @@ use tonic::transport::Endpoint as GrpcEndpoint;
 
 const VOLMGR_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A call under way. Fails with a sentence for people: no answer within the time, or none that can be understood.
-pub type Call<T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send>>;
+/// A call under way.
+pub type Call<T> = Pin<Box<dyn Future<Output = Result<T, CallFailed>> + Send>>;
 
 /// Calls that end within their time, answered or not. A call that failed may have been executed all the same.
 pub trait Network: Send + Sync + 'static {
@@ -51,10 +52,6 @@ pub(crate) struct RealNetwork {
     pub(crate) volume: String,
 }
 
-fn sentence(error: &RpcError) -> String {
-    error.to_string()
-}
-
 impl RealNetwork {
     fn unary<Req, Res>(&self, to: SocketAddr, method: u16, request: Req, timeout: Duration) -> Call<Res>
     where
@@ -62,7 +59,7 @@ impl RealNetwork {
         Res: prost::Message + Default + 'static,
     {
         let transport = self.transport.clone();
-        Box::pin(async move { transport.unary(to, method, &request, timeout).await.map_err(|e| sentence(&e)) })
+        Box::pin(async move { Ok(transport.unary(to, method, &request, timeout).await?) })
     }
 }
 
@@ -84,8 +81,8 @@ impl Network for RealNetwork {
     ) -> Call<PutShardResponse> {
         let transport = self.transport.clone();
         Box::pin(async move {
-            let sent = transport.call(to, method::DATA_PUT, &request, vec![payload], timeout).await;
-            sent.and_then(|answer| answer.message()).map_err(|e| sentence(&e))
+            let answer = transport.call(to, method::DATA_PUT, &request, vec![payload], timeout).await?;
+            Ok(answer.message()?)
         })
     }
 
@@ -97,8 +94,8 @@ impl Network for RealNetwork {
     ) -> Call<(ReadShardsResponse, Bytes)> {
         let transport = self.transport.clone();
         Box::pin(async move {
-            let answer = transport.call(to, method::DATA_READ, &request, Vec::new(), timeout).await;
-            answer.and_then(|answer| Ok((answer.message()?, answer.body))).map_err(|e| sentence(&e))
+            let answer = transport.call(to, method::DATA_READ, &request, Vec::new(), timeout).await?;
+            Ok((answer.message()?, answer.body))
         })
     }
 
@@ -110,8 +107,8 @@ impl Network for RealNetwork {
         let (volmgr, volume) = (self.volmgr.clone(), self.volume.clone());
         Box::pin(async move {
             let asked = tokio::time::timeout(VOLMGR_TIMEOUT, ask_volmgr(&volmgr, &volume)).await;
-            let answer = asked.map_err(|_| "the volume manager did not answer in time".to_owned())?;
-            answer.map_err(|status| status.message().to_owned())
+            let answer = asked.map_err(|_| CallFailed::VolmgrSilent)?;
+            answer.map_err(|status| CallFailed::Volmgr(status.message().to_owned()))
         })
     }
 }

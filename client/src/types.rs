@@ -3,6 +3,10 @@
 use bytes::Bytes;
 use holdfast_common::InodeId;
 
+/// An open file. Valid from open or create to release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileHandle(pub u64);
+
 /// What an inode is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeKind {

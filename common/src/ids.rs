@@ -1,4 +1,5 @@
-//! Ids as types. Every id is a 64-bit number given out once and never reused; 0 is never an id.
+//! Ids as types. Every id is a 64-bit number given out once and never reused; 0 is never an id. An [`Epoch`] and a [`Nonce`]
+//! are no ids: they tell states of one group, and attempts at one chunk, apart.
 
 use std::fmt;
 
@@ -42,6 +43,65 @@ id!(/// A block group of a volume.
     GroupId, "g");
 id!(/// One mounted client, as a table knows it.
     SessionId, "s");
+
+/// Which membership of a block group: every change of its members raises it (R12).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// Of a new group.
+    pub const FIRST: Self = Self(1);
+
+    /// Of the same group after one more change.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+impl fmt::Debug for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "e{}", self.0)
+    }
+}
+
+/// Which attempt at putting the shards of a chunk: a random number, that shards of different attempts never combine (R1).
+/// Equal or not is all that it says; it has an order only so that names with it can be sorted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Nonce(pub u64);
+
+/// Hexadecimal: all bits are random.
+impl fmt::Display for Nonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+impl fmt::Debug for Nonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "x{:x}", self.0)
+    }
+}
+
+/// Which formatting a node's directory is of: a random number that ties its disks to it and repeated registrations to each
+/// other (R28). No attempt at a chunk is meant, as a [`Nonce`] means one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FormatNonce(pub u64);
+
+impl FormatNonce {
+    /// Of a node that names none.
+    pub const NONE: Self = Self(0);
+}
+
+impl fmt::Debug for FormatNonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "f{:x}", self.0)
+    }
+}
 
 /// Whom an inode belongs to, by the numbers that the kernel knows users and groups by. They are passed together, so that nobody
 /// takes one for the other.
@@ -101,6 +161,18 @@ impl std::str::FromStr for ClusterId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_change_of_a_group_has_a_higher_epoch() {
+        assert!(Epoch::FIRST < Epoch::FIRST.next());
+        assert_eq!(Epoch::FIRST.next(), Epoch(2));
+    }
+
+    #[test]
+    fn an_epoch_and_a_nonce_cannot_be_taken_for_each_other_when_they_are_shown() {
+        assert_eq!(format!("{} {:?}", Epoch(26), Epoch(26)), "26 e26");
+        assert_eq!(format!("{} {:?}", Nonce(26), Nonce(26)), "1a x1a");
+    }
 
     #[test]
     fn a_cluster_id_reads_back_what_it_prints() {

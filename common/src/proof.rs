@@ -1,7 +1,7 @@
 //! Proofs that a delete, floor or drop was asked for by a table or the volume manager (R30): a BLAKE3 MAC keyed with
 //! the cluster's secret over the request's canonical bytes. Every node learns the secret when it registers.
 
-use crate::{ChunkId, Incarnation, NodeId, VolumeId};
+use crate::{ChunkId, Incarnation, NodeId, Nonce, VolumeId};
 
 /// The secret of a cluster, shared by its nodes, never given to clients.
 #[derive(Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct ShardName {
     /// Which of its shards.
     pub shard: u8,
     /// The attempt.
-    pub nonce: u64,
+    pub nonce: Nonce,
 }
 
 /// What is being asked for.
@@ -64,7 +64,7 @@ impl ClusterSecret {
                 for ShardName { chunk, shard, nonce } in shards {
                     hasher.update(&chunk.0.to_le_bytes());
                     hasher.update(&[*shard]);
-                    hasher.update(&nonce.to_le_bytes());
+                    hasher.update(&nonce.0.to_le_bytes());
                 }
             }
             Claim::SetFloor(floor) => {
@@ -114,11 +114,14 @@ mod tests {
     fn a_proof_covers_every_part_of_every_name() {
         let secret = ClusterSecret([3; 32]);
         let (v, i) = (VolumeId(1), Incarnation(1));
-        let (chunks, name) = ([ChunkId(5)], ShardName { chunk: ChunkId(6), shard: 1, nonce: 7 });
+        let (chunks, name) = ([ChunkId(5)], ShardName { chunk: ChunkId(6), shard: 1, nonce: Nonce(7) });
         let mac = secret.prove(v, i, Claim::DeleteShards(&chunks, &[name]));
         assert!(secret.verify(v, i, Claim::DeleteShards(&chunks, &[name]), &mac));
-        let others =
-            [ShardName { chunk: ChunkId(7), ..name }, ShardName { shard: 2, ..name }, ShardName { nonce: 8, ..name }];
+        let others = [
+            ShardName { chunk: ChunkId(7), ..name },
+            ShardName { shard: 2, ..name },
+            ShardName { nonce: Nonce(8), ..name },
+        ];
         assert!(others.iter().all(|other| !secret.verify(v, i, Claim::DeleteShards(&chunks, &[*other]), &mac)));
         assert!(!secret.verify(v, i, Claim::DeleteShards(&[], &[name]), &mac));
         assert!(!secret.verify(v, i, Claim::DeleteShards(&chunks, &[name, name]), &mac));

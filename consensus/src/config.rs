@@ -8,6 +8,11 @@ use holdfast_common::NodeId;
 /// Largest command. A batch of the log holds a few of them; bigger data belongs in chunks.
 pub const COMMAND_BYTES_MAX: usize = 2 << 20;
 
+/// Where snapshots live, below the directory of a node.
+pub(crate) const SNAPSHOT_DIRECTORY: &str = "snapshots";
+/// And the log.
+pub(crate) const LOG_DIRECTORY: &str = "log";
+
 /// Which log a node must find. A replica that lost its log has forgotten its votes, and must not take part again before it was
 /// recovered (R23).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

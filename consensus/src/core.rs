@@ -6,19 +6,19 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, RaftGroupId, Random, Term};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
-use raft::{Config, RawNode, Ready, StateRole, Storage};
+use raft::{Config, RawNode, Ready, Storage};
 
 use crate::config::{ELECTION_TICKS, HEARTBEAT_TICKS};
 use crate::log::record::{HardState, Record, SnapshotMark};
 use crate::log::replay::Replayed;
 use crate::outbox::GroupMessage;
 use crate::sabotage::Sabotage;
-use crate::status::{GroupStatus, ProposeError, ReadError, Role};
+use crate::status::{ProposeError, ReadError};
+use crate::stop::StopReason;
 use admission::Admission;
 use effects::{Apply, Command, Effects, Install, SnapshotOut};
-use holdfast_common::Random;
 use reads::Reads;
 use store::EntryStore;
 
@@ -26,6 +26,7 @@ mod admission;
 pub(crate) mod effects;
 mod reads;
 mod snapshots;
+mod standing;
 mod store;
 mod wire;
 
@@ -64,7 +65,7 @@ struct Installing {
 
 /// One group. `P` and `R` are what its shell gets back with the answers to proposals and reads.
 pub(crate) struct GroupCore<P, R> {
-    group: u64,
+    group: RaftGroupId,
     options: CoreOptions,
     raw: RawNode<EntryStore>,
     random: Random,
@@ -77,10 +78,10 @@ pub(crate) struct GroupCore<P, R> {
     /// Ticks during which votes are not given: in its former life this replica may have heard a leader whose lease runs.
     quiet_ticks: usize,
     ticks_to_beat: usize,
-    proposals: BTreeMap<u64, (u64, P)>,
-    proposals_term: u64,
+    proposals: BTreeMap<LogIndex, (Term, P)>,
+    proposals_term: Term,
     reads: Reads<R>,
-    applied: u64,
+    applied: LogIndex,
     awaiting: Option<Awaiting>,
     logged: HardState,
     /// A snapshot of the leader that was delivered and verified, until raft takes it or not.
@@ -97,13 +98,13 @@ pub(crate) struct GroupCore<P, R> {
     freeze_pause_ticks: usize,
     /// Voters that are brought back.
     admissions: Vec<Admission>,
-    stopped: Option<String>,
+    stopped: Option<StopReason>,
     distrusted: bool,
 }
 
 impl<P, R> GroupCore<P, R> {
     /// A group as the log has it. `resumed` says that it may have voted or heard a leader before.
-    pub(crate) fn new(group: u64, options: CoreOptions, replayed: Replayed, resumed: bool) -> Self {
+    pub(crate) fn new(group: RaftGroupId, options: CoreOptions, replayed: Replayed, resumed: bool) -> Self {
         let again = options.sabotage == Sabotage::AppliedAgain;
         let applied = if again { replayed.before.0 } else { replayed.state.snapshot.index };
         let logged = replayed.state.hard;
@@ -117,7 +118,7 @@ impl<P, R> GroupCore<P, R> {
             max_election_tick: 2 * ELECTION_TICKS + 1,
             // Heartbeats are the lease's rounds; raft-rs's own come on top only if this core forgot them.
             heartbeat_tick: ELECTION_TICKS - 1,
-            applied,
+            applied: applied.0,
             max_size_per_msg: APPEND_BYTES_MAX,
             max_inflight_msgs: APPENDS_IN_FLIGHT_MAX,
             max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
@@ -131,13 +132,12 @@ impl<P, R> GroupCore<P, R> {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let (store, unknown) = EntryStore::new(replayed);
         let raw = RawNode::new(&config, store, &logger).expect("the configuration is constant");
-        let stopped =
-            unknown.map(|index| format!("entry {index} is of a kind that this program does not know: use a newer one"));
+        let stopped = unknown.map(StopReason::UnknownEntry);
         let mut core = Self {
             group,
             options,
             raw,
-            random: Random::new(options.seed ^ group.rotate_left(32)),
+            random: Random::new(options.seed ^ group.0.rotate_left(32)),
             patience_ticks: 0,
             first_patience_ticks: 1 + 2 * place,
             quiet_ticks: if resumed && !alone && options.sabotage != Sabotage::RestartedVotesAtOnce {
@@ -147,7 +147,7 @@ impl<P, R> GroupCore<P, R> {
             },
             ticks_to_beat: HEARTBEAT_TICKS,
             proposals: BTreeMap::new(),
-            proposals_term: 0,
+            proposals_term: Term::ZERO,
             reads: Reads::new(lease_ns(&options)),
             applied,
             awaiting: None,
@@ -171,11 +171,6 @@ impl<P, R> GroupCore<P, R> {
         core
     }
 
-    /// Why it is stopped, if it is.
-    pub(crate) fn stopped(&self) -> Option<&str> {
-        self.stopped.as_deref()
-    }
-
     fn draw_patience(&mut self) {
         let spread = self.random.below(ELECTION_TICKS as u64);
         self.patience_ticks = ELECTION_TICKS + usize::try_from(spread).expect("a few ticks");
@@ -188,19 +183,6 @@ impl<P, R> GroupCore<P, R> {
         let _ = self.raw.campaign();
     }
 
-    /// Whether it believes to lead.
-    pub(crate) fn leads(&self) -> bool {
-        self.raw.raft.state == StateRole::Leader
-    }
-
-    fn alone(&self) -> bool {
-        self.raw.raft.prs().is_singleton()
-    }
-
-    fn leader(&self) -> Option<NodeId> {
-        Some(self.raw.raft.leader_id).filter(|id| *id != raft::INVALID_ID).map(NodeId)
-    }
-
     /// Lets a tick pass.
     pub(crate) fn tick(&mut self, now: u64) {
         self.quiet_ticks = self.quiet_ticks.saturating_sub(1);
@@ -209,7 +191,7 @@ impl<P, R> GroupCore<P, R> {
         self.raw.tick();
         if !self.leads() {
             // Whoever heard a leader must be patient for an election timeout, because the leader's lease counts on it.
-            let patience = if self.raw.raft.term == 0 { self.first_patience_ticks } else { self.patience_ticks };
+            let patience = if self.term() == Term::ZERO { self.first_patience_ticks } else { self.patience_ticks };
             if self.raw.raft.promotable() && self.raw.raft.election_elapsed >= patience {
                 self.campaign();
             }
@@ -247,14 +229,13 @@ impl<P, R> GroupCore<P, R> {
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.options.node;
         message.set_entries(data.into_iter().map(|data| Entry { data, ..Entry::default() }).collect());
-        let first = self.raw.raft.raft_log.last_index() + 1;
-        let term = self.raw.raft.term;
+        let (term, first) = (self.term(), self.last_index().next());
         if self.raw.raft.step(message).is_err() {
             out.failed.extend(tickets.into_iter().map(|p| (p, ProposeError::Overloaded)));
             return;
         }
         self.proposals_term = term;
-        self.proposals.extend(tickets.into_iter().zip(first..).map(|(p, index)| (index, (term, p))));
+        self.proposals.extend(tickets.into_iter().zip(0..).map(|(p, n)| (first + n, (term, p))));
     }
 
     /// Asks to read the state as of now or later.
@@ -292,7 +273,7 @@ impl<P, R> GroupCore<P, R> {
     /// Gathers everything there is to do until something has to be made durable first.
     pub(crate) fn collect(&mut self, now: u64, is_tight: bool, next_file: &mut u64, out: &mut Effects<P, R>) {
         self.take_readies(out);
-        if self.proposals_term != self.raw.raft.term || !self.leads() {
+        if self.proposals_term != self.term() || !self.leads() {
             let lost = std::mem::take(&mut self.proposals);
             out.failed.extend(lost.into_values().map(|(_, p)| (p, ProposeError::Unknown)));
         }
@@ -341,7 +322,8 @@ impl<P, R> GroupCore<P, R> {
         if !ready.snapshot().is_empty() {
             let metadata = ready.snapshot().get_metadata();
             let mark = self.delivered.take().expect("raft only restores what was delivered");
-            assert_eq!((mark.index, mark.term), (metadata.index, metadata.term), "another snapshot was delivered");
+            let announced = (LogIndex(metadata.index), Term(metadata.term));
+            assert_eq!((mark.index, mark.term), announced, "another snapshot was delivered");
             let old = self.raw.store().mark();
             self.raw.mut_store().install(mark, metadata.get_conf_state().clone());
             let mut state = self.raw.store().group_state(mark, self.options.sabotage != Sabotage::InstalledEntriesKept);
@@ -383,7 +365,7 @@ impl<P, R> GroupCore<P, R> {
         self.raw.on_persist_ready(awaiting.ready);
         if let Some(Installing { new: mark, old }) = awaiting.install {
             self.applied = mark.index;
-            self.raw.advance_apply_to(mark.index);
+            self.raw.advance_apply_to(mark.index.0);
             out.remove(self.group, Some(old));
             out.installs.push(Install { group: self.group, mark });
         }
@@ -404,12 +386,12 @@ impl<P, R> GroupCore<P, R> {
     }
 
     fn apply(&mut self, committed: Vec<Entry>, out: &mut Effects<P, R>) {
-        let Some(last) = committed.last().map(|entry| entry.index) else { return };
+        let Some(last) = committed.last().map(|entry| LogIndex(entry.index)) else { return };
         let mut commands = Vec::with_capacity(committed.len());
         for entry in committed {
-            let ticket = self.proposals.remove(&entry.index);
-            let (ticket, lost) = match ticket {
-                Some((term, ticket)) if term == entry.term => (Some(ticket), None),
+            let (index, entry_term) = (LogIndex(entry.index), Term(entry.term));
+            let (ticket, lost) = match self.proposals.remove(&index) {
+                Some((term, ticket)) if term == entry_term => (Some(ticket), None),
                 Some((_, ticket)) => (None, Some(ticket)),
                 None => (None, None),
             };
@@ -417,13 +399,13 @@ impl<P, R> GroupCore<P, R> {
             let leader = self.leader();
             out.failed.extend(lost.map(|ticket| (ticket, ProposeError::NotLeader { leader })));
             if entry.get_entry_type() != EntryType::EntryNormal {
-                out.broken.push((self.group, "an entry of a kind that this version does not know".to_owned()));
+                out.broken.push((self.group, StopReason::UnknownEntry(index)));
                 break;
             }
-            commands.push(Command { index: entry.index, data: entry.data, ticket });
+            commands.push(Command { index, data: entry.data, ticket });
         }
         self.applied = last;
-        self.raw.advance_apply_to(last);
+        self.raw.advance_apply_to(last.0);
         out.applies.push(Apply { group: self.group, commands });
     }
 
@@ -436,7 +418,7 @@ impl<P, R> GroupCore<P, R> {
             return;
         }
         let ready = self.raw.raft.commit_to_current_term();
-        if self.alone() && ready && self.applied >= self.raw.raft.raft_log.committed {
+        if self.alone() && ready && self.applied >= self.commit() {
             self.reads.lease_forever();
         }
         self.reads.settle(self.applied);
@@ -445,7 +427,7 @@ impl<P, R> GroupCore<P, R> {
     }
 
     /// Takes this replica out: it neither votes nor answers any more.
-    pub(crate) fn stop(&mut self, reason: String, out: &mut Effects<P, R>) {
+    pub(crate) fn stop(&mut self, reason: StopReason, out: &mut Effects<P, R>) {
         let group = self.group;
         self.stopped.get_or_insert(reason);
         let lost = std::mem::take(&mut self.proposals);
@@ -461,34 +443,9 @@ impl<P, R> GroupCore<P, R> {
         self.distrusted = true;
     }
 
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.stopped.is_some()
-    }
-
     /// Until when reads may be served without asking anybody; 0 for never.
     pub(crate) fn lease_until_ns(&self) -> u64 {
         if self.is_stopped() { 0 } else { self.reads.lease_until_ns() }
-    }
-
-    pub(crate) fn voters(&self) -> &[u64] {
-        &self.raw.store().conf().voters
-    }
-
-    pub(crate) fn status(&self) -> GroupStatus {
-        let role = match self.raw.raft.state {
-            _ if self.is_stopped() => Role::Stopped,
-            StateRole::Follower => Role::Follower,
-            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
-            StateRole::Leader => Role::Leader,
-        };
-        GroupStatus {
-            role,
-            term: self.raw.raft.term,
-            leader: self.leader().filter(|_| !self.is_stopped()),
-            applied: self.applied,
-            commit: self.raw.raft.raft_log.committed,
-            stopped: self.stopped.clone(),
-        }
     }
 }
 

@@ -1,37 +1,36 @@
 //! What drives all groups of a node, and owns the order: send what may go early, apply what is durable, write one batch,
 //! sync once, then send, apply and answer what that allows. One drives at a time: the thread, or a visitor (see
-//! [`queue`]), who never gets to the disk and leaves his records to the thread.
+//! [`crate::queue`]), who never gets to the disk and leaves his records to the thread.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, RaftGroupId};
 use parking_lot::{Mutex, RwLock};
 
 use crate::clock;
 use crate::core::effects::Effects;
 use crate::group::Group;
+use crate::log::Log;
 use crate::log::record::Record;
-use crate::log::{Log, LogFailed};
 use crate::machine::StateMachine;
 use crate::order;
 use crate::outbox::Outbox;
+use crate::queue::{AdmitTicket, ControlTicket, Item, ProposeTicket, Queue, ReadTicket};
 use crate::room::Room;
-use crate::status::{GroupError, GroupStatus, ReadError, Role};
-use crate::turn::{Input, NodeCore, panic_text};
+use crate::stop::{Panicked, StopReason};
+use crate::turn::{Input, NodeCore};
 use holdfast_storage::Directory;
-use queue::{AdmitTicket, ControlTicket, Item, ProposeTicket, Queue, ReadTicket};
 use site::DriverSite;
 use worker::{Job, Make, Restored};
 
-pub(crate) mod queue;
 mod site;
 pub(crate) mod worker;
 
 /// The groups of a node as its handles see them.
-pub(crate) type Groups<S> = Arc<RwLock<BTreeMap<u64, Group<S>>>>;
+pub(crate) type Groups<S> = Arc<RwLock<BTreeMap<RaftGroupId, Group<S>>>>;
 type TurnEffects = Effects<ProposeTicket, ReadTicket>;
 
 /// Everything that driving needs.
@@ -52,7 +51,7 @@ pub(crate) struct Driver<S> {
     pub(crate) admissions: BTreeMap<u64, AdmitTicket>,
     pub(crate) next_admission: u64,
     /// Records of a visitor's turn, which ends when they are durable; or what his panic said: nothing can be relied on then.
-    pub(crate) left: Result<Vec<Record>, String>,
+    pub(crate) left: Result<Vec<Record>, Panicked>,
 }
 
 /// The one place of the driver; empty once its thread has ended.
@@ -60,8 +59,8 @@ pub(crate) type Seat<S> = Arc<Mutex<Option<Driver<S>>>>;
 
 /// Creations and drops of a turn, answered when they are durable.
 struct Controls<S> {
-    created: BTreeMap<u64, Group<S>>,
-    dropped: Vec<u64>,
+    created: BTreeMap<RaftGroupId, Group<S>>,
+    dropped: Vec<RaftGroupId>,
     tickets: Vec<ControlTicket>,
 }
 
@@ -76,12 +75,12 @@ pub(crate) fn run<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, queue: &Queu
     let failure = match catch_unwind(AssertUnwindSafe(|| run_turns(seat, queue))) {
         Ok(Ok(())) => None,
         Ok(Err(reason)) => Some(reason),
-        Err(panic) => Some(panic_text(&*panic)),
+        Err(panic) => Some(Panicked::of(&*panic).into()),
     };
     if let Some(reason) = &failure {
         tracing::error!(%reason, "this node takes part in no group any more; check its disk and restart it");
     }
-    let reason = failure.unwrap_or_else(|| "shut down".to_owned());
+    let reason = failure.unwrap_or(StopReason::ShutDown);
     queue.close();
     // Handles lead to the queue, and the queue to this place: whoever is in it would hold himself.
     let driver = seat.lock().take();
@@ -90,7 +89,7 @@ pub(crate) fn run<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, queue: &Queu
     }
 }
 
-fn run_turns<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, queue: &Queue) -> Result<(), String> {
+fn run_turns<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, queue: &Queue) -> Result<(), StopReason> {
     let mut next_tick = Instant::now();
     while let Some(items) = queue.take(next_tick) {
         let mut driver = seat.lock();
@@ -104,7 +103,7 @@ fn run_turns<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, queue: &Queue) ->
 pub(crate) fn visit<S: StateMachine>(seat: &Mutex<Option<Driver<S>>>, items: Vec<Item>) -> bool {
     let mut driver = seat.lock();
     let Some(driver) = &mut *driver else { return false };
-    driver.left = catch_unwind(AssertUnwindSafe(|| driver.visit(items))).map_err(|panic| panic_text(&*panic));
+    driver.left = catch_unwind(AssertUnwindSafe(|| driver.visit(items))).map_err(|panic| Panicked::of(&*panic));
     !driver.left.as_ref().is_ok_and(Vec::is_empty)
 }
 
@@ -118,7 +117,7 @@ impl<S: StateMachine> Driver<S> {
         self.perform(effects, &controls.created)
     }
 
-    fn take_turn(&mut self, mut items: Vec<Item>, next_tick: &mut Instant) -> Result<(), String> {
+    fn take_turn(&mut self, mut items: Vec<Item>, next_tick: &mut Instant) -> Result<(), StopReason> {
         let left = std::mem::replace(&mut self.left, Ok(Vec::new()))?;
         let mut controls = Controls::default();
         if !left.is_empty() {
@@ -138,7 +137,7 @@ impl<S: StateMachine> Driver<S> {
             // Missed ticks are not made up for: an election timeout must never pass faster than real time.
             *next_tick = instant + self.tick;
             inputs.push(Input::Tick);
-            self.room.tend(&mut self.core, &mut self.log).map_err(|error| error.to_string())?;
+            self.room.tend(&mut self.core, &mut self.log)?;
             recalled = order::carry_forward(&mut self.core, &self.log);
         }
         let effects = self.core.step(now, inputs);
@@ -187,7 +186,7 @@ impl<S: StateMachine> Driver<S> {
         })
     }
 
-    fn create(&mut self, group: u64, voters: &[NodeId], ticket: ControlTicket, controls: &mut Controls<S>) {
+    fn create(&mut self, group: RaftGroupId, voters: &[NodeId], ticket: ControlTicket, controls: &mut Controls<S>) {
         match self.core.create(group, voters) {
             Ok(new) => {
                 if new {
@@ -202,7 +201,11 @@ impl<S: StateMachine> Driver<S> {
     }
 
     /// The rest of a turn: writes and syncs records, with as many batches as it takes until none follow.
-    fn make_durable(&mut self, mut records: Vec<Record>, created: &BTreeMap<u64, Group<S>>) -> Result<(), String> {
+    fn make_durable(
+        &mut self,
+        mut records: Vec<Record>,
+        created: &BTreeMap<RaftGroupId, Group<S>>,
+    ) -> Result<(), StopReason> {
         while !records.is_empty() {
             self.write(records)?;
             let effects = self.core.persisted();
@@ -213,19 +216,18 @@ impl<S: StateMachine> Driver<S> {
 
     /// Writes and syncs records; on a full disk it waits for room, because they were promised to nobody yet, and leaves the other
     /// replicas to themselves meanwhile.
-    fn write(&mut self, records: Vec<Record>) -> Result<(), String> {
-        let said = |error: LogFailed| error.to_string();
-        self.log.append(records).map_err(said)?;
+    fn write(&mut self, records: Vec<Record>) -> Result<(), StopReason> {
+        self.log.append(records)?;
         if self.log.is_full() {
             tracing::error!("the disk of the log is full, and this node waits for room on it");
         }
         while self.log.is_full() {
             if self.queue.closes_within(self.tick) {
-                return Err("shut down with a full disk".to_owned());
+                return Err(StopReason::ShutDownFull);
             }
-            self.log.try_again().map_err(said)?;
+            self.log.try_again()?;
         }
-        self.log.sync().map_err(said)
+        Ok(self.log.sync()?)
     }
 
     /// Makes durable creations and drops known.
@@ -236,7 +238,7 @@ impl<S: StateMachine> Driver<S> {
         let mut groups = self.groups.write();
         for group in &controls.dropped {
             if let Some(dropped) = groups.remove(group) {
-                dropped.shared().stop("dropped");
+                dropped.shared().stop(&StopReason::Dropped);
             }
         }
         groups.extend(controls.created);
@@ -246,7 +248,7 @@ impl<S: StateMachine> Driver<S> {
         controls.tickets.into_iter().for_each(|ticket| drop(ticket.send(Ok(()))));
     }
 
-    fn perform(&mut self, effects: TurnEffects, created: &BTreeMap<u64, Group<S>>) -> Vec<Record> {
+    fn perform(&mut self, effects: TurnEffects, created: &BTreeMap<RaftGroupId, Group<S>>) -> Vec<Record> {
         let mut site = DriverSite {
             outbox: &*self.outbox,
             groups: &self.groups,
@@ -262,24 +264,5 @@ impl<S: StateMachine> Driver<S> {
     fn job(&self, job: Job) {
         // The worker outlives the driver; were it gone, the file would be cleared away at the next start.
         drop(self.jobs.send(job));
-    }
-}
-
-/// The status of a group that stopped.
-pub(crate) fn stopped(status: &GroupStatus, reason: &str) -> GroupStatus {
-    let stopped = status.stopped.clone().or(Some(reason.to_owned()));
-    GroupStatus { role: Role::Stopped, leader: None, stopped, ..status.clone() }
-}
-
-/// What a refused control says.
-pub(crate) fn control_refused(_: queue::Refused) -> GroupError {
-    GroupError::Stopped
-}
-
-/// What a refused read says.
-pub(crate) fn read_refused(refused: queue::Refused) -> ReadError {
-    match refused {
-        queue::Refused::Full => ReadError::Overloaded,
-        queue::Refused::Closed => ReadError::Stopped,
     }
 }

@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use holdfast_common::random_bytes;
+use holdfast_common::{LogIndex, random_bytes};
 use holdfast_storage::{RealDirectory, create_directories};
 
-use crate::config::ExpectedLog;
+use crate::config::{ExpectedLog, LOG_DIRECTORY, SNAPSHOT_DIRECTORY};
 use crate::log::{Log, LogOptions};
-use crate::node::{LOG_DIRECTORY, SNAPSHOT_DIRECTORY};
 use crate::opening::{log_error, snapshot_error};
 use crate::sabotage::Sabotage;
 use crate::snapshot;
@@ -56,7 +55,7 @@ pub fn examine_log(directory: &Path, expected: ExpectedLog) -> Result<(), OpenEr
     let groups = found.map_err(|error| log_error(&log, error))?;
     let disk = RealDirectory::new(&snapshots);
     for (group, mark) in groups.iter().map(|(group, replayed)| (*group, replayed.state.snapshot)) {
-        if mark.index > 0 {
+        if mark.index > LogIndex::ZERO {
             snapshot::verify_current(&disk, group, mark).map_err(|error| snapshot_error(&snapshots, group, error))?;
         }
     }

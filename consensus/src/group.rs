@@ -4,16 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use holdfast_common::{LogIndex, RaftGroupId};
 use parking_lot::RwLock;
 use tokio::sync::{oneshot, watch};
 
-use crate::driver::queue::{Item, Queue, Refused};
-use crate::{GroupStatus, ProposeError, ReadError, StateMachine, clock, driver};
+use crate::clock;
+use crate::machine::StateMachine;
+use crate::queue::{Item, Queue};
+use crate::status::{GroupStatus, ProposeError, ReadError};
+use crate::stop::StopReason;
 
 /// A group as its handles and the driver share it.
 pub(crate) struct Shared<S> {
     pub(crate) state: RwLock<S>,
-    pub(crate) applied: AtomicU64,
+    applied: AtomicU64,
     commit: AtomicU64,
     /// Until when reads go ahead without asking the driver (CLOCK_BOOTTIME). Everything committed before the lease was
     /// granted is in the state by then.
@@ -24,8 +28,8 @@ pub(crate) struct Shared<S> {
 impl<S> Shared<S> {
     /// Publishes what the driver knows; those who watch are only woken by what they can see changing.
     pub(crate) fn publish(&self, status: GroupStatus, lease_until_ns: u64) {
-        self.applied.store(status.applied, Ordering::Release);
-        self.commit.store(status.commit, Ordering::Release);
+        self.note_applied(status.applied);
+        self.commit.store(status.commit.0, Ordering::Release);
         self.lease_until_ns.store(lease_until_ns, Ordering::Release);
         self.status.send_if_modified(|old| {
             let same = (old.role, old.term, old.leader, &old.stopped)
@@ -37,21 +41,27 @@ impl<S> Shared<S> {
         });
     }
 
+    /// The state holds the command at this index, and all before it.
+    pub(crate) fn note_applied(&self, index: LogIndex) {
+        self.applied.store(index.0, Ordering::Release);
+    }
+
     /// Publishes that this group stopped.
-    pub(crate) fn stop(&self, reason: &str) {
-        let status = driver::stopped(&self.status(), reason);
+    pub(crate) fn stop(&self, reason: &StopReason) {
+        let status = self.status().stopped_by(reason);
         self.publish(status, 0);
     }
 
     fn status(&self) -> GroupStatus {
-        let (applied, commit) = (self.applied.load(Ordering::Acquire), self.commit.load(Ordering::Acquire));
+        let applied = LogIndex(self.applied.load(Ordering::Acquire));
+        let commit = LogIndex(self.commit.load(Ordering::Acquire));
         GroupStatus { applied, commit: commit.max(applied), ..self.status.borrow().clone() }
     }
 }
 
 /// A handle on a group of this node; cheap to clone.
 pub struct Group<S> {
-    id: u64,
+    id: RaftGroupId,
     shared: Arc<Shared<S>>,
     queue: Arc<Queue>,
     command_bytes_max: usize,
@@ -65,7 +75,7 @@ impl<S> Clone for Group<S> {
 }
 
 impl<S: StateMachine> Group<S> {
-    pub(crate) fn new(id: u64, state: S, queue: Arc<Queue>, command_bytes_max: usize) -> Self {
+    pub(crate) fn new(id: RaftGroupId, state: S, queue: Arc<Queue>, command_bytes_max: usize) -> Self {
         let shared = Shared {
             state: RwLock::new(state),
             applied: AtomicU64::new(0),
@@ -82,7 +92,7 @@ impl<S: StateMachine> Group<S> {
 
     /// The group's id.
     #[must_use]
-    pub fn id(&self) -> u64 {
+    pub fn id(&self) -> RaftGroupId {
         self.id
     }
 
@@ -97,10 +107,7 @@ impl<S: StateMachine> Group<S> {
             return Err(ProposeError::TooLarge);
         }
         let (ticket, answer) = oneshot::channel();
-        self.queue.push(Item::Propose { group: self.id, command, ticket }).map_err(|refused| match refused {
-            Refused::Full => ProposeError::Overloaded,
-            Refused::Closed => ProposeError::Stopped,
-        })?;
+        self.queue.push(Item::Propose { group: self.id, command, ticket })?;
         answer.await.unwrap_or(Err(ProposeError::Unknown))
     }
 
@@ -114,7 +121,7 @@ impl<S: StateMachine> Group<S> {
             return Ok(());
         }
         let (ticket, answer) = oneshot::channel();
-        self.queue.push(Item::Read { group: self.id, ticket }).map_err(driver::read_refused)?;
+        self.queue.push(Item::Read { group: self.id, ticket })?;
         answer.await.unwrap_or(Err(ReadError::Stopped))
     }
 

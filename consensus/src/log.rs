@@ -15,6 +15,7 @@ use std::sync::{Arc, mpsc};
 use crate::config::ExpectedLog;
 use crate::sabotage::Sabotage;
 use batch::{FIRST_BATCH, Position, SEGMENT_HEADER_BYTES, SegmentHeader, batch_bytes, split};
+use holdfast_common::RaftGroupId;
 use holdfast_storage::{Directory, DiskFile, FileSystemSpace, is_no_space};
 use pins::AllPins;
 use record::Record;
@@ -55,7 +56,7 @@ pub(crate) struct LogOptions {
 /// Why nothing can be written any more.
 #[derive(Debug, thiserror::Error)]
 #[error("the log failed: {0}")]
-pub struct LogFailed(#[from] io::Error);
+pub struct LogFailed(#[from] pub(crate) io::Error);
 
 /// The segment being written.
 struct Current {
@@ -135,7 +136,7 @@ impl Log {
 
     /// Groups that hold the oldest segment while the log is longer than its bound, or its disk has no room for spares: write
     /// their state again.
-    pub(crate) fn holders(&self) -> Vec<u64> {
+    pub(crate) fn holders(&self) -> Vec<RaftGroupId> {
         let total: u64 = self.segments.values().chain([&self.current.bytes]).map(|bytes| u64::from(*bytes)).sum();
         let fits = total <= self.options.bytes_max && self.missing_spares() == 0;
         if fits || self.start >= self.current.header.segment {

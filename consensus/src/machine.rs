@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
+use holdfast_common::LogIndex;
 
 /// A broken invariant: the replica stops this group, loudly, and the process lives on (R26).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,7 +17,7 @@ pub trait StateMachine: Send + Sync + 'static {
     /// # Errors
     /// [`Broken`] if an invariant does not hold: this replica then stops the group. A command that is merely refused
     /// says so in its answer.
-    fn apply(&mut self, index: u64, command: &[u8]) -> Result<Bytes, Broken>;
+    fn apply(&mut self, index: LogIndex, command: &[u8]) -> Result<Bytes, Broken>;
 
     /// A frozen copy of the state, made in constant time; it is written by another thread without stalling `apply`.
     fn snapshot(&self) -> Box<dyn Snapshot>;

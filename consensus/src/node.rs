@@ -1,45 +1,33 @@
 //! A node: the log, the snapshots and the driver of all groups of a process.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use holdfast_common::{NodeId, random_bytes};
+use holdfast_common::{NodeId, RaftGroupId, random_bytes};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
+use crate::admission::Admitted;
+use crate::config::{ExpectedLog, LOG_DIRECTORY, NodeConfig, SNAPSHOT_DIRECTORY};
 use crate::core::CoreOptions;
-use crate::driver::queue::{ControlTicket, Item, Queue};
 use crate::driver::worker::{Job, Make, Restored, WORKERS, Worker};
-use crate::driver::{self, Driver, Groups, Seat, control_refused};
+use crate::driver::{self, Driver, Groups, Seat};
+use crate::group::Group;
 use crate::log::LogOptions;
 use crate::log::segment::Preparation;
-use crate::room::{Reserve, Room};
+use crate::machine::StateMachine;
+use crate::opening;
+use crate::outbox::{GroupMessage, Outbox};
+use crate::queue::{ControlTicket, Item, Queue};
+use crate::reserve::Reserve;
+use crate::room::Room;
+use crate::sabotage::Sabotage;
+use crate::status::{AdmissionError, GroupError, OpenError};
 use crate::turn::NodeCore;
-use crate::{
-    AdmissionError, ExpectedLog, Group, GroupError, GroupMessage, NodeConfig, OpenError, Outbox, Sabotage,
-    StateMachine, opening,
-};
 use holdfast_storage::{Directory, RealDirectory, create_directories};
-
-/// Where snapshots live, below the directory of a node.
-pub(crate) const SNAPSHOT_DIRECTORY: &str = "snapshots";
-/// And the log.
-pub(crate) const LOG_DIRECTORY: &str = "log";
-
-/// What [`Node::admit`] gives: the parts of an [`crate::Admission`] that the leader knows, and the snapshot.
-#[derive(Debug)]
-pub struct Admitted {
-    /// The term this node leads in.
-    pub term: u64,
-    /// Index of an entry of that term which every other voter has.
-    pub index: u64,
-    /// The snapshot, from its first byte; it stays readable though the node may remove it.
-    pub file: File,
-}
 
 /// All groups of this process, their shared log and their driver. Dropping it shuts it down.
 pub struct Node<S> {
@@ -60,7 +48,7 @@ impl<S: StateMachine> Node<S> {
     pub fn open(
         config: NodeConfig,
         outbox: Arc<dyn Outbox>,
-        make: impl Fn(u64) -> S + Send + 'static,
+        make: impl Fn(RaftGroupId) -> S + Send + 'static,
     ) -> Result<Self, OpenError> {
         let log_directory = config.directory.join(LOG_DIRECTORY);
         let snapshot_directory = config.directory.join(SNAPSHOT_DIRECTORY);
@@ -153,7 +141,7 @@ impl<S: StateMachine> Node<S> {
     ///
     /// # Errors
     /// See [`GroupError`].
-    pub fn create_group(&self, group: u64, voters: &[NodeId]) -> Result<(), GroupError> {
+    pub fn create_group(&self, group: RaftGroupId, voters: &[NodeId]) -> Result<(), GroupError> {
         self.control(|ticket| Item::Create { group, voters: voters.to_vec(), ticket })
     }
 
@@ -162,13 +150,13 @@ impl<S: StateMachine> Node<S> {
     ///
     /// # Errors
     /// See [`GroupError`].
-    pub fn drop_group(&self, group: u64) -> Result<(), GroupError> {
+    pub fn drop_group(&self, group: RaftGroupId) -> Result<(), GroupError> {
         self.control(|ticket| Item::Drop { group, ticket })
     }
 
     fn control(&self, item: impl FnOnce(ControlTicket) -> Item) -> Result<(), GroupError> {
         let (ticket, result) = mpsc::channel();
-        self.queue.push_always(item(ticket)).map_err(control_refused)?;
+        self.queue.push_always(item(ticket))?;
         result.recv().unwrap_or(Err(GroupError::Stopped))
     }
 
@@ -180,13 +168,13 @@ impl<S: StateMachine> Node<S> {
 
     /// The groups of this node.
     #[must_use]
-    pub fn groups(&self) -> Vec<u64> {
+    pub fn groups(&self) -> Vec<RaftGroupId> {
         self.groups.read().keys().copied().collect()
     }
 
     /// The handle of a group.
     #[must_use]
-    pub fn group(&self, group: u64) -> Option<Group<S>> {
+    pub fn group(&self, group: RaftGroupId) -> Option<Group<S>> {
         self.groups.read().get(&group).cloned()
     }
 
@@ -214,10 +202,10 @@ impl<S: StateMachine> Node<S> {
     ///
     /// # Errors
     /// See [`AdmissionError`].
-    pub async fn admit(&self, group: u64, to: NodeId) -> Result<Admitted, AdmissionError> {
+    pub async fn admit(&self, group: RaftGroupId, to: NodeId) -> Result<Admitted, AdmissionError> {
         let (ticket, answer) = oneshot::channel();
         let item = Item::Admit { group, to, ticket };
-        self.queue.push_always(item).map_err(|_| AdmissionError::Stopped)?;
+        self.queue.push_always(item)?;
         answer.await.unwrap_or(Err(AdmissionError::Stopped))
     }
 
@@ -228,7 +216,7 @@ impl<S: StateMachine> Node<S> {
     }
 
     /// Says how [`Outbox::send_snapshot`] went.
-    pub fn report_snapshot(&self, group: u64, to: NodeId, ok: bool) {
+    pub fn report_snapshot(&self, group: RaftGroupId, to: NodeId, ok: bool) {
         let _ = self.queue.push_always(Item::SnapshotReported { group, to, ok });
     }
 }

@@ -5,22 +5,23 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use holdfast_common::{LogIndex, RaftGroupId};
 use holdfast_storage::Directory;
 
 use crate::log::batch::LOG_VERSION;
 use crate::log::replay::Replayed;
 use crate::log::{Log, LogOptions, RecoveryError};
 use crate::machine::StateMachine;
-use crate::room::{RESERVE, Reserve};
+use crate::reserve::{RESERVE, Reserve};
 use crate::snapshot::{self, SNAPSHOT_VERSION, SnapshotError};
 use crate::status::OpenError;
 
 /// The groups of a node as its disks have them.
 pub(crate) struct Opened<S> {
     pub(crate) log: Log,
-    pub(crate) groups: BTreeMap<u64, Replayed>,
+    pub(crate) groups: BTreeMap<RaftGroupId, Replayed>,
     /// State of each group as of its snapshot.
-    pub(crate) states: BTreeMap<u64, S>,
+    pub(crate) states: BTreeMap<RaftGroupId, S>,
     /// Above the numbers of all snapshot files.
     pub(crate) next_file: u64,
     /// Room for a snapshot.
@@ -32,7 +33,7 @@ pub(crate) fn open<S: StateMachine>(
     log_disk: Arc<dyn Directory>,
     snapshots: &Arc<dyn Directory>,
     options: LogOptions,
-    make: &dyn Fn(u64) -> S,
+    make: &dyn Fn(RaftGroupId) -> S,
 ) -> Result<Opened<S>, OpenError> {
     let (log_path, snapshot_path) = (path(&*log_disk), path(&**snapshots));
     let (log, groups) = Log::open(log_disk, options).map_err(|error| log_error(&log_path, error))?;
@@ -40,7 +41,7 @@ pub(crate) fn open<S: StateMachine>(
     for (id, group) in &groups {
         let mut state = make(*id);
         let mark = group.state.snapshot;
-        if mark.index > 0 {
+        if mark.index > LogIndex::ZERO {
             snapshot::restore_current(&**snapshots, *id, mark, &mut state)
                 .map_err(|error| snapshot_error(&snapshot_path, *id, error))?;
         }
@@ -58,7 +59,7 @@ pub(crate) fn path(disk: &dyn Directory) -> PathBuf {
 }
 
 /// Removes every file, but for the reserve, that is nobody's current snapshot; returns a number above all of theirs.
-pub(crate) fn clear_files(disk: &dyn Directory, replayed: &BTreeMap<u64, Replayed>) -> io::Result<u64> {
+pub(crate) fn clear_files(disk: &dyn Directory, replayed: &BTreeMap<RaftGroupId, Replayed>) -> io::Result<u64> {
     let mut next = 1;
     for name in disk.list()?.into_iter().filter(|name| name != RESERVE) {
         let parsed = snapshot::parse_name(&name);
@@ -85,7 +86,7 @@ pub(crate) fn log_error(path: &Path, error: RecoveryError) -> OpenError {
     }
 }
 
-pub(crate) fn snapshot_error(path: &Path, group: u64, error: SnapshotError) -> OpenError {
+pub(crate) fn snapshot_error(path: &Path, group: RaftGroupId, error: SnapshotError) -> OpenError {
     let path = path.to_owned();
     match error {
         SnapshotError::Io(source) => OpenError::Io { path, source },

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, RaftGroupId};
 
 use crate::core::effects::{Admitted, Apply, Command, Effects, Freeze, Install, SnapshotOut};
 use crate::log::Log;
@@ -14,7 +14,8 @@ use crate::log::record::Record;
 use crate::machine::StateMachine;
 use crate::outbox::GroupMessage;
 use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError, Role};
-use crate::turn::{NodeCore, panic_text};
+use crate::stop::{Panicked, StopReason};
+use crate::turn::NodeCore;
 
 /// Where effects take place. `P` and `R` wait for the answers to proposals and reads.
 pub(crate) trait Site<P, R> {
@@ -25,13 +26,13 @@ pub(crate) trait Site<P, R> {
     /// Puts the restored state of a delivered snapshot in the place of the group's. False if the restored state is lost.
     fn install(&mut self, install: Install) -> bool;
     /// Applies commands, best by [`apply_all`], and answers. An error says why the state broke; nobody reads it then.
-    fn apply(&mut self, apply: Apply<P>) -> Result<(), String>;
+    fn apply(&mut self, apply: Apply<P>) -> Result<(), StopReason>;
     /// Tells a proposal that it has no answer.
     fn fail(&mut self, ticket: P, error: ProposeError);
     /// Tells of a group that stopped.
-    fn broken(&mut self, group: u64, reason: String);
+    fn broken(&mut self, group: RaftGroupId, reason: StopReason);
     /// Lets handles see a group's status, and until when its lease lets them read.
-    fn publish(&mut self, group: u64, status: GroupStatus, lease_until_ns: u64);
+    fn publish(&mut self, group: RaftGroupId, status: GroupStatus, lease_until_ns: u64);
     /// Lets a read go ahead, or refuses it.
     fn answer_read(&mut self, ticket: R, result: Result<(), ReadError>);
     /// Freezes a group's state and has it written.
@@ -39,7 +40,7 @@ pub(crate) trait Site<P, R> {
     /// Gives a voter that lost its log a snapshot, or says why not. The file is there until [`Site::remove`].
     fn admitted(&mut self, ticket: u64, result: Result<Admitted, AdmissionError>);
     /// Has a snapshot file removed.
-    fn remove(&mut self, group: u64, file: u64);
+    fn remove(&mut self, group: RaftGroupId, file: u64);
 }
 
 /// Performs what may happen now. Gives back the records that must be durable before the core may go on.
@@ -57,7 +58,7 @@ pub(crate) fn perform<P, R>(
     for install in effects.installs {
         let group = install.group;
         if !site.install(install) {
-            core.stop(group, "a delivered snapshot was lost");
+            core.stop(group, StopReason::SnapshotLost);
         }
     }
     for apply in effects.applies {
@@ -99,11 +100,11 @@ fn perform_apply<P, R>(core: &mut NodeCore<P, R>, site: &mut impl Site<P, R>, ap
         let tickets = apply.commands.into_iter().filter_map(|command| command.ticket);
         tickets.for_each(|ticket| site.fail(ticket, ProposeError::Unknown));
     } else if let Err(reason) = site.apply(apply) {
-        core.stop(group, &reason);
+        core.stop(group, reason);
     }
 }
 
-fn is_stopped<P, R>(core: &NodeCore<P, R>, group: u64) -> bool {
+fn is_stopped<P, R>(core: &NodeCore<P, R>, group: RaftGroupId) -> bool {
     core.status(group).is_none_or(|(status, _)| status.role == Role::Stopped)
 }
 
@@ -114,14 +115,14 @@ pub(crate) struct Applied<P> {
     /// Proposals at or behind the command that broke the state: their outcome is unknown.
     pub(crate) unanswered: Vec<P>,
     /// Why the state broke, if it did.
-    pub(crate) broken: Option<String>,
+    pub(crate) broken: Option<StopReason>,
 }
 
 /// Applies commands in their order, up to one that breaks the state; and says of each that it is done.
 pub(crate) fn apply_all<S: StateMachine, P>(
     state: &mut S,
     commands: Vec<Command<P>>,
-    mut note: impl FnMut(u64, Bytes),
+    mut note: impl FnMut(LogIndex, Bytes),
 ) -> Applied<P> {
     let mut applied = Applied { answers: Vec::with_capacity(commands.len()), unanswered: Vec::new(), broken: None };
     for command in commands {
@@ -135,7 +136,7 @@ pub(crate) fn apply_all<S: StateMachine, P>(
                 note(command.index, command.data);
             }
             Err(reason) => {
-                applied.broken = Some(format!("apply of {}: {reason}", command.index));
+                applied.broken = Some(reason);
                 applied.unanswered.extend(command.ticket);
             }
         }
@@ -143,14 +144,13 @@ pub(crate) fn apply_all<S: StateMachine, P>(
     applied
 }
 
-fn apply_one<S: StateMachine>(state: &mut S, index: u64, data: &[u8]) -> Result<Bytes, String> {
+fn apply_one<S: StateMachine>(state: &mut S, index: LogIndex, data: &[u8]) -> Result<Bytes, StopReason> {
     if data.is_empty() {
         return Ok(Bytes::new());
     }
     match catch_unwind(AssertUnwindSafe(|| state.apply(index, data))) {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(reason)) => Err(reason.to_string()),
-        Err(panic) => Err(panic_text(&*panic)),
+        Ok(applied) => applied.map_err(|broken| StopReason::Broken { index, broken }),
+        Err(panic) => Err(StopReason::ApplyPanicked { index, panicked: Panicked::of(&*panic) }),
     }
 }
 
@@ -161,7 +161,7 @@ pub(crate) fn carry_forward<P, R>(core: &mut NodeCore<P, R>, log: &Log) -> Vec<R
     for group in core.carry_forward(&log.holders()) {
         match log.recall(group) {
             Ok(recalled) => records.extend(recalled),
-            Err(error) => tracing::error!(group, %error, "a stopped group holds the log, which cannot read it"),
+            Err(error) => tracing::error!(%group, %error, "a stopped group holds the log, which cannot read it"),
         }
     }
     records

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, RaftGroupId};
 
 /// Largest message handed to an outbox. Most are far smaller.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
@@ -12,7 +12,7 @@ pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupMessage {
     /// The group it belongs to.
-    pub group: u64,
+    pub group: RaftGroupId,
     /// The encoded message.
     pub bytes: Bytes,
 }

@@ -8,35 +8,18 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, RaftGroupId};
 use holdfast_storage::{Directory, RealDirectory};
 
-use crate::config::{ExpectedLog, NodeConfig};
+use crate::admission::Admission;
+use crate::config::{ExpectedLog, LOG_DIRECTORY, NodeConfig, SNAPSHOT_DIRECTORY};
 use crate::log::record::{GroupState, HardState, Record, SnapshotMark};
 use crate::log::{Log, LogFailed, LogOptions};
-use crate::node::{LOG_DIRECTORY, SNAPSHOT_DIRECTORY};
 use crate::opening::{clear_files, log_error, path};
 use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use crate::status::OpenError;
 use crate::stepped::SteppedOptions;
-
-/// What a leader gives a voter that lost its log, together with a snapshot file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admission {
-    /// Whose state it is.
-    pub group: u64,
-    /// The voter it is for.
-    pub to: NodeId,
-    /// The start of that voter which asked for it: an answer to an earlier one is not taken.
-    pub generation: u64,
-    /// Who gives it.
-    pub leader: NodeId,
-    /// The term it leads in.
-    pub term: u64,
-    /// Index of an entry of that term which every other voter has: the snapshot holds it.
-    pub index: u64,
-}
 
 /// Why a snapshot was not taken. Nothing has changed then, and it can be asked for again.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +45,7 @@ pub struct Recovering {
     log: Log,
     snapshots: Arc<dyn Directory>,
     /// Groups that are recovered, with their snapshot's index.
-    recovered: BTreeMap<u64, u64>,
+    recovered: BTreeMap<RaftGroupId, LogIndex>,
     next_file: u64,
 }
 
@@ -119,7 +102,7 @@ impl Recovering {
 
     /// Whether a group is recovered, durably.
     #[must_use]
-    pub fn has(&self, group: u64) -> bool {
+    pub fn has(&self, group: RaftGroupId) -> bool {
         self.recovered.contains_key(&group)
     }
 

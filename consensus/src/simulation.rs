@@ -8,13 +8,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, RaftGroupId, Random, Term};
 
 use crate::Sabotage;
 use crate::outbox::GroupMessage;
 use crate::status::{GroupStatus, ProposeError, Role};
 use crate::stepped::AdmissionOut;
-use holdfast_common::Random;
 use ledger::Ledger;
 use replica::Replica;
 
@@ -23,9 +22,9 @@ mod replica;
 mod sabotage;
 
 /// The group that clients use.
-const GROUP: u64 = 7;
+const GROUP: RaftGroupId = RaftGroupId(7);
 /// A group nobody uses, whose records pin the log.
-const IDLE_GROUP: u64 = 9;
+const IDLE_GROUP: RaftGroupId = RaftGroupId(9);
 const REPLICAS: u64 = 3;
 const MS: u64 = 1_000_000;
 const TICK_NS: u64 = 100 * MS;
@@ -88,7 +87,7 @@ pub(super) enum Event {
         from: u64,
         generation: u64,
         to: u64,
-        group: u64,
+        group: RaftGroupId,
     },
     Admitted {
         to: u64,
@@ -99,16 +98,16 @@ pub(super) enum Event {
 /// What everybody has seen, to be contradicted by nobody.
 #[derive(Default)]
 struct Truth {
-    leaders: BTreeMap<u64, u64>,
-    commands: BTreeMap<u64, Vec<u8>>,
-    acknowledged: BTreeMap<u64, u64>,
+    leaders: BTreeMap<Term, u64>,
+    commands: BTreeMap<LogIndex, Vec<u8>>,
+    acknowledged: BTreeMap<u64, LogIndex>,
     refused: BTreeSet<u64>,
     /// Highest index that anybody was told of.
-    visible: u64,
+    visible: LogIndex,
     /// Index that a read must see, by read that was not answered.
-    reads: BTreeMap<u64, u64>,
+    reads: BTreeMap<u64, LogIndex>,
     /// Digest of the state, by index of the last command in it.
-    digests: BTreeMap<u64, u64>,
+    digests: BTreeMap<LogIndex, u64>,
     reads_done: u64,
     leases_used: u64,
     snapshots_installed: u64,
@@ -355,13 +354,13 @@ impl World {
     }
 
     /// A replica applied a command.
-    pub(super) fn applied(&mut self, node: u64, index: u64, command: &[u8]) {
+    pub(super) fn applied(&mut self, node: u64, index: LogIndex, command: &[u8]) {
         let known = self.truth.commands.entry(index).or_insert_with(|| command.to_vec());
         assert_eq!(known, command, "replica {node} applied another command at {index}");
     }
 
     /// A client was answered.
-    pub(super) fn answered(&mut self, command: u64, answer: Result<u64, ProposeError>) {
+    pub(super) fn answered(&mut self, command: u64, answer: Result<LogIndex, ProposeError>) {
         match answer {
             Ok(index) => {
                 assert_eq!(self.truth.commands[&index], command.to_le_bytes(), "acknowledged at {index}");
@@ -374,7 +373,7 @@ impl World {
     }
 
     /// A client read a state.
-    pub(super) fn read_answered(&mut self, node: u64, read: u64, applied: u64, leased: bool) {
+    pub(super) fn read_answered(&mut self, node: u64, read: u64, applied: LogIndex, leased: bool) {
         // One under the lease was answered at once, and the turn says it again.
         let Some(must_see) = self.truth.reads.remove(&read) else { return };
         assert!(
@@ -405,7 +404,7 @@ impl World {
     }
 
     /// A replica's state holds all commands up to one.
-    pub(super) fn digest(&mut self, node: u64, applied: u64, digest: u64) {
+    pub(super) fn digest(&mut self, node: u64, applied: LogIndex, digest: u64) {
         let known = *self.truth.digests.entry(applied).or_insert(digest);
         assert_eq!(known, digest, "replica {node} has another state at {applied}");
     }

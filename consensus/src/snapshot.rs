@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut};
 use holdfast_common::checksum::{crc32c, crc32c_append};
+use holdfast_common::{LogIndex, RaftGroupId, Term};
 
 use crate::log::record::SnapshotMark;
-use crate::machine::{Snapshot, StateMachine};
-use crate::room::Reserve;
+use crate::machine::{Broken, Snapshot, StateMachine};
+use crate::reserve::Reserve;
 use crate::sabotage::Sabotage;
 use holdfast_storage::{Cursor, Directory, DiskFile};
 
@@ -22,9 +23,9 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// Whose state, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SnapshotHeader {
-    pub(crate) group: u64,
-    pub(crate) index: u64,
-    pub(crate) term: u64,
+    pub(crate) group: RaftGroupId,
+    pub(crate) index: LogIndex,
+    pub(crate) term: Term,
     pub(crate) voters: Vec<u64>,
     pub(crate) learners: Vec<u64>,
 }
@@ -39,18 +40,18 @@ pub(crate) enum SnapshotError {
     #[error("snapshot version {0} is newer than this program knows")]
     NewerVersion(u32),
     #[error("the state machine refused the snapshot: {0}")]
-    Refused(String),
+    Refused(Broken),
 }
 
 /// The file name of a snapshot.
-pub(crate) fn name(group: u64, file: u64) -> String {
-    format!("{group:016x}-{file:016x}.snap")
+pub(crate) fn name(group: RaftGroupId, file: u64) -> String {
+    format!("{:016x}-{file:016x}.snap", group.0)
 }
 
 /// Group and number of a file name.
-pub(crate) fn parse_name(name: &str) -> Option<(u64, u64)> {
+pub(crate) fn parse_name(name: &str) -> Option<(RaftGroupId, u64)> {
     let (group, file) = name.strip_suffix(".snap")?.split_once('-')?;
-    Some((u64::from_str_radix(group, 16).ok()?, u64::from_str_radix(file, 16).ok()?))
+    Some((RaftGroupId(u64::from_str_radix(group, 16).ok()?), u64::from_str_radix(file, 16).ok()?))
 }
 
 impl SnapshotHeader {
@@ -62,7 +63,7 @@ impl SnapshotHeader {
         header.put_u32_le(SNAPSHOT_VERSION);
         header.put_u32_le(0); // required features: none yet
         header.put_u32_le(u32::try_from(length).expect("a group has few members"));
-        for number in [self.group, self.index, self.term, payload_bytes] {
+        for number in [self.group.0, self.index.0, self.term.0, payload_bytes] {
             header.put_u64_le(number);
         }
         header.put_u32_le(payload_crc);
@@ -91,7 +92,8 @@ fn read_header(file: &dyn DiskFile) -> Result<(SnapshotHeader, Payload), Snapsho
         return Err(SnapshotError::Damaged("no header"));
     }
     let (version, features, length) = (from.get_u32_le(), from.get_u32_le(), from.get_u32_le() as usize);
-    let (group, index, term, bytes) = (from.get_u64_le(), from.get_u64_le(), from.get_u64_le(), from.get_u64_le());
+    let (group, index, term) = (RaftGroupId(from.get_u64_le()), LogIndex(from.get_u64_le()), Term(from.get_u64_le()));
+    let bytes = from.get_u64_le();
     let (crc, voters, learners) = (from.get_u32_le(), from.get_u16_le(), from.get_u16_le());
     let members = usize::from(voters) + usize::from(learners);
     if length != FIXED_BYTES + 8 * members + 4 {
@@ -193,14 +195,14 @@ pub(crate) fn restore<S: StateMachine>(
     let (_, payload) = read_header(file)?;
     let content = Cursor::new(file, payload.offset).take(payload.bytes);
     let mut from = io::BufReader::with_capacity(BUFFER_BYTES, content);
-    machine.restore(&mut from).map_err(|broken| SnapshotError::Refused(broken.0))?;
+    machine.restore(&mut from).map_err(SnapshotError::Refused)?;
     Ok((header, total))
 }
 
 /// Makes `machine`, which is fresh, the current snapshot of a group.
 pub(crate) fn restore_current<S: StateMachine>(
     disk: &dyn Directory,
-    group: u64,
+    group: RaftGroupId,
     mark: SnapshotMark,
     machine: &mut S,
 ) -> Result<(), SnapshotError> {
@@ -210,19 +212,27 @@ pub(crate) fn restore_current<S: StateMachine>(
 }
 
 /// Whether the file of a group's current snapshot is whole.
-pub(crate) fn verify_current(disk: &dyn Directory, group: u64, mark: SnapshotMark) -> Result<(), SnapshotError> {
+pub(crate) fn verify_current(
+    disk: &dyn Directory,
+    group: RaftGroupId,
+    mark: SnapshotMark,
+) -> Result<(), SnapshotError> {
     let (header, _) = verify(&*open_current(disk, group, mark)?)?;
     is_of(&header, group, mark)
 }
 
-fn open_current(disk: &dyn Directory, group: u64, mark: SnapshotMark) -> Result<Arc<dyn DiskFile>, SnapshotError> {
+fn open_current(
+    disk: &dyn Directory,
+    group: RaftGroupId,
+    mark: SnapshotMark,
+) -> Result<Arc<dyn DiskFile>, SnapshotError> {
     disk.open(&name(group, mark.file)).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => SnapshotError::Damaged("its file is missing"),
         _ => error.into(),
     })
 }
 
-fn is_of(header: &SnapshotHeader, group: u64, mark: SnapshotMark) -> Result<(), SnapshotError> {
+fn is_of(header: &SnapshotHeader, group: RaftGroupId, mark: SnapshotMark) -> Result<(), SnapshotError> {
     if (header.group, header.index, header.term) == (group, mark.index, mark.term) {
         Ok(())
     } else {
@@ -234,7 +244,7 @@ fn is_of(header: &SnapshotHeader, group: u64, mark: SnapshotMark) -> Result<(), 
 /// (R25).
 pub(crate) fn receive<S: StateMachine>(
     disk: &dyn Directory,
-    group: u64,
+    group: RaftGroupId,
     file: u64,
     mut machine: S,
     sabotage: Sabotage,
@@ -263,7 +273,7 @@ pub(crate) fn write_frozen(
     match written {
         Ok(bytes) => (SnapshotMark { bytes, ..mark }, true),
         Err(error) => {
-            tracing::error!(group, index = mark.index, %error, "a snapshot could not be written; trying again later");
+            tracing::error!(%group, index = mark.index.0, %error, "a snapshot could not be written; trying again later");
             remove(disk, group, mark.file);
             (mark, false)
         }
@@ -271,17 +281,17 @@ pub(crate) fn write_frozen(
 }
 
 /// Removes a snapshot file, if it is there. Its space is free only when its name is durably gone.
-pub(crate) fn remove(disk: &dyn Directory, group: u64, file: u64) {
+pub(crate) fn remove(disk: &dyn Directory, group: RaftGroupId, file: u64) {
     match disk.remove(&name(group, file)).and_then(|()| disk.sync_names()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(group, file, %error, "an old snapshot could not be removed; the next start will");
+            tracing::warn!(%group, file, %error, "an old snapshot could not be removed; the next start will");
         }
         _ => {}
     }
 }
 
 /// Numbers of the snapshot files of a group.
-pub(crate) fn files_of(disk: &dyn Directory, group: u64) -> Vec<u64> {
+pub(crate) fn files_of(disk: &dyn Directory, group: RaftGroupId) -> Vec<u64> {
     let names = disk.list().unwrap_or_default();
     let files = names.iter().filter_map(|name| parse_name(name));
     files.filter(|(owner, _)| *owner == group).map(|(_, file)| file).collect()

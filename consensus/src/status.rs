@@ -3,7 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, RaftGroupId, Term};
+
+use crate::machine::Broken;
+use crate::stop::StopReason;
 
 /// The part a replica plays in its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -25,15 +28,23 @@ pub struct GroupStatus {
     /// The part this replica plays.
     pub role: Role,
     /// The term it is in.
-    pub term: u64,
+    pub term: Term,
     /// The leader of that term, if known.
     pub leader: Option<NodeId>,
     /// Index of the last command in the state.
-    pub applied: u64,
+    pub applied: LogIndex,
     /// Index of the last entry known to be committed.
-    pub commit: u64,
+    pub commit: LogIndex,
     /// Why it is [`Role::Stopped`].
-    pub stopped: Option<String>,
+    pub stopped: Option<StopReason>,
+}
+
+impl GroupStatus {
+    /// The same of a group that stopped. A reason that is there already stays.
+    pub(crate) fn stopped_by(&self, reason: &StopReason) -> Self {
+        let stopped = self.stopped.clone().or_else(|| Some(reason.clone()));
+        Self { role: Role::Stopped, leader: None, stopped, ..self.clone() }
+    }
 }
 
 /// Why a proposal has no answer.
@@ -87,7 +98,7 @@ pub enum GroupError {
     BadVoters,
     /// The group is there, with other voters.
     #[error("group {0} exists with other voters")]
-    Exists(u64),
+    Exists(RaftGroupId),
     /// The node was shut down or its log failed.
     #[error("the node is stopped")]
     Stopped,
@@ -121,6 +132,7 @@ pub enum AdmissionError {
 
 /// Why a node did not open.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum OpenError {
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
@@ -161,19 +173,13 @@ pub enum OpenError {
     NewerVersion {
         /// The directory worked in.
         path: PathBuf,
-        /// Version found.
         found: u32,
         /// Newest version known.
         known: u32,
     },
     /// A state machine refused its snapshot.
     #[error("group {group}: {reason}")]
-    Restore {
-        /// The group.
-        group: u64,
-        /// Why.
-        reason: String,
-    },
+    Restore { group: RaftGroupId, reason: Broken },
 }
 
 impl OpenError {

@@ -8,20 +8,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, RaftGroupId};
 use holdfast_storage::Directory;
 
+use crate::admission::Admission;
 use crate::config::{ExpectedLog, command_bytes_max};
 use crate::core::CoreOptions;
-use crate::driver::queue::TURN_BYTES_MAX;
 use crate::log::record::Record;
 use crate::log::{Log, LogFailed, LogOptions};
 use crate::machine::StateMachine;
 use crate::outbox::GroupMessage;
-use crate::recovering::Admission;
+use crate::queue::TURN_BYTES_MAX;
 use crate::room::Room;
 use crate::sabotage::Sabotage;
 use crate::status::{AdmissionError, GroupError, GroupStatus, OpenError, ProposeError, ReadError};
+use crate::stop::StopReason;
 use crate::turn::{Input, NodeCore};
 use crate::{opening, order};
 use site::{Held, Job, SteppedSite};
@@ -138,21 +139,21 @@ pub struct Turn {
     /// To be shipped; the outcome goes to [`SteppedNode::report_snapshot`].
     pub snapshots: Vec<SnapshotOut>,
     /// Groups whose state is now a snapshot of the leader: (group, index).
-    pub installed: Vec<(u64, u64)>,
+    pub installed: Vec<(RaftGroupId, LogIndex)>,
     /// Commands that were applied: (group, index, command). An empty one is a leader's mark or a proposal without bytes.
-    pub applied: Vec<(u64, u64, Bytes)>,
+    pub applied: Vec<(RaftGroupId, LogIndex, Bytes)>,
     /// Answers by ticket.
     pub proposals: Vec<(u64, Result<Bytes, ProposeError>)>,
     /// Groups that stopped on this node, and why.
-    pub broken: Vec<(u64, String)>,
+    pub broken: Vec<(RaftGroupId, StopReason)>,
     /// Reads by ticket: those allowed may look at [`SteppedNode::state`] now.
     pub reads: Vec<(u64, Result<(), ReadError>)>,
     /// Answers to [`SteppedNode::admit`] by ticket.
     pub admitted: Vec<(u64, Result<AdmissionOut, AdmissionError>)>,
     /// Groups whose creation is durable.
-    pub created: Vec<u64>,
+    pub created: Vec<RaftGroupId>,
     /// Groups whose drop is durable.
-    pub dropped: Vec<u64>,
+    pub dropped: Vec<RaftGroupId>,
 }
 
 impl Turn {
@@ -163,8 +164,8 @@ impl Turn {
 
 /// A group to be made or dropped in the next turn.
 enum Control {
-    Create { group: u64, voters: Vec<NodeId> },
-    Drop { group: u64 },
+    Create { group: RaftGroupId, voters: Vec<NodeId> },
+    Drop { group: RaftGroupId },
 }
 
 /// The groups of a node, driven by whoever calls. All times are of one clock of the node, which counts from anywhere, never
@@ -174,15 +175,15 @@ pub struct SteppedNode<S> {
     log: Log,
     room: Room,
     site: SteppedSite<S>,
-    make: Box<dyn Fn(u64) -> S>,
+    make: Box<dyn Fn(RaftGroupId) -> S>,
     controls: VecDeque<Control>,
     ticked: bool,
     syncing: bool,
     /// How the write went whose sync is due.
     appended: Result<(), LogFailed>,
     /// Groups whose creation or drop becomes durable with the sync under way.
-    created: Vec<u64>,
-    dropped: Vec<u64>,
+    created: Vec<RaftGroupId>,
+    dropped: Vec<RaftGroupId>,
     command_bytes_max: usize,
 }
 
@@ -195,7 +196,7 @@ impl<S: StateMachine> SteppedNode<S> {
         options: SteppedOptions,
         log: Arc<dyn Directory>,
         snapshots: Arc<dyn Directory>,
-        make: impl Fn(u64) -> S + 'static,
+        make: impl Fn(RaftGroupId) -> S + 'static,
     ) -> Result<Self, OpenError> {
         let opened = opening::open(log, &snapshots, options.log_options(), &make)?;
         let held = opened.states.into_iter().map(|(group, state)| (group, Held::new(state, true)));
@@ -222,7 +223,7 @@ impl<S: StateMachine> SteppedNode<S> {
     ///
     /// # Errors
     /// See [`GroupError`].
-    pub fn create_group(&mut self, group: u64, voters: &[NodeId]) -> Result<(), GroupError> {
+    pub fn create_group(&mut self, group: RaftGroupId, voters: &[NodeId]) -> Result<(), GroupError> {
         if self.core.may_create(group, voters)? {
             self.controls.push_back(Control::Create { group, voters: voters.to_vec() });
         }
@@ -230,12 +231,12 @@ impl<S: StateMachine> SteppedNode<S> {
     }
 
     /// Drops this node's replica of a group in the next turn, with its snapshots; durable when a [`Turn`] names it.
-    pub fn drop_group(&mut self, group: u64) {
+    pub fn drop_group(&mut self, group: RaftGroupId) {
         self.controls.push_back(Control::Drop { group });
     }
 
     /// Proposes a command. Every ticket is answered once, by a later [`Turn`], unless this value is dropped before.
-    pub fn propose(&mut self, group: u64, command: Bytes, ticket: u64) {
+    pub fn propose(&mut self, group: RaftGroupId, command: Bytes, ticket: u64) {
         if command.len() > self.command_bytes_max {
             self.site.out.proposals.push((ticket, Err(ProposeError::TooLarge)));
         } else {
@@ -246,7 +247,7 @@ impl<S: StateMachine> SteppedNode<S> {
 
     /// Asks to read everything acknowledged before this call. Under the leader's lease that is allowed at once, and the next
     /// [`Turn`] says so, even one under a sync; true says it right away.
-    pub fn read(&mut self, now_ns: u64, group: u64, ticket: u64) -> bool {
+    pub fn read(&mut self, now_ns: u64, group: RaftGroupId, ticket: u64) -> bool {
         let leased = now_ns < self.site.lease_until_ns(group);
         if leased {
             self.site.out.reads.push((ticket, Ok(())));
@@ -270,20 +271,20 @@ impl<S: StateMachine> SteppedNode<S> {
                 self.site.inbox.push_back(Input::SnapshotDelivered { from, group, bytes: message.bytes, mark });
             }
             Err(error) => {
-                tracing::warn!(group, %from, %error, "a snapshot from another node was dropped");
+                tracing::warn!(%group, %from, %error, "a snapshot from another node was dropped");
                 self.site.remove_file(group, file);
             }
         }
     }
 
     /// Says whether a snapshot of a [`Turn`] arrived.
-    pub fn report_snapshot(&mut self, group: u64, to: NodeId, ok: bool) {
+    pub fn report_snapshot(&mut self, group: RaftGroupId, to: NodeId, ok: bool) {
         self.site.inbox.push_back(Input::SnapshotReported { group, to, ok });
     }
 
     /// Brings a voter back that lost its log, if this node leads: see [`crate::Recovering`]. The caller hears no message of an earlier
     /// start of that node from now on. Answered by a later [`Turn`].
-    pub fn admit(&mut self, group: u64, to: NodeId, generation: u64, ticket: u64) {
+    pub fn admit(&mut self, group: RaftGroupId, to: NodeId, generation: u64, ticket: u64) {
         self.site.admissions.insert(ticket, generation);
         self.site.inbox.push_back(Input::Admit { group, to, ticket });
     }
@@ -356,7 +357,7 @@ impl<S: StateMachine> SteppedNode<S> {
             }
             let synced = appended.and_then(|()| self.log.sync());
             if let Err(error) = &synced {
-                self.site.stop_all(&error.to_string());
+                self.site.stop_all(&error.into());
             }
             synced?;
             let effects = self.core.persisted();
@@ -380,19 +381,19 @@ impl<S: StateMachine> SteppedNode<S> {
 
     /// The state machine of a group.
     #[must_use]
-    pub fn state(&self, group: u64) -> Option<&S> {
+    pub fn state(&self, group: RaftGroupId) -> Option<&S> {
         self.site.known(group).map(|held| &held.state)
     }
 
     /// What this replica knows of its group now.
     #[must_use]
-    pub fn status(&self, group: u64) -> Option<GroupStatus> {
+    pub fn status(&self, group: RaftGroupId) -> Option<GroupStatus> {
         self.site.known(group).map(|held| held.status.clone())
     }
 
     /// The groups of this node.
     #[must_use]
-    pub fn groups(&self) -> Vec<u64> {
+    pub fn groups(&self) -> Vec<RaftGroupId> {
         self.site.groups.iter().filter(|(_, held)| held.is_durable).map(|(group, _)| *group).collect()
     }
 
@@ -436,7 +437,7 @@ impl<S: StateMachine> SteppedNode<S> {
         }
         self.appended = self.log.append(records);
         if let Err(error) = &self.appended {
-            self.site.stop_all(&error.to_string());
+            self.site.stop_all(&error.into());
         }
     }
 

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, RaftGroupId, Term};
 
 use crate::core::effects::Effects;
 use crate::core::{CoreOptions, GroupCore};
 use crate::log::record::{GroupState, HardState, Record, SnapshotMark};
 use crate::log::replay::Replayed;
 use crate::status::{AdmissionError, GroupError, GroupStatus, ProposeError, ReadError};
+use crate::stop::{Panicked, StopReason};
 
 /// Live entries of one group that are written again when it pins the log; a group with more is snapshot instead.
 const CARRY_BYTES_MAX: u64 = 256 << 10;
@@ -22,43 +23,43 @@ const CARRY_GROUPS_MAX: usize = 16;
 pub(crate) enum Input<P, R> {
     Tick,
     Propose {
-        group: u64,
+        group: RaftGroupId,
         command: Bytes,
         ticket: P,
         /// Whether it is taken on a full disk; only asked for there.
         frees: bool,
     },
     Read {
-        group: u64,
+        group: RaftGroupId,
         ticket: R,
     },
     Message {
         from: NodeId,
-        group: u64,
+        group: RaftGroupId,
         bytes: Bytes,
     },
     /// A snapshot file arrived whole and is durable under its number.
     SnapshotDelivered {
         from: NodeId,
-        group: u64,
+        group: RaftGroupId,
         bytes: Bytes,
         mark: SnapshotMark,
     },
     /// A freeze ended.
     SnapshotWritten {
-        group: u64,
+        group: RaftGroupId,
         mark: SnapshotMark,
         ok: bool,
     },
     /// A voter that lost its log asks for a snapshot.
     Admit {
-        group: u64,
+        group: RaftGroupId,
         to: NodeId,
         ticket: u64,
     },
     /// A snapshot's way to a follower ended.
     SnapshotReported {
-        group: u64,
+        group: RaftGroupId,
         to: NodeId,
         ok: bool,
     },
@@ -77,13 +78,13 @@ impl<P, R> Input<P, R> {
 /// The groups of a node.
 pub(crate) struct NodeCore<P, R> {
     options: CoreOptions,
-    groups: BTreeMap<u64, GroupCore<P, R>>,
+    groups: BTreeMap<RaftGroupId, GroupCore<P, R>>,
     /// Number of the next snapshot file.
     next_file: u64,
     /// When this turn's inputs were taken.
     now: u64,
     /// Groups with something to be durable.
-    recorded: BTreeSet<u64>,
+    recorded: BTreeSet<RaftGroupId>,
     /// The disks are nearly full: only what frees is proposed.
     is_tight: bool,
     out: Effects<P, R>,
@@ -91,11 +92,11 @@ pub(crate) struct NodeCore<P, R> {
 
 impl<P, R> NodeCore<P, R> {
     /// The groups as the log has them. `next_file` is above all snapshot files there are.
-    pub(crate) fn new(options: CoreOptions, groups: BTreeMap<u64, Replayed>, next_file: u64) -> Self {
-        let groups: BTreeMap<u64, GroupCore<P, R>> =
+    pub(crate) fn new(options: CoreOptions, groups: BTreeMap<RaftGroupId, Replayed>, next_file: u64) -> Self {
+        let groups: BTreeMap<RaftGroupId, GroupCore<P, R>> =
             groups.into_iter().map(|(id, replayed)| (id, GroupCore::new(id, options, replayed, true))).collect();
         let (recorded, mut out) = (BTreeSet::new(), Effects::default());
-        let stopped = groups.iter().filter_map(|(id, core)| Some((*id, core.stopped()?.to_owned())));
+        let stopped = groups.iter().filter_map(|(id, core)| Some((*id, core.stopped()?.clone())));
         out.broken = stopped.collect();
         Self { options, groups, next_file, now: 0, recorded, is_tight: false, out }
     }
@@ -122,11 +123,11 @@ impl<P, R> NodeCore<P, R> {
     }
 
     /// Says whether a group with these voters is not there.
-    pub(crate) fn may_create(&self, group: u64, voters: &[NodeId]) -> Result<bool, GroupError> {
+    pub(crate) fn may_create(&self, group: RaftGroupId, voters: &[NodeId]) -> Result<bool, GroupError> {
         self.check_voters(group, &sorted(voters))
     }
 
-    fn check_voters(&self, group: u64, ids: &[u64]) -> Result<bool, GroupError> {
+    fn check_voters(&self, group: RaftGroupId, ids: &[u64]) -> Result<bool, GroupError> {
         let doubled = ids.windows(2).any(|pair| pair[0] == pair[1]);
         if doubled || ids.first() == Some(&0) || !ids.contains(&self.options.node) {
             return Err(GroupError::BadVoters);
@@ -140,14 +141,14 @@ impl<P, R> NodeCore<P, R> {
     }
 
     /// Creates a group, durably with this turn's records. Says whether it was not there.
-    pub(crate) fn create(&mut self, group: u64, voters: &[NodeId]) -> Result<bool, GroupError> {
+    pub(crate) fn create(&mut self, group: RaftGroupId, voters: &[NodeId]) -> Result<bool, GroupError> {
         let ids = sorted(voters);
         if !self.check_voters(group, &ids)? {
             return Ok(false);
         }
         let (hard, snapshot) = (HardState::default(), SnapshotMark::default());
         let state = GroupState { hard, snapshot, installed: false, voters: ids, learners: Vec::new() };
-        let replayed = Replayed { state, before: (0, 0), entries: Vec::new() };
+        let replayed = Replayed { state, before: (LogIndex::ZERO, Term::ZERO), entries: Vec::new() };
         let mut core = GroupCore::new(group, self.options, replayed, false);
         self.out.records.push(core.creation());
         self.groups.insert(group, core);
@@ -156,9 +157,9 @@ impl<P, R> NodeCore<P, R> {
     }
 
     /// Drops a group, durably with this turn's records. Says whether it was there.
-    pub(crate) fn drop_group(&mut self, group: u64) -> bool {
+    pub(crate) fn drop_group(&mut self, group: RaftGroupId) -> bool {
         let Some(mut core) = self.groups.remove(&group) else { return false };
-        core.stop("dropped".to_owned(), &mut self.out);
+        core.stop(StopReason::Dropped, &mut self.out);
         self.recorded.remove(&group);
         self.out.records.push(Record::Drop(group));
         true
@@ -168,7 +169,7 @@ impl<P, R> NodeCore<P, R> {
     pub(crate) fn step(&mut self, now: u64, inputs: Vec<Input<P, R>>) -> Effects<P, R> {
         self.now = now;
         let mut touched = BTreeSet::new();
-        let mut proposals: BTreeMap<u64, Vec<(Bytes, P)>> = BTreeMap::new();
+        let mut proposals: BTreeMap<RaftGroupId, Vec<(Bytes, P)>> = BTreeMap::new();
         let mut refused = Vec::new();
         for input in inputs {
             match input {
@@ -203,7 +204,7 @@ impl<P, R> NodeCore<P, R> {
         self.collect(touched)
     }
 
-    fn take(&mut self, input: Input<P, R>) -> Option<u64> {
+    fn take(&mut self, input: Input<P, R>) -> Option<RaftGroupId> {
         let now = self.now;
         match input {
             Input::Read { group, ticket } => {
@@ -246,7 +247,7 @@ impl<P, R> NodeCore<P, R> {
 
     /// Lets groups write their state again, because they hold an old segment of the log. Returns those that cannot, whose
     /// records the log has to recall from its segments.
-    pub(crate) fn carry_forward(&mut self, groups: &[u64]) -> Vec<u64> {
+    pub(crate) fn carry_forward(&mut self, groups: &[RaftGroupId]) -> Vec<RaftGroupId> {
         let mut to_recall = Vec::new();
         for group in groups.iter().take(CARRY_GROUPS_MAX) {
             // A stopped group too: it must not hold the log for ever.
@@ -266,7 +267,7 @@ impl<P, R> NodeCore<P, R> {
         self.collect(recorded)
     }
 
-    fn collect(&mut self, touched: BTreeSet<u64>) -> Effects<P, R> {
+    fn collect(&mut self, touched: BTreeSet<RaftGroupId>) -> Effects<P, R> {
         let (now, is_tight) = (self.now, self.is_tight);
         for group in touched {
             let records = self.out.records.len();
@@ -285,10 +286,10 @@ impl<P, R> NodeCore<P, R> {
     }
 
     /// Takes a group out on this node (R26); the others go on.
-    pub(crate) fn stop(&mut self, group: u64, reason: &str) {
+    pub(crate) fn stop(&mut self, group: RaftGroupId, reason: StopReason) {
         if let Some(core) = self.groups.get_mut(&group).filter(|core| !core.is_stopped()) {
-            core.stop(reason.to_owned(), &mut self.out);
-            self.out.broken.push((group, reason.to_owned()));
+            core.stop(reason.clone(), &mut self.out);
+            self.out.broken.push((group, reason));
         }
     }
 
@@ -296,19 +297,19 @@ impl<P, R> NodeCore<P, R> {
     /// that lost what it had acknowledged; that stops the group, not the node.
     fn with(
         &mut self,
-        group: u64,
+        group: RaftGroupId,
         action: impl FnOnce(&mut GroupCore<P, R>, &mut u64, &mut Effects<P, R>),
-    ) -> Option<u64> {
+    ) -> Option<RaftGroupId> {
         let core = self.groups.get_mut(&group).filter(|core| !core.is_stopped())?;
         let (next_file, out) = (&mut self.next_file, &mut self.out);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| action(core, next_file, out))) {
             core.distrust();
-            self.stop(group, &panic_text(&*panic));
+            self.stop(group, Panicked::of(&*panic).into());
         }
         Some(group)
     }
 
-    pub(crate) fn status(&self, group: u64) -> Option<(GroupStatus, u64)> {
+    pub(crate) fn status(&self, group: RaftGroupId) -> Option<(GroupStatus, u64)> {
         self.groups.get(&group).map(|core| (core.status(), core.lease_until_ns()))
     }
 }
@@ -317,12 +318,6 @@ fn sorted(voters: &[NodeId]) -> Vec<u64> {
     let mut ids: Vec<u64> = voters.iter().map(|voter| voter.0).collect();
     ids.sort_unstable();
     ids
-}
-
-/// What a panic said.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    format!("panicked: {}", text.unwrap_or("without a text"))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use holdfast_common::DiskId;
+use holdfast_common::{DiskId, NodeId};
 use holdfast_node::superblock::SuperblockError;
 use holdfast_storage::Directory;
 use holdfast_storage::durable::DirectoryLock;
@@ -81,6 +81,19 @@ pub(crate) struct Home {
     superblock: DiskSuperblock,
 }
 
+/// Why a disk's directory is not the one that it was opened from.
+#[derive(Debug, thiserror::Error)]
+enum DiskLost {
+    #[error("{} is gone", .0.display())]
+    Gone(PathBuf),
+    #[error("another directory is at {}", .0.display())]
+    Replaced(PathBuf),
+    #[error("{} is disk {disk} of node {node} now", path.display())]
+    Taken { path: PathBuf, disk: DiskId, node: NodeId },
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+}
+
 impl Home {
     /// What is there now. Blocks.
     ///
@@ -96,20 +109,20 @@ impl Home {
     /// Looks whether it is still there: the store would serve on through open files for ever. Blocks.
     ///
     /// # Errors
-    /// What is there instead, in words. What cannot be read says nothing.
-    fn check(&self) -> Result<(), String> {
-        let path = self.path.display();
+    /// [`DiskLost`]. A directory or superblock that cannot be read says nothing.
+    fn check(&self) -> Result<(), DiskLost> {
+        let path = || self.path.clone();
         match self.directory.identity() {
             Ok(identity) if identity == self.identity => {}
-            Ok(_) => return Err(format!("another directory is at {path}")),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(format!("{path} is gone")),
+            Ok(_) => return Err(DiskLost::Replaced(path())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(DiskLost::Gone(path())),
             Err(_) => return Ok(()),
         }
         match DiskSuperblock::read(&self.path) {
             Ok(found) if found == self.superblock => Ok(()),
-            Ok(found) => Err(format!("{path} is disk {} of node {} now", found.disk, found.node)),
+            Ok(found) => Err(DiskLost::Taken { path: path(), disk: found.disk, node: found.node }),
             Err(error @ (SuperblockError::NotFormatted { .. } | SuperblockError::OtherKind { .. })) => {
-                Err(error.to_string())
+                Err(error.into())
             }
             Err(_) => Ok(()),
         }
@@ -172,7 +185,7 @@ impl Disk {
         if !self.reader.is_failed()
             && let Some(Err(why)) = self.home.as_ref().map(Home::check)
         {
-            self.reader.retire(&why);
+            self.reader.retire(&why.to_string());
         }
     }
 

@@ -13,15 +13,15 @@ use holdfast_storage::durable::DirectoryLock;
 use holdfast_storage::{Directory, RealDirectory};
 
 use crate::disk::{Disk, Home};
+use crate::error::StartError;
 use crate::memory::Memory;
-use crate::node::{StartError, lock_disk};
 use crate::process::Process;
 use crate::store::recover::OpenError;
 use crate::store::surroundings::Surroundings;
+use crate::store::units::to_usize;
 use crate::store::volumes::VolumesError;
 use crate::store::{DiskStatus, Store, StoreOptions};
 use crate::superblock::DiskSuperblock;
-use crate::units::to_usize;
 
 /// Descriptors that the disks of a node may use, at least: each of its writers holds a few open.
 const DISK_DESCRIPTORS_MIN: u64 = 64;
@@ -92,6 +92,18 @@ pub(crate) fn remember(directory: &Path, found: &[(PathBuf, DiskId)]) -> Result<
     let now = found.iter().map(|(path, id)| KnownDisk { disk: id.0, path: path.to_string_lossy().into_owned() });
     let now = KnownDisks { disks: now.collect() };
     if now == before { Ok(()) } else { superblock::write(directory, KNOWN_DISKS, &now) }
+}
+
+/// Claims the directory of a disk, which is not the node's own.
+pub(crate) fn lock_disk(disk: &Path, directory: &Path) -> Result<DirectoryLock, StartError> {
+    let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    };
+    if same(disk, directory) {
+        return Err(StartError::SharedDirectory { path: disk.to_owned() });
+    }
+    Ok(DirectoryLock::acquire(disk)?)
 }
 
 /// Claims the disks of a node that is locked. Changes nothing but lock files.

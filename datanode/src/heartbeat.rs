@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_common::{ClusterId, DiskId, NodeId};
-use holdfast_node::{NodeSuperblock, REGISTER_RETRY, VolumeManager, is_final};
+use holdfast_node::{HomeLost, NodeSuperblock, VolumeManager, is_final};
 use holdfast_proto::control::{
     Disk, DroppedVolume, HeartbeatRequest, HeartbeatResponse, RegisterRequest, Role, VolumeDrop,
 };
@@ -88,22 +88,16 @@ pub(crate) fn ordered_drops(response: &HeartbeatResponse) -> impl Iterator<Item 
 pub(crate) async fn run(heart: Heart, registered: bool) -> String {
     let interval = Duration::from_millis(heart.superblock.heartbeat_interval_ms.max(10).into());
     let mut silent = Silence::default();
-    let mut known = registered;
-    while !known {
-        let disks = heart.service.statuses().await;
-        match heart.volmgr.register(registration(&heart.superblock, heart.address, &disks)).await {
-            Ok(_) => known = true,
-            Err(status) if is_final(&status) => return status.message().to_owned(),
-            Err(status) => {
-                silent.note(&status);
-                tokio::time::sleep(REGISTER_RETRY).await;
-            }
+    if !registered {
+        let request = || async { registration(&heart.superblock, heart.address, &heart.service.statuses().await) };
+        if let Err(status) = heart.volmgr.register_at_last(request, |status| silent.note(status)).await {
+            return status.message().to_owned();
         }
     }
     let (mut dropped, mut reported) = (BTreeSet::new(), BTreeSet::new());
     loop {
         if let Err(why) = heart.look_at_home().await {
-            return why;
+            return why.to_string();
         }
         match heart.volmgr.heartbeat(heart.request(&dropped).await).await {
             Ok(response) => {
@@ -125,7 +119,7 @@ impl Heart {
     ///
     /// # Errors
     /// The node's own directory is.
-    async fn look_at_home(&self) -> Result<(), String> {
+    async fn look_at_home(&self) -> Result<(), HomeLost> {
         let (service, superblock, directory) = (self.service.clone(), self.superblock.clone(), self.directory.clone());
         let look = move || {
             service.disks().for_each(|disk| disk.look_at_home());

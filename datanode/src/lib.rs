@@ -6,6 +6,7 @@
 mod clock;
 mod disk;
 mod disks;
+mod error;
 mod heartbeat;
 mod memory;
 mod node;
@@ -15,10 +16,10 @@ mod service;
 mod stepped;
 pub mod store;
 pub mod superblock;
-mod units;
 
 pub use disk::{READ_QUEUE_MAX, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_MAX};
-pub use node::{Datanode, DatanodeConfig, StartError, format, start, start_in, start_with};
+pub use error::StartError;
+pub use node::{Datanode, DatanodeConfig, format, start, start_in, start_with};
 pub use process::Process;
 pub use protocol::{LIST_SHARDS_MAX, READ_RANGES_MAX};
 pub use stepped::{DataRequest, DataResponse, DatanodeOptions, HeldShard, SteppedDatanode};

@@ -3,6 +3,7 @@
 //! The first start waits for the volume manager, which gives node and disks their ids and the node the cluster's secret.
 //! From then on the node serves without it: its address may have changed, which it says in the background.
 
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,23 +11,25 @@ use std::sync::Arc;
 
 use holdfast_common::{DiskId, NodeId};
 use holdfast_node::superblock::{self, SuperblockError};
-use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
+use holdfast_node::{ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::RegisterResponse;
-use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
+use holdfast_storage::durable::{DirectoryLock, sync_parent};
 use holdfast_storage::{RealDirectory, create_directories};
 use holdfast_transport::{Identity, Server, ServerLimits};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinError};
+use tokio::task::AbortHandle;
+use tonic::Status;
 
-use crate::disks::{self, Found};
+use crate::disks::{self, Found, lock_disk};
+use crate::error::StartError;
 use crate::heartbeat::{self, Heart};
 use crate::memory::Memory;
 use crate::process::Process;
 use crate::service::DataService;
 use crate::store::StoreOptions;
-use crate::store::recover::{self, OpenError};
-use crate::store::volumes::{VOLUMES_FILE, VolumesError};
+use crate::store::recover;
+use crate::store::volumes::VOLUMES_FILE;
 use crate::superblock::{DiskSuperblock, NODE_KIND};
 
 /// Where a datanode lives and listens, and whom it belongs to.
@@ -40,77 +43,6 @@ pub struct DatanodeConfig {
     pub listen: SocketAddr,
     /// The volume manager, host:port.
     pub volmgr: String,
-}
-
-/// Why a datanode was not formatted or did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A directory is not what it should be.
-    #[error(transparent)]
-    Superblock(#[from] SuperblockError),
-    /// Somebody else uses it.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// The address is taken or not ours.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// A file operation failed.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A disk was made by a newer version, or no disk opens.
-    #[error("{}: {source}", path.display())]
-    Disk {
-        /// The disk.
-        path: PathBuf,
-        /// Why.
-        source: OpenError,
-    },
-    /// What the node remembers for disks that are away cannot be used.
-    #[error("{}: {source}; remove it only if no disk of this node was ever away", path.display())]
-    Memory {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: VolumesError,
-    },
-    /// A node stores shards on disks.
-    #[error("a datanode needs a disk at least")]
-    NoDisks,
-    /// A disk named twice, or the node's own directory.
-    #[error("{} cannot be used twice", path.display())]
-    SharedDirectory {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// The disk was formatted with another node.
-    #[error("{} is a disk of another node or cluster", path.display())]
-    ForeignDisk {
-        /// The disk.
-        path: PathBuf,
-    },
-    /// Formatting would overwrite shards.
-    #[error("{} holds files already; a disk is formatted in an empty directory", path.display())]
-    NotEmpty {
-        /// The disk.
-        path: PathBuf,
-    },
-    /// The volume manager's address makes no sense.
-    #[error("'{0}' is no address of a volume manager, host:port")]
-    BadVolmgr(String),
-    /// The volume manager refuses this node.
-    #[error("the volume manager refuses this node: {0}")]
-    Refused(String),
-    /// The volume manager answered something malformed.
-    #[error("the volume manager's answer to the registration makes no sense")]
-    BadRegistration,
-    /// A task ended before its time.
-    #[error("starting was interrupted: {0}")]
-    Interrupted(#[from] JoinError),
 }
 
 fn io_error(path: &Path) -> impl Fn(io::Error) -> StartError + '_ {
@@ -149,17 +81,6 @@ fn format_blocking(directory: &Path, disks: &[PathBuf]) -> Result<(), StartError
     // Last, because it is what makes the node formatted: a crash before can be formatted again.
     node.write(directory, NODE_KIND)?;
     sync_parent(directory).map_err(io_error(directory))
-}
-
-pub(crate) fn lock_disk(disk: &Path, directory: &Path) -> Result<DirectoryLock, StartError> {
-    let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => a == b,
-    };
-    if same(disk, directory) {
-        return Err(StartError::SharedDirectory { path: disk.to_owned() });
-    }
-    Ok(DirectoryLock::acquire(disk)?)
 }
 
 /// A disk is empty, or was formatted by a run that did not finish and never used.
@@ -291,25 +212,27 @@ async fn identify(
     let newcomer = !superblock.is_registered() || found.iter().any(|disk| disk.is_told_of() && disk.id.0 == 0);
     let told = found.iter().filter(|disk| disk.is_told_of());
     let disks: Vec<_> = told.map(|disk| (disk.id, disk.first_look())).collect();
-    let mut complained = false;
-    loop {
-        let request = heartbeat::registration(&superblock, address, &disks);
-        match volmgr.register(request).await {
-            Ok(response) => {
-                let (config, superblock) = (config.clone(), superblock.clone());
-                let persist = move || persist_ids(&config, &superblock, &response, found);
-                let (superblock, found) = tokio::task::spawn_blocking(persist).await??;
-                return Ok((superblock, found, true));
+    let request = heartbeat::registration(&superblock, address, &disks);
+    let answer = if newcomer {
+        let mut complained = false;
+        let silent = |status: &Status| {
+            if !std::mem::replace(&mut complained, true) {
+                tracing::warn!(reason = status.message(), "waiting for the volume manager to register");
             }
-            Err(status) if is_final(&status) => return Err(StartError::Refused(status.message().to_owned())),
-            Err(status) if newcomer => {
-                if !std::mem::replace(&mut complained, true) {
-                    tracing::warn!(reason = status.message(), "waiting for the volume manager to register");
-                }
-                tokio::time::sleep(REGISTER_RETRY).await;
-            }
-            Err(_) => return Ok((superblock, found, false)),
+        };
+        volmgr.register_at_last(|| ready(request.clone()), silent).await
+    } else {
+        volmgr.register(request).await
+    };
+    match answer {
+        Ok(response) => {
+            let (config, superblock) = (config.clone(), superblock.clone());
+            let persist = move || persist_ids(&config, &superblock, &response, found);
+            let (superblock, found) = tokio::task::spawn_blocking(persist).await??;
+            Ok((superblock, found, true))
         }
+        Err(status) if is_final(&status) => Err(StartError::Refused(status.message().to_owned())),
+        Err(_) => Ok((superblock, found, false)),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
-use holdfast_common::{ChunkId, DiskId, Incarnation, NodeId, SessionId, VolumeId};
+use holdfast_common::{ChunkId, DiskId, Incarnation, NodeId, Nonce, SessionId, VolumeId};
 use holdfast_proto::control::VolumeDrop;
 use holdfast_proto::data::{
     self, DeleteShardsRequest, DeleteShardsResponse, DiskGrant, DiskReport, DropVolumeRequest, DropVolumeResponse,
@@ -21,8 +21,8 @@ use crate::store::index::Entry;
 use crate::store::types::{
     ChunkKey, Done, Outcome, Put, ReadData, ReadRange, Request, SessionKey, ShardError, ShardKey, ShardMeta, VolumeKey,
 };
+use crate::store::units::{saturating_u32, to_usize};
 use crate::store::{DiskStatus, Granted, Sabotage};
-use crate::units::{saturating_u32, to_usize};
 
 /// Ranges of one read request.
 pub const READ_RANGES_MAX: usize = 8192;
@@ -170,7 +170,7 @@ pub(crate) fn delete<D>(
 
 fn shard_name(wire: &data::ShardName) -> Result<ShardName, Denied> {
     let shard = u8::try_from(wire.shard).map_err(|_| invalid("no chunk has that many shards"))?;
-    Ok(ShardName { chunk: ChunkId(wire.chunk), shard, nonce: wire.nonce })
+    Ok(ShardName { chunk: ChunkId(wire.chunk), shard, nonce: Nonce(wire.nonce) })
 }
 
 pub(crate) fn delete_answer(result: Result<Done, Denied>) -> DeleteShardsResponse {
@@ -284,7 +284,7 @@ fn read_range(range: &ShardRange) -> Result<ReadRange, Denied> {
     let shard = u8::try_from(range.shard).map_err(|_| invalid("no chunk has that many shards"))?;
     let chunk = ChunkKey { volume: volume_key(range.volume, range.incarnation), chunk: ChunkId(range.chunk) };
     let key = ShardKey { chunk, shard };
-    Ok(ReadRange { key, nonce: range.nonce, offset: range.offset, length_bytes: range.length_bytes })
+    Ok(ReadRange { key, nonce: Nonce(range.nonce), offset: range.offset, length_bytes: range.length_bytes })
 }
 
 /// The answer to a read and its body, in pieces.
@@ -329,12 +329,12 @@ pub(crate) fn list_answer(result: Result<(Vec<(ShardKey, Entry)>, bool), Denied>
     let (shards, end) = result.unwrap_or_default();
     let summary = |(key, entry): (ShardKey, Entry)| ShardSummary {
         chunk: key.chunk.chunk.0,
-        nonce: entry.nonce,
+        nonce: entry.nonce.0,
         shard: key.shard.into(),
         group: entry.stripe.group.0,
         shard_length_bytes: entry.shard_length_bytes,
         slots: Bytes::copy_from_slice(&entry.stripe.slots),
-        epoch: entry.stripe.epoch,
+        epoch: entry.stripe.epoch.0,
         data_shards: entry.stripe.data_shards.into(),
         parity_shards: entry.stripe.parity_shards.into(),
         chunk_length_bytes: entry.chunk_length_bytes,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, DiskId, NodeId};
+use holdfast_common::{ClusterId, DiskId, NodeId, Nonce};
 use holdfast_proto::control::{Disk, HeartbeatRequest, HeartbeatResponse};
 use holdfast_proto::data::{
     DeleteShardsRequest, DeleteShardsResponse, DropVolumeRequest, DropVolumeResponse, ListShardsRequest,
@@ -23,9 +23,9 @@ use holdfast_transport::Refusal;
 
 use crate::clock::HandClock;
 use crate::disks::open_store;
+use crate::error::StartError;
 use crate::heartbeat;
 use crate::memory::Memory;
-use crate::node::StartError;
 use crate::protocol::{self, Denied, Everywhere, Judge, ListQuery, NodeDisks, ReadPlan};
 use crate::store::recover::{self, OpenError};
 use crate::store::space::Shelves;
@@ -95,7 +95,7 @@ pub struct HeldShard {
     /// Its name.
     pub key: ShardKey,
     /// The attempt it is of (R1).
-    pub nonce: u64,
+    pub nonce: Nonce,
     /// Its bytes.
     pub length_bytes: u32,
 }

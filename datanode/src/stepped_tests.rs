@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_common::proof::{self, Claim, ClusterSecret};
-use holdfast_common::{ChunkId, ClusterId, DiskId, Incarnation, NodeId, VolumeId};
+use holdfast_common::{ChunkId, ClusterId, DiskId, Incarnation, NodeId, Nonce, VolumeId};
 use holdfast_proto::control::{HeartbeatResponse, VolumeDrop};
 use holdfast_proto::data::{
     DeleteShardsRequest, DiskReservation, ListShardsRequest, ProbeRequest, Proof, PutShardRequest, ReadShardsRequest,
@@ -123,7 +123,8 @@ fn r30_a_delete_by_name_needs_a_proof_of_its_names_and_says_what_it_left() {
     for chunk in 1..=2 {
         assert_eq!(status(&node.handle(NOW, put_request(disk, chunk, 1))), Status::Ok);
     }
-    let names = [(1, 1), (2, 2)].map(|(chunk, nonce)| proof::ShardName { chunk: ChunkId(chunk), shard: 1, nonce });
+    let names = [(1, 1), (2, 2)];
+    let names = names.map(|(chunk, nonce)| proof::ShardName { chunk: ChunkId(chunk), shard: 1, nonce: Nonce(nonce) });
     for wrong in [None, proof(Claim::DeleteChunks(&[])), proof(Claim::DeleteShards(&[], &names[..1]))] {
         assert_eq!(status(&node.handle(NOW, delete_names(disk, &[(1, 1), (2, 2)], wrong))), Status::Forbidden);
     }
@@ -148,7 +149,7 @@ fn every_request_answers_as_the_served_node_does() {
     let list = ListShardsRequest { disk: first.0, volume: 3, incarnation: 1, after_chunk: 0, max_count: 9 };
     let DataResponse::List(listed) = node.handle(NOW, DataRequest::List(list)) else { panic!("no list") };
     assert!(listed.end && listed.shards.len() == 1);
-    let held = HeldShard { key: key(1), nonce: 1, length_bytes: u32::try_from(SMALL).unwrap() };
+    let held = HeldShard { key: key(1), nonce: Nonce(1), length_bytes: u32::try_from(SMALL).unwrap() };
     assert_eq!((node.shards(first), node.shards(second)), (vec![held], vec![]));
     assert_eq!(status(&node.handle(NOW, delete_request(first, 1, proof(Claim::DropVolume)))), Status::Forbidden);
     let honest = proof(Claim::DeleteChunks(&[ChunkId(1)]));

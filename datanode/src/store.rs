@@ -26,6 +26,7 @@ mod shared;
 pub mod space;
 pub mod surroundings;
 pub mod types;
+pub(crate) mod units;
 pub mod volumes;
 
 #[cfg(test)]
@@ -38,8 +39,6 @@ mod fault_tests;
 mod format_tests;
 #[cfg(test)]
 mod naming_tests;
-#[cfg(test)]
-mod purity_tests;
 #[cfg(test)]
 mod sabotage_tests;
 #[cfg(test)]
@@ -57,8 +56,8 @@ use self::segment::{DATA_START, Segment, SegmentHeader, SegmentKind, file_name, 
 pub(crate) use self::shared::Shared;
 use self::space::Budget;
 use self::types::{SessionKey, ShardError, VolumeKey};
+use self::units::to_usize;
 use self::volumes::Volumes;
-use crate::units::to_usize;
 use holdfast_storage::{BLOCK_BYTES, Directory, is_no_space, is_out_of_descriptors};
 
 /// Zeros are written ahead in pieces of this size.

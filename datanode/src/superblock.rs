@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use holdfast_common::{ClusterId, DiskId, NodeId};
+use holdfast_common::{ClusterId, DiskId, FormatNonce, NodeId};
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::node::DiskSuperblock as Record;
 
@@ -22,13 +22,13 @@ pub struct DiskSuperblock {
     /// Its id; 0 likewise.
     pub disk: DiskId,
     /// The node's.
-    pub format_nonce: u64,
+    pub format_nonce: FormatNonce,
 }
 
 impl DiskSuperblock {
     /// Of a disk that is being formatted.
     #[must_use]
-    pub fn fresh(format_nonce: u64) -> Self {
+    pub fn fresh(format_nonce: FormatNonce) -> Self {
         Self { cluster: ClusterId([0; 16]), node: NodeId(0), disk: DiskId(0), format_nonce }
     }
 
@@ -52,7 +52,7 @@ impl DiskSuperblock {
             cluster: ClusterId(cluster),
             node: NodeId(record.node),
             disk: DiskId(record.disk),
-            format_nonce: record.format_nonce,
+            format_nonce: FormatNonce(record.format_nonce),
         })
     }
 
@@ -62,7 +62,7 @@ impl DiskSuperblock {
     /// [`SuperblockError::Io`].
     pub fn write(&self, directory: &Path) -> Result<(), SuperblockError> {
         let cluster = self.cluster().map(|cluster| cluster.0.to_vec()).unwrap_or_default().into();
-        let record = Record { cluster, node: self.node.0, disk: self.disk.0, format_nonce: self.format_nonce };
+        let record = Record { cluster, node: self.node.0, disk: self.disk.0, format_nonce: self.format_nonce.0 };
         superblock::write(directory, DISK_KIND, &record)
     }
 }
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn a_disk_is_no_node_and_reads_back() {
         let directory = tempfile::tempdir().unwrap();
-        let fresh = DiskSuperblock::fresh(8);
+        let fresh = DiskSuperblock::fresh(FormatNonce(8));
         let used = DiskSuperblock { cluster: ClusterId([7; 16]), node: NodeId(3), disk: DiskId(5), ..fresh };
         for disk in [fresh, used] {
             disk.write(directory.path()).unwrap();

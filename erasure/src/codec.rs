@@ -20,13 +20,13 @@ const BLOCK_BYTES: usize = 16 << 10;
 
 /// Why shards could not be rebuilt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum ReconstructError {
     /// Fewer shards than data shards.
     #[error("{present} shards are here and {needed} are needed")]
     TooFew {
         /// Shards that are here.
         present: usize,
-        /// d.
         needed: usize,
     },
     /// Not d + m places, or a wanted shard beyond them.

@@ -54,7 +54,7 @@ impl Geometry {
         })
     }
 
-    /// The stripe that a chunk record names.
+    /// The stripe that a chunk record names: its shards are as long as the chunk needs, which is more than [`holds`] asks.
     ///
     /// `None` if the numbers do not belong together.
     #[must_use]
@@ -127,6 +127,23 @@ impl Geometry {
                 take_bytes,
             })
         })
+    }
+}
+
+/// Whether data shards can hold a chunk: what a datanode asks of a shard, and all that a table asked of a chunk before feature
+/// level 1. Such shards may be longer than [`Geometry::recorded`] lets them be, and may still be there.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn holds(data_shards: u8, length_bytes: u32, shard_length_bytes: u32) -> Result<(), &'static str> {
+    if shard_length_bytes == 0 || !shard_length_bytes.is_multiple_of(PAGE_BYTES) {
+        Err("a shard's length is a multiple of 4 KiB and not zero")
+    } else if shard_length_bytes > CHUNK_BYTES_MAX || length_bytes > CHUNK_BYTES_MAX {
+        Err("a shard or chunk is longer than the longest chunk")
+    } else if u64::from(length_bytes) > u64::from(data_shards) * u64::from(shard_length_bytes) {
+        Err("the data shards cannot hold the chunk")
+    } else {
+        Ok(())
     }
 }
 
@@ -226,6 +243,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn shards_hold_a_chunk_if_they_are_whole_pages_and_long_enough_and_none_is_too_long() {
+        let full = CHUNK_BYTES_MAX;
+        for (d, length, shard) in [(1, 0, 4096), (1, 4096, 4096), (2, 4097, 4096), (4, 10, full), (1, full, full)] {
+            assert_eq!(holds(d, length, shard), Ok(()), "{d} {length} {shard}");
+        }
+        for (d, length, shard) in [(1, 0, 0), (1, 10, 0), (1, 10, 4095), (1, 10, full + 4096), (2, full + 1, full)] {
+            assert!(holds(d, length, shard).is_err(), "{d} {length} {shard}");
+        }
+        for (d, length, shard) in [(0, 1, 4096), (1, 4097, 4096), (2, 8193, 4096)] {
+            assert!(holds(d, length, shard).is_err(), "{d} {length} {shard}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_geometry_holds_its_chunk_without_waste_and_reads_back_from_its_record(
@@ -242,6 +273,7 @@ mod tests {
             let (d, shard) = (u32::from(g.data_shards()), g.shard_length_bytes());
             prop_assert!(shard % PAGE_BYTES == 0 && d * shard >= length && (d - 1) * shard < length);
             prop_assert_eq!(Geometry::recorded(d, u32::from(g.parity_shards()), length, shard), Some(g));
+            prop_assert_eq!(holds(g.data_shards(), length, shard), Ok(()));
         }
 
         #[test]

@@ -20,7 +20,7 @@ pub(crate) mod testing;
 pub(crate) mod upkeep;
 pub(crate) mod view;
 
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, Term};
 use holdfast_consensus::{GroupStatus, Role};
 
 /// Why a replica does not answer.
@@ -33,7 +33,7 @@ pub(crate) enum NotLed {
 }
 
 /// The term a replica leads in.
-pub(crate) fn led_term(status: &GroupStatus) -> Result<u64, NotLed> {
+pub(crate) fn led_term(status: &GroupStatus) -> Result<Term, NotLed> {
     match status.role {
         Role::Leader => Ok(status.term),
         Role::Follower | Role::Candidate => Err(NotLed::By(status.leader)),

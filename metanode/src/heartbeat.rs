@@ -2,11 +2,16 @@
 //! or drop. Everything else on the node goes on while the volume manager is dead.
 
 use crate::core::reporting::{self, Reporter, Reporting};
+use crate::directory::KIND;
 use crate::hosted::{Context, Hosted};
-use crate::server::KIND;
+use crate::leading;
+use crate::machine::raft_group;
 use holdfast_common::VolumeId;
-use holdfast_node::{NodeSuperblock, REGISTER_RETRY, is_final};
+use holdfast_consensus::GroupError;
+use holdfast_node::superblock::SuperblockError;
+use holdfast_node::{HomeLost, NodeSuperblock, is_final};
 use holdfast_proto::control::{HeartbeatRequest, HeartbeatResponse, Role, TableAssignment, VolumeDrop};
+use std::future::ready;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,18 +31,15 @@ pub(crate) async fn run(
     let mut complaint = Complaint::default();
     if !registered {
         let registration = context.identity.registration(Role::Metanode, address, Vec::new());
-        while let Err(status) = context.volmgr.register(registration.clone()).await {
-            if is_final(&status) {
-                return status.message().to_owned();
-            }
-            complaint.about(&status);
-            sleep(REGISTER_RETRY).await;
+        let request = || ready(registration.clone());
+        if let Err(status) = context.volmgr.register_at_last(request, |status| complaint.about(status)).await {
+            return status.message().to_owned();
         }
     }
     let mut reporting = Reporting::default();
     loop {
         if let Err(why) = check_home(&context, &home).await {
-            return why;
+            return why.to_string();
         }
         context.grants.lock().expire(context.now_ms());
         match context.volmgr.heartbeat(report(&context, &reporting)).await {
@@ -59,7 +61,7 @@ pub(crate) async fn run(
 }
 
 /// Whether the node's directory is still there, and its own: log and snapshots would be written on through open files.
-async fn check_home(context: &Arc<Context>, home: &Path) -> Result<(), String> {
+async fn check_home(context: &Arc<Context>, home: &Path) -> Result<(), HomeLost> {
     let (context, home) = (Arc::clone(context), home.to_owned());
     let looked = tokio::task::spawn_blocking(move || context.identity.check_home(&home, KIND)).await;
     looked.unwrap_or(Ok(()))
@@ -113,14 +115,23 @@ async fn create(context: &Arc<Context>, assignment: &TableAssignment) {
     let is_here = context.hosted(volume).is_some();
     let Some(voters) = reporting::to_create(assignment, context.identity.node, is_here) else { return };
     let node = Arc::clone(&context.node);
-    match tokio::task::spawn_blocking(move || node.create_group(volume.0, &voters)).await {
+    match tokio::task::spawn_blocking(move || node.create_group(raft_group(volume), &voters)).await {
         Ok(Ok(())) => {
             tracing::info!(%volume, name = assignment.name, "table created");
-            context.host(volume);
+            leading::host(context, volume);
         }
         Ok(Err(error)) => tracing::error!(%volume, %error, "the table's replica was not created"),
         Err(error) => tracing::error!(%volume, %error, "creating the table's replica failed"),
     }
+}
+
+/// Why a replica was not dropped.
+#[derive(Debug, thiserror::Error)]
+enum DropFailed {
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    #[error(transparent)]
+    Addresses(SuperblockError),
 }
 
 /// Drops a replica that the volume manager proves to want gone. True if nothing of it is here any more.
@@ -138,8 +149,8 @@ async fn drop_table(context: &Arc<Context>, order: &VolumeDrop) -> bool {
     context.unhost(volume);
     let dropping = Arc::clone(context);
     let gone = tokio::task::spawn_blocking(move || {
-        dropping.node.drop_group(volume.0).map_err(|error| error.to_string())?;
-        dropping.neighbours.forget_table(volume).map_err(|error| error.to_string())
+        dropping.node.drop_group(raft_group(volume))?;
+        dropping.neighbours.forget_table(volume).map_err(DropFailed::Addresses)
     });
     match gone.await {
         Ok(Ok(())) => {

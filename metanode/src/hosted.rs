@@ -1,18 +1,15 @@
 //! A table on this node, and what everything on the node shares.
 
-use crate::collect;
 use crate::core::admitting::Grants;
 use crate::core::attendance::Attendance;
 use crate::core::command::{self, Place};
 use crate::core::known::Known;
 use crate::core::view::View;
 use crate::inbox::Inbox;
-use crate::machine::TableMachine;
+use crate::machine::{TableMachine, raft_group};
 use crate::neighbours::Neighbours;
-use crate::sweep;
 use crate::table::Table;
-use crate::upkeep;
-use holdfast_common::{SessionId, VolumeId};
+use holdfast_common::{SessionId, Term, VolumeId};
 use holdfast_consensus::{Group, GroupStatus, Node, Role};
 use holdfast_node::{NodeSuperblock, VolumeManager};
 use holdfast_proto::meta::MutateResponse;
@@ -76,7 +73,7 @@ impl Leadership {
     }
 
     /// Waits until the replica leads, and says in which term; `None` once the table is dropped or stopped.
-    pub(crate) async fn wait(&mut self) -> Option<u64> {
+    pub(crate) async fn wait(&mut self) -> Option<Term> {
         while !self.ended {
             let (role, term) = {
                 let status = self.status.borrow_and_update();
@@ -133,18 +130,16 @@ impl Context {
         self.hosted.read().values().map(|served| Arc::clone(&served.hosted)).collect()
     }
 
-    /// Serves a replica that consensus has, and does the leader's work whenever it leads.
-    pub(crate) fn host(self: &Arc<Self>, volume: VolumeId) {
-        let Some(group) = self.node.group(volume.0) else { return };
+    /// Serves a replica that consensus has. `work` starts the tasks that do the leader's work; they end with the serving.
+    pub(crate) fn host(&self, volume: VolumeId, work: impl FnOnce(&Arc<Hosted>) -> [AbortHandle; 3]) {
+        let Some(group) = self.node.group(raft_group(volume)) else { return };
         let mut tables = self.hosted.write();
         if tables.contains_key(&volume) {
             return;
         }
         let hosted = Arc::new(Hosted { volume, group, attendance: Mutex::default() });
-        let upkeep = tokio::spawn(upkeep::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
-        let sweep = tokio::spawn(sweep::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
-        let collect = tokio::spawn(collect::run(Arc::clone(self), Arc::clone(&hosted))).abort_handle();
-        tables.insert(volume, Served { hosted, tasks: [upkeep, sweep, collect] });
+        let tasks = work(&hosted);
+        tables.insert(volume, Served { hosted, tasks });
     }
 
     /// Serves it no more.
@@ -162,7 +157,7 @@ impl Hosted {
     ///
     /// Lock order: attendance before state. A session that enters after its entry was applied then never meets a list
     /// of sessions that was read before.
-    fn attendance(&self, term: u64, now_ms: u64) -> MutexGuard<'_, Attendance> {
+    fn attendance(&self, term: Term, now_ms: u64) -> MutexGuard<'_, Attendance> {
         let mut attendance = self.attendance.lock();
         if !attendance.is_of(term) {
             self.follow_sessions(&mut attendance, term, now_ms);
@@ -170,7 +165,7 @@ impl Hosted {
         attendance
     }
 
-    fn follow_sessions(&self, attendance: &mut Attendance, term: u64, now_ms: u64) {
+    fn follow_sessions(&self, attendance: &mut Attendance, term: Term, now_ms: u64) {
         let sessions: Vec<SessionId> = self.group.state().read().table().sessions();
         attendance.follow(term, &sessions, now_ms);
     }
@@ -181,7 +176,7 @@ impl Hosted {
 pub(crate) struct Seat<'a> {
     pub(crate) context: &'a Context,
     pub(crate) hosted: &'a Hosted,
-    pub(crate) term: u64,
+    pub(crate) term: Term,
 }
 
 impl View for Seat<'_> {
@@ -189,7 +184,7 @@ impl View for Seat<'_> {
         self.hosted.volume
     }
 
-    fn term(&self) -> u64 {
+    fn term(&self) -> Term {
         self.term
     }
 

@@ -4,8 +4,8 @@ use crate::core::starts::Starts;
 use crate::machine::TableMachine;
 use crate::outbox::PIECE_BYTES;
 use bytes::Bytes;
-use holdfast_common::NodeId;
 use holdfast_common::checksum::crc32c;
+use holdfast_common::{NodeId, RaftGroupId};
 use holdfast_consensus::{GroupMessage, Node};
 use holdfast_proto::raft::{RaftBatch, SnapshotPiece};
 use holdfast_storage::is_no_space;
@@ -26,9 +26,24 @@ pub(crate) struct Inbox {
     transfers: Mutex<Transfers>,
 }
 
+/// Why a piece of a snapshot was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PieceRefused {
+    #[error("of an older start")]
+    OldStart,
+    #[error("no replica of this table here")]
+    NoReplica,
+    #[error("the piece is damaged")]
+    Damaged,
+    #[error("the piece does not follow what came before")]
+    Gap,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 #[derive(Debug, Default)]
 struct Transfers {
-    by_source: BTreeMap<(NodeId, u64), Transfer>,
+    by_source: BTreeMap<(NodeId, RaftGroupId), Transfer>,
     begun: u64,
 }
 
@@ -64,7 +79,7 @@ impl Inbox {
             if length > body.len() {
                 return tracing::warn!(%from, "a Raft batch is shorter than it says");
             }
-            messages.push(GroupMessage { group: head.group, bytes: body.split_to(length) });
+            messages.push(GroupMessage { group: RaftGroupId(head.group), bytes: body.split_to(length) });
         }
         node.deliver(from, messages);
     }
@@ -77,14 +92,19 @@ impl Inbox {
     /// Takes a piece of a snapshot; with the last one the snapshot goes to the node. Blocks on the disk.
     ///
     /// # Errors
-    /// Why the sender must start over.
-    pub(crate) fn piece(&self, node: &Node<TableMachine>, piece: &SnapshotPiece, body: &[u8]) -> Result<(), String> {
+    /// [`PieceRefused`]: the sender must start over.
+    pub(crate) fn piece(
+        &self,
+        node: &Node<TableMachine>,
+        piece: &SnapshotPiece,
+        body: &[u8],
+    ) -> Result<(), PieceRefused> {
         let from = NodeId(piece.from);
         if !self.is_current(from, piece.generation) {
-            return Err("of an older start".to_owned());
+            return Err(PieceRefused::OldStart);
         }
-        if node.group(piece.group).is_none() {
-            return Err("no replica of this table here".to_owned());
+        if node.group(RaftGroupId(piece.group)).is_none() {
+            return Err(PieceRefused::NoReplica);
         }
         // The sender starts over, and finds room then.
         let no_room = || {
@@ -92,7 +112,7 @@ impl Inbox {
         };
         let whole = self.put(&node.snapshot_directory(), piece, body, &no_room)?;
         if let Some(file) = whole {
-            let message = GroupMessage { group: piece.group, bytes: piece.message.clone() };
+            let message = GroupMessage { group: RaftGroupId(piece.group), bytes: piece.message.clone() };
             node.deliver_snapshot(from, message, file);
         }
         Ok(())
@@ -105,11 +125,11 @@ impl Inbox {
         piece: &SnapshotPiece,
         body: &[u8],
         no_room: &dyn Fn(),
-    ) -> Result<Option<PathBuf>, String> {
+    ) -> Result<Option<PathBuf>, PieceRefused> {
         if body.len() > PIECE_BYTES || crc32c(body) != piece.crc {
-            return Err("the piece is damaged".to_owned());
+            return Err(PieceRefused::Damaged);
         }
-        let source = (NodeId(piece.from), piece.group);
+        let source = (NodeId(piece.from), RaftGroupId(piece.group));
         let mut transfers = self.transfers.lock();
         // Taken out while it is written to: whatever fails drops it, and its file with it.
         let known = transfers.by_source.remove(&source).filter(|transfer| transfer.number == piece.transfer);
@@ -118,9 +138,9 @@ impl Inbox {
             None if piece.offset == 0 => {
                 transfers.begun += 1;
                 let begun = transfers.begun;
-                Transfer::begin(directory, piece, begun).map_err(|error| error.to_string())?
+                Transfer::begin(directory, piece, begun)?
             }
-            Some(_) | None => return Err("the piece does not follow what came before".to_owned()),
+            Some(_) | None => return Err(PieceRefused::Gap),
         };
         drop(transfers);
         if let Err(error) = transfer.file.write_all(body) {
@@ -129,11 +149,11 @@ impl Inbox {
             if is_no_space(&error) {
                 no_room();
             }
-            return Err(error.to_string());
+            return Err(error.into());
         }
         transfer.written_bytes += body.len() as u64;
         if piece.last {
-            return transfer.finish().map(Some).map_err(|error| error.to_string());
+            return Ok(Some(transfer.finish()?));
         }
         self.transfers.lock().keep(source, transfer);
         Ok(None)
@@ -141,7 +161,7 @@ impl Inbox {
 }
 
 impl Transfers {
-    fn keep(&mut self, source: (NodeId, u64), transfer: Transfer) {
+    fn keep(&mut self, source: (NodeId, RaftGroupId), transfer: Transfer) {
         self.by_source.insert(source, transfer);
         if self.by_source.len() > TRANSFERS_MAX {
             let oldest = self.by_source.iter().min_by_key(|(_, transfer)| transfer.begun).map(|(source, _)| *source);
@@ -182,13 +202,13 @@ mod tests {
         let put = |transfer, offset, body: &[u8], last| {
             inbox.put(directory.path(), &piece(transfer, offset, body, last), body, &|| {})
         };
-        assert_eq!(put(1, 0, b"abc", false), Ok(None));
+        assert_eq!(put(1, 0, b"abc", false).unwrap(), None);
         assert!(put(1, 4, b"x", true).is_err(), "a gap");
         assert!(put(1, 3, b"def", true).is_err(), "given up after the gap");
-        assert_eq!(put(2, 0, b"abc", false), Ok(None));
-        assert_eq!(put(3, 0, b"123", false), Ok(None), "a new transfer replaces the former");
+        assert_eq!(put(2, 0, b"abc", false).unwrap(), None);
+        assert_eq!(put(3, 0, b"123", false).unwrap(), None, "a new transfer replaces the former");
         assert!(put(2, 3, b"def", true).is_err());
-        assert_eq!(put(4, 0, b"abc", false), Ok(None));
+        assert_eq!(put(4, 0, b"abc", false).unwrap(), None);
         let whole = put(4, 3, b"def", true).unwrap().unwrap();
         assert_eq!(std::fs::read(whole).unwrap(), b"abcdef");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing else is left");

@@ -1,14 +1,16 @@
 //! The metadata table of a volume and the server that hosts its replicas.
 //!
-//! [`table`] and `core` decide and do no I/O. Around them: `machine` puts the table into a consensus group, `outbox` and
-//! `inbox` carry Raft over transport, `service` answers clients, `upkeep`, `sweep` and `collect` do a leader's work, `heartbeat` talks
+//! [`table`] and `core` decide and do no I/O. Around them: `machine` puts the table into a Raft group, `outbox` and
+//! `inbox` carry Raft over transport, `service` answers clients, `upkeep`, `sweep` and `collect` do a leader's work once `leading` has started them, `heartbeat` talks
 //! to the volume manager, `server` starts and stops it all, `recover` brings back one that lost its log. `stepped` is a metanode without any of that, for simulations.
 
 mod collect;
 mod core;
+mod directory;
 mod heartbeat;
 mod hosted;
 mod inbox;
+mod leading;
 mod machine;
 mod neighbours;
 mod outbox;

@@ -3,10 +3,21 @@
 use crate::sabotage::Sabotage;
 use crate::table::{FrozenTable, Table, frees};
 use bytes::Bytes;
+use holdfast_common::{LogIndex, RaftGroupId, VolumeId};
 use holdfast_consensus::{Broken, Snapshot, StateMachine};
 use holdfast_proto::record::TableCommand;
 use prost::Message;
 use std::io::{self, Read, Write};
+
+/// The Raft group of a volume's table: it has the volume's number (D4).
+pub(crate) fn raft_group(volume: VolumeId) -> RaftGroupId {
+    RaftGroupId(volume.0)
+}
+
+/// The volume whose table a Raft group of a metanode is; the reverse of [`raft_group`].
+pub(crate) fn volume_of(group: RaftGroupId) -> VolumeId {
+    VolumeId(group.0)
+}
 
 /// One replica of a metadata table.
 #[derive(Debug, Default)]
@@ -37,7 +48,7 @@ impl Snapshot for FrozenMachine {
 }
 
 impl StateMachine for TableMachine {
-    fn apply(&mut self, _index: u64, command: &[u8]) -> Result<Bytes, Broken> {
+    fn apply(&mut self, _index: LogIndex, command: &[u8]) -> Result<Bytes, Broken> {
         let command = TableCommand::decode(command).map_err(|error| Broken(format!("undecodable command: {error}")))?;
         self.table.apply_encoded(&command).map_err(|broken| Broken(broken.0))
     }

@@ -8,7 +8,7 @@ use holdfast_common::checksum::crc32c;
 use holdfast_consensus::{GroupMessage, Node, Outbox};
 use holdfast_proto::method::{RAFT_MESSAGES, RAFT_SNAPSHOT};
 use holdfast_proto::raft::{GroupMessage as Head, RaftBatch, SnapshotPiece, SnapshotPieceAnswer};
-use holdfast_transport::{BODY_BYTES_MAX, Client};
+use holdfast_transport::{BODY_BYTES_MAX, Client, RpcError};
 use prost::Message;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, Semaphore};
+use tokio::task::JoinError;
 
 /// A frame is sent once it has this much; a message alone may be larger, up to a frame's limit.
 const BATCH_BYTES: usize = 4 << 20;
@@ -87,13 +88,31 @@ impl Outbox for RaftOutbox {
             let group = message.group;
             let sent = shared.ship(to, message, &file).await;
             if let Err(why) = &sent {
-                tracing::warn!(group, %to, why, "a snapshot was not delivered");
+                tracing::warn!(%group, %to, %why, "a snapshot was not delivered");
             }
             if let Some(node) = shared.node.get().and_then(Weak::upgrade) {
                 node.report_snapshot(group, to, sent.is_ok());
             }
         });
     }
+}
+
+/// Why a snapshot was not delivered.
+#[derive(Debug, thiserror::Error)]
+enum ShipFailed {
+    #[error(transparent)]
+    Stopping(#[from] AcquireError),
+    #[error("its address is not known")]
+    UnknownAddress,
+    #[error(transparent)]
+    File(#[from] std::io::Error),
+    #[error(transparent)]
+    Task(#[from] JoinError),
+    #[error(transparent)]
+    Call(#[from] RpcError),
+    /// In the words of the other metanode.
+    #[error("{0}")]
+    Refused(String),
 }
 
 #[derive(Default)]
@@ -107,7 +126,7 @@ impl Batch {
     fn push(&mut self, message: GroupMessage) {
         let Ok(length_bytes) = u32::try_from(message.bytes.len()) else { return };
         self.bytes += message.bytes.len();
-        self.heads.push(Head { group: message.group, length_bytes });
+        self.heads.push(Head { group: message.group.0, length_bytes });
         self.bodies.push(message.bytes);
     }
 }
@@ -122,9 +141,9 @@ impl Shared {
     }
 
     /// Sends a snapshot from its first byte to its last; any failure ends it.
-    async fn ship(&self, to: NodeId, message: GroupMessage, file: &Path) -> Result<(), String> {
-        let _place = self.sending.acquire().await.map_err(|error| error.to_string())?;
-        let address = self.neighbours.address(to).ok_or("its address is not known")?;
+    async fn ship(&self, to: NodeId, message: GroupMessage, file: &Path) -> Result<(), ShipFailed> {
+        let _place = self.sending.acquire().await?;
+        let address = self.neighbours.address(to).ok_or(ShipFailed::UnknownAddress)?;
         let mut pieces = Pieces::open(file.to_owned()).await?;
         let transfer = self.next_transfer.fetch_add(1, Ordering::Relaxed);
         let mut offset = 0;
@@ -134,7 +153,7 @@ impl Shared {
             let piece = SnapshotPiece {
                 from: self.from.0,
                 generation: self.generation,
-                group: message.group,
+                group: message.group.0,
                 transfer,
                 offset,
                 crc: crc32c(&bytes),
@@ -143,10 +162,9 @@ impl Shared {
             };
             offset += bytes.len() as u64;
             let answer = self.client.call(address, RAFT_SNAPSHOT, &piece, vec![bytes], PIECE_TIMEOUT).await;
-            let answer: SnapshotPieceAnswer =
-                answer.and_then(|answer| answer.message()).map_err(|error| error.to_string())?;
+            let answer: SnapshotPieceAnswer = answer?.message()?;
             if !answer.accepted {
-                return Err(answer.detail);
+                return Err(ShipFailed::Refused(answer.detail));
             }
             if last {
                 return Ok(());
@@ -162,7 +180,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    async fn open(path: PathBuf) -> Result<Self, String> {
+    async fn open(path: PathBuf) -> Result<Self, ShipFailed> {
         let open = move || -> std::io::Result<Self> {
             let file = std::fs::File::open(path)?;
             let left = file.metadata()?.len();
@@ -172,7 +190,7 @@ impl Pieces {
     }
 
     /// The next piece, and whether it is the last.
-    async fn next(mut self) -> Result<(Self, Bytes, bool), String> {
+    async fn next(mut self) -> Result<(Self, Bytes, bool), ShipFailed> {
         let read = move || -> std::io::Result<(Self, Bytes, bool)> {
             let length = usize::try_from(self.left).unwrap_or(usize::MAX).min(PIECE_BYTES);
             let mut bytes = vec![0; length];
@@ -185,18 +203,17 @@ impl Pieces {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, String> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    }
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, ShipFailed> {
+    Ok(tokio::task::spawn_blocking(work).await??)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::inbox::Inbox;
-    use holdfast_common::ClusterId;
+    use holdfast_common::{ClusterId, RaftGroupId};
     use holdfast_proto::control::{Endpoint, HeartbeatResponse};
     use holdfast_transport::{Call, ClientLimits, Identity, Refusal, Reply, Server, ServerLimits, Service};
     use parking_lot::Mutex;
@@ -216,7 +233,7 @@ mod tests {
             let piece: SnapshotPiece = call.message()?;
             let put = match self.refused_offset {
                 Some(offset) if offset == piece.offset => Err("full".to_owned()),
-                _ => self.inbox.put(&self.directory, &piece, &call.body, &|| {}),
+                _ => self.inbox.put(&self.directory, &piece, &call.body, &|| {}).map_err(|error| error.to_string()),
             };
             let (accepted, detail) = match put {
                 Ok(whole) => {
@@ -229,7 +246,7 @@ mod tests {
         }
     }
 
-    async fn ship(length: usize, refused_offset: Option<u64>) -> Result<(Bytes, Vec<u8>), String> {
+    async fn ship(length: usize, refused_offset: Option<u64>) -> Result<(Bytes, Vec<u8>), ShipFailed> {
         let directory = tempfile::tempdir().unwrap();
         let (inbox, path) = (Inbox::default(), directory.path().to_owned());
         let receiver = Arc::new(Receiver { inbox, directory: path, refused_offset, received: Mutex::default() });
@@ -243,7 +260,7 @@ mod tests {
         let outbox = RaftOutbox::new(NodeId(1), 1, client, Arc::new(neighbours));
         let file = directory.path().join("snapshot");
         std::fs::write(&file, pattern(length)).unwrap();
-        let message = GroupMessage { group: 7, bytes: b"announcement"[..].into() };
+        let message = GroupMessage { group: RaftGroupId(7), bytes: b"announcement"[..].into() };
         outbox.shared.ship(NodeId(2), message, &file).await?;
         let (message, file) = receiver.received.lock().take().unwrap();
         Ok((message, std::fs::read(file).unwrap()))
@@ -265,6 +282,7 @@ mod tests {
     #[tokio::test]
     async fn a_refused_piece_ends_the_transfer() {
         let offset = PIECE_BYTES as u64;
-        assert_eq!(ship(2 * PIECE_BYTES + 5, Some(offset)).await, Err("full".to_owned()));
+        let shipped = ship(2 * PIECE_BYTES + 5, Some(offset)).await;
+        assert!(matches!(&shipped, Err(ShipFailed::Refused(why)) if why == "full"), "{shipped:?}");
     }
 }

@@ -88,22 +88,17 @@ pub struct Recovered {
 
 /// Why a metanode was not brought back.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum RecoverFailed {
     /// Its directory, or the address of its volume manager, is not what it should be.
     #[error(transparent)]
     Start(#[from] StartError),
     /// There is nothing to be brought back. Nothing was changed.
     #[error("the log of {} is whole: there is nothing to recover; start it with: holdfast metanode serve --dir {0}", directory.display())]
-    Healthy {
-        /// The directory.
-        directory: PathBuf,
-    },
+    Healthy { directory: PathBuf },
     /// It never hosted a table. Nothing was changed.
     #[error("the metanode of {} never registered, so that it has nothing to recover: remove the directory and format it again", directory.display())]
-    Unregistered {
-        /// The directory.
-        directory: PathBuf,
-    },
+    Unregistered { directory: PathBuf },
     /// Nothing was changed.
     #[error("no volume manager answers at {address} ({reason}): it says which tables are to be recovered (--volmgr)")]
     Unreachable {
@@ -115,7 +110,6 @@ pub enum RecoverFailed {
     /// Another copy of the directory runs. Nothing was changed.
     #[error("the volume manager hears node {node} at {address}: another copy of {} runs; stop it first", directory.display())]
     Living {
-        /// Its id.
         node: NodeId,
         /// Where it is heard.
         address: String,
@@ -136,7 +130,6 @@ pub enum RecoverFailed {
     /// The disk of the new log failed or is full.
     #[error("{}: {reason}; make sure that its disk is well and has room, and run the same command again", directory.display())]
     Disk {
-        /// The directory.
         directory: PathBuf,
         /// What went wrong.
         reason: String,

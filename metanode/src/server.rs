@@ -1,20 +1,23 @@
 //! A metanode's life: formatted, started, served, stopped.
 
+use crate::directory::{CONSENSUS_DIRECTORY, KIND};
 use crate::heartbeat;
 use crate::hosted::Context;
-use crate::machine::TableMachine;
+use crate::leading;
+use crate::machine::{TableMachine, volume_of};
 use crate::neighbours::Neighbours;
 use crate::outbox::RaftOutbox;
 use crate::service::MetaService;
-use holdfast_common::{ClusterId, NodeId, VolumeId};
+use holdfast_common::{ClusterId, NodeId};
 use holdfast_consensus::{ExpectedLog, Node, NodeConfig, OpenError, format_log, release_reserve};
-use holdfast_node::superblock::{self, Kind, SuperblockError};
-use holdfast_node::{ListenError, NodeSuperblock, REGISTER_RETRY, Reserved, VolumeManager, is_final};
+use holdfast_node::superblock::{self, SuperblockError};
+use holdfast_node::{ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::Role;
 use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
 use holdfast_storage::is_no_space;
 use holdfast_transport::{Client, ClientLimits, Server, ServerLimits};
 use parking_lot::Mutex;
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,11 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError};
-
-/// Where log and snapshots live, below the directory.
-pub(crate) const CONSENSUS_DIRECTORY: &str = "consensus";
-/// What a metanode's directory is.
-pub(crate) const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory").with_second_copy();
+use tonic::Status;
 
 /// Where a metanode lives and listens, and whom it belongs to.
 #[derive(Clone, Debug)]
@@ -41,6 +40,7 @@ pub struct MetanodeConfig {
 
 /// Why a metanode was not formatted or did not start.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum StartError {
     /// The directory is not what it should be.
     #[error(transparent)]
@@ -54,7 +54,6 @@ pub enum StartError {
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -68,21 +67,14 @@ pub enum StartError {
         directory.display()
     )]
     Lost {
-        /// Its directory.
         directory: PathBuf,
-        /// Its volume manager.
         volmgr: String,
         /// What is wrong with its log.
         source: OpenError,
     },
     /// It lost its log, and has not got all of its tables back yet. Nothing was hosted.
     #[error("{}: bringing this metanode back is not finished; go on with: holdfast metanode recover --dir {0} --volmgr {volmgr}", directory.display())]
-    Unfinished {
-        /// Its directory.
-        directory: PathBuf,
-        /// Its volume manager.
-        volmgr: String,
-    },
+    Unfinished { directory: PathBuf, volmgr: String },
     /// The volume manager's address makes no sense.
     #[error("'{0}' is no address of a volume manager, host:port")]
     BadVolmgr(String),
@@ -197,7 +189,7 @@ pub async fn start(config: MetanodeConfig) -> Result<Metanode, StartError> {
     let server = Server::bind(address, transport_identity, service, ServerLimits::default()).await;
     let server = Arc::new(Mutex::new(Some(server.map_err(|source| ListenError { address, source })?)));
     for group in context.node.groups() {
-        context.host(VolumeId(group));
+        leading::host(&context, volume_of(group));
     }
     let interval = Duration::from_millis(context.identity.heartbeat_interval_ms.max(1).into());
     let (stop, stopped) = watch::channel(None);
@@ -302,18 +294,13 @@ async fn first_registration(
 ) -> Result<NodeSuperblock, StartError> {
     let request = identity.registration(Role::Metanode, address, Vec::new());
     let mut told = false;
-    let answer = loop {
-        match volmgr.register(request.clone()).await {
-            Ok(answer) => break answer,
-            Err(status) if is_final(&status) => return Err(StartError::Refused(status.message().to_owned())),
-            Err(status) => {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::warn!(reason = status.message(), "waiting for the volume manager to register this node");
-                }
-            }
+    let silent = |status: &Status| {
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(reason = status.message(), "waiting for the volume manager to register this node");
         }
-        tokio::time::sleep(REGISTER_RETRY).await;
     };
+    let registered = volmgr.register_at_last(|| ready(request.clone()), silent).await;
+    let answer = registered.map_err(|status| StartError::Refused(status.message().to_owned()))?;
     let identity = identity.registered(&answer).ok_or(StartError::BadRegistration)?;
     let (directory, written) = (directory.to_owned(), identity.clone());
     tokio::task::spawn_blocking(move || written.write(&directory, KIND)).await??;

@@ -27,7 +27,7 @@ impl MetaService {
         let taken = tokio::task::spawn_blocking(move || context.inbox.piece(&context.node, &piece, &call.body)).await;
         let answer = match taken.map_err(|_| Refusal::Internal)? {
             Ok(()) => SnapshotPieceAnswer { accepted: true, detail: String::new() },
-            Err(detail) => SnapshotPieceAnswer { accepted: false, detail },
+            Err(error) => SnapshotPieceAnswer { accepted: false, detail: error.to_string() },
         };
         Ok(Reply::message(&answer))
     }

@@ -14,12 +14,12 @@ use crate::core::patience::Patience;
 use crate::core::reading;
 use crate::core::reporting::{self, Reporter, Reporting};
 use crate::core::starts::Starts;
-use crate::machine::TableMachine;
+use crate::machine::{TableMachine, raft_group, volume_of};
 use crate::sabotage::Sabotage;
 use crate::table::{Table, refusal};
 use bytes::Bytes;
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, NodeId, VolumeId};
+use holdfast_common::{ClusterId, NodeId, Term, VolumeId};
 use holdfast_consensus::{
     GroupMessage, GroupStatus, LogFailed, OpenError, ProposeError, ReadError, SteppedNode, SteppedOptions, Turn,
 };
@@ -49,13 +49,13 @@ const TICKET_BITS: u32 = 40;
 enum Waiting {
     Mutate {
         volume: VolumeId,
-        term: u64,
+        term: Term,
         ticket: u64,
         note: mutating::Note,
     },
     Read {
         volume: VolumeId,
-        term: u64,
+        term: Term,
         ticket: u64,
         request: ReadRequest,
     },
@@ -67,7 +67,7 @@ enum Waiting {
     /// The leader's own work, of the term it was begun in.
     Own {
         volume: VolumeId,
-        term: u64,
+        term: Term,
         work: Work,
     },
 }
@@ -110,7 +110,7 @@ impl SteppedMetanode {
         assert!(patience.is_ordered(), "times out of order: {patience:?}");
         let consensus = SteppedOptions { node: options.node, ..options.consensus };
         let node = SteppedNode::open(consensus, log, snapshots, move |_| TableMachine::sabotaged(sabotage))?;
-        let seats = node.groups().into_iter().map(|group| (VolumeId(group), Seat::new(patience, sabotage))).collect();
+        let seats = node.groups().into_iter().map(|group| (volume_of(group), Seat::new(patience, sabotage))).collect();
         // An answer that was meant for a former start must find nobody.
         let next_ticket = options.generation << TICKET_BITS;
         let grants = Grants::new(options.generation);
@@ -233,8 +233,8 @@ impl SteppedMetanode {
     /// The tables of this node, as its replicas have them.
     pub fn tables(&self) -> impl Iterator<Item = (VolumeId, &Table, GroupStatus)> {
         self.seats.keys().filter_map(|volume| {
-            let status = self.node.status(volume.0)?;
-            Some((*volume, self.node.state(volume.0)?.table(), status))
+            let status = self.node.status(raft_group(*volume))?;
+            Some((*volume, self.node.state(raft_group(*volume))?.table(), status))
         })
     }
 
@@ -242,12 +242,14 @@ impl SteppedMetanode {
         let now_ms = now.now_ms();
         self.grants.expire(now_ms);
         for volume in self.seats.keys().copied().collect::<Vec<_>>() {
-            let Some(term) = self.node.status(volume.0).and_then(|status| led_term(&status).ok()) else { continue };
+            let Some(term) = self.node.status(raft_group(volume)).and_then(|status| led_term(&status).ok()) else {
+                continue;
+            };
             let Some(seat) = self.seats.get_mut(&volume) else { continue };
             let due = seat.look(term, now_ms);
             if due.upkeep {
                 let ticket = self.wait(Waiting::Own { volume, term, work: Work::Barrier });
-                self.node.read(now.boottime_ns, volume.0, ticket);
+                self.node.read(now.boottime_ns, raft_group(volume), ticket);
             }
             if due.sweep {
                 self.sweep(now, volume, term);
@@ -278,7 +280,7 @@ impl SteppedMetanode {
         match self.begin(now, ticket, request) {
             Ok((command, waiting)) => {
                 let ticket = self.wait(waiting);
-                self.node.propose(volume.0, command, ticket);
+                self.node.propose(raft_group(volume), command, ticket);
             }
             Err(response) => self.outputs.push(Output::Mutated { ticket, response: *response }),
         }
@@ -309,7 +311,7 @@ impl SteppedMetanode {
             }
             Some(Ok(term)) => {
                 let ticket = self.wait(Waiting::Read { volume, term, ticket, request });
-                self.node.read(now.boottime_ns, volume.0, ticket);
+                self.node.read(now.boottime_ns, raft_group(volume), ticket);
                 return;
             }
         };
@@ -319,7 +321,7 @@ impl SteppedMetanode {
     fn answer_read(
         &mut self,
         now: Now,
-        (volume, term, ticket): (VolumeId, u64, u64),
+        (volume, term, ticket): (VolumeId, Term, u64),
         request: &ReadRequest,
         barrier: Result<(), ReadError>,
     ) {
@@ -347,7 +349,7 @@ impl SteppedMetanode {
 
     fn snapshot(&mut self, from: NodeId, generation: u64, message: GroupMessage, bytes: &[u8]) {
         let group = message.group;
-        let accepted = self.starts.is_current(from, generation) && self.served(VolumeId(group)).is_some();
+        let accepted = self.starts.is_current(from, generation) && self.served(volume_of(group)).is_some();
         if accepted {
             self.node.deliver_snapshot(from, message, bytes);
         }
@@ -366,8 +368,8 @@ impl SteppedMetanode {
             let volume = VolumeId(assignment.volume);
             let is_here = self.seats.contains_key(&volume);
             let Some(voters) = reporting::to_create(assignment, self.options.node, is_here) else { continue };
-            match self.node.create_group(volume.0, &voters) {
-                Ok(()) if self.node.status(volume.0).is_none() => drop(self.creating.insert(volume)),
+            match self.node.create_group(raft_group(volume), &voters) {
+                Ok(()) if self.node.status(raft_group(volume)).is_none() => drop(self.creating.insert(volume)),
                 // It is being dropped.
                 Ok(()) => {}
                 Err(error) => tracing::error!(%volume, %error, "the table's replica was not created"),
@@ -378,7 +380,7 @@ impl SteppedMetanode {
 
     fn drop_table(&mut self, order: &VolumeDrop) {
         let volume = VolumeId(order.volume);
-        let table = self.node.state(volume.0).map(TableMachine::table);
+        let table = self.node.state(raft_group(volume)).map(TableMachine::table);
         // The order comes again once what is under way is durable.
         if self.creating.contains(&volume) || self.dropping.contains_key(&volume) {
             return;
@@ -387,8 +389,8 @@ impl SteppedMetanode {
             return;
         }
         self.seats.remove(&volume);
-        if self.node.status(volume.0).is_some() {
-            self.node.drop_group(volume.0);
+        if self.node.status(raft_group(volume)).is_some() {
+            self.node.drop_group(raft_group(volume));
             self.dropping.insert(volume, order.clone());
         } else {
             self.known.forget_table(volume);
@@ -402,12 +404,12 @@ impl SteppedMetanode {
         self.outputs.extend(turn.messages.into_iter().map(raft));
         self.outputs.extend(turn.snapshots.into_iter().map(Output::Snapshot));
         for (group, index) in turn.installed {
-            self.outputs.push(Output::Installed { volume: VolumeId(group), index });
+            self.outputs.push(Output::Installed { volume: volume_of(group), index });
         }
         for (group, index, command) in turn.applied {
-            self.outputs.push(Output::Applied { volume: VolumeId(group), index, command });
+            self.outputs.push(Output::Applied { volume: volume_of(group), index, command });
         }
-        for volume in turn.created.into_iter().map(VolumeId) {
+        for volume in turn.created.into_iter().map(volume_of) {
             self.creating.remove(&volume);
             self.seats.entry(volume).or_insert_with(|| Seat::new(self.options.patience, self.options.sabotage));
         }
@@ -415,7 +417,7 @@ impl SteppedMetanode {
             self.proposed(now, ticket, answer);
         }
         for (group, reason) in turn.broken {
-            self.outputs.push(Output::Broken { volume: VolumeId(group), reason });
+            self.outputs.push(Output::Broken { volume: volume_of(group), reason });
         }
         for (ticket, barrier) in turn.reads {
             self.read_allowed(now, ticket, barrier);
@@ -423,7 +425,7 @@ impl SteppedMetanode {
         for (ticket, admitted) in turn.admitted {
             self.admitted(now, ticket, admitted);
         }
-        for volume in turn.dropped.into_iter().map(VolumeId) {
+        for volume in turn.dropped.into_iter().map(volume_of) {
             self.known.forget_table(volume);
             if let Some(order) = self.dropping.remove(&volume) {
                 self.reporting.dropped(&order);
@@ -449,7 +451,7 @@ impl SteppedMetanode {
     fn end(
         &mut self,
         now: Now,
-        (volume, term): (VolumeId, u64),
+        (volume, term): (VolumeId, Term),
         note: &mutating::Note,
         answer: Result<Bytes, ProposeError>,
     ) -> MutateResponse {
@@ -486,6 +488,6 @@ impl SteppedMetanode {
 
     /// How the replica of a served table is.
     fn served(&self, volume: VolumeId) -> Option<GroupStatus> {
-        self.seats.get(&volume).and_then(|_| self.node.status(volume.0))
+        self.seats.get(&volume).and_then(|_| self.node.status(raft_group(volume)))
     }
 }

@@ -12,6 +12,7 @@ mod dead;
 mod digest;
 mod extents;
 mod groups;
+mod hasher;
 mod key;
 mod level;
 mod namespace;

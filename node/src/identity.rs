@@ -2,10 +2,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, NodeId, random_bytes};
+use holdfast_common::{ClusterId, FormatNonce, NodeId, random_bytes};
 use holdfast_proto::control::{Disk, RegisterRequest, RegisterResponse, Role};
 use holdfast_proto::node::NodeSuperblock as Record;
 
@@ -26,7 +26,7 @@ pub struct NodeSuperblock {
     /// The cluster's secret; zeros until it registered.
     pub secret: ClusterSecret,
     /// Random, of the formatting, not 0: ties disks to their node, and repeated registrations to each other.
-    pub format_nonce: u64,
+    pub format_nonce: FormatNonce,
     /// As the volume manager wants it.
     pub heartbeat_interval_ms: u32,
     /// Identity of a metanode's log (R23); none of a datanode, and in directories made before it was written down.
@@ -34,6 +34,29 @@ pub struct NodeSuperblock {
     /// Of a metanode that lost its log: identity of the new one, while it is being filled from the other replicas. It serves nothing
     /// meanwhile.
     pub recovering: Option<[u8; 16]>,
+}
+
+/// Why a node's directory is not the one that it was started from.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
+pub enum HomeLost {
+    /// Another node, or another start of this one, is there.
+    #[error(
+        "{} holds start {found_generation} of node {found_node} now, this is start {generation} of node {node}",
+        path.display()
+    )]
+    Taken {
+        path: PathBuf,
+        /// The node that it names.
+        found_node: NodeId,
+        /// The start that it names.
+        found_generation: u64,
+        node: NodeId,
+        generation: u64,
+    },
+    /// It is gone, or cannot be read.
+    #[error("the directory of this node is not what it was: {0}")]
+    Superblock(#[from] SuperblockError),
 }
 
 impl NodeSuperblock {
@@ -48,7 +71,7 @@ impl NodeSuperblock {
             generation: 0,
             secret: ClusterSecret([0; 32]),
             // 0 would say that there is none.
-            format_nonce: u64::from_le_bytes(random_bytes()?).max(1),
+            format_nonce: FormatNonce(u64::from_le_bytes(random_bytes()?).max(1)),
             heartbeat_interval_ms: HEARTBEAT_INTERVAL_MS_DEFAULT,
             log: None,
             recovering: None,
@@ -83,7 +106,7 @@ impl NodeSuperblock {
             node: NodeId(record.node),
             generation: record.generation,
             secret: ClusterSecret([0; 32]),
-            format_nonce: record.format_nonce,
+            format_nonce: FormatNonce(record.format_nonce),
             heartbeat_interval_ms: record.heartbeat_interval_ms,
             log: log_of(&record.log)?,
             recovering: log_of(&record.recovering)?,
@@ -104,7 +127,7 @@ impl NodeSuperblock {
         let mut record = Record {
             node: self.node.0,
             generation: self.generation,
-            format_nonce: self.format_nonce,
+            format_nonce: self.format_nonce.0,
             heartbeat_interval_ms: self.heartbeat_interval_ms,
             log: self.log.map(|log| log.to_vec().into()).unwrap_or_default(),
             recovering: self.recovering.map(|log| log.to_vec().into()).unwrap_or_default(),
@@ -132,23 +155,22 @@ impl NodeSuperblock {
     /// none, while the process serves on through open files. Blocks.
     ///
     /// # Errors
-    /// What is there instead, in words. A copy that cannot be read says nothing while the other one can.
-    pub fn check_home(&self, directory: &Path, kind: Kind) -> Result<(), String> {
-        match Self::read(directory, kind) {
-            Ok(found) if (found.node, found.generation, found.format_nonce) == self.start() => Ok(()),
-            Ok(found) => Err(format!(
-                "{} holds start {} of node {} now, this is start {} of node {}",
-                directory.display(),
-                found.generation,
-                found.node,
-                self.generation,
-                self.node
-            )),
-            Err(error) => Err(format!("the directory of this node is not what it was: {error}")),
+    /// [`HomeLost`]. A copy that cannot be read says nothing while the other one can.
+    pub fn check_home(&self, directory: &Path, kind: Kind) -> Result<(), HomeLost> {
+        let found = Self::read(directory, kind)?;
+        if found.start() == self.start() {
+            return Ok(());
         }
+        Err(HomeLost::Taken {
+            path: directory.to_owned(),
+            found_node: found.node,
+            found_generation: found.generation,
+            node: self.node,
+            generation: self.generation,
+        })
     }
 
-    fn start(&self) -> (NodeId, u64, u64) {
+    fn start(&self) -> (NodeId, u64, FormatNonce) {
         (self.node, self.generation, self.format_nonce)
     }
 
@@ -162,7 +184,7 @@ impl NodeSuperblock {
             address: address.to_string(),
             generation: self.generation,
             disks,
-            format_nonce: self.format_nonce,
+            format_nonce: self.format_nonce.0,
         }
     }
 
@@ -207,7 +229,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let fresh = NodeSuperblock::fresh().unwrap();
-        assert!(fresh.format_nonce != 0 && fresh.cluster().is_none());
+        assert!(fresh.format_nonce != FormatNonce::NONE && fresh.cluster().is_none());
         fresh.write(path, KIND).unwrap();
         let started = NodeSuperblock::raise_generation(path, KIND).unwrap();
         assert_eq!(started, NodeSuperblock { generation: 1, ..fresh });
@@ -222,7 +244,7 @@ mod tests {
     #[test]
     fn its_bytes_are_pinned() {
         let directory = tempfile::tempdir().unwrap();
-        let pinned = NodeSuperblock { generation: 3, format_nonce: 9, ..NodeSuperblock::fresh().unwrap() };
+        let pinned = NodeSuperblock { generation: 3, format_nonce: FormatNonce(9), ..NodeSuperblock::fresh().unwrap() };
         pinned.write(directory.path(), KIND).unwrap();
         let bytes = std::fs::read(directory.path().join(superblock::FILE_NAME)).unwrap();
         assert_eq!(bytes[..30], *b"HFTESTS1\x01\0\0\0\x0e\0\0\0\x18\x03\x29\x09\0\0\0\0\0\0\0\x30\xf4\x03");
@@ -259,12 +281,12 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         let mine = NodeSuperblock { generation: 3, ..NodeSuperblock::fresh().unwrap() };
         mine.write(&path, KIND).unwrap();
-        assert_eq!(mine.check_home(&path, KIND), Ok(()));
+        mine.check_home(&path, KIND).unwrap();
         NodeSuperblock { generation: 4, ..mine.clone() }.write(&path, KIND).unwrap();
-        assert!(mine.check_home(&path, KIND).unwrap_err().contains("holds start 4"));
+        assert!(mine.check_home(&path, KIND).unwrap_err().to_string().contains("holds start 4"));
         NodeSuperblock::fresh().unwrap().write(&path, KIND).unwrap();
         assert!(mine.check_home(&path, KIND).is_err());
         std::fs::remove_dir_all(&path).unwrap();
-        assert!(mine.check_home(&path, KIND).unwrap_err().contains("is not formatted"));
+        assert!(mine.check_home(&path, KIND).unwrap_err().to_string().contains("is not formatted"));
     }
 }

@@ -6,6 +6,6 @@ mod listen;
 pub mod superblock;
 mod volmgr;
 
-pub use identity::NodeSuperblock;
+pub use identity::{HomeLost, NodeSuperblock};
 pub use listen::{ListenError, Reserved};
-pub use volmgr::{REGISTER_RETRY, VolumeManager, is_final};
+pub use volmgr::{VolumeManager, is_final};

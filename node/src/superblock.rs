@@ -58,11 +58,11 @@ impl Kind {
 
 /// Why a superblock could not be read or written.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum SuperblockError {
     /// There is none.
     #[error("{} is not formatted as {name}", path.display())]
     NotFormatted {
-        /// The directory.
         path: PathBuf,
         /// What it should be.
         name: &'static str,
@@ -70,41 +70,28 @@ pub enum SuperblockError {
     /// There is one of another kind.
     #[error("{} is not {name}: its {file} is of another kind", path.display())]
     OtherKind {
-        /// The directory.
         path: PathBuf,
         /// What it should be.
         name: &'static str,
-        /// The file.
         file: &'static str,
     },
     /// Written by a newer program.
     #[error("{} has format version {found}, this program knows up to {known}: use a newer holdfast", path.display())]
     Newer {
-        /// The directory.
         path: PathBuf,
-        /// Its version.
         found: u32,
         /// The newest known one.
         known: u32,
     },
     /// It does not verify.
     #[error("the {file} of {} is damaged", path.display())]
-    Damaged {
-        /// The directory.
-        path: PathBuf,
-        /// The file.
-        file: &'static str,
-    },
+    Damaged { path: PathBuf, file: &'static str },
     /// There is one already.
     #[error("{} is formatted already", path.display())]
-    Exists {
-        /// The directory.
-        path: PathBuf,
-    },
+    Exists { path: PathBuf },
     /// The system refused.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The directory.
         path: PathBuf,
         /// What it said.
         source: io::Error,

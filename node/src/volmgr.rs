@@ -15,7 +15,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for an answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause between attempts to register.
-pub const REGISTER_RETRY: Duration = Duration::from_millis(300);
+const REGISTER_RETRY: Duration = Duration::from_millis(300);
 
 /// Connects when first called, and again whenever the connection broke.
 #[derive(Clone, Debug)]
@@ -48,6 +48,25 @@ impl VolumeManager {
     /// What the volume manager answered, or `Unavailable`.
     pub async fn register(&self, request: RegisterRequest) -> Result<RegisterResponse, Status> {
         bounded(self.nodes().register(request)).await
+    }
+
+    /// The same, again and again until the volume manager answers. `request` is made anew each time; `silent` is told each
+    /// time why there is no answer.
+    ///
+    /// # Errors
+    /// The volume manager refuses for good ([`is_final`]).
+    pub async fn register_at_last<F: Future<Output = RegisterRequest>>(
+        &self,
+        request: impl Fn() -> F,
+        mut silent: impl FnMut(&Status),
+    ) -> Result<RegisterResponse, Status> {
+        loop {
+            match self.register(request().await).await {
+                Err(status) if !is_final(&status) => silent(&status),
+                decided => return decided,
+            }
+            tokio::time::sleep(REGISTER_RETRY).await;
+        }
     }
 
     /// Says how a node is, and hears what it is to do.

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use holdfast_common::LogIndex;
 use holdfast_metanode::table::Table;
 
-use crate::cluster::{DATANODES, METANODES};
 use crate::coverage::Coverage;
+use crate::machines::{DATANODES, METANODES};
 use crate::world::World;
 
 /// Whether every replica has applied all that anybody has.
@@ -90,7 +91,7 @@ pub(crate) fn coverage(world: &World) -> Coverage {
     let mut coverage = world.coverage;
     let truth = world.truth.lock();
     coverage.operations = truth.operations;
-    coverage.entries = truth.log.last();
+    coverage.entries = truth.log.last() - LogIndex::ZERO;
     coverage.repeated_mutations = truth.names.repeated();
     coverage.session_expiries = truth.expiries;
     coverage.told_losses = truth.told_losses;

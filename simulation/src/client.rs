@@ -14,7 +14,7 @@ use holdfast_proto::control::VolumeState;
 use parking_lot::Mutex;
 
 use crate::clock::Times;
-use crate::cluster::CLIENTS;
+use crate::machines::CLIENTS;
 use crate::packet::Packet;
 use crate::programs::{
     Ask, Desk, audit, clear, clear_volumes, watch_names, work_on_files, work_on_names, work_on_volumes,

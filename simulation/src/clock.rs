@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use holdfast_common::Random;
 
-const MS: u64 = 1_000_000;
+pub(crate) const MS: u64 = 1_000_000;
+pub(crate) const SECOND: u64 = 1000 * MS;
 /// Where wall clocks are at the start of the simulation: some day in 2027.
 const WALL_START_NS: i64 = 1_800_000_000 * 1_000_000_000;
 

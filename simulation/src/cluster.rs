@@ -1,4 +1,4 @@
-//! Which machines there are, how they are set up, and how each one's process starts.
+//! How the machines are set up, and how each one's process starts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::client::ClientRole;
 use crate::datanode::{self, DatanodeIdentity, DatanodeRole};
 use crate::disk::{FIRST_LOG, format_log, log_directories};
 use crate::machine::{Machine, Superblock};
+use crate::machines::{CLIENTS, CODE, DATANODES, METANODES, STRANGER, VOLMGR, client_node, client_of};
 use crate::metanode::{MetanodeIdentity, MetanodeRole};
 use crate::packet::{Request, address_of};
 use crate::recovering::RecoveringRole;
@@ -25,29 +26,10 @@ use crate::truth::Truth;
 use crate::volmgr::{self, VolmgrRole};
 use crate::world::World;
 
-pub(crate) const VOLMGR: NodeId = NodeId(1);
-pub(crate) const METANODES: [NodeId; 3] = [NodeId(2), NodeId(3), NodeId(4)];
-pub(crate) const DATANODES: [NodeId; 4] = [NodeId(5), NodeId(6), NodeId(7), NodeId(8)];
-pub(crate) const CLIENTS: usize = 2;
-/// Whoever sends datanodes what no client and no table does.
-const STRANGER: NodeId = NodeId(900);
-/// Clients' machines have numbers from here on.
-const FIRST_CLIENT: u64 = 1000;
-/// Data and parity shards: one disk more than a stripe needs.
-pub(crate) const CODE: (u32, u32) = (2, 1);
 const VOLUME: &str = "volume";
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 /// Size of a disk.
 const DISK_BYTES: u64 = 1 << 36;
-
-pub(crate) fn client_node(client: usize) -> NodeId {
-    NodeId(FIRST_CLIENT + client as u64)
-}
-
-/// Which client a machine is, if it is one.
-pub(crate) fn client_of(node: NodeId) -> Option<usize> {
-    usize::try_from(node.0.checked_sub(FIRST_CLIENT)?).ok()
-}
 
 /// What registration told everybody, kept for all lives.
 struct Registered {

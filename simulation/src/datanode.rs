@@ -10,14 +10,15 @@ use holdfast_datanode::{DataRequest, DataResponse, DatanodeOptions, SteppedDatan
 use holdfast_proto::control::{HeartbeatResponse, RegisterRequest, Role as NodeRole};
 use holdfast_proto::data::{Proof, ReadShardsRequest};
 use holdfast_storage::SimulatedDisk;
+use holdfast_transport::RpcError;
 
 use crate::clock::Times;
 use crate::disk::directory;
-use crate::packet::{Packet, Request, Response, address_of};
+use crate::packet::{Answer, Packet, Request, Response, address_of};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
 use crate::stranger::STRANGER_VOLUMES;
-use crate::truth::shards::volume_key;
+use crate::truth::shards::{name_of, volume_key};
 use crate::truth::{Stage, Truth};
 
 /// How often the volume manager is told.
@@ -131,7 +132,7 @@ impl DatanodeRole {
         self.wishes.push(Wish::Arm { timer: Timer::Beat, after: BEAT });
     }
 
-    fn answer(response: DataResponse) -> Result<Response, String> {
+    fn answer(response: DataResponse) -> Answer {
         Ok(match response {
             DataResponse::Put(response) => Response::Put(response),
             DataResponse::Read(response, body) => Response::Fetched(response, body.concat().into()),
@@ -140,8 +141,8 @@ impl DatanodeRole {
             DataResponse::List(response) => Response::Listed(response),
             DataResponse::Reserve(response) => Response::Reserved(response),
             DataResponse::DropVolume(_) => Response::Dropped,
-            DataResponse::Refused(refusal) => return Err(format!("refused: {refusal:?}")),
-            other => return Err(format!("not asked for here: {other:?}")),
+            DataResponse::Refused(refusal) => return Err(RpcError::Refused(refusal).into()),
+            _ => return Err(RpcError::Malformed("not asked for here").into()),
         })
     }
 
@@ -210,11 +211,6 @@ fn is_proven(secret: &ClusterSecret, request: &DataRequest) -> bool {
         DataRequest::DropVolume(drop) => holds(drop.volume, drop.incarnation, Claim::DropVolume, &drop.proof),
         _ => true,
     }
-}
-
-/// A name of a delete.
-pub(crate) fn name_of(name: &holdfast_proto::data::ShardName) -> ShardName {
-    ShardName { chunk: ChunkId(name.chunk), shard: u8::try_from(name.shard).unwrap_or(u8::MAX), nonce: name.nonce }
 }
 
 /// The request of the shard protocol that travelled.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, NodeId, VolumeId};
+use holdfast_common::{ClusterId, LogIndex, NodeId, RaftGroupId, VolumeId};
 use holdfast_consensus::{ExpectedLog, GroupStatus, Role as RaftRole, SteppedOptions};
 use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
@@ -57,7 +57,7 @@ enum Asked {
     Deletion(u64),
     Floor(u64),
     List(u64),
-    Snapshot { to: NodeId, group: u64 },
+    Snapshot { to: NodeId, group: RaftGroupId },
 }
 
 /// A sign of life of a session.
@@ -93,7 +93,7 @@ pub(crate) struct MetanodeRole {
     sessions: BTreeMap<u64, Sign>,
     arrived: Vec<(u64, Sign)>,
     /// Snapshots that came whole and are not answered yet.
-    snapshots: BTreeMap<(NodeId, u64), u64>,
+    snapshots: BTreeMap<(NodeId, RaftGroupId), u64>,
     wishes: Vec<Wish>,
 }
 
@@ -405,8 +405,8 @@ impl Role for MetanodeRole {
         self.status().is_some_and(|status| status.role == RaftRole::Leader)
     }
 
-    fn applied(&self) -> u64 {
-        self.status().map_or(0, |status| status.applied)
+    fn applied(&self) -> LogIndex {
+        self.status().map_or(LogIndex::ZERO, |status| status.applied)
     }
 
     fn other_tables(&self) -> usize {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
+use holdfast_client::CallFailed;
 use holdfast_common::NodeId;
 use holdfast_consensus::GroupMessage;
 use holdfast_proto::control::{
@@ -96,8 +97,8 @@ pub(crate) enum Response {
     SnapshotTaken(bool),
 }
 
-/// An answer, or why there is none, in a sentence.
-pub(crate) type Answer = Result<Response, String>;
+/// An answer, or why there is none.
+pub(crate) type Answer = Result<Response, CallFailed>;
 
 macro_rules! picks {
     ($($name:ident: $variant:ident -> $kind:ty;)*) => {

@@ -2,6 +2,7 @@
 
 mod data;
 mod names;
+mod remove;
 mod volumes;
 
 pub(crate) use data::{audit, work_on_files};

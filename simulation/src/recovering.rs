@@ -5,6 +5,7 @@ use std::time::Duration;
 use holdfast_common::NodeId;
 use holdfast_consensus::OpenError;
 use holdfast_metanode::{Answer, Question, RecoveryStopped, SteppedRecovery};
+use holdfast_transport::RpcError;
 
 use crate::clock::Times;
 use crate::disk::{format_log, log_directories};
@@ -99,7 +100,7 @@ impl Role for RecoveringRole {
             Packet::Answer(ticket, answer) if ticket == self.ticket => self.answer = Some(self.taken(*answer)),
             // Nobody listens.
             Packet::Call(call, _) => {
-                let answer = Box::new(Err("connection refused".to_owned()));
+                let answer = Box::new(Err(RpcError::Disconnected.into()));
                 self.wishes.push(Wish::Reply { call, answer, after_ns: 0 });
             }
             Packet::Answer(..) | Packet::Raft(..) => {}

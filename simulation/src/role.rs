@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use holdfast_common::{NodeId, Random};
+use holdfast_common::{LogIndex, NodeId, Random};
 use holdfast_storage::SimulatedDisk;
 use parking_lot::Mutex;
 
@@ -68,8 +68,8 @@ pub(crate) trait Role {
     }
 
     /// How far its replica of the volume's table has come.
-    fn applied(&self) -> u64 {
-        0
+    fn applied(&self) -> LogIndex {
+        LogIndex::ZERO
     }
 
     /// How many tables it hosts beside the volume's.

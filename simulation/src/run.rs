@@ -5,16 +5,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use holdfast_common::Random;
 
 use crate::checks;
-use crate::cluster::{self, CLIENTS};
+use crate::clock::SECOND;
+use crate::cluster;
 use crate::coverage::Coverage;
-use crate::faults::{self, Plan};
+use crate::faults::{self, FATE};
+use crate::machines::CLIENTS;
+use crate::plan::Plan;
 use crate::sabotage::Sabotage;
 use crate::trace::Trace;
 use crate::truth::volumes::Demands;
 use crate::truth::{Stage, Truth};
-use crate::world::{MS, World};
+use crate::world::World;
 
-const SECOND: u64 = 1000 * MS;
 /// All clients are mounted within this while all is well.
 const MOUNT_NS_MAX: u64 = 30 * SECOND;
 /// Programs end within this after all is well: the longest lease, and a deadline of requests.
@@ -62,7 +64,7 @@ fn live(seed: u64, options: Options) -> Report {
     let plan = Plan::new(&mut Random::new(seed ^ 0xfa17));
     let faults_ns = plan.faults_ns;
     let demands = Demands::new(&mut Random::new(seed ^ 0xde_3a9d));
-    let mut world = World::new(seed, Truth::new(CLIENTS, demands), plan, Trace::new(options.shown));
+    let mut world = World::new(seed, Truth::new(CLIENTS, demands), (plan, FATE), Trace::new(options.shown));
     world.truth.lock().shards.rotting = world.plan.rotting();
     cluster::build(&mut world, options.sabotage, demands.quota_bytes);
     wait(&mut world, "all clients mount", MOUNT_NS_MAX, |world| world.truth.lock().mounted() == CLIENTS);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::proof::{Claim, ClusterSecret};
-use holdfast_common::{ChunkId, DiskId, NodeId, Random};
+use holdfast_common::{ChunkId, DiskId, Epoch, NodeId, Nonce, Random};
 use holdfast_datanode::store::types::{ShardKey, VolumeKey};
 use holdfast_proto::data::{
     DeleteShardsRequest, DiskReservation, DropVolumeRequest, ListShardsRequest, Proof, PutShardRequest,
@@ -16,10 +16,9 @@ use holdfast_proto::data::{
 };
 
 use crate::clock::Times;
-use crate::datanode::name_of;
 use crate::packet::{Packet, Request};
 use crate::role::{Moment, Role, Timer, Wish};
-use crate::truth::shards::{Shard, Shards, volume_key};
+use crate::truth::shards::{Attempt, Shard, Shards, name_of, volume_key};
 use crate::truth::{Stage, Truth};
 
 /// Volumes from here on are the stranger's.
@@ -142,7 +141,7 @@ impl Burst<'_> {
         if own.is_empty() { None } else { Some(own.swap_remove(self.random.index(own.len()))) }
     }
 
-    fn put(&mut self, volume: VolumeKey, chunk: u64, nonce: u64, pages: usize, session: u64) {
+    fn put(&mut self, volume: VolumeKey, chunk: u64, nonce: Nonce, pages: usize, session: u64) {
         let payload = pattern(self.random, pages * PAGE);
         let shard = self.random.below(3);
         let place =
@@ -150,15 +149,15 @@ impl Burst<'_> {
         self.put_at(volume, place, nonce, payload, session);
     }
 
-    fn put_at(&mut self, volume: VolumeKey, place: ShardPlace, nonce: u64, payload: Bytes, session: u64) {
+    fn put_at(&mut self, volume: VolumeKey, place: ShardPlace, nonce: Nonce, payload: Bytes, session: u64) {
         let length_bytes = u32::try_from(payload.len()).unwrap_or(0);
         let header = ShardHeader {
             volume: volume.volume.0,
             incarnation: volume.incarnation.0,
             chunk: place.chunk.0,
-            nonce,
+            nonce: nonce.0,
             group: 1,
-            epoch: 1,
+            epoch: Epoch::FIRST.0,
             shard: place.shard.into(),
             data_shards: 2,
             parity_shards: 1,
@@ -177,7 +176,7 @@ impl Burst<'_> {
 
     fn put_new(&mut self) {
         if self.own().len() < SHARDS_MAX {
-            let (volume, nonce) = (self.volume(), self.random.bits());
+            let (volume, nonce) = (self.volume(), Nonce(self.random.bits()));
             self.shards.stranger.1 += 1;
             let chunk = self.shards.stranger.1;
             let pages = if self.random.one_in(6) { 16 + self.random.index(3) } else { 1 + self.random.index(3) };
@@ -198,7 +197,7 @@ impl Burst<'_> {
     fn put_another(&mut self) {
         let Some((key, mut shard)) = self.any() else { return };
         let Some(last) = shard.attempts.pop().filter(|last| last.payload.len() < LARGE_PAGES * PAGE) else { return };
-        let nonce = if self.random.chance(50) { last.header.nonce } else { self.random.bits() };
+        let nonce = if self.random.chance(50) { last.nonce() } else { Nonce(self.random.bits()) };
         let payload = pattern(self.random, last.payload.len());
         self.put_at(key.chunk.volume, key.place(), nonce, payload, OTHER);
     }
@@ -218,13 +217,13 @@ impl Burst<'_> {
 
     fn read_one(&mut self, key: ShardKey, shard: &Shard, other: bool) {
         let Some(last) = shard.attempts.last() else { return };
-        let nonce = if other { self.random.bits() } else { last.header.nonce };
+        let nonce = if other { Nonce(self.random.bits()) } else { last.nonce() };
         let range = ShardRange {
             disk: self.disk.0,
             volume: key.chunk.volume.volume.0,
             incarnation: key.chunk.volume.incarnation.0,
             chunk: key.chunk.chunk.0,
-            nonce,
+            nonce: nonce.0,
             shard: key.shard.into(),
             offset: 0,
             length_bytes: last.header.shard_length_bytes,
@@ -269,11 +268,11 @@ impl Burst<'_> {
     }
 
     fn deletion(&mut self, key: &ShardKey, shard: &Shard, other: bool) -> DeleteShardsRequest {
-        let nonce = shard.attempts.last().map_or(0, |last| last.header.nonce);
-        let nonce = if other { self.random.bits() } else { nonce };
+        let nonce = shard.attempts.last().map_or(Nonce(0), Attempt::nonce);
+        let nonce = if other { Nonce(self.random.bits()) } else { nonce };
         let whole = !other && self.random.one_in(4);
         let chunk = key.chunk.chunk.0;
-        let named = ShardName { chunk, shard: key.shard.into(), nonce };
+        let named = ShardName { chunk, shard: key.shard.into(), nonce: nonce.0 };
         DeleteShardsRequest {
             disk: self.disk.0,
             volume: key.chunk.volume.volume.0,
@@ -323,7 +322,7 @@ impl Burst<'_> {
         }
         let floor = self.shards.floor(self.node, &volume);
         if floor > 1 {
-            let (chunk, nonce) = (1 + self.random.below(floor - 1), self.random.bits());
+            let (chunk, nonce) = (1 + self.random.below(floor - 1), Nonce(self.random.bits()));
             self.put(volume, chunk, nonce, 1, OTHER);
         }
     }
@@ -343,7 +342,7 @@ impl Burst<'_> {
         let number = self.random.below(self.shards.stranger.0 + 1);
         let volume = volume_key(STRANGER_VOLUMES + number, 1);
         if self.shards.is_dropped(self.node, &volume) {
-            let (chunk, nonce) = (self.random.below(100) + 1, self.random.bits());
+            let (chunk, nonce) = (self.random.below(100) + 1, Nonce(self.random.bits()));
             self.put(volume, chunk, nonce, 1, OTHER);
         }
     }
@@ -359,7 +358,7 @@ impl Burst<'_> {
             volume: volume.volume.0,
         }));
         self.shards.stranger.1 += 1;
-        let (chunk, nonce) = (self.shards.stranger.1, self.random.bits());
+        let (chunk, nonce) = (self.shards.stranger.1, Nonce(self.random.bits()));
         self.put(volume, chunk, nonce, LARGE_PAGES, OTHER);
     }
 

@@ -16,7 +16,7 @@ use chunks::Chunks;
 use files::Files;
 use holdfast_client::Error;
 use holdfast_common::limits::SESSION_LEASE_MS;
-use holdfast_common::{InodeId, NodeId};
+use holdfast_common::{InodeId, LogIndex, NodeId, Term};
 use holdfast_datanode::{DataRequest, DataResponse};
 use holdfast_proto::data::DeleteShardsRequest;
 use holdfast_proto::meta::mutation::Op;
@@ -87,7 +87,7 @@ pub(crate) struct Truth {
     /// Files truncated by another client than the one that wrote.
     pub(crate) meddled: u64,
     /// The highest index whose effect somebody was told of.
-    pub(crate) observed: u64,
+    pub(crate) observed: LogIndex,
     /// Sessions of each client that ended without being closed by it.
     lost_sessions: BTreeMap<Vec<u8>, u64>,
     keys: BTreeMap<u64, Vec<u8>>,
@@ -102,7 +102,7 @@ pub(crate) struct Truth {
     /// Starts that the volume manager refused for good.
     pub(crate) refused_starts: u64,
     /// Who led, by term.
-    pub(crate) leaders: BTreeMap<u64, NodeId>,
+    pub(crate) leaders: BTreeMap<Term, NodeId>,
 }
 
 impl Truth {
@@ -124,7 +124,7 @@ impl Truth {
             reaped: 0,
             nameless: 0,
             meddled: 0,
-            observed: 0,
+            observed: LogIndex::ZERO,
             lost_sessions: BTreeMap::new(),
             keys: BTreeMap::new(),
             answered: BTreeMap::new(),
@@ -190,13 +190,13 @@ impl Truth {
     }
 
     /// A replica says that it leads in a term.
-    pub(crate) fn leads(&mut self, node: NodeId, term: u64) {
+    pub(crate) fn leads(&mut self, node: NodeId, term: Term) {
         let leader = *self.leaders.entry(term).or_insert(node);
         assert_eq!(leader, node, "two leaders in term {term}");
     }
 
     /// A replica applied an entry.
-    pub(crate) fn applied(&mut self, node: NodeId, index: u64, bytes: &Bytes) {
+    pub(crate) fn applied(&mut self, node: NodeId, index: LogIndex, bytes: &Bytes) {
         let applied = self.log.applied(index, bytes).unwrap_or_else(|wrong| panic!("{node}: {wrong}"));
         let Some(Applied { index, command, answer }) = applied else { return };
         let (command, answer) = (command.clone(), answer.clone());
@@ -209,7 +209,7 @@ impl Truth {
         assert!(quota == 0 || used <= quota, "entry {index}: {used} bytes are used, the quota is {quota}");
     }
 
-    fn follow_chunks(&mut self, index: u64, command: &TableCommand, answer: &MutateResponse) {
+    fn follow_chunks(&mut self, index: LogIndex, command: &TableCommand, answer: &MutateResponse) {
         let Some(op) = command.mutation.as_ref().and_then(|mutation| mutation.op.as_ref()) else { return };
         let followed = self.chunks.follow(self.now, op, answer, self.log.table());
         followed.unwrap_or_else(|wrong| panic!("entry {index}: {wrong}"));
@@ -281,7 +281,7 @@ impl Truth {
     }
 
     /// The names of an entry lead to what the model says.
-    fn compare_names(&mut self, index: u64, command: &TableCommand, answer: &MutateResponse) {
+    fn compare_names(&mut self, index: LogIndex, command: &TableCommand, answer: &MutateResponse) {
         let mut touched: Vec<(u64, &Bytes)> = Vec::new();
         match command.mutation.as_ref().and_then(|mutation| mutation.op.as_ref()) {
             Some(Op::Create(op)) => {
@@ -327,7 +327,7 @@ impl Truth {
     pub(crate) fn told(
         &mut self,
         what: &str,
-        low: u64,
+        low: LogIndex,
         outcome: Result<(), &Error>,
         is_it: impl Fn(&TableCommand, &Op, &MutateResponse) -> bool,
     ) {
@@ -341,7 +341,7 @@ impl Truth {
     }
 
     /// A caller was told what a name leads to.
-    pub(crate) fn looked_up(&mut self, low: u64, parent: u64, name: &[u8], outcome: Result<u64, &Error>) {
+    pub(crate) fn looked_up(&mut self, low: LogIndex, parent: u64, name: &[u8], outcome: Result<u64, &Error>) {
         self.operations += 1;
         let inode = match outcome {
             Ok(inode) => inode,
@@ -356,7 +356,7 @@ impl Truth {
     }
 
     /// A caller was told the names of a directory.
-    pub(crate) fn listed(&mut self, low: u64, parent: u64, seen: &BTreeMap<Vec<u8>, u64>) {
+    pub(crate) fn listed(&mut self, low: LogIndex, parent: u64, seen: &BTreeMap<Vec<u8>, u64>) {
         self.operations += 1;
         let high = self.log.last();
         let Some(index) = self.names.first_listing(parent, seen, low, high) else {

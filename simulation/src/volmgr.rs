@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::clock::Times;
+use crate::disk::{FIRST_LOG, Waits, log_directories, log_options};
+use crate::machines::VOLMGR;
+use crate::packet::{Answer, Packet, Request, Response};
+use crate::role::{Moment, Role, Timer, Wish};
+use crate::sabotage::Sabotage;
+use holdfast_client::CallFailed;
 use holdfast_common::{ClusterId, NodeId, VolumeId};
 use holdfast_node::is_final;
 use holdfast_proto::control::{DeleteVolumeRequest, HeartbeatRequest, ShowVolumeRequest};
 use holdfast_storage::SimulatedDisk;
 use holdfast_volmgr::{Answers, Denial, Now, SteppedVolmgr, VolmgrOptions, VolmgrRequest, VolmgrResponse};
-
-use crate::clock::Times;
-use crate::cluster::VOLMGR;
-use crate::disk::{FIRST_LOG, Waits, log_directories, log_options};
-use crate::packet::{Answer, Packet, Request, Response};
-use crate::role::{Moment, Role, Timer, Wish};
-use crate::sabotage::Sabotage;
 
 /// The log of one voter: its only election takes a few of these.
 const TICK: Duration = Duration::from_millis(100);
@@ -79,7 +79,7 @@ fn answer_of(answer: Result<VolmgrResponse, Denial>) -> Answer {
         Ok(response) => Ok(response_of(response)),
         Err(denial) => {
             let (detail, status) = (denial.to_string(), denial.into());
-            if is_final(&status) { Ok(Response::Denied(detail)) } else { Err(detail) }
+            if is_final(&status) { Ok(Response::Denied(detail)) } else { Err(CallFailed::Volmgr(detail)) }
         }
     }
 }

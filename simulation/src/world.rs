@@ -7,21 +7,21 @@ use std::sync::Arc;
 
 use holdfast_common::{NodeId, Random};
 use holdfast_storage::SimulatedDisk;
+use holdfast_transport::RpcError;
 use parking_lot::Mutex;
 
 use calls::OpenCall;
 
-use crate::clock::Clock;
-use crate::cluster::{METANODES, VOLMGR};
+use crate::clock::{Clock, MS};
 use crate::coverage::Coverage;
-use crate::faults::{Later, Plan};
 use crate::machine::{Deferred, Machine};
+use crate::machines::{METANODES, VOLMGR, client_of};
 use crate::packet::{Packet, Request};
+use crate::plan::{Later, Plan};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::trace::Trace;
 use crate::truth::Truth;
 
-pub(crate) const MS: u64 = 1_000_000;
 /// A process that has something to do begins within this.
 const WAKE_NS_MAX: u64 = 200_000;
 /// Longest way of a packet, but for the slow ones.
@@ -85,6 +85,23 @@ pub(crate) struct Network {
     pub(crate) doubled_percent: u64,
 }
 
+/// What befalls the machines. It is decided elsewhere; the world says when.
+#[derive(Clone, Copy)]
+pub(crate) struct Fate {
+    /// The next fault is due.
+    pub(crate) strike: fn(&mut World),
+    /// A part of a fault that was to come later is due.
+    pub(crate) come: fn(&mut World, Later),
+    /// A snapshot has come to a metanode, which has not looked at it yet.
+    pub(crate) snapshot_arrives: fn(&mut World, NodeId),
+    /// A metanode has taken a snapshot in, and nothing that follows it.
+    pub(crate) snapshot_installed: fn(&mut World, NodeId),
+    /// A metanode that lost its log has all of its tables back.
+    pub(crate) recovered: fn(&mut World, NodeId),
+    /// A metanode's process has ended.
+    pub(crate) metanode_ended: fn(&mut World),
+}
+
 /// Starts the process of a machine.
 pub(crate) type Start = Box<dyn Fn(&mut Machine, &mut Random, &Arc<Mutex<Truth>>) -> Result<Box<dyn Role>, String>>;
 
@@ -99,6 +116,7 @@ pub(crate) struct World {
     next_call: u64,
     pub(crate) truth: Arc<Mutex<Truth>>,
     pub(crate) plan: Plan,
+    fate: Fate,
     pub(crate) coverage: Coverage,
     pub(crate) trace: Trace,
     /// Set once the machines are set up.
@@ -106,7 +124,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, truth: Truth, plan: Plan, trace: Trace) -> Self {
+    pub(crate) fn new(seed: u64, truth: Truth, (plan, fate): (Plan, Fate), trace: Trace) -> Self {
         Self {
             random: Random::new(seed),
             now: 0,
@@ -118,6 +136,7 @@ impl World {
             next_call: 1,
             truth: Arc::new(Mutex::new(truth)),
             plan,
+            fate,
             coverage: Coverage::default(),
             trace,
             start: Box::new(|machine, _, _| Err(format!("{} was not set up", machine.node))),
@@ -186,11 +205,11 @@ impl World {
             Event::Timer { .. } | Event::Wake { .. } | Event::Resume { .. } => {}
             Event::Expire { call } => {
                 self.trace.note(self.now, || format!("call {call} has waited long enough"));
-                self.end_call(call, Err("no answer in time".to_owned()));
+                self.end_call(call, Err(RpcError::Deadline.into()));
             }
             Event::Restart { node } => self.start(node),
-            Event::Fault => crate::faults::strike(self),
-            Event::Later(later) => crate::faults::come(self, later),
+            Event::Fault => (self.fate.strike)(self),
+            Event::Later(later) => (self.fate.come)(self, later),
             Event::Heal(Heal::Link(pairs)) => {
                 self.network.cut.retain(|pair| !pairs.contains(pair));
                 self.network.refused.retain(|pair| !pairs.contains(pair));
@@ -242,7 +261,7 @@ impl World {
         if machine.role.is_none() {
             if let Packet::Call(call, _) = packet {
                 // The host is there, and nobody listens.
-                self.answer(to, call, Box::new(Err("connection refused".to_owned())), 0);
+                self.answer(to, call, Box::new(Err(RpcError::Disconnected.into())), 0);
             }
             return;
         }
@@ -258,7 +277,7 @@ impl World {
             role.packet(times, from, packet);
         }
         if is_snapshot {
-            crate::faults::leaders::snapshot_arrives(self, to);
+            (self.fate.snapshot_arrives)(self, to);
         }
         self.wake(to);
     }
@@ -305,7 +324,7 @@ impl World {
         }
         self.grant(node, wishes);
         if truth.lock().installed > installed {
-            crate::faults::leaders::snapshot_installed(self, node);
+            (self.fate.snapshot_installed)(self, node);
         }
     }
 
@@ -325,7 +344,7 @@ impl World {
                     self.after(delay, Event::Timer { node, life, timer });
                 }
                 Wish::Recovered => {
-                    crate::faults::mishaps::recovered(self, node);
+                    (self.fate.recovered)(self, node);
                     return self.kill(node);
                 }
                 Wish::Die(why) => {
@@ -352,7 +371,7 @@ impl World {
         self.after(restart_delay, Event::Restart { node });
         if METANODES.contains(&node) {
             // It will have heard of nobody's start, and would believe an older one.
-            crate::faults::mishaps::withdraw_copies(self);
+            (self.fate.metanode_ended)(self);
         }
     }
 
@@ -376,12 +395,12 @@ impl World {
         for (call, caller) in to_it {
             // Sometimes nobody is told: the host went with its process.
             if !power && let Some(delay) = self.transit(node, caller) {
-                let packet = Packet::Answer(call, Box::new(Err("connection closed".to_owned())));
+                let packet = Packet::Answer(call, Box::new(Err(RpcError::Disconnected.into())));
                 self.after(delay, Event::Arrive { from: node, to: caller, packet });
             }
         }
         self.calls.retain(|_, open| open.caller != node);
-        if let Some(client) = crate::cluster::client_of(node) {
+        if let Some(client) = client_of(node) {
             self.truth.lock().client_killed(client);
         }
     }

@@ -59,17 +59,14 @@ impl Drop for DirectoryLock {
 
 /// Why a directory could not be locked.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum LockError {
     /// Somebody holds it.
     #[error("{} is in use by another holdfast process", path.display())]
-    InUse {
-        /// The directory.
-        path: PathBuf,
-    },
+    InUse { path: PathBuf },
     /// The lock file could not be opened.
     #[error("cannot lock {}: {source}", path.display())]
     Io {
-        /// The directory.
         path: PathBuf,
         /// What the system said.
         source: io::Error,

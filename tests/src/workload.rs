@@ -106,7 +106,7 @@ impl Crew {
 
     /// The same beside other crews: its writers have five numbers of their own, from `first` on.
     #[must_use]
-    pub fn numbered_from(first: u64, seed: u64) -> Self {
+    fn numbered_from(first: u64, seed: u64) -> Self {
         let ids = |offset| FileIds::of_writer(first + offset);
         let writers: Vec<(&str, Box<dyn Writer>)> = vec![
             ("appender", Box::new(Appender::new(ids(0), seed + 1))),
@@ -116,6 +116,16 @@ impl Crew {
             ("packer", Box::new(Packer::new(ids(4), seed + 5))),
         ];
         Self { writers: writers.into_iter().map(|(name, writer)| (name.to_owned(), writer)).collect() }
+    }
+
+    /// A crew that follows others in the same place, and works beside those of other places: no two have a number in common. The
+    /// files of a crew can then not be taken for those of the one before it.
+    #[must_use]
+    pub fn of_shift(place: u64, shift: u64, seed: u64) -> Self {
+        const PLACES: u64 = 2;
+        const WRITERS: u64 = 5;
+        assert!(place < PLACES, "a place more needs numbers of its own");
+        Self::numbered_from(1 + WRITERS * (shift * PLACES + place), seed.wrapping_add(shift))
     }
 
     /// Lets them work below `top` while `meanwhile` runs on this thread, and stops them when it returns. What each of them

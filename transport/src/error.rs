@@ -51,6 +51,7 @@ impl Refusal {
 
 /// Why a call has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum RpcError {
     /// There is no connection to the peer.
     #[error("cannot connect to {to}: {detail}")]
@@ -64,12 +65,7 @@ pub enum RpcError {
     },
     /// The peer answered, and the two do not fit together.
     #[error("{to} and this process cannot talk: {reason}")]
-    Handshake {
-        /// The peer.
-        to: SocketAddr,
-        /// Why.
-        reason: HandshakeError,
-    },
+    Handshake { to: SocketAddr, reason: HandshakeError },
     /// The connection broke after the request may have been sent.
     #[error("the connection broke before the answer came")]
     Disconnected,

@@ -43,29 +43,17 @@ pub struct HelloRefused {
 
 /// Why two processes do not talk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum HandshakeError {
     /// Another protocol version.
     #[error("it speaks protocol version {theirs}, this process {ours}")]
-    WrongVersion {
-        /// Ours.
-        ours: u32,
-        /// Theirs.
-        theirs: u32,
-    },
+    WrongVersion { ours: u32, theirs: u32 },
     /// Another cluster.
     #[error("it belongs to cluster {theirs}, this process to {ours}")]
-    WrongCluster {
-        /// Ours.
-        ours: ClusterId,
-        /// Theirs.
-        theirs: ClusterId,
-    },
+    WrongCluster { ours: ClusterId, theirs: ClusterId },
     /// One side requires features that the other does not know.
     #[error("one side requires features {unknown:#x} that the other does not know")]
-    UnknownFeatures {
-        /// The feature bits.
-        unknown: u64,
-    },
+    UnknownFeatures { unknown: u64 },
     /// The hello does not decode.
     #[error("its hello is malformed")]
     Malformed,

@@ -1,7 +1,7 @@
 //! The volume manager: cluster membership, placement and volumes.
 //!
 //! [`state`], [`placement`], [`capacity`], [`liveness`] and the manager, which puts them together, decide and do no I/O.
-//! [`machine`] puts the state into a consensus group, and the server is the shell: gRPC, clock, disk.
+//! [`machine`] puts the state into a Raft group, and the server is the shell: gRPC, clock, disk.
 
 pub mod capacity;
 pub mod liveness;

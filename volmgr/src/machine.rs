@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use holdfast_common::LogIndex;
 use holdfast_common::checksum::crc32c;
 use holdfast_consensus::{Broken, Snapshot, StateMachine};
 use holdfast_proto::cluster::ClusterCommand;
@@ -12,7 +13,7 @@ use prost::Message;
 
 use crate::state::{BrokenCommand, ClusterState};
 
-/// The state machine of the volume manager's consensus group.
+/// The state machine of the volume manager's Raft group.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterMachine {
     state: Arc<ClusterState>,
@@ -27,7 +28,7 @@ impl ClusterMachine {
 }
 
 impl StateMachine for ClusterMachine {
-    fn apply(&mut self, index: u64, command: &[u8]) -> Result<Bytes, Broken> {
+    fn apply(&mut self, index: LogIndex, command: &[u8]) -> Result<Bytes, Broken> {
         let broken = |error: BrokenCommand| Broken(format!("entry {index} of the volume manager: {error}"));
         let command = ClusterCommand::decode(command).map_err(|_| broken(BrokenCommand::Undecodable))?;
         let reply = Arc::make_mut(&mut self.state).apply(command).map_err(broken)?;

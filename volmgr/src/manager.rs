@@ -36,12 +36,9 @@ use crate::placement::{place_groups, place_table};
 use crate::state::{ClusterState, Refusal, VolumeInfo, check_volume_name};
 use view::View;
 
-#[cfg(test)]
-mod purity_tests;
-
 /// How often nodes say that they live; [`crate::liveness::LIVENESS_DEADLINE_MS`] is six of these.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
-/// Most groups of one request: a table asks for two or so at a time.
+/// Most block groups of one request: a table asks for two or so at a time.
 const GROUPS_PER_REQUEST_MAX: u32 = 64;
 
 /// A moment on the volume manager's clocks.
@@ -254,7 +251,7 @@ impl Manager {
         }
     }
 
-    /// Members for the groups asked for. Where a group exists already, apply answers it and ignores what is planned.
+    /// Members for the block groups asked for. Where a group exists already, apply answers it and ignores what is planned.
     fn plan_groups(
         &self,
         now: Now,

@@ -1,7 +1,7 @@
 //! Where block groups and tables go. Pure: the same view gives the same answer; [`check_group`] says what always holds.
 //!
-//! A group's members are on distinct disks and on as many nodes as there are. Among disks that are equally good for
-//! that, those with the fewest groups for their free space come first, then rotation by group id spreads the ties. The
+//! A block group's members are on distinct disks and on as many nodes as there are. Among disks that are equally good for
+//! that, those with the fewest block groups for their free space come first, then rotation by group id spreads the ties. The
 //! number of copysets is not bounded yet; a bound would narrow the candidates before [`place_group`] chooses.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use holdfast_common::{DiskId, GroupId, NodeId};
 
 use crate::state::Member;
 
-/// A disk that a group may be placed on.
+/// A disk that a block group may be placed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The disk.
@@ -35,7 +35,7 @@ pub struct TooFew {
     pub have: usize,
 }
 
-/// Chooses the members of one group.
+/// Chooses the members of one block group.
 ///
 /// # Errors
 /// [`TooFew`] distinct disks.
@@ -65,7 +65,7 @@ pub fn place_group(candidates: &[Candidate], width: usize, group: GroupId) -> Re
     Ok(members)
 }
 
-/// Chooses the members of consecutive groups, each seeing the ones before.
+/// Chooses the members of consecutive block groups, each seeing the ones before.
 ///
 /// # Errors
 /// [`TooFew`] distinct disks.

@@ -33,7 +33,7 @@ use crate::state::{VOLMGR_GROUP, VOLMGR_NODE};
 const KIND: Kind = Kind::superblock(*b"HFVOLMGR", "a volume manager's directory");
 /// Where its log and snapshots live, below its directory.
 const CONSENSUS_DIRECTORY: &str = "consensus";
-/// A group of one voter has nobody to wait for: short ticks make its only election short.
+/// A Raft group of one voter has nobody to wait for: short ticks make its only election short.
 const TICK: Duration = Duration::from_millis(20);
 /// Longest wait for connections to end at a shutdown; what is in flight then is cut, as by a crash.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -55,6 +55,7 @@ pub struct VolmgrConfig {
 
 /// Why a volume manager was not formatted or did not start.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum StartError {
     /// The directory is not what it should be.
     #[error(transparent)]
@@ -68,7 +69,6 @@ pub enum StartError {
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -79,10 +79,10 @@ pub enum StartError {
     /// The state of the cluster is lost, and there is no other copy to make it from.
     #[error("{0}. There are none: bring the directory back as it was, from a backup; no new log is made in its place")]
     Lost(OpenError),
-    /// The group could not be made.
+    /// The Raft group could not be made.
     #[error(transparent)]
     Group(#[from] GroupError),
-    /// The group does not answer.
+    /// The Raft group does not answer.
     #[error("the volume manager's log does not accept entries: {0}")]
     Stuck(String),
 }

@@ -1,6 +1,6 @@
 //! The cluster as the volume manager knows it for good: nodes, disks, volumes, groups, drops. Pure and deterministic.
 //!
-//! Every change is one entry of consensus group 1, applied here. What only heartbeats know (liveness, free space) is no
+//! Every change is one entry of Raft group 1, applied here. What only heartbeats know (liveness, free space) is no
 //! part of it; a decision that used such knowledge carries it in its command, and apply checks what must hold whatever
 //! was proposed. A refused command leaves the state as it was. Ids ascend and are never reused (R3).
 
@@ -16,7 +16,7 @@ pub use volumes::check_volume_name;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
+use holdfast_common::{ClusterId, DiskId, FormatNonce, GroupId, Incarnation, NodeId, RaftGroupId, VolumeId};
 use holdfast_erasure::CodeMode;
 use holdfast_proto::cluster::cluster_command::Op;
 use holdfast_proto::cluster::{ClusterCommand, ClusterReply, Initialise};
@@ -26,11 +26,11 @@ use holdfast_proto::control::{Role, VolumeState};
 pub const COMMAND_VERSION: u32 = 1;
 /// The node id of the first volume manager; other nodes' ids start above.
 pub const VOLMGR_NODE: NodeId = NodeId(1);
-/// The volume manager's own consensus group; volume ids, which name groups too, start above.
-pub const VOLMGR_GROUP: u64 = 1;
+/// The volume manager's own Raft group; volume ids, which name Raft groups too, start above.
+pub const VOLMGR_GROUP: RaftGroupId = RaftGroupId(1);
 
 /// The first volume id.
-const FIRST_VOLUME: u64 = VOLMGR_GROUP + 1;
+const FIRST_VOLUME: u64 = VOLMGR_GROUP.0 + 1;
 
 /// A command that a correct volume manager never proposes, or one of a newer version: the replica stops (R26).
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,8 +79,8 @@ pub struct NodeState {
     pub generation: u64,
     /// Its disks, for a datanode.
     pub disks: BTreeMap<DiskId, DiskState>,
-    /// Chosen when it was formatted; 0: none.
-    pub format_nonce: u64,
+    /// Chosen when it was formatted.
+    pub format_nonce: FormatNonce,
 }
 
 /// One member of a block group.

@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_common::{ClusterId, Random};
-use holdfast_consensus::{GroupError, LogFailed, OpenError, ReadError, SteppedNode, SteppedOptions, Turn};
+use holdfast_consensus::{
+    GroupError, LogFailed, OpenError, ProposeError, ReadError, SteppedNode, SteppedOptions, Turn,
+};
+use holdfast_proto::cluster::ClusterReply;
 use holdfast_storage::Directory;
 
 use crate::machine::ClusterMachine;
@@ -40,7 +43,7 @@ pub enum SteppedOpenError {
     /// The log did not open.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The group could not be made.
+    /// The Raft group could not be made.
     #[error(transparent)]
     Group(#[from] GroupError),
 }
@@ -77,7 +80,7 @@ struct Talk {
 /// How far the start is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// The group is being made.
+    /// The Raft group is being made.
     Creating,
     /// The log learns its cluster.
     Initialising,
@@ -97,7 +100,7 @@ pub struct SteppedVolmgr {
     attempts: BTreeMap<u64, Attempt>,
     next_attempt: u64,
     answers: Answers,
-    /// What the state is while the group is not made yet.
+    /// What the state is while the Raft group is not made yet.
     nothing: ClusterState,
 }
 
@@ -244,9 +247,9 @@ impl SteppedVolmgr {
         std::mem::take(&mut self.answers)
     }
 
-    fn proposed(&mut self, now: Now, ticket: u64, verdict: Verdict) {
+    fn proposed(&mut self, now: Now, ticket: u64, verdict: Verdict<ClusterReply, ProposeError>) {
         match verdict {
-            Verdict::Applied(result) => {
+            Verdict::Decided(result) => {
                 let Some(attempt) = self.attempts.remove(&ticket) else { return };
                 match (attempt.waiter, result) {
                     (Some(request), Ok(reply)) => self.proceed(now, request, Event::Proposed(reply)),
@@ -254,23 +257,23 @@ impl SteppedVolmgr {
                     (None, Ok(_)) => self.phase = Phase::Serving,
                 }
             }
-            Verdict::Again(why) => self.pause(now, ticket, &why),
+            Verdict::Again(error) => self.pause(now, ticket, &error.to_string()),
         }
     }
 
     fn read(&mut self, now: Now, ticket: u64, outcome: Result<(), ReadError>) {
         match read_verdict(outcome) {
-            Ok(Ok(())) => {
+            Verdict::Decided(Ok(())) => {
                 let waiter = self.attempts.remove(&ticket).and_then(|attempt| attempt.waiter);
                 if let Some(request) = waiter {
                     self.proceed(now, request, Event::Read);
                 }
             }
-            Ok(Err(denial)) => {
+            Verdict::Decided(Err(denial)) => {
                 let waiter = self.attempts.remove(&ticket).and_then(|attempt| attempt.waiter);
                 self.fail(waiter, denial);
             }
-            Err(why) => self.pause(now, ticket, &why),
+            Verdict::Again(error) => self.pause(now, ticket, &error.to_string()),
         }
     }
 

@@ -1,6 +1,8 @@
 //! What no tool of others checks: every rule and decision that the code cites is one of `docs/RULES.md`, every decision record
-//! that is named exists, and no file is too long to be read in one go.
+//! that is named exists, no file is too long to be read in one go, nine in ten functions are short, and what only decides names
+//! nothing that does.
 
+use crate::{functions, purity};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,13 +18,17 @@ pub(crate) fn check(root: &Path) -> Result<bool> {
     let known = definitions(&rules);
     let mut sources = Vec::new();
     find_sources(root, &mut sources)?;
-    let mut wrongs = Vec::new();
+    let (mut wrongs, mut names, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
     for source in sources {
         let text = std::fs::read_to_string(&source).with_context(|| format!("cannot read {}", source.display()))?;
         let name = source.strip_prefix(root).unwrap_or(&source).display().to_string();
-        wrongs
-            .extend(wrongs_of(&text, &known, |record| exists(root, record)).into_iter().map(|w| format!("{name}:{w}")));
+        let found = wrongs_of(&text, &known, |record| exists(root, record));
+        wrongs.extend(found.into_iter().chain(purity::wrongs_of(&name, &text)).map(|wrong| format!("{name}:{wrong}")));
+        lengths.extend(functions::lengths_of(&text));
+        names.push(name);
     }
+    wrongs.extend(purity::missing(&names));
+    wrongs.extend(functions::judge(lengths));
     wrongs.iter().for_each(|wrong| println!("{wrong}"));
     Ok(wrongs.is_empty())
 }

@@ -99,8 +99,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         if wants(Part::E2e) {
             run.stage(budget::END_TO_END, || suite::end_to_end(&programs, &arguments.filters));
         }
-        // Not among the parts of a whole run yet: it has not shown over many runs that it fails for a fault only.
-        if arguments.only.contains(&Part::Soak) {
+        // Filters name tests, of which the soak has none.
+        if wants(Part::Soak) && (arguments.filters.is_empty() || arguments.only.contains(&Part::Soak)) {
             run.stage(budget::SOAK, suite::soak);
         }
     }

@@ -6,8 +6,10 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use holdfast_common::Random;
+
 use super::sequential::require_large_file;
-use super::{Aligned, Bench, Noise, at_once};
+use super::{Aligned, Bench, at_once};
 use crate::figures::{Figure, Unit};
 
 const PAGE_BYTES: usize = 4096;
@@ -32,7 +34,7 @@ fn read(bench: &mut Bench<'_>, jobs: usize) -> anyhow::Result<Figure> {
     at_once(jobs, |job| {
         let file = open(&path, libc::O_DIRECT)?;
         let mut page = Aligned::new(PAGE_BYTES);
-        let mut noise = Noise(job as u64);
+        let mut noise = Random::new(job as u64);
         let latencies = repeat(time, || {
             file.read_exact_at(page.bytes_mut(), noise.below(pages) * PAGE_BYTES as u64)?;
             Ok(())
@@ -59,7 +61,7 @@ fn write(bench: &mut Bench<'_>, flags: i32, after: fn(&File) -> anyhow::Result<(
     let pages = pages(bench);
     let file = open(&bench.path("big"), flags)?;
     let page = Aligned::new(PAGE_BYTES);
-    let mut noise = Noise(11);
+    let mut noise = Random::new(11);
     let began = Instant::now();
     let latencies = repeat(Duration::from_secs_f64(bench.options.runtime), || {
         file.write_all_at(page.bytes(), noise.below(pages) * PAGE_BYTES as u64)?;
@@ -75,7 +77,7 @@ pub(super) fn write_buffered(bench: &mut Bench<'_>) -> anyhow::Result<Figure> {
     let (pages, time) = (pages(bench), Duration::from_secs_f64(bench.options.runtime));
     let file = open(&bench.path("big"), 0)?;
     let page = Aligned::new(PAGE_BYTES);
-    let mut noise = Noise(7);
+    let mut noise = Random::new(7);
     let (began, mut writes) = (Instant::now(), 0);
     while began.elapsed() < time {
         for _ in 0..BATCH {

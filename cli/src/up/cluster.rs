@@ -1,72 +1,25 @@
 //! The roles of an `up` cluster, in this process or each in its own, behind one face; and the wait until they work.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use holdfast_common::ClusterId;
 use holdfast_proto::control::admin_client::AdminClient;
 use holdfast_proto::control::{CreateVolumeRequest, ShowClusterRequest, ShowVolumeRequest, Volume, VolumeState};
-use serde_json::{Value, json};
 use tonic::Code;
 use tonic::transport::Channel;
 
 use super::in_process::InProcess;
 use super::layout::Layout;
+use super::members::{Absent, Event, RoleInfo, format_if_new};
 use super::plan::Plan;
 use super::processes::Processes;
 use super::progress::Progress;
-use crate::roles::{RoleConfig, RoleKind};
+use crate::roles::RoleConfig;
 use crate::volume::{connect, refused};
 
 /// Pause between two looks at whether everybody is there.
 const POLL_PAUSE: Duration = Duration::from_millis(50);
-
-/// One running role, as the ready line shows it.
-#[derive(Clone, Debug)]
-pub(crate) struct RoleInfo {
-    pub(crate) kind: RoleKind,
-    /// From 0.
-    pub(crate) index: u32,
-    pub(crate) address: String,
-    pub(crate) pid: u32,
-    pub(crate) directory: std::path::PathBuf,
-}
-
-impl RoleInfo {
-    pub(crate) fn new(config: &RoleConfig, index: u32, address: String, pid: u32) -> Self {
-        Self { kind: config.kind(), index, address, pid, directory: config.dir().to_owned() }
-    }
-
-    /// One that does not serve yet.
-    pub(crate) fn absent(config: &RoleConfig, index: u32) -> Self {
-        Self::new(config, index, String::new(), 0)
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        json!({
-            "role": self.kind.name(),
-            "index": self.index,
-            "pid": self.pid,
-            "address": self.address,
-            "directory": self.directory,
-        })
-    }
-}
-
-/// The metanodes and datanodes of a cluster, by index.
-pub(crate) fn role_configs(plan: &Plan, volmgr: &str) -> Vec<(u32, RoleConfig)> {
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let metanode = |index| RoleConfig::Metanode { dir: plan.layout.metanode(index), listen, volmgr: volmgr.to_owned() };
-    let datanode = |index| RoleConfig::Datanode {
-        dir: plan.layout.datanode(index),
-        disks: vec![plan.layout.disk(index)],
-        listen,
-        volmgr: volmgr.to_owned(),
-    };
-    let metanodes = (0..plan.record.metanodes).map(|index| (index, metanode(index)));
-    metanodes.chain((0..plan.record.datanodes).map(|index| (index, datanode(index)))).collect()
-}
 
 enum Roles {
     InProcess(InProcess),
@@ -76,33 +29,6 @@ enum Roles {
 /// A cluster coming up or up.
 pub(crate) struct Cluster {
     roles: Roles,
-}
-
-/// A metanode that the cluster comes up without, and why: it is started as soon as it is back.
-#[derive(Clone, Debug)]
-pub(crate) struct Absent {
-    pub(crate) role: RoleInfo,
-    pub(crate) reason: String,
-}
-
-/// The nodes of a cluster after their start.
-#[derive(Default)]
-pub(crate) struct Started {
-    pub(crate) roles: Vec<RoleInfo>,
-    pub(crate) absent: Vec<Absent>,
-}
-
-impl Started {
-    /// In the order of indices, metanodes first.
-    pub(crate) fn sort(&mut self) {
-        let place = |role: &RoleInfo| (role.kind == RoleKind::Datanode, role.index);
-        self.roles.sort_by_key(place);
-        self.absent.sort_by_key(|absent| place(&absent.role));
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.roles.len() + self.absent.len()
-    }
 }
 
 /// What came up.
@@ -129,7 +55,7 @@ impl Cluster {
     pub(crate) async fn bring_up(&mut self, plan: &mut Plan, progress: &Progress) -> Result<Ready> {
         progress.say("starting the volume manager".to_owned());
         let config = RoleConfig::Volmgr { dir: plan.layout.volmgr(), listen: plan.listen };
-        super::in_process::format_if_new(&config).await?;
+        format_if_new(&config).await?;
         let cluster = holdfast_volmgr::cluster_of(config.dir())?;
         if plan.record.cluster.is_none() {
             plan.record.cluster = Some(cluster);
@@ -167,30 +93,6 @@ impl Cluster {
             Roles::Processes(roles) => roles.stop().await,
         }
     }
-}
-
-/// What happened to a role while the cluster was up.
-#[derive(Clone, Debug)]
-pub(crate) enum Event {
-    /// It ended, and will be started again.
-    Died {
-        /// Which one it was.
-        role: RoleInfo,
-        /// How it ended.
-        how: String,
-    },
-    /// It was started again.
-    Restarted {
-        /// As it is now.
-        role: RoleInfo,
-    },
-    /// It could not be started again yet.
-    NotRestarted {
-        /// Which one it was.
-        role: RoleInfo,
-        /// Why.
-        reason: String,
-    },
 }
 
 /// Waits until every node is known at the address where it listens now: after a restart that means that it spoke.

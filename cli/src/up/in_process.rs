@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use holdfast_datanode::Process;
-use holdfast_node::superblock;
 use tokio::task::JoinSet;
 
 use super::absent::log_changes;
-use super::cluster::{Absent, Event, RoleInfo, Started, role_configs};
+use super::members::{Absent, Event, RoleInfo, Started, format_if_new, role_configs};
 use super::plan::Plan;
 use super::progress::Progress;
 use crate::roles::{Lost, Role, RoleConfig};
@@ -120,9 +119,4 @@ async fn start_when_back(config: RoleConfig, index: u32, process: Process) -> (R
             }
         }
     }
-}
-
-/// `up` is the explicit command that formats (R28), but never what is formatted already.
-pub(crate) async fn format_if_new(config: &RoleConfig) -> Result<()> {
-    if superblock::exists(config.dir()) { Ok(()) } else { config.format().await }
 }

@@ -11,6 +11,7 @@ use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use holdfast_common::Pauses;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -20,11 +21,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::absent::log_changes;
-use super::cluster::{Absent, Event, RoleInfo, Started, role_configs};
-use super::in_process::format_if_new;
+use super::members::{Absent, Event, RoleInfo, Started, format_if_new, role_configs};
 use super::plan::Plan;
 use super::progress::Progress;
 use crate::roles::{Lost, RoleConfig};
+use crate::wakefulness;
 
 /// Pause before a role that died is started again; doubled while it does not come up.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -214,6 +215,7 @@ fn command_of(config: &RoleConfig) -> Result<std::process::Command> {
     // The file itself, so that a binary that was replaced meanwhile is not mixed into a running cluster.
     let mut command = std::process::Command::new("/proc/self/exe");
     command.arg0("holdfast").arg(config.kind().name()).arg("serve").arg("--json").arg("--dir").arg(config.dir());
+    wakefulness::hand_down(&mut command);
     match config {
         RoleConfig::Volmgr { listen, .. } => {
             command.arg("--listen").arg(listen.to_string());
@@ -278,7 +280,8 @@ impl Watcher {
     /// Starts the role again where it listened before, so that nobody has to learn a new address. A metanode that lost its log is
     /// tried again when something about the log has changed.
     async fn restart(&self, role: &RoleInfo, mut is_lost: bool) -> Running {
-        let mut pause = RESTART_PAUSE;
+        let mut pauses = Pauses::new(RESTART_PAUSE, RESTART_PAUSE_MAX);
+        let mut pause = pauses.next_pause();
         loop {
             match is_lost {
                 true => log_changes(self.config.dir()).await,
@@ -294,7 +297,7 @@ impl Watcher {
                     is_lost = error.is::<Lost>();
                     let reason = format!("{error:#}");
                     let _ = self.events.send(Event::NotRestarted { role: role.clone(), reason }).await;
-                    pause = (pause * 2).min(RESTART_PAUSE_MAX);
+                    pause = pauses.next_pause();
                 }
             }
         }

@@ -17,6 +17,7 @@ const DEAD_MOUNTS_MAX: usize = 64;
 
 /// Why nothing was mounted. Nothing was changed either.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum MountError {
     /// No FUSE in this kernel or container.
     #[error(
@@ -35,9 +36,7 @@ pub enum MountError {
     /// It could not be made.
     #[error("the mount point {} cannot be created: {cause}", .path.display())]
     Create {
-        /// What.
         path: PathBuf,
-        /// Why.
         #[source]
         cause: io::Error,
     },
@@ -47,7 +46,6 @@ pub enum MountError {
     /// What is in it would be hidden.
     #[error("the mount point {} is not empty: it holds '{entry}'", .path.display())]
     NotEmpty {
-        /// What.
         path: PathBuf,
         /// One of its entries.
         entry: String,
@@ -55,7 +53,6 @@ pub enum MountError {
     /// Something is mounted there.
     #[error("something is mounted at {} already: {by}", .path.display())]
     AlreadyMounted {
-        /// Where.
         path: PathBuf,
         /// Its type and source.
         by: String,
@@ -66,18 +63,14 @@ pub enum MountError {
     /// It cannot be looked at.
     #[error("the mount point {} cannot be used: {cause}", .path.display())]
     Unusable {
-        /// What.
         path: PathBuf,
-        /// Why.
         #[source]
         cause: io::Error,
     },
     /// mount(2) failed.
     #[error("mounting at {} failed: {cause}", .path.display())]
     Failed {
-        /// Where.
         path: PathBuf,
-        /// Why.
         #[source]
         cause: io::Error,
     },

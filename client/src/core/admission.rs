@@ -8,6 +8,7 @@
 
 use super::ranges::Ranges;
 use super::time::Moment;
+use holdfast_common::FileOffset;
 use holdfast_common::limits::PAGE_BYTES;
 use holdfast_erasure::CodeMode;
 use holdfast_proto::data::{DiskGrant, Status};
@@ -22,7 +23,7 @@ pub(crate) const SPACE_SLACK_BYTES: u64 = 128 << 20;
 /// How long a reservation of space lasts at the datanodes.
 pub(crate) const SPACE_LEASE: Duration = Duration::from_secs(20);
 /// A cover older than this is renewed before it is relied on.
-const SPACE_RENEW_AFTER: Duration = Duration::from_secs(10);
+pub(super) const SPACE_RENEW_AFTER: Duration = Duration::from_secs(10);
 /// A datanode that does not answer by then is left out; the write itself will find other members.
 pub(crate) const SPACE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A shard takes its length and a header with checksums: one page in sixteen covers it from 64 KiB on.
@@ -31,9 +32,9 @@ pub(crate) const OVERHEAD_DIVISOR: u64 = 16;
 const SHARED_MARGIN_DIVISOR: u64 = 8;
 
 /// 4 KiB pages that a range touches, in bytes.
-pub(crate) fn charge(offset: u64, length: u64) -> u64 {
+pub(crate) fn charge(offset: FileOffset, length: u64) -> u64 {
     let page = u64::from(PAGE_BYTES);
-    if length == 0 { 0 } else { (offset + length).div_ceil(page) * page - offset / page * page }
+    if length == 0 { 0 } else { (offset + length).0.div_ceil(page) * page - offset.0 / page * page }
 }
 
 /// Quota charges of one inode's dirty data, by page: a generation takes along the charges of its own pages, and never those that
@@ -49,27 +50,27 @@ pub(crate) struct Charges {
 
 impl Charges {
     /// A write was charged so much.
-    pub(crate) fn add(&mut self, offset: u64, length: u64, charged_bytes: u64) {
+    pub(crate) fn add(&mut self, offset: FileOffset, length: u64, charged_bytes: u64) {
         let page = u64::from(PAGE_BYTES);
         if is_counted(offset, length, charged_bytes) {
             self.loose_bytes += charged_bytes;
         } else if charged_bytes > 0 {
-            let pages_count = self.pages.insert(offset / page, (offset + length).div_ceil(page));
+            let pages_count = self.pages.insert(offset.0 / page, (offset + length).0.div_ceil(page));
             self.loose_bytes += charged_bytes - pages_count * page;
         }
     }
 
     /// Takes what belongs to data that ends at `end`, or all if nothing is left behind it. A page across the end goes with what is
     /// before it, which is committed first.
-    pub(crate) fn take(&mut self, end: Option<u64>) -> u64 {
+    pub(crate) fn take(&mut self, end: Option<FileOffset>) -> u64 {
         let page = u64::from(PAGE_BYTES);
-        let pages_count = self.pages.take_below(end.map_or(u64::MAX, |end| end.div_ceil(page)));
+        let pages_count = self.pages.take_below(end.map_or(u64::MAX, |end| end.0.div_ceil(page)));
         pages_count * page + std::mem::take(&mut self.loose_bytes)
     }
 }
 
 /// Whether a write was charged the pages that the table says are not mapped, instead of all that it touches.
-pub(crate) fn is_counted(offset: u64, length: u64, charged_bytes: u64) -> bool {
+pub(crate) fn is_counted(offset: FileOffset, length: u64, charged_bytes: u64) -> bool {
     charged_bytes > 0 && charged_bytes < charge(offset, length)
 }
 
@@ -189,6 +190,11 @@ impl Cover {
     /// Whether the disks were asked a short while ago.
     pub(crate) fn is_fresh(&self, now: Moment) -> bool {
         self.since.is_some_and(|since| now.since(since) < SPACE_RENEW_AFTER)
+    }
+
+    /// When that will be too long ago, if it is not yet.
+    pub(crate) fn stale_at(&self, now: Moment) -> Option<Moment> {
+        self.since.map(|since| since + SPACE_RENEW_AFTER).filter(|at| *at > now)
     }
 
     /// Flushed data has drawn on the reservations.

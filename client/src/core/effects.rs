@@ -6,11 +6,10 @@
 
 use super::members::Member;
 use super::readahead::Advice;
-use super::requests::RequestId;
 use super::time::Moment;
-use crate::{Error, FileHandle, OpenMode, Whence, WriteAt};
+use crate::{CallFailed, Error, FileHandle, OpenMode, Whence, WriteAt};
 use bytes::Bytes;
-use holdfast_common::{ChunkId, DiskId, InodeId, SessionId};
+use holdfast_common::{ChunkId, DiskId, FileOffset, InodeId, SessionId};
 use holdfast_erasure::Geometry;
 use holdfast_proto::control::Endpoint;
 use holdfast_proto::data::{DiskGrant, DiskReservation, PutShardResponse};
@@ -25,6 +24,10 @@ use std::time::Duration;
 /// An operation of a caller. Numbers ascend and are never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OpId(pub(crate) u64);
+
+/// A metadata request, over all its attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RequestId(pub(super) u64);
 
 /// One sending of a metadata request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,9 +73,9 @@ pub(crate) enum Call {
     /// The last close.
     Release { handle: FileHandle },
     /// Where the bytes of a range are.
-    Plan { handle: FileHandle, offset: u64, length_bytes: u64, reading: Reading },
+    Plan { handle: FileHandle, offset: FileOffset, length_bytes: u64, reading: Reading },
     /// lseek(2).
-    Seek { handle: FileHandle, offset: u64, whence: Whence },
+    Seek { handle: FileHandle, offset: FileOffset, whence: Whence },
     /// Makes everything durable.
     Sync,
     /// Ends the session.
@@ -87,7 +90,7 @@ pub(crate) enum Answer {
     Mutated(Box<MutateResponse>),
     Opened(Box<Attr>, FileHandle),
     Plan(Vec<PlanPiece>, Advice),
-    Offset(u64),
+    Offset(FileOffset),
     /// A lost write, told by this handle for the last time.
     Told(FileHandle, Error),
 }
@@ -122,9 +125,9 @@ pub(crate) enum Input {
     /// An operation ended, and its caller was gone before it could be told.
     Undelivered { outcome: Result<Answer, Error> },
     /// A request was answered, or not within its time.
-    Answered { attempt: AttemptId, answer: Result<Response, String> },
+    Answered { attempt: AttemptId, answer: Result<Response, CallFailed> },
     /// A shard was put, or not within its time.
-    Put { write: WriteId, chunk: ChunkId, shard: u8, elapsed: Duration, answer: Result<PutShardResponse, String> },
+    Put { write: WriteId, chunk: ChunkId, shard: u8, elapsed: Duration, answer: Result<PutShardResponse, CallFailed> },
     /// Addresses from the volume manager; none if it did not answer.
     Endpoints(Vec<Endpoint>),
     /// What disks promised, by the addresses of their hosts.

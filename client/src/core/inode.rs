@@ -246,7 +246,7 @@ impl Inode {
         if offset.0.checked_add(data.len() as u64).is_none_or(|end| end > FILE_BYTES_MAX) {
             return Err(Error::FileTooLarge);
         }
-        self.charges.add(offset.0, data.len() as u64, charged_bytes);
+        self.charges.add(offset, data.len() as u64, charged_bytes);
         let replaced_bytes = self.dirty.write(offset, data);
         self.mtime_ns = self.mtime_ns.max(mtime_ns);
         self.kill_suid_sgid |= kill_suid_sgid;
@@ -275,7 +275,7 @@ impl Inode {
                 break;
             }
             let ranges = self.dirty.take(limit, GENERATION_PIECES_MAX);
-            let charged_bytes = self.charges.take((!self.dirty.is_empty()).then(|| ranges.end().0));
+            let charged_bytes = self.charges.take((!self.dirty.is_empty()).then(|| ranges.end()));
             self.flushing.push_back(Frozen {
                 generation: self.next_generation,
                 ranges: Arc::new(ranges),

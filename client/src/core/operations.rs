@@ -1,17 +1,16 @@
 //! What callers ask for: from its beginning to its outcome.
 
-use super::effects::{Answer, Call, OpId, Response};
+use super::effects::{Answer, Call, OpId, RequestId, Response};
 use super::inode::{Freeze, Waiter};
 use super::naming::Name;
+use super::pending::PendingWrite;
 use super::readahead::Advice;
-use super::requests::RequestId;
 use super::session::Phase;
 use super::time::Moment;
-use super::writing::PendingWrite;
 use super::{Asker, Core};
 use crate::{Error, FileHandle, OpenMode, Whence};
-use holdfast_common::InodeId;
 use holdfast_common::limits::REQUEST_DEADLINE_MS;
+use holdfast_common::{FileOffset, InodeId};
 use holdfast_proto::meta::{CloseSession, Kind, ReadResponse, mutation, read_request};
 use std::time::Duration;
 
@@ -48,15 +47,15 @@ pub(super) enum State {
     /// A part of a map.
     Planning {
         handle: FileHandle,
-        offset: u64,
+        offset: FileOffset,
         length_bytes: u64,
         advice: Advice,
     },
     Seeking {
         handle: FileHandle,
-        offset: u64,
+        offset: FileOffset,
         whence: Whence,
-        at: u64,
+        at: FileOffset,
     },
 }
 
@@ -72,7 +71,7 @@ pub(super) enum Then {
     Change(InodeId, Box<mutation::Op>),
     Seek {
         handle: FileHandle,
-        offset: u64,
+        offset: FileOffset,
         whence: Whence,
     },
 }

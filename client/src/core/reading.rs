@@ -20,7 +20,7 @@ impl Core {
         &mut self,
         op: OpId,
         handle: FileHandle,
-        offset: u64,
+        offset: FileOffset,
         length_bytes: u64,
         reading: Reading,
     ) -> Result<(), Error> {
@@ -53,7 +53,7 @@ impl Core {
             Ok((_, inode)) => inode,
             Err(error) => return self.finish(op, Err(error)),
         };
-        match inode.find(FileOffset(offset), length_bytes) {
+        match inode.find(offset, length_bytes) {
             Found::Pieces(pieces) => self.finish(op, Ok(Answer::Plan(pieces, advice))),
             Found::MapUnknown { offset } => {
                 inode.map_waiters.push(op);
@@ -103,7 +103,14 @@ impl Core {
         self.files.forget_unused(id);
     }
 
-    pub(super) fn seek_from(&mut self, op: OpId, handle: FileHandle, offset: u64, whence: Whence, at: u64) {
+    pub(super) fn seek_from(
+        &mut self,
+        op: OpId,
+        handle: FileHandle,
+        offset: FileOffset,
+        whence: Whence,
+        at: FileOffset,
+    ) {
         match self.files.file(handle).map(|file| file.inode) {
             Ok(inode) => {
                 self.set(op, State::Seeking { handle, offset, whence, at });
@@ -113,8 +120,8 @@ impl Core {
         }
     }
 
-    pub(super) fn ask_map_for(&mut self, op: OpId, inode: InodeId, offset: u64, length_bytes: u64) {
-        let map = ReadMap { inode: inode.0, offset, length_bytes, max_extents: MAP_EXTENTS };
+    pub(super) fn ask_map_for(&mut self, op: OpId, inode: InodeId, offset: FileOffset, length_bytes: u64) {
+        let map = ReadMap { inode: inode.0, offset: offset.0, length_bytes, max_extents: MAP_EXTENTS };
         self.ask(read_request::Op::ReadMap(map), Asker::MapFor(op));
     }
 
@@ -139,37 +146,36 @@ impl Core {
 }
 
 enum Sought {
-    Found(u64),
+    Found(FileOffset),
     Nothing,
     /// The map goes on from there.
-    On(u64),
+    On(FileOffset),
 }
 
 /// Looks for data or a hole in a part of a map that begins at `at`.
-fn sought(response: &ReadResponse, offset: u64, whence: Whence, mut at: u64) -> Sought {
+fn sought(response: &ReadResponse, offset: FileOffset, whence: Whence, mut at: FileOffset) -> Sought {
     let (Some(attributes), Some(map)) = (&response.attr, &response.map) else { return Sought::Nothing };
-    let size_bytes = attributes.size_bytes;
-    if offset >= size_bytes {
+    let file_end = FileOffset(attributes.size_bytes);
+    if offset >= file_end {
         return Sought::Nothing;
     }
-    let covered_to = map.offset.saturating_add(map.covered_bytes);
+    let covered_to = FileOffset(map.offset.saturating_add(map.covered_bytes));
     for extent in &map.extents {
+        let (start, end) = (FileOffset(extent.file_offset), FileOffset(extent.file_offset) + extent.length_bytes);
         match whence {
-            Whence::Data if extent.file_offset + extent.length_bytes > at => {
-                return Sought::Found(at.max(extent.file_offset));
-            }
-            Whence::Hole if extent.file_offset > at => return Sought::Found(at),
-            Whence::Data | Whence::Hole => at = at.max(extent.file_offset + extent.length_bytes),
+            Whence::Data if end > at => return Sought::Found(at.max(start)),
+            Whence::Hole if start > at => return Sought::Found(at),
+            Whence::Data | Whence::Hole => at = at.max(end),
         }
     }
-    if whence == Whence::Hole && at < covered_to.min(size_bytes) {
+    if whence == Whence::Hole && at < covered_to.min(file_end) {
         return Sought::Found(at);
     }
     let before = at;
     at = at.max(covered_to);
     match whence {
-        Whence::Hole if at >= size_bytes => Sought::Found(size_bytes),
-        Whence::Data if at >= size_bytes => Sought::Nothing,
+        Whence::Hole if at >= file_end => Sought::Found(file_end),
+        Whence::Data if at >= file_end => Sought::Nothing,
         // A table that covers nothing would be asked for ever.
         Whence::Hole | Whence::Data if at == before && map.covered_bytes == 0 => Sought::Nothing,
         Whence::Hole | Whence::Data => Sought::On(at),

@@ -4,12 +4,12 @@
 //! executes it exactly once (R8). A number counts as acknowledged only when its answer was taken in. Questions may be
 //! dropped at any time.
 
-use super::effects::{AttemptId, Effects, Note, Response, Send, Wire};
+use super::effects::{AttemptId, Effects, Note, RequestId, Response, Send, Wire};
 use super::members::Members;
 use super::time::Moment;
-use crate::Error;
+use crate::{CallFailed, Error};
 use holdfast_common::limits::SESSION_IN_FLIGHT_MAX;
-use holdfast_common::{Ascending, Incarnation, NodeId, SessionId, VolumeId};
+use holdfast_common::{Ascending, Incarnation, NodeId, Pauses, SessionId, VolumeId};
 use holdfast_proto::meta::{Code, MutateRequest, Mutation, ReadRequest, mutation, read_request};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -22,10 +22,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(30);
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Pause before a named leader is asked: two replicas that name each other during an election must not make a busy loop.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(1);
-
-/// A request, over all its attempts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct RequestId(u64);
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -41,7 +37,7 @@ struct Request<A> {
     sequence: Option<u64>,
     /// The session it was sent under last.
     session: SessionId,
-    pause: Duration,
+    pauses: Pauses,
     retry_at: Option<Moment>,
     attempts: u32,
     /// Where the last attempt went, until it is answered.
@@ -221,7 +217,7 @@ impl<A> Requests<A> {
             body,
             sequence: None,
             session: SessionId(0),
-            pause: RETRY_PAUSE,
+            pauses: Pauses::new(RETRY_PAUSE, RETRY_PAUSE_MAX),
             retry_at: None,
             attempts: 0,
             sent_to: None,
@@ -326,8 +322,7 @@ impl<A> Requests<A> {
     /// Tries again after its pause, which doubles.
     fn pause(&mut self, id: RequestId, now: Moment) {
         let Some(request) = self.requests.get_mut(&id) else { return };
-        let at = now + request.pause;
-        request.pause = (request.pause * 2).min(RETRY_PAUSE_MAX);
+        let at = now + request.pauses.next_pause();
         self.retry_at(id, at);
     }
 
@@ -360,7 +355,7 @@ impl<A> Requests<A> {
     pub(crate) fn answered(
         &mut self,
         attempt: AttemptId,
-        answer: Result<Response, String>,
+        answer: Result<Response, CallFailed>,
         now: Moment,
         members: &Members,
         out: &mut Effects,
@@ -374,13 +369,14 @@ impl<A> Requests<A> {
         };
         let reason = match &answer {
             Ok(response) => response.detail().to_owned(),
-            Err(reason) => reason.clone(),
+            Err(failed) => failed.to_string(),
         };
         match verdict {
             Verdict::Done => {
                 let Some(request) = self.remove(id) else { return Outcome::Pending };
                 self.pump(now, members, out);
-                return Outcome::Answered(request.asker, answer.map_err(Error::TimedOut).and_then(Response::checked));
+                let answer = answer.map_err(|_| Error::TimedOut(reason)).and_then(Response::checked);
+                return Outcome::Answered(request.asker, answer);
             }
             Verdict::Expired => return self.expired(id, now, members, out),
             Verdict::Follow(leader) if leader != asked => {

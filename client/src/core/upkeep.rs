@@ -7,8 +7,8 @@ use super::session::Phase;
 use super::{Answer, Asker, Core};
 use crate::Error;
 use crate::core::time::Moment;
-use holdfast_common::SessionId;
 use holdfast_common::limits::SESSION_KEEPALIVE_MS;
+use holdfast_common::{SessionId, Term};
 use holdfast_proto::meta::{
     GetGroups, GetNodes, KeepAlive, MutateResponse, OpenSession, ReadResponse, ReserveChunks, ReserveQuota, mutation,
     read_request,
@@ -42,7 +42,7 @@ impl Core {
                 let session = SessionId(response.session);
                 self.requests.set_session(session, self.now, &self.members, &mut self.out);
                 // To who opened the session, whatever its term: it knows of nothing open.
-                self.send_keep_alive(Some(0));
+                self.send_keep_alive(Some(Term::ZERO));
                 self.ask_groups();
                 if !self.writes.without_id.is_empty() {
                     self.reserve_chunks();
@@ -125,12 +125,13 @@ impl Core {
     }
 
     /// With the list of what is open if the leader of a term is to have it.
-    fn send_keep_alive(&mut self, attach: Option<u64>) {
+    fn send_keep_alive(&mut self, attach: Option<Term>) {
         self.forget_keep_alive();
         self.session.told(false);
         let open = if attach.is_some() { self.session.list_open() } else { Vec::new() };
         let released = self.session.tell_released();
-        let op = KeepAlive { released, attach: attach.is_some(), open, suspects: Vec::new(), attach_term: attach };
+        let attach_term = attach.map(|term| term.0);
+        let op = KeepAlive { released, attach: attach.is_some(), open, suspects: Vec::new(), attach_term };
         let asker = Asker::KeepAlive { sent: self.now, attach: attach.is_some() };
         self.keep_alive_at = self.now + KEEP_ALIVE_INTERVAL;
         self.keep_alive = Some(self.ask(read_request::Op::KeepAlive(op), asker));
@@ -146,7 +147,7 @@ impl Core {
             self.ask_groups();
         }
         if response.attach_needed && !attach {
-            self.send_keep_alive(Some(response.term));
+            self.send_keep_alive(Some(Term(response.term)));
         }
     }
 

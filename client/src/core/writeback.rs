@@ -6,8 +6,8 @@
 
 use super::packer::PlannedChunk;
 use super::time::Moment;
-use holdfast_common::InodeId;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX};
+use holdfast_common::{InodeId, Pauses};
 use holdfast_proto::meta::{ChunkRecord, Extent};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -62,7 +62,7 @@ pub(crate) struct Job {
     pub(crate) chunks: Vec<Option<ChunkRecord>>,
     pub(crate) state: JobState,
     weight: u32,
-    pause: Duration,
+    pauses: Pauses,
 }
 
 impl Job {
@@ -92,9 +92,7 @@ impl Job {
 
     /// The pause before the next attempt.
     pub(crate) fn next_pause(&mut self) -> Duration {
-        let pause = self.pause;
-        self.pause = (self.pause * 2).min(REWRITE_PAUSE_MAX);
-        pause
+        self.pauses.next_pause()
     }
 }
 
@@ -135,7 +133,7 @@ impl WriteBack {
             chunks: Vec::new(),
             state: JobState::Writing { left: 0 },
             weight,
-            pause: REWRITE_PAUSE,
+            pauses: Pauses::new(REWRITE_PAUSE, REWRITE_PAUSE_MAX),
         };
         Some((id, self.jobs.entry(id).or_insert(job)))
     }

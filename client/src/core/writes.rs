@@ -7,6 +7,7 @@ use super::effects::WriteId;
 use super::members::{Member, Members};
 use super::time::Moment;
 use super::writeback::JobId;
+use crate::CallFailed;
 use bytes::Bytes;
 use holdfast_common::ChunkId;
 use holdfast_erasure::{CodeMode, Geometry, choose_slots};
@@ -71,7 +72,7 @@ pub(crate) enum Put {
     Busy,
 }
 
-pub(crate) fn judge(answer: &Result<PutShardResponse, String>) -> Put {
+pub(crate) fn judge(answer: &Result<PutShardResponse, CallFailed>) -> Put {
     match answer.as_ref().map(PutShardResponse::status) {
         Ok(Status::Ok) => Put::Stored,
         Ok(Status::NoSpace) => Put::Full,

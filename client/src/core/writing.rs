@@ -5,9 +5,10 @@ use super::admission::{OVERHEAD_DIVISOR, QUOTA_SLACK_BYTES, SPACE_LEASE, SPACE_S
 use super::effects::{Answer, Note, OpId, PutChunk, Reserve, WriteId};
 use super::inode::Freeze;
 use super::operations::{State, Then};
+use super::pending::{PendingWrite, Share, Space};
 use super::writes::{self, Ended, Put};
 use super::{Asker, Core};
-use crate::{Error, FileHandle, WriteAt};
+use crate::{CallFailed, Error, FileHandle, WriteAt};
 use bytes::Bytes;
 use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES};
 use holdfast_common::{ChunkId, FileOffset, GroupId};
@@ -25,60 +26,6 @@ pub(super) const SHARD_DEADLINE_MAX: Duration = Duration::from_secs(5);
 const MEMBERS_PAUSE: Duration = Duration::from_millis(100);
 /// Dirty pieces of one file from which on it is flushed although they do not fill a chunk.
 const DIRTY_PIECES_MAX: usize = COMMIT_EXTENTS_MAX / 2;
-
-/// How far the search for space has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Space {
-    Fresh,
-    Asked,
-    /// The disks seem full: what is dirty is flushed, and they are asked again.
-    Flushing,
-    AskedAgain,
-    /// Too few disks answered to say anything.
-    Unknown,
-}
-
-/// How far the search for quota has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Share {
-    Fresh,
-    /// With slack beyond the need.
-    AskedMore,
-    Asked,
-    /// The quota seems used up: what is dirty is flushed, which turns cautious charges into true ones.
-    Flushing,
-    /// What the write will really map is counted, from this offset on, so far so many bytes.
-    Counting {
-        at: u64,
-        unmapped: u64,
-    },
-    AskedExactly,
-}
-
-/// A write that waits to be admitted. It holds nothing but its bytes.
-#[derive(Debug)]
-pub(super) struct PendingWrite {
-    handle: FileHandle,
-    at: WriteAt,
-    data: Bytes,
-    mtime_ns: i64,
-    kill_suid_sgid: bool,
-    /// What it is charged of the quota.
-    charge_bytes: u64,
-    space: Space,
-    share: Share,
-}
-
-impl PendingWrite {
-    /// What it waits for, for people.
-    pub(super) fn wanting(&self) -> &'static str {
-        match (self.space, self.share) {
-            (Space::Asked | Space::AskedAgain | Space::Flushing, _) => "the disks did not promise space in time",
-            (_, Share::Fresh) => "memory for written data is used up, and it does not reach the disks",
-            _ => "the metadata leader did not grant quota in time",
-        }
-    }
-}
 
 /// What a waiting write does next.
 enum Step {
@@ -108,10 +55,10 @@ impl Core {
         let length = data.len() as u64;
         // Where an append begins in its page is not known yet; it touches as many pages as from the last byte of one.
         let charged_from = match at {
-            WriteAt::Offset(offset) => offset,
-            WriteAt::End { .. } => u64::from(PAGE_BYTES) - 1,
+            WriteAt::Offset(offset) => FileOffset(offset),
+            WriteAt::End { .. } => FileOffset(u64::from(PAGE_BYTES) - 1),
         };
-        if charged_from.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
+        if charged_from.0.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
             return Err(Error::FileTooLarge);
         }
         if length == 0 {
@@ -261,7 +208,7 @@ impl Core {
                     Err(error) => return Step::Fails(error),
                 };
                 let (id, from) = (inode.id, inode.offset_of(write.at).0);
-                let at = from - from % u64::from(PAGE_BYTES);
+                let at = FileOffset(from - from % u64::from(PAGE_BYTES));
                 write.share = Share::Counting { at, unmapped: 0 };
                 let length = write.data.len() as u64 + u64::from(PAGE_BYTES) * 2;
                 self.ask_map_for(op, id, at, length);
@@ -319,7 +266,7 @@ impl Core {
         let page = u64::from(PAGE_BYTES);
         let Some(write) = self.pending(op) else { return };
         let (handle, write_at, length) = (write.handle, write.at, write.data.len() as u64);
-        let Share::Counting { mut at, mut unmapped } = write.share else { return };
+        let Share::Counting { at: FileOffset(mut at), mut unmapped } = write.share else { return };
         let inode = match self.files.opened(handle) {
             Ok((_, inode)) => inode,
             Err(error) => return self.fail(op, error),
@@ -344,9 +291,9 @@ impl Core {
         unmapped += stop - at;
         if stop < end {
             if let Some(write) = self.pending(op) {
-                write.share = Share::Counting { at: stop, unmapped };
+                write.share = Share::Counting { at: FileOffset(stop), unmapped };
             }
-            return self.ask_map_for(op, id, stop, end - stop);
+            return self.ask_map_for(op, id, FileOffset(stop), end - stop);
         }
         if let Some(write) = self.pending(op) {
             (write.share, write.charge_bytes) = (Share::AskedExactly, unmapped);
@@ -387,7 +334,7 @@ impl Core {
         if written.first {
             self.dirty.insert((now, id));
         }
-        if is_counted(offset.0, length as u64, charge_bytes) {
+        if is_counted(offset, length as u64, charge_bytes) {
             // Which of its pages it was charged for is not known: what is written later goes into other generations.
             self.freeze(id, Freeze::All);
         } else if written.dirty_bytes >= CHUNK_BYTES_MAX as usize || written.pieces_count >= DIRTY_PIECES_MAX {
@@ -454,7 +401,7 @@ impl Core {
         chunk: ChunkId,
         shard: u8,
         elapsed: Duration,
-        answer: &Result<PutShardResponse, String>,
+        answer: &Result<PutShardResponse, CallFailed>,
     ) {
         let Some(member) = self.writes.awaited(id, chunk, shard) else { return };
         let said = writes::judge(answer);
@@ -475,7 +422,7 @@ impl Core {
             Put::Busy => {}
         }
         if said != Put::Stored {
-            let detail = answer.as_ref().map_or_else(Clone::clone, |response| response.detail.clone());
+            let detail = answer.as_ref().map_or_else(ToString::to_string, |response| response.detail.clone());
             self.note(Note::Again(format!(
                 "chunk {chunk}, disk {} at {}: {said:?} {detail}",
                 member.disk, member.address

@@ -8,7 +8,7 @@ use crate::core::readahead::Advice;
 use crate::{Attributes, Error, FallocateMode, NewNode, OpenMode, Whence, WriteAt};
 use bytes::Bytes;
 use holdfast_common::limits::FILE_BYTES_MAX;
-use holdfast_common::{InodeId, Owner};
+use holdfast_common::{FileOffset, InodeId, Owner};
 use holdfast_proto::meta::{Fallocate, FallocateMode as ProtoMode, mutation};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,7 @@ impl FileSystem {
         let mut reading = Reading::Wanted;
         let mut sequential = false;
         for attempt in 1.. {
-            let (pieces, advice) = self.plan(handle, offset, u64::from(length_bytes), reading).await?;
+            let (pieces, advice) = self.plan(handle, FileOffset(offset), u64::from(length_bytes), reading).await?;
             if reading == Reading::Wanted {
                 sequential = advice.sequential;
                 self.read_ahead(handle, advice);
@@ -84,7 +84,7 @@ impl FileSystem {
     async fn plan(
         &self,
         handle: FileHandle,
-        offset: u64,
+        offset: FileOffset,
         length_bytes: u64,
         reading: Reading,
     ) -> Result<(Vec<PlanPiece>, Advice), Error> {
@@ -165,8 +165,8 @@ impl FileSystem {
 
     /// lseek(2) for data and holes.
     pub async fn seek(&self, handle: FileHandle, offset: u64, whence: Whence) -> Result<u64, Error> {
-        match self.run(Call::Seek { handle, offset, whence }).await? {
-            Answer::Offset(offset) => Ok(offset),
+        match self.run(Call::Seek { handle, offset: FileOffset(offset), whence }).await? {
+            Answer::Offset(offset) => Ok(offset.0),
             _ => Err(missing()),
         }
     }

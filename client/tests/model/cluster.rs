@@ -4,7 +4,7 @@
 
 use bytes::{Bytes, BytesMut};
 use holdfast_client::network::{Call, Network};
-use holdfast_common::{ChunkId, GroupId, InodeId, Random, SessionId};
+use holdfast_common::{ChunkId, FileOffset, GroupId, InodeId, Random, SessionId};
 use holdfast_metanode::table::{COMMAND_VERSION, FEATURE_LEVEL, Table, is_leader_only, refusal};
 use holdfast_proto::control::{Endpoint, Volume, VolumeState};
 use holdfast_proto::data::{
@@ -17,6 +17,7 @@ use holdfast_proto::meta::{
     Mutation, NodeAddress, RaiseFeatureLevel, RaiseFloor, ReadRequest, ReadResponse, VacateSlot, read_request,
 };
 use holdfast_proto::record::TableCommand;
+use holdfast_transport::RpcError;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -196,13 +197,13 @@ impl Cluster {
             let begun = Instant::now();
             if lost {
                 sleep(timeout).await;
-                return Err("lost on its way".into());
+                return Err(RpcError::Deadline.into());
             }
             let answer = execute(&mut cluster.state());
             sleep(Duration::from_micros(delay_us / 2)).await;
             if unanswered {
                 sleep(timeout.saturating_sub(begun.elapsed())).await;
-                return Err("its answer was lost".into());
+                return Err(RpcError::Deadline.into());
             }
             Ok(answer)
         })
@@ -255,7 +256,7 @@ impl State {
             Question::Open(op) => {
                 self.check_session(request.session)?;
                 let attr = table.get_attr(InodeId(op.inode))?;
-                let (_, map) = table.read_map(InodeId(op.inode), 0, attr.size_bytes, 16)?;
+                let (_, map) = table.read_map(InodeId(op.inode), FileOffset(0), attr.size_bytes, 16)?;
                 response.map = (map.covered_bytes == attr.size_bytes).then_some(map);
                 response.attr = Some(attr);
             }
@@ -266,7 +267,7 @@ impl State {
             }
             Question::ReadMap(op) => {
                 let most = usize::try_from(op.max_extents).unwrap();
-                let (attr, map) = table.read_map(InodeId(op.inode), op.offset, op.length_bytes, most)?;
+                let (attr, map) = table.read_map(InodeId(op.inode), FileOffset(op.offset), op.length_bytes, most)?;
                 (response.attr, response.map) = (Some(attr), Some(map));
             }
             Question::ReadLink(op) => response.value = table.read_link(InodeId(op.inode))?,
@@ -466,6 +467,6 @@ pub(crate) fn in_virtual_time<T>(test: impl Future<Output = T>) -> T {
 
 /// Chunks that some file of the table needs.
 pub(crate) fn live_chunks(table: &Table, inode: InodeId) -> Vec<ChunkId> {
-    let (_, map) = table.read_map(inode, 0, u64::MAX, 4096).expect("a file");
+    let (_, map) = table.read_map(inode, FileOffset(0), u64::MAX, 4096).expect("a file");
     map.chunks.iter().map(|record| ChunkId(record.chunk)).collect()
 }

@@ -5,7 +5,7 @@
 //! lost replica once voted for is one of the others, whose term was no higher than this one when it acknowledged; and whatever
 //! the lost replica once acknowledged is below the entry. If another replica is dead, it waits.
 
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, Term};
 
 use super::GroupCore;
 use super::effects::{Admitted, Effects};
@@ -22,9 +22,9 @@ const ADMISSIONS_MAX: usize = 16;
 pub(super) struct Admission {
     ticket: u64,
     to: u64,
-    term: u64,
+    term: Term,
     /// Index of the empty entry.
-    index: u64,
+    index: LogIndex,
     /// Every other voter has it. It stays true: none of them goes back behind this term.
     acknowledged: bool,
     ticks_left: usize,
@@ -47,13 +47,13 @@ impl<P, R> GroupCore<P, R> {
             return Err(AdmissionError::NotAVoter);
         }
         if self.options.sabotage == Sabotage::AdmittedAtOnce {
-            let (term, index) = (self.raw.raft.term, self.raw.store().mark().index.max(1));
+            let (term, index) = (self.term(), self.raw.store().mark().index.max(LogIndex(1)));
             return Ok(Admission { ticket, to, term, index, acknowledged: true, ticks_left: ADMISSION_TICKS });
         }
         if self.admissions.len() >= ADMISSIONS_MAX || self.raw.propose(Vec::new(), Vec::new()).is_err() {
             return Err(AdmissionError::Overloaded);
         }
-        let (term, index) = (self.raw.raft.term, self.raw.raft.raft_log.last_index());
+        let (term, index) = (self.term(), self.last_index());
         Ok(Admission { ticket, to, term, index, acknowledged: false, ticks_left: ADMISSION_TICKS })
     }
 
@@ -63,7 +63,7 @@ impl<P, R> GroupCore<P, R> {
 
     /// Answers those that can be, and lets the state be frozen for those that only wait for a snapshot.
     pub(super) fn settle_admissions(&mut self, out: &mut Effects<P, R>) {
-        let (leads, term) = (self.leads(), self.raw.raft.term);
+        let (leads, term) = (self.leads(), self.term());
         let (leader, mark) = (self.leader(), self.raw.store().mark());
         for mut admission in std::mem::take(&mut self.admissions) {
             let missing = self.not_acknowledged(&admission);
@@ -88,7 +88,7 @@ impl<P, R> GroupCore<P, R> {
     /// The other voters that have not acknowledged the entry. What the lost replica acknowledged in its former life says nothing.
     fn not_acknowledged(&self, admission: &Admission) -> Vec<NodeId> {
         let progress = self.raw.raft.prs();
-        let has = |id: u64| progress.get(id).is_some_and(|progress| progress.matched >= admission.index);
+        let has = |id: u64| progress.get(id).is_some_and(|progress| LogIndex(progress.matched) >= admission.index);
         let others = self.voters().iter().filter(|id| **id != admission.to);
         others.filter(|id| !has(**id)).map(|id| NodeId(*id)).collect()
     }

@@ -4,35 +4,36 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, RaftGroupId, Term};
 
 use crate::log::record::{Record, SnapshotMark};
 use crate::outbox::GroupMessage;
 use crate::snapshot::SnapshotHeader;
 use crate::status::{AdmissionError, ProposeError, ReadError};
+use crate::stop::StopReason;
 
 /// A committed command, with whoever waits for its answer. Without data it is a leader's mark, not to be applied.
 pub(crate) struct Command<P> {
-    pub(crate) index: u64,
+    pub(crate) index: LogIndex,
     pub(crate) data: Bytes,
     pub(crate) ticket: Option<P>,
 }
 
 /// Committed commands of a group, to be applied in this order.
 pub(crate) struct Apply<P> {
-    pub(crate) group: u64,
+    pub(crate) group: RaftGroupId,
     pub(crate) commands: Vec<Command<P>>,
 }
 
 /// A delivered snapshot is current: its state takes the place of the group's.
 pub(crate) struct Install {
-    pub(crate) group: u64,
+    pub(crate) group: RaftGroupId,
     pub(crate) mark: SnapshotMark,
 }
 
 /// A group's state, as applied now, is to be frozen and written to the file of `mark`.
 pub(crate) struct Freeze {
-    pub(crate) group: u64,
+    pub(crate) group: RaftGroupId,
     pub(crate) mark: SnapshotMark,
     pub(crate) voters: Vec<u64>,
     pub(crate) learners: Vec<u64>,
@@ -56,10 +57,10 @@ pub(crate) struct SnapshotOut {
 /// A voter that lost its log may have the snapshot of `mark`: every other voter has the entry at `index`, of this `term`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Admitted {
-    pub(crate) group: u64,
+    pub(crate) group: RaftGroupId,
     pub(crate) to: NodeId,
-    pub(crate) term: u64,
-    pub(crate) index: u64,
+    pub(crate) term: Term,
+    pub(crate) index: LogIndex,
     pub(crate) mark: SnapshotMark,
 }
 
@@ -72,16 +73,16 @@ pub(crate) struct Effects<P, R> {
     pub(crate) applies: Vec<Apply<P>>,
     pub(crate) failed: Vec<(P, ProposeError)>,
     /// With the group whose state is to be read.
-    pub(crate) reads: Vec<(u64, R, Result<(), ReadError>)>,
+    pub(crate) reads: Vec<(RaftGroupId, R, Result<(), ReadError>)>,
     pub(crate) freezes: Vec<Freeze>,
     /// Snapshot files nobody needs: (group, file number).
-    pub(crate) removals: Vec<(u64, u64)>,
+    pub(crate) removals: Vec<(RaftGroupId, u64)>,
     /// Groups that stop, and why.
-    pub(crate) broken: Vec<(u64, String)>,
+    pub(crate) broken: Vec<(RaftGroupId, StopReason)>,
     /// Answers to admissions, by ticket.
     pub(crate) admitted: Vec<(u64, Result<Admitted, AdmissionError>)>,
     /// Groups whose status or lease may have changed.
-    pub(crate) touched: BTreeSet<u64>,
+    pub(crate) touched: BTreeSet<RaftGroupId>,
 }
 
 impl<P, R> Default for Effects<P, R> {
@@ -105,7 +106,7 @@ impl<P, R> Default for Effects<P, R> {
 
 impl<P, R> Effects<P, R> {
     /// Lets go of a snapshot's file, if it has one.
-    pub(super) fn remove(&mut self, group: u64, mark: Option<SnapshotMark>) {
+    pub(super) fn remove(&mut self, group: RaftGroupId, mark: Option<SnapshotMark>) {
         self.removals.extend(mark.filter(|mark| mark.file != 0).map(|mark| (group, mark.file)));
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use holdfast_common::LogIndex;
 use raft::ReadState;
 
 /// Reads that may wait for a lease.
@@ -20,7 +21,7 @@ struct Round {
 
 struct Granted {
     began_ns: u64,
-    index: u64,
+    index: LogIndex,
 }
 
 pub(super) struct Reads<R> {
@@ -98,13 +99,14 @@ impl<R> Reads<R> {
             };
             let began_ns = self.rounds[position].began_ns;
             self.rounds.drain(..=position);
-            let index = self.granted.as_ref().map_or(0, |granted| granted.index).max(state.index);
+            let index =
+                self.granted.as_ref().map_or(LogIndex::ZERO, |granted| granted.index).max(LogIndex(state.index));
             self.granted = Some(Granted { began_ns, index });
         }
     }
 
     /// Turns what was granted into a lease if enough is applied.
-    pub(super) fn settle(&mut self, applied: u64) {
+    pub(super) fn settle(&mut self, applied: LogIndex) {
         if let Some(granted) = self.granted.take_if(|granted| applied >= granted.index) {
             self.until_ns = self.until_ns.max(granted.began_ns.saturating_add(self.lease_ns));
             self.confirmed_ns = self.confirmed_ns.max(Some(granted.began_ns));

@@ -1,6 +1,7 @@
 //! A group's snapshots: frozen when the log asks for it, taken from the leader, shipped to followers.
 
 use bytes::Bytes;
+use holdfast_common::{LogIndex, Term};
 use raft::SnapshotStatus;
 use raft::eraftpb::MessageType;
 
@@ -28,11 +29,11 @@ impl<P, R> GroupCore<P, R> {
             .filter(|message| message.get_msg_type() == MessageType::MsgSnapshot)
             .filter(|message| {
                 let metadata = message.get_snapshot().get_metadata();
-                (metadata.index, metadata.term) == (mark.index, mark.term)
+                (LogIndex(metadata.index), Term(metadata.term)) == (mark.index, mark.term)
             });
         if let Some(message) = message {
             let _ = self.raw.step(message);
-            if self.raw.snap().is_some_and(|snapshot| snapshot.get_metadata().index == mark.index) {
+            if self.raw.snap().is_some_and(|snapshot| snapshot.get_metadata().index == mark.index.0) {
                 out.remove(self.group, self.delivered.replace(mark));
                 return;
             }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use holdfast_common::{LogIndex, Term};
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
@@ -18,7 +19,7 @@ pub(crate) struct EntryStore {
     hard: HardState,
     conf: ConfState,
     /// Index and term before the first entry.
-    before: (u64, u64),
+    before: (LogIndex, Term),
     entries: VecDeque<Entry>,
     snapshot: SnapshotMark,
     /// Cost of the entries above the snapshot.
@@ -31,13 +32,13 @@ fn cost(entry: &Entry) -> u64 {
 
 impl EntryStore {
     /// Also says which entry is of a kind that this program does not know, if one is; that one and what follows are left out.
-    pub(crate) fn new(group: Replayed) -> (Self, Option<u64>) {
+    pub(crate) fn new(group: Replayed) -> (Self, Option<LogIndex>) {
         let state = group.state;
         let unknown = group.entries.iter().find(|entry| entry_from_log((*entry).clone()).is_none()).map(|e| e.index);
         let entries: VecDeque<Entry> = group.entries.into_iter().map_while(entry_from_log).collect();
         let mut hard = HardState::default();
-        (hard.term, hard.vote, hard.commit) = (state.hard.term, state.hard.vote, state.hard.commit);
-        hard.commit = hard.commit.min(unknown.map_or(u64::MAX, |index| index - 1));
+        (hard.term, hard.vote) = (state.hard.term.0, state.hard.vote);
+        hard.commit = unknown.map_or(state.hard.commit, |index| state.hard.commit.min(index.back(1))).0;
         let mut store = Self {
             hard,
             conf: conf_state(&state.voters, &state.learners),
@@ -51,19 +52,19 @@ impl EntryStore {
     }
 
     fn above_snapshot(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().skip(self.offset(self.snapshot.index + 1))
+        self.entries.iter().skip(self.offset(self.snapshot.index.next()))
     }
 
     /// Position of an index that is at least the first.
-    fn offset(&self, index: u64) -> usize {
-        usize::try_from(index - self.before.0 - 1).expect("entries fit memory")
+    fn offset(&self, index: LogIndex) -> usize {
+        usize::try_from(index - self.first()).expect("entries fit memory")
     }
 
-    fn first(&self) -> u64 {
-        self.before.0 + 1
+    fn first(&self) -> LogIndex {
+        self.before.0.next()
     }
 
-    fn last(&self) -> u64 {
+    fn last(&self) -> LogIndex {
         self.before.0 + self.entries.len() as u64
     }
 
@@ -82,8 +83,9 @@ impl EntryStore {
     /// Replaces everything from the first entry's index on.
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
-        assert!(first.index >= self.first() && first.index <= self.last() + 1, "entries must be consecutive");
-        let keep = self.offset(first.index);
+        let index = LogIndex(first.index);
+        assert!(index >= self.first() && index <= self.last().next(), "entries must be consecutive");
+        let keep = self.offset(index);
         let replaced: u64 = self.entries.iter().skip(keep).map(cost).sum();
         self.entries.truncate(keep);
         self.entries.extend(entries.iter().cloned());
@@ -95,19 +97,20 @@ impl EntryStore {
     pub(crate) fn set_mark(&mut self, mark: SnapshotMark, tail_entries: u64, tail_bytes: u64) {
         self.snapshot = mark;
         self.bytes_above_snapshot = self.above_snapshot().map(cost).sum();
-        let mut first_kept = mark.index + 1;
+        let mut first_kept = mark.index.next();
         let mut bytes = 0;
-        while first_kept > self.first() && mark.index + 1 - first_kept < tail_entries {
-            bytes += cost(&self.entries[self.offset(first_kept - 1)]);
+        while first_kept > self.first() && mark.index.next() - first_kept < tail_entries {
+            let below = first_kept.back(1);
+            bytes += cost(&self.entries[self.offset(below)]);
             if bytes > tail_bytes {
                 break;
             }
-            first_kept -= 1;
+            first_kept = below;
         }
         if first_kept > self.first() {
             let count = self.offset(first_kept);
             let last_dropped = &self.entries[count - 1];
-            self.before = (last_dropped.index, last_dropped.term);
+            self.before = (LogIndex(last_dropped.index), Term(last_dropped.term));
             self.entries.drain(..count);
         }
     }
@@ -137,8 +140,21 @@ impl EntryStore {
         self.above_snapshot().map(log_from_entry).collect()
     }
 
-    pub(crate) fn term_of(&self, index: u64) -> Option<u64> {
-        self.term(index).ok()
+    pub(crate) fn term_of(&self, index: LogIndex) -> Option<Term> {
+        self.try_term_of(index).ok()
+    }
+
+    fn try_term_of(&self, index: LogIndex) -> Result<Term, StorageError> {
+        if index == self.before.0 {
+            return Ok(self.before.1);
+        }
+        if index == self.snapshot.index {
+            return Ok(self.snapshot.term);
+        }
+        if index < self.first() {
+            return Err(StorageError::Compacted);
+        }
+        self.entries.get(self.offset(index)).map(|entry| Term(entry.term)).ok_or(StorageError::Unavailable)
     }
 
     pub(crate) fn conf(&self) -> &ConfState {
@@ -171,10 +187,11 @@ impl Storage for EntryStore {
         max_size: impl Into<Option<u64>>,
         _context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
+        let (low, high) = (LogIndex(low), LogIndex(high));
         if low < self.first() {
             return Err(StorageError::Compacted.into());
         }
-        if high > self.last() + 1 {
+        if high > self.last().next() {
             return Err(StorageError::Unavailable.into());
         }
         let bytes_max = max_size.into().unwrap_or(u64::MAX);
@@ -188,34 +205,25 @@ impl Storage for EntryStore {
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {
-        if index == self.before.0 {
-            return Ok(self.before.1);
-        }
-        if index == self.snapshot.index {
-            return Ok(self.snapshot.term);
-        }
-        if index < self.first() {
-            return Err(StorageError::Compacted.into());
-        }
-        self.entries.get(self.offset(index)).map(|e| e.term).ok_or_else(|| StorageError::Unavailable.into())
+        Ok(self.try_term_of(LogIndex(index))?.0)
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(self.first())
+        Ok(self.first().0)
     }
 
     fn last_index(&self) -> raft::Result<u64> {
-        Ok(self.last())
+        Ok(self.last().0)
     }
 
     fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        if self.snapshot.index == 0 || self.snapshot.index < request_index {
+        if self.snapshot.index == LogIndex::ZERO || self.snapshot.index < LogIndex(request_index) {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         let mut snapshot = Snapshot::default();
         snapshot.data = snapshot_data(self.snapshot);
         let metadata = snapshot.mut_metadata();
-        (metadata.index, metadata.term) = (self.snapshot.index, self.snapshot.term);
+        (metadata.index, metadata.term) = (self.snapshot.index.0, self.snapshot.term.0);
         metadata.set_conf_state(self.conf.clone());
         Ok(snapshot)
     }

@@ -1,6 +1,7 @@
 //! Between eraftpb and the rest of this crate: conversions, and what is accepted from the network. Pure.
 
 use bytes::Bytes;
+use holdfast_common::{LogIndex, Term};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType};
 
@@ -19,7 +20,7 @@ pub(crate) fn entry_from_log(entry: LogEntry) -> Option<Entry> {
         2 => EntryType::EntryConfChangeV2,
         _ => return None,
     });
-    (out.index, out.term, out.data) = (entry.index, entry.term, entry.data);
+    (out.index, out.term, out.data) = (entry.index.0, entry.term.0, entry.data);
     Some(out)
 }
 
@@ -29,11 +30,11 @@ pub(crate) fn log_from_entry(entry: &Entry) -> LogEntry {
         EntryType::EntryConfChange => 1,
         EntryType::EntryConfChangeV2 => 2,
     };
-    LogEntry { index: entry.index, term: entry.term, kind, data: entry.data.clone() }
+    LogEntry { index: LogIndex(entry.index), term: Term(entry.term), kind, data: entry.data.clone() }
 }
 
 pub(crate) fn hard_state(hard: &HardState) -> LoggedHardState {
-    LoggedHardState { term: hard.term, vote: hard.vote, commit: hard.commit }
+    LoggedHardState { term: Term(hard.term), vote: hard.vote, commit: LogIndex(hard.commit) }
 }
 
 pub(crate) fn conf_state(voters: &[u64], learners: &[u64]) -> ConfState {

@@ -1,30 +1,30 @@
 //! Where the effects of a real node take place: handles, the outbox, and the worker's threads.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, RaftGroupId};
 use holdfast_storage::Directory;
 
 use super::Groups;
-use super::queue::{AdmitTicket, ProposeTicket, ReadTicket};
 use super::worker::{Job, Restored};
+use crate::admission::Admitted;
 use crate::core::effects::{self, Apply, Freeze, Install, SnapshotOut};
 use crate::group::{Group, Shared};
 use crate::machine::StateMachine;
-use crate::node::Admitted;
 use crate::order::{Site, apply_all};
 use crate::outbox::{GroupMessage, Outbox};
+use crate::queue::{AdmitTicket, ProposeTicket, ReadTicket};
 use crate::snapshot;
 use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError};
+use crate::stop::StopReason;
 
 /// What performing needs of the driver. Whoever does not wait any more need not be told: answers nobody takes are dropped.
 pub(super) struct DriverSite<'a, S> {
     pub(super) outbox: &'a dyn Outbox,
     pub(super) groups: &'a Groups<S>,
     /// Groups of this turn, which no handle knows before they are durable.
-    pub(super) created: &'a BTreeMap<u64, Group<S>>,
+    pub(super) created: &'a BTreeMap<RaftGroupId, Group<S>>,
     pub(super) snapshots: &'a dyn Directory,
     pub(super) jobs: &'a mpsc::Sender<Job>,
     pub(super) restored: &'a Restored<S>,
@@ -32,7 +32,7 @@ pub(super) struct DriverSite<'a, S> {
 }
 
 impl<S: StateMachine> DriverSite<'_, S> {
-    fn shared(&self, group: u64) -> Option<Arc<Shared<S>>> {
+    fn shared(&self, group: RaftGroupId) -> Option<Arc<Shared<S>>> {
         let found = self.created.get(&group).map(|group| Arc::clone(group.shared()));
         found.or_else(|| self.groups.read().get(&group).map(|group| Arc::clone(group.shared())))
     }
@@ -60,11 +60,11 @@ impl<S: StateMachine> Site<ProposeTicket, ReadTicket> for DriverSite<'_, S> {
         true
     }
 
-    fn apply(&mut self, apply: Apply<ProposeTicket>) -> Result<(), String> {
+    fn apply(&mut self, apply: Apply<ProposeTicket>) -> Result<(), StopReason> {
         let Some(shared) = self.shared(apply.group) else { return Ok(()) };
         // One guard for all of them; answers go behind it.
         let mut state = shared.state.write();
-        let done = apply_all(&mut *state, apply.commands, |index, _| shared.applied.store(index, Ordering::Release));
+        let done = apply_all(&mut *state, apply.commands, |index, _| shared.note_applied(index));
         if let Some(reason) = &done.broken {
             // Before anybody can read what a half-done command left.
             shared.stop(reason);
@@ -81,11 +81,11 @@ impl<S: StateMachine> Site<ProposeTicket, ReadTicket> for DriverSite<'_, S> {
         drop(ticket.send(Err(error)));
     }
 
-    fn broken(&mut self, group: u64, reason: String) {
-        tracing::error!(group, %reason, "a group is stopped on this node; its other replicas go on");
+    fn broken(&mut self, group: RaftGroupId, reason: StopReason) {
+        tracing::error!(%group, %reason, "a group is stopped on this node; its other replicas go on");
     }
 
-    fn publish(&mut self, group: u64, status: GroupStatus, lease_until_ns: u64) {
+    fn publish(&mut self, group: RaftGroupId, status: GroupStatus, lease_until_ns: u64) {
         if let Some(shared) = self.shared(group) {
             shared.publish(status, lease_until_ns);
         }
@@ -111,7 +111,7 @@ impl<S: StateMachine> Site<ProposeTicket, ReadTicket> for DriverSite<'_, S> {
         })));
     }
 
-    fn remove(&mut self, group: u64, file: u64) {
+    fn remove(&mut self, group: RaftGroupId, file: u64) {
         self.job(Job::Remove { group, file });
     }
 }

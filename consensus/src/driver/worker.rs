@@ -4,29 +4,29 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, RaftGroupId};
 use parking_lot::Mutex;
 
-use super::queue::{Item, Queue};
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::outbox::GroupMessage;
-use crate::room::Reserve;
+use crate::queue::{Item, Queue};
+use crate::reserve::Reserve;
 use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use holdfast_storage::Directory;
 
 /// Makes the empty state machine of a group.
-pub(crate) type Make<S> = Arc<Mutex<dyn Fn(u64) -> S + Send>>;
+pub(crate) type Make<S> = Arc<Mutex<dyn Fn(RaftGroupId) -> S + Send>>;
 /// Restored states on their way to the driver, by group and file.
-pub(crate) type Restored<S> = Arc<Mutex<BTreeMap<(u64, u64), S>>>;
+pub(crate) type Restored<S> = Arc<Mutex<BTreeMap<(RaftGroupId, u64), S>>>;
 
 /// One thing to do.
 pub(crate) enum Job {
     Write { header: SnapshotHeader, mark: SnapshotMark, state: Box<dyn Snapshot> },
     Receive { from: NodeId, message: GroupMessage, path: PathBuf, file: u64 },
-    Remove { group: u64, file: u64 },
-    RemoveGroup { group: u64 },
+    Remove { group: RaftGroupId, file: u64 },
+    RemoveGroup { group: RaftGroupId },
 }
 
 /// Threads that take jobs in turns: the snapshot of one large table does not hold up those of the others.
@@ -70,14 +70,14 @@ impl<S: StateMachine> Worker<S> {
                 let _ = self.queue.push_always(Item::SnapshotDelivered { from, message, mark });
             }
             Err(error) => {
-                tracing::warn!(group, %from, %error, "a snapshot from another node was dropped");
+                tracing::warn!(%group, %from, %error, "a snapshot from another node was dropped");
                 let _ = std::fs::remove_file(path);
                 self.remove(group, file);
             }
         }
     }
 
-    fn try_receive(&self, group: u64, path: &Path, file: u64) -> Result<SnapshotMark, SnapshotError> {
+    fn try_receive(&self, group: RaftGroupId, path: &Path, file: u64) -> Result<SnapshotMark, SnapshotError> {
         let target = self.disk.path(&snapshot::name(group, file));
         if std::fs::rename(path, &target).is_err() {
             // Another file system.
@@ -90,12 +90,12 @@ impl<S: StateMachine> Worker<S> {
         Ok(mark)
     }
 
-    fn remove(&self, group: u64, file: u64) {
+    fn remove(&self, group: RaftGroupId, file: u64) {
         self.restored.lock().remove(&(group, file));
         snapshot::remove(&*self.disk, group, file);
     }
 
-    fn remove_group(&self, group: u64) {
+    fn remove_group(&self, group: RaftGroupId) {
         snapshot::files_of(&*self.disk, group).into_iter().for_each(|file| self.remove(group, file));
     }
 }

@@ -5,39 +5,41 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use holdfast_common::{LogIndex, RaftGroupId};
+
 use super::record::Record;
 
 #[derive(Debug, Default)]
 struct Pins {
     /// Segment of the last group record; none while replay has not met one.
     state: Option<u64>,
-    snapshot: u64,
+    snapshot: LogIndex,
     /// (index of the first entry, segment it is in), ascending in both; the next run ends it.
-    runs: VecDeque<(u64, u64)>,
-    last: u64,
+    runs: VecDeque<(LogIndex, u64)>,
+    last: LogIndex,
     /// Parts of a carry whose last one has not come: (index of the first entry, count, segment).
-    carry: Vec<(u64, u64, u64)>,
+    carry: Vec<(LogIndex, u64, u64)>,
 }
 
 impl Pins {
     fn oldest(&self) -> u64 {
-        let entries = self.runs.iter().rev().find(|(first, _)| *first <= self.snapshot + 1).or(self.runs.front());
+        let entries = self.runs.iter().rev().find(|(first, _)| *first <= self.snapshot.next()).or(self.runs.front());
         let entries = entries.filter(|_| self.last > self.snapshot).map_or(u64::MAX, |(_, segment)| *segment);
         entries.min(self.state.unwrap_or(0))
     }
 
-    fn append(&mut self, first: u64, count: u64, segment: u64) {
+    fn append(&mut self, first: LogIndex, count: u64, segment: u64) {
         while self.runs.back().is_some_and(|(start, _)| *start >= first) {
             self.runs.pop_back();
         }
         if self.runs.back().is_none_or(|(_, s)| *s != segment) {
             self.runs.push_back((first, segment));
         }
-        self.last = first + count - 1;
+        self.last = first + (count - 1);
     }
 
-    fn carry(&mut self, first: u64, count: u64, segment: u64, is_last: bool) {
-        if self.carry.last().is_some_and(|(start, count, _)| start + count != first) {
+    fn carry(&mut self, first: LogIndex, count: u64, segment: u64, is_last: bool) {
+        if self.carry.last().is_some_and(|(start, count, _)| *start + *count != first) {
             self.carry.clear();
         }
         self.carry.push((first, count, segment));
@@ -47,13 +49,13 @@ impl Pins {
         }
     }
 
-    fn set_snapshot(&mut self, index: u64, installed: bool) {
+    fn set_snapshot(&mut self, index: LogIndex, installed: bool) {
         self.snapshot = index;
         if installed {
             self.runs.clear();
             self.last = index;
         }
-        while self.runs.get(1).is_some_and(|(start, _)| *start <= index + 1) {
+        while self.runs.get(1).is_some_and(|(start, _)| *start <= index.next()) {
             self.runs.pop_front();
         }
     }
@@ -62,7 +64,7 @@ impl Pins {
 /// The needs of all groups.
 #[derive(Debug, Default)]
 pub(crate) struct AllPins {
-    groups: BTreeMap<u64, Pins>,
+    groups: BTreeMap<RaftGroupId, Pins>,
 }
 
 impl AllPins {
@@ -100,25 +102,27 @@ impl AllPins {
     }
 
     /// The groups that need `segment` or an older one.
-    pub(crate) fn holders(&self, segment: u64) -> Vec<u64> {
+    pub(crate) fn holders(&self, segment: u64) -> Vec<RaftGroupId> {
         self.groups.iter().filter(|(_, pins)| pins.oldest() <= segment).map(|(group, _)| *group).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use holdfast_common::Term;
+
     use super::super::record::{GroupState, HardState, LogEntry, SnapshotMark};
     use super::*;
 
     fn entries(first: u64, count: u64) -> Record {
-        let entry = |index| LogEntry { index, term: 1, kind: 0, data: bytes::Bytes::new() };
-        Record::Entries(7, (first..first + count).map(entry).collect())
+        let entry = |index| LogEntry { index: LogIndex(index), term: Term(1), kind: 0, data: bytes::Bytes::new() };
+        Record::Entries(RaftGroupId(7), (first..first + count).map(entry).collect())
     }
 
     fn state(index: u64, installed: bool) -> Record {
-        let snapshot = SnapshotMark { index, ..SnapshotMark::default() };
+        let snapshot = SnapshotMark { index: LogIndex(index), ..SnapshotMark::default() };
         let hard = HardState::default();
-        Record::Group(7, GroupState { hard, snapshot, installed, voters: vec![1], learners: vec![] })
+        Record::Group(RaftGroupId(7), GroupState { hard, snapshot, installed, voters: vec![1], learners: vec![] })
     }
 
     #[test]
@@ -135,8 +139,8 @@ mod tests {
         pins.note(&state(20, false), 5);
         assert_eq!(pins.oldest(), Some(5));
         pins.note(&entries(21, 1), 6);
-        assert_eq!(pins.holders(4), Vec::<u64>::new());
-        assert_eq!(pins.holders(5), vec![7]);
+        assert_eq!(pins.holders(4), []);
+        assert_eq!(pins.holders(5), [RaftGroupId(7)]);
     }
 
     #[test]
@@ -162,7 +166,7 @@ mod tests {
     fn a_dropped_group_needs_nothing() {
         let mut pins = AllPins::default();
         pins.note(&state(0, false), 1);
-        pins.note(&Record::Drop(7), 2);
+        pins.note(&Record::Drop(RaftGroupId(7)), 2);
         assert_eq!(pins.oldest(), None);
     }
 }

@@ -1,12 +1,13 @@
 //! What a log holds, and its bytes (docs/disk-format/log.md). Pure. Knows nothing of raft-rs.
 
 use bytes::{Buf, BufMut, Bytes};
+use holdfast_common::{LogIndex, RaftGroupId, Term};
 
 /// One entry of a group's Raft log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LogEntry {
-    pub(crate) index: u64,
-    pub(crate) term: u64,
+    pub(crate) index: LogIndex,
+    pub(crate) term: Term,
     /// Raft's entry type: 0 is a command.
     pub(crate) kind: u8,
     pub(crate) data: Bytes,
@@ -15,16 +16,16 @@ pub(crate) struct LogEntry {
 /// What a replica promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct HardState {
-    pub(crate) term: u64,
+    pub(crate) term: Term,
     pub(crate) vote: u64,
-    pub(crate) commit: u64,
+    pub(crate) commit: LogIndex,
 }
 
 /// The current snapshot of a group; index 0 is the empty state machine, which has no file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct SnapshotMark {
-    pub(crate) index: u64,
-    pub(crate) term: u64,
+    pub(crate) index: LogIndex,
+    pub(crate) term: Term,
     /// Number in the file's name.
     pub(crate) file: u64,
     /// Length of the file.
@@ -45,15 +46,15 @@ pub(crate) struct GroupState {
 /// One record of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
-    Group(u64, GroupState),
-    Drop(u64),
-    Hard(u64, HardState),
+    Group(RaftGroupId, GroupState),
+    Drop(RaftGroupId),
+    Hard(RaftGroupId, HardState),
     /// Consecutive entries, not none; they replace whatever the group has from the first one's index on.
-    Entries(u64, Vec<LogEntry>),
+    Entries(RaftGroupId, Vec<LogEntry>),
     /// All entries of a group once more, so that older segments may go. They may take several records, in order and with nothing
     /// of their group between them; they count only when the last one is there, because each by itself would cut off what
     /// follows it.
-    Carry(u64, Vec<LogEntry>, IsLast),
+    Carry(RaftGroupId, Vec<LogEntry>, IsLast),
 }
 
 /// Whether a part of a carry is its last one.
@@ -75,7 +76,7 @@ pub(crate) struct Malformed(pub(crate) &'static str);
 
 impl Record {
     /// Whose it is.
-    pub(crate) fn group(&self) -> u64 {
+    pub(crate) fn group(&self) -> RaftGroupId {
         match self {
             Self::Group(group, _)
             | Self::Drop(group)
@@ -131,7 +132,7 @@ impl Record {
                 head(to, GROUP, *group);
                 hard(to, &state.hard);
                 let snapshot = &state.snapshot;
-                for number in [snapshot.index, snapshot.term, snapshot.file, snapshot.bytes] {
+                for number in [snapshot.index.0, snapshot.term.0, snapshot.file, snapshot.bytes] {
                     to.put_u64_le(number);
                 }
                 to.put_u8(u8::from(state.installed));
@@ -161,7 +162,7 @@ impl Record {
     pub(crate) fn decode(from: &mut Bytes) -> Result<Self, Malformed> {
         need(from, 9)?;
         let kind = from.get_u8();
-        let group = from.get_u64_le();
+        let group = RaftGroupId(from.get_u64_le());
         match kind {
             GROUP => decode_group(group, from),
             DROP => Ok(Self::Drop(group)),
@@ -180,22 +181,22 @@ impl Record {
     }
 }
 
-fn head(to: &mut Vec<u8>, kind: u8, group: u64) {
+fn head(to: &mut Vec<u8>, kind: u8, group: RaftGroupId) {
     to.put_u8(kind);
-    to.put_u64_le(group);
+    to.put_u64_le(group.0);
 }
 
 fn hard(to: &mut Vec<u8>, state: &HardState) {
-    to.put_u64_le(state.term);
+    to.put_u64_le(state.term.0);
     to.put_u64_le(state.vote);
-    to.put_u64_le(state.commit);
+    to.put_u64_le(state.commit.0);
 }
 
 fn put_entries(to: &mut Vec<u8>, entries: &[LogEntry]) {
-    to.put_u64_le(entries.first().map_or(0, |e| e.index));
+    to.put_u64_le(entries.first().map_or(LogIndex::ZERO, |e| e.index).0);
     to.put_u32_le(u32::try_from(entries.len()).expect("a batch is bounded"));
     for entry in entries {
-        to.put_u64_le(entry.term);
+        to.put_u64_le(entry.term.0);
         to.put_u8(entry.kind);
         to.put_u32_le(u32::try_from(entry.data.len()).expect("a batch is bounded"));
         to.put_slice(&entry.data);
@@ -215,15 +216,15 @@ fn need(from: &Bytes, bytes: usize) -> Result<(), Malformed> {
 }
 
 fn decode_hard(from: &mut Bytes) -> HardState {
-    HardState { term: from.get_u64_le(), vote: from.get_u64_le(), commit: from.get_u64_le() }
+    HardState { term: Term(from.get_u64_le()), vote: from.get_u64_le(), commit: LogIndex(from.get_u64_le()) }
 }
 
-fn decode_group(group: u64, from: &mut Bytes) -> Result<Record, Malformed> {
+fn decode_group(group: RaftGroupId, from: &mut Bytes) -> Result<Record, Malformed> {
     need(from, 57)?;
     let hard = decode_hard(from);
     let snapshot = SnapshotMark {
-        index: from.get_u64_le(),
-        term: from.get_u64_le(),
+        index: LogIndex(from.get_u64_le()),
+        term: Term(from.get_u64_le()),
         file: from.get_u64_le(),
         bytes: from.get_u64_le(),
     };
@@ -250,12 +251,17 @@ fn decode_entries(from: &mut Bytes) -> Result<Vec<LogEntry>, Malformed> {
     let mut entries = Vec::with_capacity((count as usize).min(from.remaining() / ENTRY_OVERHEAD_BYTES));
     for index in first..first + u64::from(count) {
         need(from, ENTRY_OVERHEAD_BYTES)?;
-        let term = from.get_u64_le();
+        let term = Term(from.get_u64_le());
         let kind = from.get_u8();
         let length = from.get_u32_le() as usize;
         need(from, length)?;
         // A copy, so that one entry kept in memory does not keep its whole segment there.
-        entries.push(LogEntry { index, term, kind, data: Bytes::copy_from_slice(&from.split_to(length)) });
+        entries.push(LogEntry {
+            index: LogIndex(index),
+            term,
+            kind,
+            data: Bytes::copy_from_slice(&from.split_to(length)),
+        });
     }
     Ok(entries)
 }
@@ -267,12 +273,16 @@ mod tests {
 
     pub(crate) fn any_record() -> impl Strategy<Value = Record> {
         let hard = || {
-            (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(term, vote, commit)| HardState { term, vote, commit })
+            (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(term, vote, commit)| HardState {
+                term: Term(term),
+                vote,
+                commit: LogIndex(commit),
+            })
         };
         let state = (hard(), any::<[u64; 4]>(), any::<bool>(), prop::collection::vec(any::<u64>(), 0..4)).prop_map(
             |(hard, [index, term, file, bytes], installed, voters)| GroupState {
                 hard,
-                snapshot: SnapshotMark { index, term, file, bytes },
+                snapshot: SnapshotMark { index: LogIndex(index), term: Term(term), file, bytes },
                 installed,
                 learners: voters.iter().map(|v| v ^ 1).collect(),
                 voters,
@@ -282,15 +292,20 @@ mod tests {
             .prop_map(|(first, list)| {
                 list.into_iter()
                     .zip(first..)
-                    .map(|((term, kind, data), index)| LogEntry { index, term, kind, data: data.into() })
+                    .map(|((term, kind, data), index)| LogEntry {
+                        index: LogIndex(index),
+                        term: Term(term),
+                        kind,
+                        data: data.into(),
+                    })
                     .collect::<Vec<_>>()
             });
         prop_oneof![
-            (any::<u64>(), state).prop_map(|(g, s)| Record::Group(g, s)),
-            any::<u64>().prop_map(Record::Drop),
-            (any::<u64>(), hard()).prop_map(|(g, h)| Record::Hard(g, h)),
-            (any::<u64>(), entries.clone()).prop_map(|(g, e)| Record::Entries(g, e)),
-            (any::<u64>(), entries, any::<bool>()).prop_map(|(g, e, last)| Record::Carry(g, e, last)),
+            (any::<u64>(), state).prop_map(|(g, s)| Record::Group(RaftGroupId(g), s)),
+            any::<u64>().prop_map(|g| Record::Drop(RaftGroupId(g))),
+            (any::<u64>(), hard()).prop_map(|(g, h)| Record::Hard(RaftGroupId(g), h)),
+            (any::<u64>(), entries.clone()).prop_map(|(g, e)| Record::Entries(RaftGroupId(g), e)),
+            (any::<u64>(), entries, any::<bool>()).prop_map(|(g, e, last)| Record::Carry(RaftGroupId(g), e, last)),
         ]
     }
 

@@ -12,11 +12,12 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use holdfast_common::RaftGroupId;
 
 use super::batch::{Batch, FIRST_BATCH, HeaderError, Position, Scan, SegmentHeader, records, scan};
 use super::pins::AllPins;
 use super::record::{GroupState, Record};
-use super::replay::{Replay, Replayed};
+use super::replay::{Contradiction, Replay, Replayed};
 use super::segment::{Preparation, lasting, name, parse_name};
 use super::spares::Spares;
 use super::{Current, Log, LogOptions};
@@ -36,7 +37,7 @@ pub(crate) enum RecoveryError {
     #[error("segment {segment:#x} of the log is damaged: {what}")]
     Damaged { segment: u64, what: &'static str },
     #[error("the log contradicts itself: {0}")]
-    Contradiction(String),
+    Contradiction(#[from] Contradiction),
     #[error("log version {0}")]
     NewerVersion(u32),
 }
@@ -53,7 +54,7 @@ struct Extent {
 struct Found {
     scans: BTreeMap<u64, (Scan, u32)>,
     extent: Extent,
-    groups: BTreeMap<u64, Replayed>,
+    groups: BTreeMap<RaftGroupId, Replayed>,
     pins: AllPins,
     /// Batches that no watermark covers.
     tail: Vec<Vec<Record>>,
@@ -81,14 +82,17 @@ impl Found {
                 }
             }
         }
-        let groups = replay.finish().map_err(RecoveryError::Contradiction)?;
+        let groups = replay.finish()?;
         Ok(Self { scans, extent, groups, pins, tail })
     }
 }
 
 impl Log {
     /// The groups of a log that is whole, as [`Self::open`] would find them. Changes nothing.
-    pub(crate) fn examine(disk: &dyn Directory, options: LogOptions) -> Result<BTreeMap<u64, Replayed>, RecoveryError> {
+    pub(crate) fn examine(
+        disk: &dyn Directory,
+        options: LogOptions,
+    ) -> Result<BTreeMap<RaftGroupId, Replayed>, RecoveryError> {
         Found::read(disk, options).map(|found| found.groups)
     }
 
@@ -96,7 +100,7 @@ impl Log {
     pub(crate) fn open(
         disk: Arc<dyn Directory>,
         options: LogOptions,
-    ) -> Result<(Self, BTreeMap<u64, Replayed>), RecoveryError> {
+    ) -> Result<(Self, BTreeMap<RaftGroupId, Replayed>), RecoveryError> {
         let Found { scans, extent, groups, pins, tail } = Found::read(&*disk, options)?;
         let identity = scans.values().next().map_or(options.identity, |(scan, _)| scan.header.log);
 
@@ -141,7 +145,7 @@ impl Log {
 
     /// The state and entries of a group as the segments have them, to be written again: for a group whose memory cannot be
     /// trusted, so that it does not hold the log for ever. Reads the whole log.
-    pub(crate) fn recall(&self, group: u64) -> Result<Vec<Record>, RecoveryError> {
+    pub(crate) fn recall(&self, group: RaftGroupId) -> Result<Vec<Record>, RecoveryError> {
         let scans = scan_all(&*self.disk, self.options.sabotage)?;
         let mut replay = Replay::new(0);
         for (segment, end) in &extent(&scans)?.parts {
@@ -151,7 +155,7 @@ impl Log {
                 records.into_iter().filter(|record| record.group() == group).for_each(|record| replay.take(record));
             }
         }
-        let mut found = replay.finish().map_err(RecoveryError::Contradiction)?;
+        let mut found = replay.finish()?;
         let Some(Replayed { state, mut entries, .. }) = found.remove(&group) else { return Ok(Vec::new()) };
         entries.retain(|entry| entry.index > state.snapshot.index);
         // An installed snapshot voids what is before its record, which is not before this one.

@@ -9,7 +9,7 @@ use super::batch::SEGMENT_HEADER_BYTES;
 use super::record::{GroupState, HardState, LogEntry, SnapshotMark};
 use super::replay::{Replay, Replayed};
 use super::*;
-use holdfast_common::Random;
+use holdfast_common::{LogIndex, RaftGroupId, Random, Term};
 use holdfast_storage::SimulatedDisk;
 
 mod full;
@@ -23,7 +23,7 @@ const OPTIONS: LogOptions = LogOptions {
     sabotage: Sabotage::None,
 };
 
-type Groups = BTreeMap<u64, (GroupState, Vec<LogEntry>)>;
+type Groups = BTreeMap<RaftGroupId, (GroupState, Vec<LogEntry>)>;
 
 fn open(disk: &SimulatedDisk) -> Result<(Log, Groups), RecoveryError> {
     let (log, groups) = Log::open(Arc::new(disk.clone()), OPTIONS)?;
@@ -31,7 +31,7 @@ fn open(disk: &SimulatedDisk) -> Result<(Log, Groups), RecoveryError> {
 }
 
 /// What must survive: the tail below a snapshot may be shorter after segments were recycled.
-fn simplified(groups: BTreeMap<u64, Replayed>) -> Groups {
+fn simplified(groups: BTreeMap<RaftGroupId, Replayed>) -> Groups {
     let needed = |group: Replayed| {
         let snapshot = group.state.snapshot.index;
         (group.state, group.entries.into_iter().filter(|entry| entry.index > snapshot).collect())
@@ -55,14 +55,16 @@ fn write(log: &mut Log, records: Vec<Record>) {
 }
 
 fn state(index: u64) -> Record {
-    let snapshot = SnapshotMark { index, term: 1, file: index, bytes: 10 };
-    let hard = HardState { term: 1, vote: 1, commit: index };
-    Record::Group(7, GroupState { hard, snapshot, installed: false, voters: vec![1], learners: vec![] })
+    let (file, index) = (index, LogIndex(index));
+    let snapshot = SnapshotMark { index, term: Term(1), file, bytes: 10 };
+    let hard = HardState { term: Term(1), vote: 1, commit: index };
+    Record::Group(RaftGroupId(7), GroupState { hard, snapshot, installed: false, voters: vec![1], learners: vec![] })
 }
 
 fn entries(first: u64, count: u64) -> Record {
-    let entry = |index| LogEntry { index, term: 1, kind: 0, data: Bytes::from(vec![0xAB; 100]) };
-    Record::Entries(7, (first..first + count).map(entry).collect())
+    let data = Bytes::from(vec![0xAB; 100]);
+    let entry = |index| LogEntry { index: LogIndex(index), term: Term(1), kind: 0, data: data.clone() };
+    Record::Entries(RaftGroupId(7), (first..first + count).map(entry).collect())
 }
 
 #[test]
@@ -224,7 +226,7 @@ fn groups_that_hold_old_segments_are_named_until_they_are_carried_forward() {
     let disk = SimulatedDisk::default();
     let (mut log, _) = open(&disk).unwrap();
     let idle = |record: Record| match record {
-        Record::Group(_, state) => Record::Group(1, state),
+        Record::Group(_, state) => Record::Group(RaftGroupId(1), state),
         other => other,
     };
     write(&mut log, vec![idle(state(0)), state(0)]);
@@ -235,7 +237,7 @@ fn groups_that_hold_old_segments_are_named_until_they_are_carried_forward() {
         write(&mut log, vec![state(index)]);
         assert!(index < 10_000, "never over its bound");
     }
-    assert_eq!(log.holders(), vec![1]);
+    assert_eq!(log.holders(), [RaftGroupId(1)]);
     write(&mut log, vec![idle(state(0))]);
     assert!(log.holders().is_empty());
 }
@@ -250,7 +252,7 @@ fn a_carry_of_several_batches_counts_whole_or_not_at_all_wherever_the_power_fail
     drop(log);
     let expected = replayed(&[state(0), entries(1, 100)]);
     let Record::Entries(_, all) = entries(1, 100) else { unreachable!() };
-    let carry = vec![state(0), Record::Carry(7, all, true)];
+    let carry = vec![state(0), Record::Carry(RaftGroupId(7), all, true)];
     let mut whole = 0;
     for operations in 0..200 {
         let disk = full.fork();
@@ -276,8 +278,8 @@ fn what_a_group_has_is_recalled_from_the_segments() {
     let disk = SimulatedDisk::default();
     let (mut log, _) = open(&disk).unwrap();
     let idle = |record: Record| match record {
-        Record::Group(_, state) => Record::Group(1, state),
-        Record::Entries(_, entries) => Record::Entries(1, entries),
+        Record::Group(_, state) => Record::Group(RaftGroupId(1), state),
+        Record::Entries(_, entries) => Record::Entries(RaftGroupId(1), entries),
         other => other,
     };
     write(&mut log, vec![idle(state(0)), idle(entries(1, 50)), state(0)]);
@@ -287,14 +289,14 @@ fn what_a_group_has_is_recalled_from_the_segments() {
         index += 10;
         write(&mut log, vec![state(index)]);
     }
-    assert_eq!(log.holders(), [1]);
-    let recalled = log.recall(1).unwrap();
+    assert_eq!(log.holders(), [RaftGroupId(1)]);
+    let recalled = log.recall(RaftGroupId(1)).unwrap();
     let history: Vec<Record> = [idle(state(0)), idle(entries(1, 50))].into();
     assert_eq!(replayed(&recalled), replayed(&history));
     let (held_from, current) = (log.start, log.current.header.segment);
     write(&mut log, recalled);
     assert!(held_from < current && log.start >= current, "it holds from {}, before from {held_from}", log.start);
-    assert_eq!(open(&disk.fork()).unwrap().1[&1], replayed(&history)[&1]);
+    assert_eq!(open(&disk.fork()).unwrap().1[&RaftGroupId(1)], replayed(&history)[&RaftGroupId(1)]);
 }
 
 /// Random records, deaths and starts against the plain replay of everything that was acknowledged.
@@ -341,20 +343,20 @@ fn groups_now(history: &[Record]) -> Groups {
 }
 
 /// The records of a turn that raft could have written.
-fn turn(random: &mut Random, last: &mut BTreeMap<u64, u64>, groups: &Groups) -> Vec<Record> {
+fn turn(random: &mut Random, last: &mut BTreeMap<RaftGroupId, LogIndex>, groups: &Groups) -> Vec<Record> {
     let mut records = Vec::new();
-    for group in 1..=3 {
+    for group in (1..=3).map(RaftGroupId) {
         let Some((state, _)) = groups.get(&group) else {
             let Record::Group(_, state) = state(0) else { unreachable!() };
             records.push(Record::Group(group, state));
-            last.insert(group, 0);
+            last.insert(group, LogIndex::ZERO);
             continue;
         };
         let end = last[&group];
         match random.below(12) {
             0 => {
                 let index = state.snapshot.index + random.below(end - state.snapshot.index + 1);
-                let Record::Group(_, mut next) = self::state(index) else { unreachable!() };
+                let Record::Group(_, mut next) = self::state(index.0) else { unreachable!() };
                 next.hard.commit = index;
                 let entry = groups[&group].1.iter().find(|e| e.index == index);
                 next.snapshot.term = entry.map_or(state.snapshot.term, |e| e.term);
@@ -367,14 +369,14 @@ fn turn(random: &mut Random, last: &mut BTreeMap<u64, u64>, groups: &Groups) -> 
             2..=4 => {}
             _ => {
                 let low = state.hard.commit.max(state.snapshot.index);
-                let first = if random.below(6) == 0 { low + random.below(end - low + 1) + 1 } else { end + 1 };
-                let first = first.min(end + 1);
+                let first = if random.below(6) == 0 { low + random.below(end - low + 1) + 1 } else { end.next() };
+                let first = first.min(end.next());
                 let count = 1 + random.below(4);
                 let data = Bytes::from(vec![random.bits().to_le_bytes()[0]; random.index(200)]);
-                let term = random.bits();
-                let entry = |index| LogEntry { index, term, kind: 0, data: data.clone() };
-                records.push(Record::Entries(group, (first..first + count).map(entry).collect()));
-                last.insert(group, first + count - 1);
+                let term = Term(random.bits());
+                let entry = |n| LogEntry { index: first + n, term, kind: 0, data: data.clone() };
+                records.push(Record::Entries(group, (0..count).map(entry).collect()));
+                last.insert(group, first + (count - 1));
             }
         }
     }

@@ -2,13 +2,14 @@
 
 use std::io::Write;
 
+use holdfast_common::{RaftGroupId, Term};
 use holdfast_storage::SimulatedDisk;
 
 use super::*;
 use crate::machine::Snapshot;
-use crate::room::Reserve;
+use crate::reserve::Reserve;
 
-const GROUP: u64 = 7;
+const GROUP: RaftGroupId = RaftGroupId(7);
 
 struct Bytes(&'static [u8]);
 
@@ -19,17 +20,18 @@ impl Snapshot for Bytes {
 }
 
 /// A snapshot file of a group of voters 1 to 3.
-fn file(group: u64, index: u64) -> Vec<u8> {
+fn file(group: RaftGroupId, index: u64) -> Vec<u8> {
+    let (index, term) = (LogIndex(index), Term(4));
     let disk = SimulatedDisk::default();
     let reserve = Reserve::open(disk.root()).unwrap();
-    let header = SnapshotHeader { group, index, term: 4, voters: vec![1, 2, 3], learners: vec![] };
-    let mark = SnapshotMark { index, term: 4, file: 1, bytes: 0 };
+    let header = SnapshotHeader { group, index, term, voters: vec![1, 2, 3], learners: vec![] };
+    let mark = SnapshotMark { index, term, file: 1, bytes: 0 };
     assert!(snapshot::write_frozen(&disk, &reserve, &header, mark, &Bytes(b"state"), Sabotage::None).1);
     disk.bytes(&snapshot::name(group, 1))
 }
 
 fn admission() -> Admission {
-    Admission { group: GROUP, to: NodeId(1), generation: 5, leader: NodeId(2), term: 4, index: 10 }
+    Admission { group: GROUP, to: NodeId(1), generation: 5, leader: NodeId(2), term: Term(4), index: LogIndex(10) }
 }
 
 struct Disks(SimulatedDisk, SimulatedDisk);
@@ -56,11 +58,11 @@ fn what_was_taken_is_there_after_a_crash_with_term_vote_and_commit() {
     drop(recovering);
     disks.0.lose_unsynced();
     disks.1.lose_unsynced();
-    assert_eq!(disks.open().recovered, [(GROUP, 12)].into());
+    assert_eq!(disks.open().recovered, [(GROUP, LogIndex(12))].into());
     let (_, groups) = Log::open(disks.0.root(), SteppedOptions::small(NodeId(1), 1).log_options()).unwrap();
     let state = &groups[&GROUP].state;
-    assert_eq!(state.hard, HardState { term: 4, vote: 2, commit: 12 });
-    assert_eq!((state.snapshot.index, state.voters.clone()), (12, vec![1, 2, 3]));
+    assert_eq!(state.hard, HardState { term: Term(4), vote: 2, commit: LogIndex(12) });
+    assert_eq!((state.snapshot.index, state.voters.clone()), (LogIndex(12), vec![1, 2, 3]));
 }
 
 #[test]
@@ -73,10 +75,10 @@ fn what_does_not_fit_is_not_taken_and_leaves_nothing() {
     let mut damaged = file(GROUP, 12);
     *damaged.last_mut().unwrap() ^= 1;
     let own = Admission { leader: NodeId(1), ..admission() };
-    let older = Admission { term: 3, ..admission() };
+    let older = Admission { term: Term(3), ..admission() };
     let wrong = [
         (admission(), file(GROUP, 9)),
-        (admission(), file(8, 12)),
+        (admission(), file(RaftGroupId(8), 12)),
         (admission(), damaged),
         (own, file(GROUP, 12)),
         (older, file(GROUP, 12)),

@@ -3,12 +3,13 @@
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
+use holdfast_common::LogIndex;
 
 use crate::machine::{Broken, Snapshot, StateMachine};
 
 #[derive(Clone, Default)]
 pub(super) struct Ledger {
-    pub(super) applied: u64,
+    pub(super) applied: LogIndex,
     pub(super) ids: Vec<u64>,
     digest: u64,
 }
@@ -27,13 +28,13 @@ impl Ledger {
 }
 
 impl StateMachine for Ledger {
-    fn apply(&mut self, index: u64, command: &[u8]) -> Result<Bytes, Broken> {
+    fn apply(&mut self, index: LogIndex, command: &[u8]) -> Result<Bytes, Broken> {
         if index <= self.applied {
             return Err(Broken(format!("{index} after {}", self.applied)));
         }
         self.applied = index;
         self.add(Self::id(command).ok_or(Broken("no id".into()))?);
-        Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
+        Ok(Bytes::copy_from_slice(&index.0.to_le_bytes()))
     }
 
     fn snapshot(&self) -> Box<dyn Snapshot> {
@@ -44,7 +45,7 @@ impl StateMachine for Ledger {
         let mut bytes = Vec::new();
         from.read_to_end(&mut bytes).map_err(|e| Broken(e.to_string()))?;
         let mut numbers = bytes.chunks_exact(8).map(|chunk| Self::id(chunk).unwrap());
-        self.applied = numbers.next().ok_or(Broken("no index".into()))?;
+        self.applied = LogIndex(numbers.next().ok_or(Broken("no index".into()))?);
         numbers.for_each(|id| self.add(id));
         Ok(())
     }
@@ -56,7 +57,7 @@ impl StateMachine for Ledger {
 
 impl Snapshot for Ledger {
     fn write_to(&self, to: &mut dyn Write) -> io::Result<()> {
-        to.write_all(&self.applied.to_le_bytes())?;
+        to.write_all(&self.applied.0.to_le_bytes())?;
         self.ids.iter().try_for_each(|id| to.write_all(&id.to_le_bytes()))
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_common::{NodeId, Random};
+use holdfast_common::{LogIndex, NodeId, RaftGroupId, Random};
 use holdfast_storage::simulated::faults::Fault;
 use holdfast_storage::{Directory, SimulatedDisk};
 
@@ -204,7 +204,13 @@ impl Replica {
     }
 
     /// A voter that lost its disks asks. Its former messages are heard no more.
-    pub(super) fn admit(&mut self, from: NodeId, generation: u64, group: u64, world: &mut World) -> io::Result<()> {
+    pub(super) fn admit(
+        &mut self,
+        from: NodeId,
+        generation: u64,
+        group: RaftGroupId,
+        world: &mut World,
+    ) -> io::Result<()> {
         let heard = self.heard.entry(from).or_default();
         *heard = generation.max(*heard);
         if *heard == generation && self.living().is_some() {
@@ -347,7 +353,10 @@ impl Replica {
             world.applied(self.node, *index, command);
         }
         for (command, answer) in turn.proposals {
-            world.answered(command, answer.map(|index| Ledger::id(&index).expect("the ledger answers with an index")));
+            world.answered(
+                command,
+                answer.map(|index| LogIndex(Ledger::id(&index).expect("the ledger answers with an index"))),
+            );
         }
         let node = &self.living().expect("lives").node;
         // A node whose log failed has stopped its groups rightly.

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{World, simulate};
 use crate::Sabotage;
-use crate::turn::panic_text;
+use crate::stop::Panicked;
 
 /// Where a broken rule comes to light.
 struct Known {
@@ -61,10 +61,10 @@ impl World {
 }
 
 /// Says which seed finds the broken rule, and by what.
-fn find(sabotage: Sabotage, known: &Known) -> Option<(u64, String)> {
+fn find(sabotage: Sabotage, known: &Known) -> Option<(u64, Panicked)> {
     [known.seed].into_iter().chain(1..=known.seeds_max).find_map(|seed| {
         let outcome = catch_unwind(AssertUnwindSafe(|| simulate(seed, sabotage)));
-        outcome.err().map(|panic| (seed, panic_text(&*panic)))
+        outcome.err().map(|panic| (seed, Panicked::of(&*panic)))
     })
 }
 

@@ -3,21 +3,21 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, RaftGroupId};
 use holdfast_storage::Directory;
 
 use super::{AdmissionOut, SnapshotOut, Turn};
+use crate::admission::Admission;
 use crate::core::effects::{self, Admitted, Apply, Freeze, Install};
-use crate::driver::stopped;
 use crate::log::record::SnapshotMark;
 use crate::machine::{Snapshot, StateMachine};
 use crate::order::{Site, apply_all};
 use crate::outbox::GroupMessage;
-use crate::recovering::Admission;
-use crate::room::Reserve;
+use crate::reserve::Reserve;
 use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError};
+use crate::stop::StopReason;
 use crate::turn::Input;
 
 /// A group as its handles would see it.
@@ -34,8 +34,8 @@ impl<S> Held<S> {
         Self { state, status: GroupStatus::default(), lease_until_ns: 0, is_durable }
     }
 
-    fn stop(&mut self, reason: &str) {
-        self.status = stopped(&self.status, reason);
+    fn stop(&mut self, reason: &StopReason) {
+        self.status = self.status.stopped_by(reason);
         self.lease_until_ns = 0;
     }
 }
@@ -43,20 +43,20 @@ impl<S> Held<S> {
 /// What a node's worker would do.
 pub(super) enum Job {
     Write { header: SnapshotHeader, mark: SnapshotMark, state: Box<dyn Snapshot> },
-    Remove { group: u64, file: u64 },
-    RemoveGroup { group: u64 },
+    Remove { group: RaftGroupId, file: u64 },
+    RemoveGroup { group: RaftGroupId },
 }
 
 pub(super) struct SteppedSite<S> {
     snapshots: Arc<dyn Directory>,
     reserve: Arc<Reserve>,
-    pub(super) groups: BTreeMap<u64, Held<S>>,
+    pub(super) groups: BTreeMap<RaftGroupId, Held<S>>,
     pub(super) inbox: VecDeque<Input<u64, u64>>,
     pub(super) jobs: VecDeque<Job>,
     /// What the next turn says.
     pub(super) out: Turn,
     /// States of delivered snapshots, by group and file, until the log names them or they are removed.
-    restored: BTreeMap<(u64, u64), S>,
+    restored: BTreeMap<(RaftGroupId, u64), S>,
     node: NodeId,
     /// Which start of the voter asked, by ticket.
     pub(super) admissions: BTreeMap<u64, u64>,
@@ -68,7 +68,7 @@ impl<S: StateMachine> SteppedSite<S> {
         node: NodeId,
         snapshots: Arc<dyn Directory>,
         reserve: Arc<Reserve>,
-        groups: BTreeMap<u64, Held<S>>,
+        groups: BTreeMap<RaftGroupId, Held<S>>,
         sabotage: Sabotage,
     ) -> Self {
         Self {
@@ -85,21 +85,21 @@ impl<S: StateMachine> SteppedSite<S> {
         }
     }
 
-    pub(super) fn known(&self, group: u64) -> Option<&Held<S>> {
+    pub(super) fn known(&self, group: RaftGroupId) -> Option<&Held<S>> {
         self.groups.get(&group).filter(|held| held.is_durable)
     }
 
-    pub(super) fn lease_until_ns(&self, group: u64) -> u64 {
+    pub(super) fn lease_until_ns(&self, group: RaftGroupId) -> u64 {
         self.known(group).map_or(0, |held| held.lease_until_ns)
     }
 
-    pub(super) fn stop_all(&mut self, reason: &str) {
+    pub(super) fn stop_all(&mut self, reason: &StopReason) {
         self.groups.values_mut().for_each(|held| held.stop(reason));
     }
 
     pub(super) fn receive(
         &mut self,
-        group: u64,
+        group: RaftGroupId,
         file: u64,
         bytes: &[u8],
         machine: S,
@@ -129,7 +129,7 @@ impl<S: StateMachine> SteppedSite<S> {
         true
     }
 
-    pub(super) fn remove_file(&mut self, group: u64, file: u64) {
+    pub(super) fn remove_file(&mut self, group: RaftGroupId, file: u64) {
         self.restored.remove(&(group, file));
         snapshot::remove(&*self.snapshots, group, file);
     }
@@ -157,7 +157,7 @@ impl<S: StateMachine> Site<u64, u64> for SteppedSite<S> {
         true
     }
 
-    fn apply(&mut self, apply: Apply<u64>) -> Result<(), String> {
+    fn apply(&mut self, apply: Apply<u64>) -> Result<(), StopReason> {
         let group = apply.group;
         let Some(held) = self.groups.get_mut(&group) else { return Ok(()) };
         let (status, out) = (&mut held.status, &mut self.out);
@@ -180,11 +180,11 @@ impl<S: StateMachine> Site<u64, u64> for SteppedSite<S> {
         self.out.proposals.push((ticket, Err(error)));
     }
 
-    fn broken(&mut self, group: u64, reason: String) {
+    fn broken(&mut self, group: RaftGroupId, reason: StopReason) {
         self.out.broken.push((group, reason));
     }
 
-    fn publish(&mut self, group: u64, status: GroupStatus, lease_until_ns: u64) {
+    fn publish(&mut self, group: RaftGroupId, status: GroupStatus, lease_until_ns: u64) {
         if let Some(held) = self.groups.get_mut(&group) {
             (held.status, held.lease_until_ns) = (status, lease_until_ns);
         }
@@ -212,7 +212,7 @@ impl<S: StateMachine> Site<u64, u64> for SteppedSite<S> {
         self.out.admitted.push((ticket, out));
     }
 
-    fn remove(&mut self, group: u64, file: u64) {
+    fn remove(&mut self, group: RaftGroupId, file: u64) {
         self.jobs.push_back(Job::Remove { group, file });
     }
 }

@@ -13,7 +13,7 @@ use crate::status::Role;
 mod admission;
 mod full;
 
-const GROUP: u64 = 7;
+const GROUP: RaftGroupId = RaftGroupId(7);
 const TICK_NS: u64 = 100_000_000;
 
 /// Counts the bytes of its commands; one that begins with `!` breaks it.
@@ -21,7 +21,7 @@ const TICK_NS: u64 = 100_000_000;
 struct Total(u64);
 
 impl StateMachine for Total {
-    fn apply(&mut self, _: u64, command: &[u8]) -> Result<Bytes, Broken> {
+    fn apply(&mut self, _: LogIndex, command: &[u8]) -> Result<Bytes, Broken> {
         if command.starts_with(b"!") {
             return Err(Broken("told to".to_owned()));
         }
@@ -126,8 +126,8 @@ fn every_proposal_and_read_is_answered() {
     let disks = Disks::new();
     let mut node = alone(&disks);
     node.propose(GROUP, Bytes::from(vec![0; 64 << 10]), 1);
-    node.propose(8, Bytes::new(), 2);
-    node.read(2, 8, 3);
+    node.propose(RaftGroupId(8), Bytes::new(), 2);
+    node.read(2, RaftGroupId(8), 3);
     // One batch: what stands behind the command that breaks the state is answered too.
     for (ticket, command) in [(4, "ab"), (5, "!"), (6, "c")] {
         node.propose(GROUP, Bytes::from_static(command.as_bytes()), ticket);

@@ -52,14 +52,14 @@ fn turn(core: &mut Core, now: u64, inputs: Vec<Input<u64, u64>>) -> Effects<u64,
 }
 
 fn role(core: &Core) -> Role {
-    core.status(7).unwrap().0.role
+    core.status(RaftGroupId(7)).unwrap().0.role
 }
 
 /// Two of three replicas, the first of which leads.
 fn pair() -> (Core, Core, u64) {
     let (mut one, mut two) = (core(1), core(2));
-    one.create(7, &voters(3)).unwrap();
-    two.create(7, &voters(3)).unwrap();
+    one.create(RaftGroupId(7), &voters(3)).unwrap();
+    two.create(RaftGroupId(7), &voters(3)).unwrap();
     turn(&mut two, 0, vec![]);
     let mut now = 0;
     let mut inputs = vec![];
@@ -82,7 +82,7 @@ fn a_group_says_nothing_before_its_creation_is_durable() {
         Some(from(1, out.messages, 3)).filter(|inputs| !inputs.is_empty())
     });
     let mut three = core(3);
-    three.create(7, &voters(3)).unwrap();
+    three.create(RaftGroupId(7), &voters(3)).unwrap();
     let early = three.step(now, beat.expect("a leader beats"));
     assert!(early.messages.is_empty(), "it answered a leader that it could forget");
     assert!(!early.records.is_empty());
@@ -102,14 +102,14 @@ fn a_replica_that_heard_a_leader_is_patient_for_an_election_timeout() {
 #[test]
 fn a_replica_gives_no_vote_in_the_first_election_timeout_of_a_later_life() {
     let state = GroupState {
-        hard: HardState { term: 1, vote: 1, commit: 0 },
+        hard: HardState { term: Term(1), vote: 1, commit: LogIndex::ZERO },
         snapshot: SnapshotMark::default(),
         installed: false,
         voters: vec![1, 2, 3],
         learners: vec![],
     };
-    let replayed = Replayed { state, before: (0, 0), entries: vec![] };
-    let groups = |id| [(id, replayed.clone())].into();
+    let replayed = Replayed { state, before: (LogIndex::ZERO, Term::ZERO), entries: vec![] };
+    let groups = |id| [(RaftGroupId(id), replayed.clone())].into();
     let mut candidate = NodeCore::<u64, u64>::new(core(1).options, groups(7), 1);
     let ask = |candidate: &mut Core| {
         (0..60).find_map(|i| {
@@ -130,7 +130,8 @@ fn a_replica_gives_no_vote_in_the_first_election_timeout_of_a_later_life() {
 #[test]
 fn append_responses_and_votes_wait_for_the_disk_and_appends_of_a_leader_do_not() {
     let (mut one, mut two, now) = pair();
-    let propose = |ticket| Input::Propose { group: 7, command: Bytes::from_static(b"x"), ticket, frees: false };
+    let propose =
+        |ticket| Input::Propose { group: RaftGroupId(7), command: Bytes::from_static(b"x"), ticket, frees: false };
     let early = one.step(now, vec![propose(1)]);
     assert!(!early.records.is_empty() && !early.messages.is_empty(), "the leader replicates while it writes");
     assert!(early.applies.is_empty());
@@ -146,9 +147,9 @@ fn append_responses_and_votes_wait_for_the_disk_and_appends_of_a_leader_do_not()
 #[test]
 fn a_leader_serves_reads_under_its_lease_and_not_after_it() {
     let (mut one, _, now) = pair();
-    let lease = one.status(7).unwrap().1;
+    let lease = one.status(RaftGroupId(7)).unwrap().1;
     assert!(lease > now && lease < now + ELECTION_TICKS as u64 * TICK_NS, "{lease} at {now}");
-    let read = |ticket| Input::Read { group: 7, ticket };
+    let read = |ticket| Input::Read { group: RaftGroupId(7), ticket };
     assert_eq!(turn(&mut one, lease - 1, vec![read(1)]).reads.len(), 1);
     assert!(turn(&mut one, lease, vec![read(2)]).reads.is_empty());
 }
@@ -156,22 +157,22 @@ fn a_leader_serves_reads_under_its_lease_and_not_after_it() {
 #[test]
 fn a_lone_voter_leads_at_once_and_reads_without_asking() {
     let mut one = core(1);
-    one.create(7, &voters(1)).unwrap();
+    one.create(RaftGroupId(7), &voters(1)).unwrap();
     turn(&mut one, 1, vec![]);
     assert_eq!(role(&one), Role::Leader);
-    assert_eq!(turn(&mut one, 2, vec![Input::Read { group: 7, ticket: 1 }]).reads.len(), 1);
+    assert_eq!(turn(&mut one, 2, vec![Input::Read { group: RaftGroupId(7), ticket: 1 }]).reads.len(), 1);
 }
 
 #[test]
 fn a_peer_that_lost_what_it_acknowledged_stops_one_group_only() {
     let (mut one, mut two, now) = pair();
-    two.create(8, &voters(1)).unwrap_err();
-    two.create(8, &[NodeId(2)]).unwrap();
+    two.create(RaftGroupId(8), &voters(1)).unwrap_err();
+    two.create(RaftGroupId(8), &[NodeId(2)]).unwrap();
     turn(&mut two, now, vec![]);
     // A replica that forgot everything meets a heartbeat that commits what it had.
     let mut amnesiac = core(2);
-    amnesiac.create(7, &voters(3)).unwrap();
-    amnesiac.create(8, &[NodeId(2)]).unwrap();
+    amnesiac.create(RaftGroupId(7), &voters(3)).unwrap();
+    amnesiac.create(RaftGroupId(8), &[NodeId(2)]).unwrap();
     turn(&mut amnesiac, now, vec![]);
     let beat = (0..4).find_map(|i| {
         let out = turn(&mut one, now + i, vec![Input::Tick]);
@@ -179,74 +180,59 @@ fn a_peer_that_lost_what_it_acknowledged_stops_one_group_only() {
     });
     turn(&mut amnesiac, now, beat.expect("a leader beats"));
     assert_eq!(role(&amnesiac), Role::Stopped);
-    assert_eq!(amnesiac.status(8).unwrap().0.role, Role::Leader);
+    assert_eq!(amnesiac.status(RaftGroupId(8)).unwrap().0.role, Role::Leader);
 }
 
 #[test]
 fn arbitrary_bytes_from_the_network_change_nothing() {
     let (mut one, _, now) = pair();
-    let before = one.status(7).unwrap().0;
+    let before = one.status(RaftGroupId(7)).unwrap().0;
     let mut random = holdfast_common::Random::new(5);
     for length in 0..500 {
         let bytes: Vec<u8> = (0..length % 60).map(|_| random.bits().to_le_bytes()[0]).collect();
-        turn(&mut one, now, vec![Input::Message { from: NodeId(2), group: 7, bytes: bytes.into() }]);
+        turn(&mut one, now, vec![Input::Message { from: NodeId(2), group: RaftGroupId(7), bytes: bytes.into() }]);
     }
-    assert_eq!(one.status(7).unwrap().0, before);
-}
-
-#[test]
-fn pure_modules_name_no_clock_file_thread_or_unordered_map() {
-    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let pure = [
-        "core.rs",
-        "core/effects.rs",
-        "core/reads.rs",
-        "core/store.rs",
-        "core/wire.rs",
-        "turn.rs",
-        "log/record.rs",
-        "log/batch.rs",
-        "log/pins.rs",
-        "log/replay.rs",
-    ];
-    for file in pure {
-        let text = std::fs::read_to_string(source.join(file)).unwrap();
-        for word in
-            ["tokio", "std::fs", "std::time", "Instant", "std::thread", "HashMap", "HashSet", "rand::", "clock::"]
-        {
-            assert!(!text.contains(word), "{file} names {word}");
-        }
-    }
+    assert_eq!(one.status(RaftGroupId(7)).unwrap().0, before);
 }
 
 #[test]
 fn a_stopped_group_does_not_hold_the_log_and_one_that_a_panic_left_half_changed_is_recalled() {
     let carried = |core: &mut Core| {
-        let to_recall = core.carry_forward(&[7]);
+        let to_recall = core.carry_forward(&[RaftGroupId(7)]);
         let records = core.step(0, vec![]).records;
-        (records.iter().any(|record| matches!(record, Record::Group(7, _))), to_recall)
+        (records.iter().any(|record| matches!(record, Record::Group(RaftGroupId(7), _))), to_recall)
     };
     let (mut one, _, _) = pair();
-    one.stop(7, "broken");
+    one.stop(RaftGroupId(7), StopReason::SnapshotLost);
     assert_eq!(carried(&mut one), (true, vec![]));
     let (mut one, _, _) = pair();
-    one.with(7, |_, _, _| panic!("half way"));
+    one.with(RaftGroupId(7), |_, _, _| panic!("half way"));
     assert_eq!(role(&one), Role::Stopped);
-    assert_eq!(carried(&mut one), (false, vec![7]));
+    assert_eq!(carried(&mut one), (false, vec![RaftGroupId(7)]));
 }
 
 #[test]
 fn an_entry_of_an_unknown_kind_stops_its_group_and_is_never_read_as_a_command() {
-    let entry = |index, kind| LogEntry { index, term: 1, kind, data: Bytes::from_static(b"command") };
-    let hard = HardState { term: 1, vote: 1, commit: 3 };
+    let data = Bytes::from_static(b"command");
+    let entry = |index, kind| LogEntry { index: LogIndex(index), term: Term(1), kind, data: data.clone() };
+    let hard = HardState { term: Term(1), vote: 1, commit: LogIndex(3) };
     let state =
         GroupState { hard, snapshot: SnapshotMark::default(), installed: false, voters: vec![1], learners: vec![] };
     let entries = vec![entry(1, 0), entry(2, 9), entry(3, 0)];
-    let replayed = Replayed { state, before: (0, 0), entries };
-    let mut core: Core = NodeCore::new(options(1), BTreeMap::from([(7, replayed)]), 1);
+    let replayed = Replayed { state, before: (LogIndex::ZERO, Term::ZERO), entries };
+    let mut core: Core = NodeCore::new(options(1), BTreeMap::from([(RaftGroupId(7), replayed)]), 1);
     let effects = core.step(0, vec![Input::Tick]);
     assert!(effects.applies.is_empty() && effects.records.is_empty());
-    assert!(effects.broken.iter().any(|(group, why)| *group == 7 && why.contains("entry 2 is of a kind")));
+    assert!(
+        effects
+            .broken
+            .iter()
+            .any(|(group, why)| *group == RaftGroupId(7) && why.to_string().contains("entry 2 is of a kind"))
+    );
     assert_eq!(role(&core), Role::Stopped);
-    assert_eq!(core.carry_forward(&[7]), [7], "its entries must be recalled, not written from memory");
+    assert_eq!(
+        core.carry_forward(&[RaftGroupId(7)]),
+        [RaftGroupId(7)],
+        "its entries must be recalled, not written from memory"
+    );
 }

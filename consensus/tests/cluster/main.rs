@@ -6,7 +6,7 @@ mod nodes;
 use std::time::Instant;
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, RaftGroupId};
 use holdfast_consensus::{GroupError, ProposeError, ReadError, Role};
 use nodes::{Cluster, GROUP, until};
 
@@ -129,8 +129,8 @@ async fn a_broken_state_machine_stops_its_group_and_nothing_else() {
     for command in ["break", "panic"] {
         let cluster = Cluster::start(1, |_| {});
         let node = &cluster.nodes[&NodeId(1)];
-        node.create_group(8, &cluster.voters).unwrap();
-        let (broken, whole) = (cluster.group(NodeId(1)), node.group(8).unwrap());
+        node.create_group(RaftGroupId(8), &cluster.voters).unwrap();
+        let (broken, whole) = (cluster.group(NodeId(1)), node.group(RaftGroupId(8)).unwrap());
         until("a leader", || (whole.status().role == Role::Leader).then_some(())).await;
         cluster.leader().await;
         assert_eq!(broken.propose(Bytes::from(command)).await, Err(ProposeError::Unknown));
@@ -150,12 +150,12 @@ async fn groups_are_created_and_dropped_once_and_for_all() {
     assert_eq!(node.create_group(GROUP, &[one]), Ok(()));
     assert_eq!(node.create_group(GROUP, &[one, NodeId(2)]), Err(GroupError::Exists(GROUP)));
     for voters in [&[][..], &[NodeId(2)], &[one, one], &[one, NodeId(0)]] {
-        assert_eq!(node.create_group(9, voters), Err(GroupError::BadVoters), "{voters:?}");
+        assert_eq!(node.create_group(RaftGroupId(9), voters), Err(GroupError::BadVoters), "{voters:?}");
     }
-    node.create_group(8, &[one]).unwrap();
-    let dropped = node.group(8).unwrap();
-    node.drop_group(8).unwrap();
-    node.drop_group(8).unwrap();
+    node.create_group(RaftGroupId(8), &[one]).unwrap();
+    let dropped = node.group(RaftGroupId(8)).unwrap();
+    node.drop_group(RaftGroupId(8)).unwrap();
+    node.drop_group(RaftGroupId(8)).unwrap();
     assert_eq!(dropped.propose(Bytes::from_static(b"a=1")).await, Err(ProposeError::Stopped));
     assert_eq!(node.groups(), vec![GROUP]);
     cluster.kill(one);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{LogIndex, NodeId, RaftGroupId};
 use holdfast_consensus::{
     Broken, Group, GroupMessage, Node, NodeConfig, Outbox, ProposeError, Role, Snapshot, StateMachine,
 };
@@ -15,17 +15,17 @@ use parking_lot::RwLock;
 
 /// Longest wait for anything.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
-pub(crate) const GROUP: u64 = 7;
+pub(crate) const GROUP: RaftGroupId = RaftGroupId(7);
 
 /// A map; a command is `key=value` and answers with the value before. `break` breaks it, `panic` panics.
 #[derive(Default)]
 pub(crate) struct Map {
     pub(crate) entries: Arc<BTreeMap<String, String>>,
-    pub(crate) applied: u64,
+    pub(crate) applied: LogIndex,
 }
 
 impl StateMachine for Map {
-    fn apply(&mut self, index: u64, command: &[u8]) -> Result<Bytes, Broken> {
+    fn apply(&mut self, index: LogIndex, command: &[u8]) -> Result<Bytes, Broken> {
         let text = std::str::from_utf8(command).map_err(|e| Broken(e.to_string()))?;
         assert_ne!(text, "panic", "told to");
         let (key, value) = text.split_once('=').ok_or_else(|| Broken(format!("no = in {text}")))?;
@@ -43,14 +43,14 @@ impl StateMachine for Map {
         let mut text = String::new();
         from.read_to_string(&mut text).map_err(|e| Broken(e.to_string()))?;
         let mut lines = text.lines();
-        self.applied = lines.next().and_then(|l| l.parse().ok()).ok_or(Broken("no index".into()))?;
+        self.applied = lines.next().and_then(|l| l.parse().ok()).map(LogIndex).ok_or(Broken("no index".into()))?;
         let entries = lines.map(|l| l.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())));
         self.entries = Arc::new(entries.collect::<Option<_>>().ok_or(Broken("no =".into()))?);
         Ok(())
     }
 }
 
-struct Frozen(Arc<BTreeMap<String, String>>, u64);
+struct Frozen(Arc<BTreeMap<String, String>>, LogIndex);
 
 impl Snapshot for Frozen {
     fn write_to(&self, to: &mut dyn Write) -> io::Result<()> {

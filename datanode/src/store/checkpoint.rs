@@ -5,14 +5,14 @@ use std::io;
 use std::sync::Arc;
 
 use holdfast_common::checksum::crc32c;
-use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, VolumeId};
+use holdfast_common::{ChunkId, DiskId, Epoch, GroupId, Incarnation, Nonce, VolumeId};
 use holdfast_storage::Directory;
 
 use super::fields::{FieldReader, FieldWriter};
 use super::index::{Entry, Index, Location, Phase, SegmentState};
 use super::segment::SegmentKind;
 use super::types::{ChunkKey, Grave, ShardKey, Stripe, Target, VolumeKey};
-use crate::units::to_usize;
+use super::units::{saturating_u32, to_usize};
 
 /// Name of the file.
 pub const CHECKPOINT_FILE: &str = "checkpoint";
@@ -79,7 +79,7 @@ pub(super) fn encode(
     for (key, copies) in &index.stale {
         put_chunk(&mut out, &key.chunk);
         out.push(key.shard);
-        out.put_u32(crate::units::saturating_u32(copies.len()));
+        out.put_u32(saturating_u32(copies.len()));
         copies.iter().for_each(|copy| put_location(&mut out, copy));
     }
     out.put_u64(index.punches.len() as u64);
@@ -126,7 +126,7 @@ fn encode_shards(out: &mut Vec<u8>, index: &Index) {
     out.put_u64(ordered.len() as u64);
     for (stripe, _) in ordered {
         out.put_u64(stripe.group.0);
-        out.put_u64(stripe.epoch);
+        out.put_u64(stripe.epoch.0);
         let slots_count = u8::try_from(stripe.slots.len()).expect("SHARDS_MAX fits a byte");
         out.extend_from_slice(&[stripe.data_shards, stripe.parity_shards, slots_count]);
         out.extend_from_slice(&stripe.slots);
@@ -140,10 +140,10 @@ fn encode_shards(out: &mut Vec<u8>, index: &Index) {
             out.push(*shard);
             put_location(out, &entry.at);
             out.put_u64(entry.version);
-            out.put_u64(entry.nonce);
+            out.put_u64(entry.nonce.0);
             out.put_u32(entry.shard_length_bytes);
             out.put_u32(entry.chunk_length_bytes);
-            out.put_u32(crate::units::saturating_u32(stripes[&*entry.stripe]));
+            out.put_u32(saturating_u32(stripes[&*entry.stripe]));
         }
     }
 }
@@ -154,7 +154,7 @@ fn encode_tombstones(out: &mut Vec<u8>, index: &Index) {
         out.put_u64(*version);
         put_location(out, &record.at);
         put_volume(out, &record.volume);
-        out.put_u32(crate::units::saturating_u32(record.targets.len()));
+        out.put_u32(saturating_u32(record.targets.len()));
         record.targets.iter().for_each(|target| put_target(out, target));
     }
 }
@@ -255,7 +255,7 @@ fn decode_segments(fields: &mut FieldReader<'_>, index: &mut Index) -> Option<Ve
 fn decode_shards(fields: &mut FieldReader<'_>, index: &mut Index) -> Option<()> {
     let mut stripes: Vec<Arc<Stripe>> = Vec::new();
     for _ in 0..fields.u64()? {
-        let (group, epoch) = (GroupId(fields.u64()?), fields.u64()?);
+        let (group, epoch) = (GroupId(fields.u64()?), Epoch(fields.u64()?));
         let (data_shards, parity_shards) = (fields.u8()?, fields.u8()?);
         let slots_count = fields.u8()?;
         let slots = fields.take(slots_count.into())?.into();
@@ -267,7 +267,7 @@ fn decode_shards(fields: &mut FieldReader<'_>, index: &mut Index) -> Option<()> 
             let chunk = ChunkKey { volume, chunk: ChunkId(fields.u64()?) };
             let key = ShardKey { chunk, shard: fields.u8()? };
             let at = location(fields, index)?;
-            let (version, nonce) = (fields.u64()?, fields.u64()?);
+            let (version, nonce) = (fields.u64()?, Nonce(fields.u64()?));
             let (shard_length_bytes, chunk_length_bytes) = (fields.u32()?, fields.u32()?);
             let stripe = stripes.get(to_usize(fields.u32()?.into()))?.clone();
             if index.get(&key).is_some() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use holdfast_common::{ChunkId, GroupId};
+use holdfast_common::{ChunkId, Epoch, GroupId, Nonce};
 
 use super::Store;
 use super::index::{Entry, Index, Location, SegmentState};
@@ -72,13 +72,14 @@ fn many(count: u64) -> Index {
         |number| SegmentHeader { number, kind: SegmentKind::Small, generation: 1, disk: DISK, size_bytes: 1 << 40 };
     (0..100).for_each(|number| drop(index.segments.insert(number, SegmentState::empty(&header(number)))));
     let stripe =
-        Arc::new(Stripe { group: GroupId(1), epoch: 1, data_shards: 4, parity_shards: 2, slots: [0; 6].into() });
+        Arc::new(Stripe { group: GroupId(1), epoch: Epoch(1), data_shards: 4, parity_shards: 2, slots: [0; 6].into() });
     for number in 1..=count {
         let chunk = ChunkKey { chunk: ChunkId(number), ..key(1).chunk };
         let segment = u32::try_from(number % 100).unwrap();
         let at = Location { segment, offset: number * 8704, bytes: 8704 };
         let stripe = stripe.clone();
-        let entry = Entry { at, version: number, nonce: 1, shard_length_bytes: 8192, chunk_length_bytes: 8192, stripe };
+        let entry =
+            Entry { at, version: number, nonce: Nonce(1), shard_length_bytes: 8192, chunk_length_bytes: 8192, stripe };
         index.insert_shard(ShardKey { chunk, shard: 1 }, entry);
     }
     index

@@ -18,9 +18,9 @@ use super::segment::{Segment, SegmentKind};
 use super::types::{
     ChunkKey, Done, Outcome, Put, Request, ShardError, ShardKey, ShardMeta, ShardName, Target, VolumeKey,
 };
+use super::units::to_usize;
 use super::volumes::VolumeState;
 use super::{Cursor, Sabotage, Store};
-use crate::units::to_usize;
 use holdfast_storage::{is_no_space, is_out_of_descriptors};
 
 impl Store {

@@ -168,10 +168,10 @@ fn contents(store: &Store, context: &str) -> BTreeMap<u64, Content> {
         let chunk = shard.chunk.chunk.0;
         assert_eq!(shard, key(chunk));
         let bytes = usize::try_from(entry.shard_length_bytes).unwrap();
-        let served = read(&reader, chunk, entry.nonce, bytes);
-        let right = served.as_ref().is_ok_and(|served| *served == payload(chunk, entry.nonce, bytes));
+        let served = read(&reader, chunk, entry.nonce.0, bytes);
+        let right = served.as_ref().is_ok_and(|served| *served == payload(chunk, entry.nonce.0, bytes));
         assert!(right, "chunk {chunk} at {:?} gives {:?} {context}", entry.at, served.err());
-        found.insert(chunk, Some((entry.nonce, bytes)));
+        found.insert(chunk, Some((entry.nonce.0, bytes)));
     }
     found
 }

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use holdfast_common::ChunkId;
+use holdfast_common::{ChunkId, Nonce};
 use imbl::{OrdMap, Vector};
 
 use super::segment::{DATA_START, SegmentHeader, SegmentKind};
@@ -34,7 +34,7 @@ pub struct Entry {
     /// Decides against tombstones.
     pub version: u64,
     /// The attempt it is of (R1).
-    pub nonce: u64,
+    pub nonce: Nonce,
     /// Bytes of the shard.
     pub shard_length_bytes: u32,
     /// Bytes of its chunk.

@@ -10,8 +10,8 @@ use super::record::{Body, tombstone_bytes};
 use super::scan::{ScanError, read_header, scan};
 use super::segment::{Segment, SegmentHeader, SegmentKind, file_name, write_header};
 use super::types::ShardError;
+use super::units::to_usize;
 use super::{Sabotage, Store};
-use crate::units::to_usize;
 use holdfast_storage::{BLOCK_BYTES, is_no_space};
 use std::sync::Arc;
 

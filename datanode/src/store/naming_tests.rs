@@ -1,6 +1,6 @@
 //! Claims about deletes that name single attempts, and about tombstones that name whole chunks, as former builds wrote them.
 
-use holdfast_common::{ChunkId, Random};
+use holdfast_common::{ChunkId, Nonce, Random};
 
 use super::Store;
 use super::batch::{Batch, Change, Payload};
@@ -72,7 +72,7 @@ fn a_delete_by_name_leaves_the_other_shards_of_its_chunk() {
     settle(&mut store);
     let mut store = open(&Survival::Nothing.of(&disk, &mut Random::new(1)));
     assert_eq!(numbers(&store), [(1, 0), (1, 2)]);
-    let names = [0, 2].map(|shard| ShardName { chunk: ChunkId(1), shard, nonce: 1 });
+    let names = [0, 2].map(|shard| ShardName { chunk: ChunkId(1), shard, nonce: Nonce(1) });
     let both = Request::Delete { volume: VOLUME, chunks: vec![ChunkId(1)], shards: names.to_vec() };
     let outcome = commit_one(&mut store, both);
     assert_eq!(outcome, Ok(Done { deleted_count: 2, kept_count: 0 }), "named twice, deleted once");

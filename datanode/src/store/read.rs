@@ -13,8 +13,8 @@ use super::index::Entry;
 use super::record::{Body, Header, decode, shard_header_area_bytes};
 use super::segment::Segment;
 use super::types::{ReadData, ReadRange, ShardError, ShardKey, VolumeKey};
+use super::units::to_usize;
 use super::{Reader, Sabotage};
-use crate::units::to_usize;
 
 /// A header and a range this close behind it are read at once.
 const ONE_READ_BYTES: u32 = 64 << 10;

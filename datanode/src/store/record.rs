@@ -7,11 +7,11 @@
 use bytes::Bytes;
 use holdfast_common::checksum::{crc32c, crc32c_append};
 use holdfast_common::limits::{CHUNK_BYTES_MAX, PAGE_BYTES, SHARDS_MAX};
-use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, VolumeId};
+use holdfast_common::{ChunkId, DiskId, Epoch, GroupId, Incarnation, Nonce, VolumeId};
 
 use super::fields::{FieldReader, FieldWriter};
 use super::types::{ChunkKey, ShardKey, ShardMeta, Stripe, Target, VolumeKey};
-use crate::units::to_usize;
+use super::units::to_usize;
 use holdfast_storage::{BLOCK_BYTES, SECTOR_BYTES};
 
 /// First four bytes of every record.
@@ -191,9 +191,9 @@ fn encode_identity(out: &mut Vec<u8>, body: &Body) {
             out.put_u64(meta.key.chunk.volume.volume.0);
             out.put_u64(meta.key.chunk.volume.incarnation.0);
             out.put_u64(meta.key.chunk.chunk.0);
-            out.put_u64(meta.nonce);
+            out.put_u64(meta.nonce.0);
             out.put_u64(meta.stripe.group.0);
-            out.put_u64(meta.stripe.epoch);
+            out.put_u64(meta.stripe.epoch.0);
             out.put_u32(meta.chunk_length_bytes);
             out.put_u32(meta.shard_length_bytes);
             let slots_count = u8::try_from(meta.stripe.slots.len()).expect("SHARDS_MAX fits a byte");
@@ -273,8 +273,8 @@ fn decode_fields(
 fn decode_body((kind, features): (u8, u32), fields: &mut FieldReader<'_>, header: &[u8]) -> Option<Body> {
     let volume = VolumeKey { volume: VolumeId(fields.u64()?), incarnation: Incarnation(fields.u64()?) };
     let chunk = ChunkId(fields.u64()?);
-    let nonce = fields.u64()?;
-    let (group, epoch) = (GroupId(fields.u64()?), fields.u64()?);
+    let nonce = Nonce(fields.u64()?);
+    let (group, epoch) = (GroupId(fields.u64()?), Epoch(fields.u64()?));
     let (chunk_length_bytes, shard_length_bytes) = (fields.u32()?, fields.u32()?);
     let (shard, data_shards, parity_shards) = (fields.u8()?, fields.u8()?, fields.u8()?);
     let slots_count = usize::from(fields.u8()?);

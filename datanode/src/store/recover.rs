@@ -18,27 +18,25 @@ use super::batch::{AlignedBuffer, LANE_BYTES};
 use super::checkpoint::{self, CHECKPOINT_FILE, Checkpoint};
 use super::index::{Entry, Index, Phase, SegmentState};
 use super::record::{Body, RECORD_BYTES_MAX, encode};
-use super::scan::{Found, Gap, ScanError, SegmentScan, is_unreadable, read_header, scan};
-use super::segment::{DATA_START, HeaderError, Segment, SegmentKind, parse_file_name};
+use super::scan::{Found, Gap, ScanError, SegmentScan, read_header, scan};
+use super::segment::{DATA_START, HeaderError, Segment, SegmentKind, is_unreadable, parse_file_name};
 use super::shared::Look;
 use super::surroundings::Surroundings;
+use super::units::to_usize;
 use super::volumes::{Volumes, VolumesError};
 use super::{Cursor, Sabotage, Shared, State, Store, StoreOptions, failure};
-use crate::units::to_usize;
 use holdfast_storage::Directory;
 
 /// Why a disk cannot be opened.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum OpenError {
     /// The system says so.
     #[error("cannot read the disk: {0}")]
     Io(#[from] io::Error),
     /// A segment of a newer version.
     #[error("{file} was made by a newer version of Holdfast; start that one")]
-    Unsupported {
-        /// The file.
-        file: String,
-    },
+    Unsupported { file: String },
     /// Floors and drops are lost, so that nothing protects deleted data from coming back.
     #[error("the file `volumes` of the disk cannot be used: {0}; take the disk out and let it be rebuilt")]
     Volumes(VolumesError),

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_common::{ChunkId, Random, SessionId};
+use holdfast_common::{ChunkId, Nonce, Random, SessionId};
 use holdfast_storage::SimulatedDisk;
 use holdfast_storage::simulated::faults::Fault;
 
@@ -182,8 +182,12 @@ fn d8_a_damaged_page_leaves_the_node() {
         put_one(&mut store, 1, SMALL);
         let (file, offset) = place_of(&store, 1);
         disk.flip(&file, offset + 4096 + 700);
-        let range =
-            super::types::ReadRange { key: key(1), nonce: 1, offset: 0, length_bytes: u32::try_from(SMALL).unwrap() };
+        let range = super::types::ReadRange {
+            key: key(1),
+            nonce: Nonce(1),
+            offset: 0,
+            length_bytes: u32::try_from(SMALL).unwrap(),
+        };
         store.reader().read(&range).map(|data| data.bytes == payload(1, 1, SMALL))
     });
     assert_eq!(found, (Err(ShardError::Corrupt), Ok(false)));

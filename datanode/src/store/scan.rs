@@ -11,8 +11,8 @@ use holdfast_storage::BLOCK_BYTES;
 
 use super::index::Location;
 use super::record::{Body, DecodeError, FIXED_BYTES, HEADER_BYTES_MAX, Header, decode};
-use super::segment::{Segment, SegmentKind};
-use crate::units::to_usize;
+use super::segment::{Segment, SegmentKind, is_unreadable};
+use super::units::to_usize;
 
 /// How much a scan of a log reads at once.
 const LOG_WINDOW_BYTES: u64 = 1 << 20;
@@ -111,11 +111,6 @@ impl Window<'_> {
     fn is_unreadable(&self, offset: u64) -> bool {
         self.unreadable.contains(&(offset / BLOCK_BYTES * BLOCK_BYTES))
     }
-}
-
-/// Whether the disk cannot read a place, rather than the machine any.
-pub(super) fn is_unreadable(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADMSG | libc::EILSEQ))
 }
 
 /// Reads the header of the record at `offset`, however long it is.

@@ -12,7 +12,6 @@ use parking_lot::RwLock;
 
 use super::fields::{FieldReader, FieldWriter};
 use super::record::{Place, alignment_bytes};
-use super::scan::is_unreadable;
 use holdfast_storage::{BLOCK_BYTES, DiskFile};
 
 /// First four bytes of every segment.
@@ -27,6 +26,11 @@ pub const SEGMENT_HEADER_BYTES: usize = 512;
 pub const DATA_START: u64 = 2 * BLOCK_BYTES;
 
 const COPIES_AT: [u64; 2] = [0, BLOCK_BYTES];
+
+/// Whether the disk cannot read a place, rather than the machine any.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADMSG | libc::EILSEQ))
+}
 
 /// What a segment holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

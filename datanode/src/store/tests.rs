@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, SessionId, VolumeId};
+use holdfast_common::{ChunkId, DiskId, Epoch, GroupId, Incarnation, Nonce, SessionId, VolumeId};
 
 use super::recover::create;
 use super::space::Shelves;
@@ -90,10 +90,10 @@ pub(crate) fn put(chunk: u64, nonce: u64, bytes: usize) -> Put {
     let key = key(chunk);
     let meta = ShardMeta {
         key,
-        nonce,
+        nonce: Nonce(nonce),
         stripe: Stripe {
             group: GroupId(5),
-            epoch: 2,
+            epoch: Epoch(2),
             data_shards: 4,
             parity_shards: 2,
             slots: (0..6).map(|n| (n + u8::try_from(chunk % 6).unwrap()) % 6).collect(),
@@ -112,13 +112,13 @@ pub(crate) fn delete(chunks: &[u64]) -> Request {
 
 /// Deletes attempts at the shards that [`put`] makes.
 pub(crate) fn delete_named(attempts: &[(u64, u64)]) -> Request {
-    let name = |(chunk, nonce): &(u64, u64)| ShardName { chunk: ChunkId(*chunk), shard: 1, nonce: *nonce };
+    let name = |(chunk, nonce): &(u64, u64)| ShardName { chunk: ChunkId(*chunk), shard: 1, nonce: Nonce(*nonce) };
     Request::Delete { volume: VOLUME, chunks: Vec::new(), shards: attempts.iter().map(name).collect() }
 }
 
 pub(crate) fn read(reader: &Reader, chunk: u64, nonce: u64, bytes: usize) -> Result<Bytes, ShardError> {
     let length_bytes = u32::try_from(bytes).unwrap();
-    let range = ReadRange { key: key(chunk), nonce, offset: 0, length_bytes };
+    let range = ReadRange { key: key(chunk), nonce: Nonce(nonce), offset: 0, length_bytes };
     reader.read(&range).map(|data| {
         assert_eq!(key(chunk).place().verify(0, &data.bytes, &data.page_checksums), Ok(()));
         data.bytes
@@ -148,7 +148,7 @@ fn what_was_put_is_read_back_whole_and_in_ranges() {
         let reader = store.reader();
         assert_eq!(read(&reader, chunk, 1, bytes).unwrap(), payload(chunk, 1, bytes));
         let last = u32::try_from(bytes).unwrap() - 4096;
-        let range = ReadRange { key: key(chunk), nonce: 1, offset: last, length_bytes: 4096 };
+        let range = ReadRange { key: key(chunk), nonce: Nonce(1), offset: last, length_bytes: 4096 };
         assert_eq!(reader.read(&range).unwrap().bytes, payload(chunk, 1, bytes).slice(bytes - 4096..));
         let beyond = ReadRange { length_bytes: 8192, ..range };
         assert!(matches!(reader.read(&beyond), Err(ShardError::Invalid(_))));
@@ -468,7 +468,7 @@ fn r5_readers_never_see_bytes_that_are_being_deleted_or_moved() {
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
                     let chunk = 1 + random.below(40);
                     let bytes = if chunk.is_multiple_of(2) { SMALL } else { BULK };
-                    for nonce in reader.list(&VOLUME, ChunkId(chunk - 1), 1).unwrap().0.iter().map(|(_, e)| e.nonce) {
+                    for nonce in reader.list(&VOLUME, ChunkId(chunk - 1), 1).unwrap().0.iter().map(|(_, e)| e.nonce.0) {
                         match read(&reader, chunk, nonce, bytes) {
                             Ok(content) => {
                                 assert!(content == payload(chunk, nonce, bytes), "chunk {chunk} nonce {nonce}");

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
-use holdfast_common::limits::{CHUNK_BYTES_MAX, PAGE_BYTES, SHARDS_MAX, SMALL_SHARD_BYTES};
+use holdfast_common::limits::{PAGE_BYTES, SHARDS_MAX, SMALL_SHARD_BYTES};
 pub use holdfast_common::proof::ShardName;
-use holdfast_common::{ChunkId, GroupId, Incarnation, SessionId, VolumeId};
+use holdfast_common::{ChunkId, Epoch, GroupId, Incarnation, Nonce, SessionId, VolumeId};
+use holdfast_erasure::geometry;
 use holdfast_proto::data;
 
 /// One life of a volume (R3).
@@ -88,7 +89,7 @@ pub struct Stripe {
     /// Block group.
     pub group: GroupId,
     /// Epoch of its membership when the chunk was written.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// Data shards.
     pub data_shards: u8,
     /// Parity shards.
@@ -103,7 +104,7 @@ pub struct ShardMeta {
     /// Identity.
     pub key: ShardKey,
     /// The attempt (R1).
-    pub nonce: u64,
+    pub nonce: Nonce,
     /// Geometry and placement.
     pub stripe: Stripe,
     /// Data bytes of the chunk.
@@ -134,9 +135,9 @@ impl ShardMeta {
             volume: self.key.chunk.volume.volume.0,
             incarnation: self.key.chunk.volume.incarnation.0,
             chunk: self.key.chunk.chunk.0,
-            nonce: self.nonce,
+            nonce: self.nonce.0,
             group: self.stripe.group.0,
-            epoch: self.stripe.epoch,
+            epoch: self.stripe.epoch.0,
             shard: self.key.shard.into(),
             data_shards: self.stripe.data_shards.into(),
             parity_shards: self.stripe.parity_shards.into(),
@@ -152,22 +153,19 @@ impl ShardMeta {
     /// # Errors
     /// What is wrong, in words.
     pub fn check(&self) -> Result<(), &'static str> {
-        let shards_count = usize::from(self.stripe.data_shards) + usize::from(self.stripe.parity_shards);
-        let data_bytes = u64::from(self.stripe.data_shards) * u64::from(self.shard_length_bytes);
+        let stripe = &self.stripe;
+        let shards_count = usize::from(stripe.data_shards) + usize::from(stripe.parity_shards);
         if self.key.chunk.volume.volume.0 == 0 || self.key.chunk.chunk.0 == 0 {
             Err("volume and chunk must not be zero")
-        } else if self.stripe.data_shards == 0 || shards_count > SHARDS_MAX {
+        } else if stripe.data_shards == 0 || shards_count > SHARDS_MAX {
             Err("a chunk has 1 data shard or more and 32 shards at most")
         } else if usize::from(self.key.shard) >= shards_count {
             Err("shard number beyond the chunk's shards")
-        } else if self.stripe.slots.len() != shards_count {
+        } else if stripe.slots.len() != shards_count {
             Err("the slot set must name every shard of the chunk")
-        } else if self.shard_length_bytes == 0 || !self.shard_length_bytes.is_multiple_of(PAGE_BYTES) {
-            Err("a shard's length is a multiple of 4 KiB and not zero")
-        } else if self.shard_length_bytes > CHUNK_BYTES_MAX || self.chunk_length_bytes > CHUNK_BYTES_MAX {
-            Err("a shard or chunk is longer than the longest chunk")
-        } else if u64::from(self.chunk_length_bytes) > data_bytes {
-            Err("the data shards cannot hold the chunk")
+        } else if let Err(wrong) = geometry::holds(stripe.data_shards, self.chunk_length_bytes, self.shard_length_bytes)
+        {
+            Err(wrong)
         } else if self.page_checksums.len() as u64 != u64::from(self.pages_count()) * 4 {
             Err("one checksum for each page is needed")
         } else {
@@ -189,10 +187,10 @@ impl TryFrom<data::ShardHeader> for ShardMeta {
                 },
                 shard: small(wire.shard)?,
             },
-            nonce: wire.nonce,
+            nonce: Nonce(wire.nonce),
             stripe: Stripe {
                 group: GroupId(wire.group),
-                epoch: wire.epoch,
+                epoch: Epoch(wire.epoch),
                 data_shards: small(wire.data_shards)?,
                 parity_shards: small(wire.parity_shards)?,
                 slots: wire.slots.as_ref().into(),
@@ -260,7 +258,7 @@ pub struct ReadRange {
     /// The shard.
     pub key: ShardKey,
     /// The attempt it must be of (R1).
-    pub nonce: u64,
+    pub nonce: Nonce,
     /// First byte, a multiple of a page.
     pub offset: u32,
     /// Bytes, a multiple of a page, not zero.

@@ -6,7 +6,7 @@
 
 use crate::sabotage::Sabotage;
 use holdfast_common::limits::SESSION_LEASE_MS;
-use holdfast_common::{InodeId, SessionId};
+use holdfast_common::{InodeId, SessionId, Term};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A session silent for this long is expired: its lease and a tenth, for the client counts from when it sent (R20).
@@ -40,15 +40,15 @@ impl Attendee {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OpenList<'a> {
     /// The term whose leader asked for it. A list for another one is not taken: what was opened since may be missing, and would be
-    /// reaped. 0: nobody asked; whoever opened the session in this term takes it. `None`: of a former client, and believed.
-    pub(crate) of_term: Option<u64>,
+    /// reaped. [`Term::ZERO`]: nobody asked; whoever opened the session in this term takes it. `None`: of a former client, and believed.
+    pub(crate) of_term: Option<Term>,
     pub(crate) open: &'a [u64],
 }
 
 /// Sessions and open inodes as one leader knows them in one term.
 #[derive(Debug, Default)]
 pub(crate) struct Attendance {
-    term: u64,
+    term: Term,
     /// When the silent were last looked for.
     looked_ms: Option<u64>,
     sessions: BTreeMap<SessionId, Attendee>,
@@ -69,7 +69,7 @@ impl Attendance {
     }
 
     /// Follows the table's sessions, ascending; in a new term all must attach again.
-    pub(crate) fn follow(&mut self, term: u64, sessions: &[SessionId], now_ms: u64) {
+    pub(crate) fn follow(&mut self, term: Term, sessions: &[SessionId], now_ms: u64) {
         if term > self.term {
             let creates = std::mem::take(&mut self.creates);
             *self = Self { term, creates, next_create: self.next_create, ..Self::sabotaged(self.sabotage) };
@@ -81,7 +81,7 @@ impl Attendance {
     }
 
     /// Whether it speaks for this term.
-    pub(crate) fn is_of(&self, term: u64) -> bool {
+    pub(crate) fn is_of(&self, term: Term) -> bool {
         self.term == term
     }
 
@@ -129,7 +129,7 @@ impl Attendance {
         released.iter().for_each(|inode| self.close(session, InodeId(*inode)));
         let attached = self.sessions.get(&session)?.attached;
         let list = list.filter(|list| match list.of_term {
-            Some(0) => attached,
+            Some(Term::ZERO) => attached,
             Some(term) => term == self.term,
             None => true,
         });
@@ -245,7 +245,7 @@ mod tests {
 
     fn led() -> Attendance {
         let mut attendance = Attendance::default();
-        attendance.follow(3, &[], 0);
+        attendance.follow(Term(3), &[], 0);
         attendance.enter(A, 0);
         attendance.enter(B, 0);
         attendance
@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn after_a_change_of_leader_nothing_is_reaped_until_every_session_attached() {
         let mut attendance = led();
-        attendance.follow(4, &[A, B], 0);
+        attendance.follow(Term(4), &[A, B], 0);
         assert!(attendance.choose_orphans(&[FILE]).is_empty());
         assert_eq!(attendance.keep_alive(A, &[], None, 0), Some(true), "the new leader asks for the list");
         assert_eq!(attendance.keep_alive(A, &[], listed(&[FILE.0]), 0), Some(false));
@@ -292,9 +292,9 @@ mod tests {
     /// again, and the list arrives.
     #[test]
     fn a_list_for_the_leader_of_another_term_is_not_taken() {
-        let of_term = |of_term| Some(OpenList { of_term: Some(of_term), open: &[FILE.0] });
+        let of_term = |term| Some(OpenList { of_term: Some(Term(term)), open: &[FILE.0] });
         let mut attendance = led();
-        attendance.follow(6, &[A], 0);
+        attendance.follow(Term(6), &[A], 0);
         assert_eq!(attendance.keep_alive(A, &[], of_term(4), 0), Some(true));
         assert_eq!(attendance.keep_alive(A, &[], of_term(0), 0), Some(true), "this leader did not open the session");
         assert!(attendance.choose_orphans(&[FILE]).is_empty());
@@ -311,9 +311,9 @@ mod tests {
     #[test]
     fn an_open_of_a_session_that_was_not_on_the_list_counts() {
         let mut attendance = led();
-        attendance.follow(4, &[], 0);
+        attendance.follow(Term(4), &[], 0);
         assert!(attendance.open(A, FILE, 0));
-        attendance.follow(4, &[A], 0);
+        attendance.follow(Term(4), &[A], 0);
         assert!(attendance.choose_orphans(&[FILE]).is_empty());
         assert_eq!(attendance.keep_alive(A, &[], listed(&[FILE.0]), 0), Some(false));
         assert!(attendance.choose_orphans(&[FILE]).is_empty());
@@ -324,9 +324,9 @@ mod tests {
     #[test]
     fn a_session_that_is_gone_is_not_waited_for() {
         let mut attendance = led();
-        attendance.follow(4, &[A, B], 0);
+        attendance.follow(Term(4), &[A, B], 0);
         attendance.keep_alive(A, &[], listed(&[]), 0);
-        attendance.follow(4, &[A], 0);
+        attendance.follow(Term(4), &[A], 0);
         assert_eq!(attendance.choose_orphans(&[FILE]), [FILE.0]);
     }
 
@@ -370,8 +370,8 @@ mod tests {
         attendance.renew(A, 33_501);
         assert_eq!(attendance.keep_alive(A, &[], listed(&[]), 33_502), None);
         assert_eq!(attendance.silent(33_503), [A.0], "the entry may have been lost");
-        attendance.follow(3, &[B], 33_504);
-        attendance.follow(3, &[A, B], 33_505);
+        attendance.follow(Term(3), &[B], 33_504);
+        attendance.follow(Term(3), &[A, B], 33_505);
         assert_eq!(attendance.keep_alive(A, &[], None, 33_506), Some(true), "another life");
     }
 
@@ -391,7 +391,7 @@ mod tests {
     fn a_sabotaged_leader_reaps_and_expires_what_others_keep() {
         let led = |sabotage| {
             let mut attendance = Attendance::sabotaged(sabotage);
-            attendance.follow(3, &[], 0);
+            attendance.follow(Term(3), &[], 0);
             attendance.enter(A, 0);
             attendance
         };
@@ -403,7 +403,7 @@ mod tests {
         assert_eq!((open(Sabotage::None), open(Sabotage::OpenFilesReaped)), (vec![], vec![FILE.0]));
         let unattached = |sabotage| {
             let mut attendance = led(sabotage);
-            attendance.follow(4, &[A], 0);
+            attendance.follow(Term(4), &[A], 0);
             attendance.choose_orphans(&[FILE])
         };
         assert_eq!((unattached(Sabotage::None), unattached(Sabotage::ReapedBeforeAttached)), (vec![], vec![FILE.0]));

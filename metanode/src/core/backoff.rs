@@ -1,7 +1,7 @@
 //! When disks are asked again that did not answer, or refused.
 
 use super::patience::{PAUSE_MS_MIN, Patience};
-use holdfast_common::DiskId;
+use holdfast_common::{DiskId, Pauses};
 use std::collections::BTreeMap;
 
 /// The pauses of disks that failed and did not do what was asked since.
@@ -16,7 +16,7 @@ struct Pause {
     /// The first failure.
     since_ms: u64,
     until_ms: u64,
-    pause_ms: u64,
+    pauses: Pauses,
 }
 
 impl Backoff {
@@ -26,10 +26,9 @@ impl Backoff {
 
     /// It did not answer, or refused: the next pause is twice as long.
     pub(crate) fn failed(&mut self, disk: DiskId, now_ms: u64) {
-        let former = self.pauses.get(&disk);
-        let pause_ms = former.map_or(PAUSE_MS_MIN, |pause| (pause.pause_ms * 2).min(self.patience.pause_ms_max));
-        let since_ms = former.map_or(now_ms, |pause| pause.since_ms);
-        self.pauses.insert(disk, Pause { since_ms, until_ms: now_ms + pause_ms, pause_ms });
+        let pauses = Pauses::from_ms(PAUSE_MS_MIN, self.patience.pause_ms_max);
+        let pause = self.pauses.entry(disk).or_insert(Pause { since_ms: now_ms, until_ms: now_ms, pauses });
+        pause.until_ms = now_ms + pause.pauses.next_ms();
     }
 
     /// It did what was asked.

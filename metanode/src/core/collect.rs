@@ -16,7 +16,7 @@ use super::view::View;
 use crate::sabotage::Sabotage;
 use crate::table::Table;
 use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
-use holdfast_common::{ChunkId, DiskId};
+use holdfast_common::{ChunkId, DiskId, Nonce, Term};
 use holdfast_proto::data::{
     DeleteShardsRequest, DeleteShardsResponse, ListShardsRequest, ListShardsResponse, SetFloorRequest,
     SetFloorResponse, ShardSummary, Status,
@@ -111,7 +111,7 @@ enum Proposed {
 /// How far collecting has come, in one term.
 #[derive(Debug, Default)]
 pub(crate) struct Collector {
-    term: u64,
+    term: Term,
     /// Requests of the present round; `None` between rounds.
     asks: Option<usize>,
     marks: VecDeque<Mark>,
@@ -135,7 +135,7 @@ impl Collector {
 
     /// In a new term all starts over: how far ids had come under another leader nobody here knows. To be called before each
     /// round.
-    pub(crate) fn follow(&mut self, term: u64) {
+    pub(crate) fn follow(&mut self, term: Term) {
         if term != self.term {
             *self = Self { term, ..Self::new(self.patience, self.sabotage) };
         }
@@ -374,7 +374,7 @@ impl Visit {
 }
 
 fn name_of(shard: &ShardSummary) -> Option<ShardName> {
-    let (chunk, nonce) = (ChunkId(shard.chunk), shard.nonce);
+    let (chunk, nonce) = (ChunkId(shard.chunk), Nonce(shard.nonce));
     Some(ShardName { chunk, shard: u8::try_from(shard.shard).ok()?, nonce })
 }
 

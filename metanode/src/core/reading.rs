@@ -5,7 +5,7 @@ use super::attendance::OpenList;
 use super::known::Known;
 use super::view::View;
 use crate::table::Table;
-use holdfast_common::{GroupId, Incarnation, InodeId, NodeId, SessionId};
+use holdfast_common::{FileOffset, GroupId, Incarnation, InodeId, NodeId, SessionId, Term};
 use holdfast_consensus::ReadError;
 use holdfast_proto::meta::read_request::Op;
 use holdfast_proto::meta::{Code, FsStat, KeepAlive, Kind, ReadRequest, ReadResponse};
@@ -13,7 +13,8 @@ use holdfast_proto::meta::{Code, FsStat, KeepAlive, Kind, ReadRequest, ReadRespo
 /// A file's whole map comes with its open if it has at most this many extents: small files need no further request.
 const OPEN_MAP_EXTENTS_MAX: usize = 16;
 
-type Outcome = Result<ReadResponse, Code>;
+/// The answer was filled in, or is a refusal in its place.
+type Outcome = Result<(), Code>;
 
 pub(crate) fn refusal(code: Code) -> ReadResponse {
     ReadResponse { code: code.into(), ..ReadResponse::default() }
@@ -41,7 +42,11 @@ pub(crate) fn answer(view: &mut impl View, request: &ReadRequest, barrier: Resul
         Err(ReadError::Stopped) => return refusal(Code::TableStopped),
     }
     let mut reader = Reader { view, session: SessionId(request.session) };
-    reader.answer(request).unwrap_or_else(refusal)
+    let mut response = ReadResponse::default();
+    match reader.answer(request, &mut response) {
+        Ok(()) => response,
+        Err(code) => refusal(code),
+    }
 }
 
 struct Reader<'a, V> {
@@ -50,7 +55,7 @@ struct Reader<'a, V> {
 }
 
 impl<V: View> Reader<'_, V> {
-    fn answer(&mut self, request: &ReadRequest) -> Outcome {
+    fn answer(&mut self, request: &ReadRequest, response: &mut ReadResponse) -> Outcome {
         self.view.table(|table| match table.configuration() {
             None => Err(Code::Unavailable),
             Some(configuration) if configuration.incarnation != Incarnation(request.incarnation) => {
@@ -59,14 +64,13 @@ impl<V: View> Reader<'_, V> {
             Some(_) => Ok(()),
         })?;
         match request.op.as_ref().ok_or(Code::Invalid)? {
-            Op::Open(op) => self.open(InodeId(op.inode)),
-            Op::KeepAlive(op) => self.keep_alive(op),
-            op => self.view.table(|table| self.answer_from(table, op)),
+            Op::Open(op) => self.open(InodeId(op.inode), response),
+            Op::KeepAlive(op) => self.keep_alive(op, response),
+            op => self.view.table(|table| self.answer_from(table, op, response)),
         }
     }
 
-    fn answer_from(&self, table: &Table, op: &Op) -> Outcome {
-        let mut response = ReadResponse::default();
+    fn answer_from(&self, table: &Table, op: &Op, response: &mut ReadResponse) -> Outcome {
         match op {
             Op::Lookup(op) => response.attr = Some(table.lookup(InodeId(op.parent), &op.name)?),
             Op::GetAttr(op) => response.attr = Some(table.get_attr(InodeId(op.inode))?),
@@ -82,10 +86,11 @@ impl<V: View> Reader<'_, V> {
             }
             Op::ReadMap(op) => {
                 let max_extents = usize::try_from(op.max_extents).unwrap_or(usize::MAX);
-                let (attr, map) = table.read_map(InodeId(op.inode), op.offset, op.length_bytes, max_extents)?;
+                let (attr, map) =
+                    table.read_map(InodeId(op.inode), FileOffset(op.offset), op.length_bytes, max_extents)?;
                 response.attr = Some(attr);
                 response.map = Some(map);
-                self.say_versions(table, &mut response);
+                self.say_versions(table, response);
             }
             Op::ReadLink(op) => response.value = table.read_link(InodeId(op.inode))?,
             Op::GetXattr(op) => response.value = table.get_xattr(InodeId(op.inode), &op.name)?,
@@ -104,20 +109,20 @@ impl<V: View> Reader<'_, V> {
                         response.nodes = self.view.known(Known::addresses);
                     }
                 }
-                self.say_versions(table, &mut response);
+                self.say_versions(table, response);
             }
             Op::GetNodes(op) => {
                 (response.nodes, response.more_nodes) =
                     self.view.known(|known| known.addresses_after(NodeId(op.after_node)));
-                self.say_versions(table, &mut response);
+                self.say_versions(table, response);
             }
             Op::Open(_) | Op::KeepAlive(_) => return Err(Code::Invalid),
         }
-        Ok(response)
+        Ok(())
     }
 
     /// Registers first and looks then: an inode that is found after it was registered cannot be reaped any more.
-    fn open(&mut self, inode: InodeId) -> Outcome {
+    fn open(&mut self, inode: InodeId, response: &mut ReadResponse) -> Outcome {
         let session = self.session;
         let registered = session != SessionId(0);
         if registered {
@@ -127,27 +132,27 @@ impl<V: View> Reader<'_, V> {
                 return Err(Code::Stale);
             }
         }
-        let opened = self.view.table(|table| self.opened(table, inode));
+        let opened = self.view.table(|table| self.opened(table, inode, response));
         if opened.is_err() && registered {
             self.view.attendance(|attendance| attendance.close(session, inode));
         }
         opened
     }
 
-    fn opened(&self, table: &Table, inode: InodeId) -> Outcome {
+    fn opened(&self, table: &Table, inode: InodeId, response: &mut ReadResponse) -> Outcome {
         let attr = table.get_attr(inode)?;
-        let mut response = ReadResponse { attr: Some(attr), ..ReadResponse::default() };
+        response.attr = Some(attr);
         if attr.kind() == Kind::File {
-            let (_, map) = table.read_map(inode, 0, attr.size_bytes, OPEN_MAP_EXTENTS_MAX)?;
+            let (_, map) = table.read_map(inode, FileOffset(0), attr.size_bytes, OPEN_MAP_EXTENTS_MAX)?;
             if map.covered_bytes == attr.size_bytes {
                 response.map = Some(map);
-                self.say_versions(table, &mut response);
+                self.say_versions(table, response);
             }
         }
-        Ok(response)
+        Ok(())
     }
 
-    fn keep_alive(&mut self, op: &KeepAlive) -> Outcome {
+    fn keep_alive(&mut self, op: &KeepAlive, response: &mut ReadResponse) -> Outcome {
         self.check_session()?;
         for suspect in &op.suspects {
             tracing::info!(
@@ -156,17 +161,17 @@ impl<V: View> Reader<'_, V> {
             );
         }
         let (session, now_ms) = (self.session, self.view.now_ms());
-        let term = self.view.term();
-        let list = op.attach.then_some(OpenList { of_term: op.attach_term, open: &op.open });
+        let term = self.view.term().0;
+        let list = op.attach.then_some(OpenList { of_term: op.attach_term.map(Term), open: &op.open });
         let attach_needed =
             self.view.attendance(|attendance| attendance.keep_alive(session, &op.released, list, now_ms));
-        let attach_needed = attach_needed.ok_or(Code::Unavailable)?;
-        let mut response = ReadResponse { attach_needed, term, ..ReadResponse::default() };
+        response.attach_needed = attach_needed.ok_or(Code::Unavailable)?;
+        response.term = term;
         self.view.table(|table| {
             response.floor = table.floor().0;
-            self.say_versions(table, &mut response);
+            self.say_versions(table, response);
         });
-        Ok(response)
+        Ok(())
     }
 
     fn check_session(&self) -> Result<(), Code> {

@@ -1,9 +1,10 @@
 //! What a metanode decides that lost its log and is on its way back (R23): which tables it needs, whom it asks, what it waits for, and
 //! which pieces of a snapshot it takes.
 
+use crate::machine::raft_group;
 use holdfast_common::checksum::crc32c;
 use holdfast_common::proof::{Claim, ClusterSecret};
-use holdfast_common::{Incarnation, NodeId, VolumeId};
+use holdfast_common::{Incarnation, LogIndex, NodeId, Term, VolumeId};
 use holdfast_consensus::Admission;
 use holdfast_proto::control::{Cluster, Role, Volume, VolumeState};
 use holdfast_proto::raft::admit_answer::Outcome;
@@ -108,7 +109,8 @@ impl Asker<'_> {
 
     /// What the whole snapshot is handed to the new log with.
     pub(crate) fn admission(&self, table: &Needed, leader: NodeId, admitted: &Admitted) -> Admission {
-        let (group, term, index) = (table.volume.0, admitted.term, admitted.index);
+        let group = raft_group(table.volume);
+        let (term, index) = (Term(admitted.term), LogIndex(admitted.index));
         Admission { group, to: self.node, generation: self.generation, leader, term, index }
     }
 }
@@ -218,6 +220,15 @@ impl fmt::Display for Waits {
     }
 }
 
+/// Why a piece ends the transfer of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PieceUnusable {
+    #[error("it does not know the snapshot any more")]
+    Forgotten,
+    #[error("a piece of the snapshot is damaged")]
+    Damaged,
+}
+
 /// A snapshot that is being fetched, from its first byte to its last.
 #[derive(Debug)]
 pub(crate) struct Fetching {
@@ -236,13 +247,13 @@ impl Fetching {
     }
 
     /// Takes a piece for the offset last asked for. An error ends the transfer.
-    pub(crate) fn take(&mut self, known: bool, crc: u32, piece: &[u8]) -> Result<(), &'static str> {
+    pub(crate) fn take(&mut self, known: bool, crc: u32, piece: &[u8]) -> Result<(), PieceUnusable> {
         if !known {
-            return Err("it does not know the snapshot any more");
+            return Err(PieceUnusable::Forgotten);
         }
         let left_bytes = self.bytes - self.done_bytes;
         if piece.is_empty() || piece.len() as u64 > left_bytes || crc32c(piece) != crc {
-            return Err("a piece of the snapshot is damaged");
+            return Err(PieceUnusable::Damaged);
         }
         self.done_bytes += piece.len() as u64;
         Ok(())

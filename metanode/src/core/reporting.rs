@@ -59,8 +59,8 @@ pub(crate) fn table_report(volume: VolumeId, status: &GroupStatus, table: &Table
         volume: volume.0,
         incarnation: incarnation(volume, table, known).0,
         leader: status.role == Role::Leader,
-        term: status.term,
-        applied: status.applied,
+        term: status.term.0,
+        applied: status.applied.0,
         used_bytes: stat.used_bytes,
         inodes_count: stat.inodes,
         groups_count: capacity.groups_count,
@@ -71,8 +71,13 @@ pub(crate) fn table_report(volume: VolumeId, status: &GroupStatus, table: &Table
 
 /// As the table says, else as it was assigned.
 pub(crate) fn incarnation(volume: VolumeId, table: &Table, known: &Known) -> Incarnation {
+    known_incarnation(volume, table, known).unwrap_or_default()
+}
+
+/// `None` for an empty table of which the volume manager has not spoken since this node started.
+fn known_incarnation(volume: VolumeId, table: &Table, known: &Known) -> Option<Incarnation> {
     let assigned = || known.assignment(volume).map(|assignment| Incarnation(assignment.incarnation));
-    table.configuration().map(|configuration| configuration.incarnation).or_else(assigned).unwrap_or_default()
+    table.configuration().map(|configuration| configuration.incarnation).or_else(assigned)
 }
 
 /// The voters of a replica that is to be made here; `None` if it is here, or belongs elsewhere.
@@ -81,14 +86,17 @@ pub(crate) fn to_create(assignment: &TableAssignment, node: NodeId, is_here: boo
     wanted.then(|| assignment.replicas.iter().copied().map(NodeId).collect())
 }
 
-/// Whether an order to drop a table is obeyed: it carries a proof (R30), and means the incarnation that is here, if any is.
+/// Whether an order to drop a table is obeyed: it carries a proof (R30), and means the incarnation that is here, if any is. An empty
+/// table that nobody assigns any more, of a volume deleted while this node was away, is dropped by any proven order, or it stayed for
+/// ever.
 pub(crate) fn may_drop(order: &VolumeDrop, secret: &ClusterSecret, table: Option<&Table>, known: &Known) -> bool {
     let (volume, wanted) = (VolumeId(order.volume), Incarnation(order.incarnation));
     if !secret.verify(volume, wanted, Claim::DropVolume, &order.mac) {
         tracing::error!(%volume, "an order to drop a table carries no valid proof and is ignored");
         return false;
     }
-    if table.is_some_and(|table| incarnation(volume, table, known) != wanted) {
+    let here = table.and_then(|table| known_incarnation(volume, table, known));
+    if here.is_some_and(|here| here != wanted) {
         tracing::error!(%volume, %wanted, "an order to drop another incarnation of a table is ignored");
         return false;
     }
@@ -127,6 +135,7 @@ mod tests {
         let table = Table::new();
         assert!(may_drop(&order(3), &SECRET, Some(&table), &known));
         assert!(!may_drop(&order(4), &SECRET, Some(&table), &known), "another incarnation");
+        assert!(may_drop(&order(3), &SECRET, Some(&table), &Known::default()), "of an empty table nobody speaks of");
         assert!(may_drop(&order(4), &SECRET, None, &known), "nothing is here: it is confirmed");
         assert!(!may_drop(&order(3), &ClusterSecret([6; 32]), Some(&table), &known), "no proof");
         assert!(!may_drop(&VolumeDrop { incarnation: 4, ..order(3) }, &SECRET, None, &known), "a proof for another");

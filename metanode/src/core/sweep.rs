@@ -11,7 +11,7 @@ use crate::sabotage::Sabotage;
 use crate::table::{FreedChunk, Table};
 use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
 use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
-use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
+use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, NodeId, Nonce, Term, VolumeId};
 use holdfast_proto::data::{self, DeleteShardsRequest, DeleteShardsResponse, Proof, Status};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{ForgetChunks, MutateResponse};
@@ -60,7 +60,7 @@ struct Batch {
 /// How far the deletions have come, in one term.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
-    term: u64,
+    term: Term,
     round: Option<Round>,
     /// Requests that were not answered yet.
     asked: BTreeMap<Member, Vec<ShardName>>,
@@ -96,7 +96,8 @@ pub(crate) fn deletion(
     secret: &ClusterSecret,
 ) -> DeleteShardsRequest {
     let mac = secret.prove(volume, incarnation, Claim::DeleteShards(&[], names));
-    let named = |name: &ShardName| data::ShardName { chunk: name.chunk.0, shard: name.shard.into(), nonce: name.nonce };
+    let named =
+        |name: &ShardName| data::ShardName { chunk: name.chunk.0, shard: name.shard.into(), nonce: name.nonce.0 };
     DeleteShardsRequest {
         disk: disk.0,
         volume: volume.0,
@@ -118,7 +119,7 @@ impl Sweep {
     }
 
     /// In a new term all starts over. To be called before each round.
-    pub(crate) fn follow(&mut self, term: u64) {
+    pub(crate) fn follow(&mut self, term: Term) {
         if term != self.term {
             *self = Self { term, ..Self::new(self.patience, self.sabotage) };
         }
@@ -232,7 +233,7 @@ impl Sweep {
         let Some(missing) = self.missing.get(&chunk) else { return };
         for (shard, member) in members.iter().filter(|(_, member)| missing.contains(&DiskId(member.disk))) {
             if !self.backoff.is_paused(DiskId(member.disk), now_ms) {
-                let name = ShardName { chunk, shard: *shard, nonce: freed.record.nonce };
+                let name = ShardName { chunk, shard: *shard, nonce: Nonce(freed.record.nonce) };
                 batch.by_disk.entry((NodeId(member.node), DiskId(member.disk))).or_default().push(name);
             }
         }

@@ -4,7 +4,7 @@ use super::attendance::Attendance;
 use super::known::Known;
 use super::view::Borrowed;
 use crate::table::Table;
-use holdfast_common::VolumeId;
+use holdfast_common::{Term, VolumeId};
 use holdfast_proto::control::{Endpoint, HeartbeatResponse, TableAssignment};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
@@ -22,14 +22,14 @@ pub(crate) struct Rig {
     pub(crate) known: Known,
     pub(crate) attendance: Attendance,
     pub(crate) now_ms: u64,
-    pub(crate) term: u64,
+    pub(crate) term: Term,
     pub(crate) sequence: u64,
 }
 
 impl Rig {
     /// A volume that was assigned, with nothing in its table.
     pub(crate) fn assigned() -> Self {
-        let mut rig = Self { term: 1, ..Self::default() };
+        let mut rig = Self { term: Term(1), ..Self::default() };
         rig.learn(assignment());
         rig
     }

@@ -1,10 +1,10 @@
-//! What a leader does for its table by itself: configuration, spare groups, silent sessions, orphans. Pulled: each step is
+//! What a leader does for its table by itself: configuration, spare block groups, silent sessions, orphans. Pulled: each step is
 //! done by the caller, its outcome told, the next step asked for, until the round rests.
 
 use super::view::View;
 use crate::table::{Configuration, FEATURE_LEVEL};
 use holdfast_common::limits::{GROUP_CAPACITY_BYTES, SPARE_GROUP_BYTES};
-use holdfast_common::{GroupId, InodeId, VolumeId};
+use holdfast_common::{Epoch, GroupId, InodeId, VolumeId};
 use holdfast_proto::control::{AllocateGroupsRequest, Group, TableAssignment};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
@@ -15,9 +15,9 @@ use std::collections::VecDeque;
 
 /// How often a leader looks after its table.
 pub(crate) const ROUND_INTERVAL_MS: u64 = 500;
-/// Pause after the volume manager did not give groups.
+/// Pause after the volume manager did not give block groups.
 const GROUPS_RETRY_MS: u64 = 1_000;
-/// Most groups asked for at once; the volume manager's limit is 64.
+/// Most block groups asked for at once; the volume manager's limit is 64.
 const GROUPS_PER_REQUEST_MAX: u64 = 64;
 /// Orphans looked at in one round, and in one entry.
 const ORPHANS_PER_ROUND_MAX: usize = 16 << 10;
@@ -33,7 +33,7 @@ const EXTENTS_PER_ENTRY_MAX: u32 = 4096;
 pub(crate) enum Step {
     /// Propose an entry and tell [`Upkeep::proposed`].
     Propose(Op),
-    /// Ask the volume manager for groups and tell [`Upkeep::groups_given`].
+    /// Ask the volume manager for block groups and tell [`Upkeep::groups_given`].
     AskGroups(AllocateGroupsRequest),
     /// Send a heartbeat at once: the volume manager waits for what was done.
     Report,
@@ -83,7 +83,7 @@ pub(crate) struct Upkeep {
     /// The table had no group when it asked.
     had_no_group: bool,
     report: bool,
-    /// Not before this are groups asked for again.
+    /// Not before this are block groups asked for again.
     groups_after_ms: u64,
     /// Orphans that the round found and has not looked at yet.
     orphans: VecDeque<InodeId>,
@@ -209,7 +209,7 @@ impl Upkeep {
         Some(Step::Propose(Op::SetGroupState(SetGroupState { group: group.0, state: state.into() })))
     }
 
-    /// Keeps groups for at least [`SPARE_GROUP_BYTES`] open, so that a dead volume manager stops nobody.
+    /// Keeps block groups for at least [`SPARE_GROUP_BYTES`] open, so that a dead volume manager stops nobody.
     fn ask_groups(&mut self, view: &impl View) -> Option<Step> {
         self.stage = Stage::AddGroups;
         let (request, had_no_group) = groups_wanted(view)?;
@@ -315,7 +315,7 @@ fn configure(wanted: &TableAssignment) -> Configure {
 fn block_group(group: Group) -> BlockGroup {
     BlockGroup {
         group: group.group,
-        epoch: 1,
+        epoch: Epoch::FIRST.0,
         slots: group.members.iter().map(|member| GroupSlot { disk: member.disk, node: member.node }).collect(),
         state: GroupState::GroupOpen.into(),
         used_bytes: 0,

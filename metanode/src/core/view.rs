@@ -4,7 +4,7 @@
 use super::attendance::Attendance;
 use super::known::Known;
 use crate::table::Table;
-use holdfast_common::VolumeId;
+use holdfast_common::{Term, VolumeId};
 
 /// A table as one replica sees it in one term that it leads or led.
 pub(crate) trait View {
@@ -12,7 +12,7 @@ pub(crate) trait View {
     fn volume(&self) -> VolumeId;
 
     /// The term in which this replica led when the view was taken.
-    fn term(&self) -> u64;
+    fn term(&self) -> Term;
 
     /// Monotonic milliseconds.
     fn now_ms(&self) -> u64;
@@ -44,7 +44,7 @@ pub(crate) trait View {
 /// The view of whoever has everything at hand.
 pub(crate) struct Borrowed<'a> {
     pub(crate) volume: VolumeId,
-    pub(crate) term: u64,
+    pub(crate) term: Term,
     pub(crate) now_ms: u64,
     pub(crate) stamp_ns: i64,
     pub(crate) table: &'a Table,
@@ -57,7 +57,7 @@ impl View for Borrowed<'_> {
         self.volume
     }
 
-    fn term(&self) -> u64 {
+    fn term(&self) -> Term {
         self.term
     }
 

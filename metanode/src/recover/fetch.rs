@@ -2,7 +2,8 @@
 
 use super::home::Begun;
 use super::{RecoverFailed, RecoverProgress, RecoveredTable, disk_failed, io_failed};
-use crate::core::recovery::{Asker, Asking, Fetching, Heard, Needed};
+use crate::core::recovery::{Asker, Asking, Fetching, Heard, Needed, PieceUnusable};
+use crate::machine::raft_group;
 use crate::neighbours::resolve;
 use bytes::Bytes;
 use holdfast_common::NodeId;
@@ -30,6 +31,17 @@ pub(super) enum Outcome {
     Waits(String),
 }
 
+/// Why an attempt ended, while another one may do better.
+#[derive(Debug, thiserror::Error)]
+enum AttemptEnded {
+    #[error(transparent)]
+    Call(#[from] RpcError),
+    #[error(transparent)]
+    Piece(#[from] PieceUnusable),
+    #[error(transparent)]
+    Admission(#[from] RecoverError),
+}
+
 /// Asks for snapshots and hands them to the new log.
 pub(super) struct Fetcher {
     begun: Arc<Begun>,
@@ -53,7 +65,7 @@ impl Fetcher {
 
     /// Whether a table is back, durably.
     pub(super) fn has(&self, table: &Needed) -> bool {
-        self.begun.recovering().lock().has(table.volume.0)
+        self.begun.recovering().lock().has(raft_group(table.volume))
     }
 
     /// Tries once to get a table back.
@@ -72,7 +84,7 @@ impl Fetcher {
                     return Ok(Outcome::Recovered(RecoveredTable { volume, from: node, bytes }));
                 }
                 // It stopped, or leads no more: whoever does is asked.
-                Err(why) => drop(asking.heard(node, Heard::Refused(why))),
+                Err(ended) => drop(asking.heard(node, Heard::Refused(ended.to_string()))),
             }
         }
         Ok(Outcome::Waits(asking.waits().to_string()))
@@ -103,7 +115,7 @@ impl Fetcher {
         address: SocketAddr,
         admitted: Admitted,
         tell: &mut (impl FnMut(RecoverProgress) + Send),
-    ) -> Result<Result<(), String>, RecoverFailed> {
+    ) -> Result<Result<(), AttemptEnded>, RecoverFailed> {
         let path = self.begun.snapshots().join(INCOMING);
         let made = tokio::task::spawn_blocking(move || File::create(path)).await?;
         let mut file = made.map_err(io_failed(self.begun.directory()))?;
@@ -111,14 +123,13 @@ impl Fetcher {
         while let Some(offset) = fetching.next() {
             let (volume, bytes) = (table.name.clone(), admitted.snapshot_bytes);
             tell(RecoverProgress::Receiving { volume, from, done_bytes: offset, bytes });
-            let piece = match self.piece(table, address, admitted, offset).await {
-                Ok((head, piece)) => fetching.take(head.known, head.crc, &piece).map(|()| piece),
-                Err(error) => return Ok(Err(error.to_string())),
+            let (head, piece) = match self.piece(table, address, admitted, offset).await {
+                Ok(answer) => answer,
+                Err(error) => return Ok(Err(error.into())),
             };
-            let piece = match piece {
-                Ok(piece) => piece,
-                Err(why) => return Ok(Err(why.to_owned())),
-            };
+            if let Err(error) = fetching.take(head.known, head.crc, &piece) {
+                return Ok(Err(error.into()));
+            }
             let written = tokio::task::spawn_blocking(move || file.write_all(&piece).map(|()| file)).await?;
             file = written.map_err(io_failed(self.begun.directory()))?;
         }
@@ -144,7 +155,7 @@ impl Fetcher {
         table: &Needed,
         leader: NodeId,
         admitted: Admitted,
-    ) -> Result<Result<(), String>, RecoverFailed> {
+    ) -> Result<Result<(), AttemptEnded>, RecoverFailed> {
         let admission = self.asker().admission(table, leader, &admitted);
         // Holds the directory's lock for as long as it writes, also if nobody waits for it any more.
         let begun = Arc::clone(&self.begun);
@@ -153,7 +164,7 @@ impl Fetcher {
         });
         match taken.await? {
             Ok(()) => Ok(Ok(())),
-            Err(error @ (RecoverError::Stale | RecoverError::Snapshot(_))) => Ok(Err(error.to_string())),
+            Err(error @ (RecoverError::Stale | RecoverError::Snapshot(_))) => Ok(Err(error.into())),
             Err(error @ (RecoverError::Io(_) | RecoverError::Log(_))) => {
                 Err(disk_failed(self.begun.directory(), &error))
             }

@@ -9,7 +9,8 @@
 //! A death before 3 was done begins again at 1, under another name for the new log; one after it goes on at 4.
 
 use super::{RecoverFailed, io_failed};
-use crate::server::{CONSENSUS_DIRECTORY, KIND, StartError, claim};
+use crate::directory::{CONSENSUS_DIRECTORY, KIND};
+use crate::server::{StartError, claim};
 use holdfast_common::random_bytes;
 use holdfast_consensus::{ExpectedLog, NodeConfig, OpenError, Recovering, examine_log, format_log_as};
 use holdfast_node::NodeSuperblock;

@@ -4,6 +4,7 @@
 use crate::core::admitting;
 use crate::core::reporting;
 use crate::hosted::{Context, Hosted};
+use crate::machine::raft_group;
 use crate::outbox::PIECE_BYTES;
 use holdfast_common::checksum::crc32c;
 use holdfast_common::{Incarnation, NodeId, VolumeId};
@@ -33,11 +34,11 @@ async fn outcome(context: &Context, request: &AdmitRequest) -> Outcome {
     if !context.inbox.is_current(from, request.generation) {
         return Outcome::Refused(admitting::LATER_START.to_owned());
     }
-    let admitted = match context.node.admit(volume.0, from).await {
+    let admitted = match context.node.admit(raft_group(volume), from).await {
         Ok(admitted) => admitted,
         Err(error) => return admitting::not_admitted(error),
     };
-    let (term, index) = (admitted.term, admitted.index);
+    let (term, index) = (admitted.term.0, admitted.index.0);
     match keep(context, request, admitted.file).await {
         Ok((transfer, snapshot_bytes)) => {
             tracing::info!(%volume, %from, snapshot_bytes, "a metanode that lost its log is let back in");

@@ -2,6 +2,7 @@
 
 use super::{Now, Output, SteppedMetanode, Waiting};
 use crate::core::{admitting, reporting};
+use crate::machine::raft_group;
 use bytes::Bytes;
 use holdfast_common::checksum::crc32c;
 use holdfast_common::{NodeId, VolumeId};
@@ -17,7 +18,8 @@ impl SteppedMetanode {
         if let Some(why) = self.not_heard(&request) {
             return self.answer_admit(ticket, Outcome::Refused(why));
         }
-        let (group, from, generation) = (request.volume, NodeId(request.from), request.generation);
+        let group = raft_group(VolumeId(request.volume));
+        let (from, generation) = (NodeId(request.from), request.generation);
         let ticket = self.wait(Waiting::Admit { ticket, request });
         self.node.admit(group, from, generation, ticket);
     }
@@ -25,7 +27,7 @@ impl SteppedMetanode {
     /// Why a request is not heard. One that is: nothing that the asker said in a former life is heard from here on.
     fn not_heard(&mut self, request: &AdmitRequest) -> Option<String> {
         let volume = VolumeId(request.volume);
-        let table = self.served(volume).and_then(|_| self.node.state(volume.0));
+        let table = self.served(volume).and_then(|_| self.node.state(raft_group(volume)));
         let Some(table) = table else { return Some(admitting::NO_REPLICA.to_owned()) };
         let ours = reporting::incarnation(volume, table.table(), &self.known);
         let refused = admitting::refusal(request, &self.options.secret, ours);
@@ -41,7 +43,7 @@ impl SteppedMetanode {
             Ok(AdmissionOut { admission, bytes }) => {
                 let snapshot_bytes = bytes.len() as u64;
                 let transfer = self.grants.keep(&request, bytes.into(), snapshot_bytes, now.now_ms());
-                let (leader, term, index) = (self.options.node.0, admission.term, admission.index);
+                let (leader, term, index) = (self.options.node.0, admission.term.0, admission.index.0);
                 Outcome::Admitted(Admitted { leader, term, index, snapshot_bytes, transfer })
             }
             Err(error) => admitting::not_admitted(error),

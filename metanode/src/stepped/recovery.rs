@@ -6,6 +6,7 @@
 
 use super::MetanodeOptions;
 use crate::core::recovery::{Asker, Asking, Fetching, Heard, Needed, Standing, needed, standing};
+use crate::machine::raft_group;
 use bytes::Bytes;
 use holdfast_common::{NodeId, VolumeId};
 use holdfast_consensus::{OpenError, RecoverError, Recovering, SteppedOptions};
@@ -170,7 +171,7 @@ impl SteppedRecovery {
             return Err(RecoveryStopped::Refused(format!("volume '{}' has too few other replicas", table.name)));
         }
         let wanted = self.wanted.get_or_insert_with(|| tables.iter().map(|table| table.volume).collect());
-        let waits = |table: &Needed| wanted.contains(&table.volume) && !self.recovering.has(table.volume.0);
+        let waits = |table: &Needed| wanted.contains(&table.volume) && !self.recovering.has(raft_group(table.volume));
         self.tables = tables.into_iter().filter(waits).collect();
         self.waits = false;
         self.next_table();
@@ -216,8 +217,10 @@ impl SteppedRecovery {
         answer: Option<(AdmittedPiece, Bytes)>,
     ) -> Result<(), RecoveryStopped> {
         let taken = match &answer {
-            Some((head, piece)) => transfer.fetching.take(head.known, head.crc, piece),
-            None => Err("no answer"),
+            Some((head, piece)) => {
+                transfer.fetching.take(head.known, head.crc, piece).map_err(|unusable| unusable.to_string())
+            }
+            None => Err("no answer".to_owned()),
         };
         match taken {
             Ok(()) => {
@@ -225,7 +228,7 @@ impl SteppedRecovery {
                 self.fetch(transfer)
             }
             Err(why) => {
-                self.failed(transfer, why.to_owned());
+                self.failed(transfer, why);
                 Ok(())
             }
         }

@@ -8,9 +8,10 @@ use crate::core::patience::Patience;
 use crate::core::sweep::{self, Member, Sweep};
 use crate::core::upkeep::{self, Upkeep};
 use crate::core::view::Borrowed;
+use crate::machine::raft_group;
 use crate::sabotage::Sabotage;
 use bytes::Bytes;
-use holdfast_common::VolumeId;
+use holdfast_common::{Term, VolumeId};
 use holdfast_consensus::ProposeError;
 use holdfast_proto::control::AllocateGroupsResponse;
 use holdfast_proto::data::DeleteShardsResponse;
@@ -81,14 +82,14 @@ pub(super) struct Due {
 /// When a worker that starts over in each term works.
 #[derive(Default)]
 struct Shift {
-    term: u64,
+    term: Term,
     works: bool,
     due_ms: u64,
 }
 
 impl Shift {
     /// Whether it is due; it counts as begun. A new term's work does not wait for the answers to a former one's.
-    fn begins(&mut self, term: u64, now_ms: u64, interval_ms: u64) -> bool {
+    fn begins(&mut self, term: Term, now_ms: u64, interval_ms: u64) -> bool {
         let begins = (!self.works || term != self.term) && now_ms >= self.due_ms;
         if begins {
             *self = Self { term, works: true, due_ms: now_ms + interval_ms };
@@ -101,7 +102,7 @@ impl Shift {
 pub(super) struct Seat {
     attendance: Attendance,
     /// The term of the last look: in a new one all is due at once.
-    term: u64,
+    term: Term,
     upkeep: Upkeep,
     upkeep_works: bool,
     upkeep_due_ms: u64,
@@ -115,7 +116,7 @@ impl Seat {
     pub(super) fn new(patience: Patience, sabotage: Sabotage) -> Self {
         Self {
             attendance: Attendance::sabotaged(sabotage),
-            term: 0,
+            term: Term::ZERO,
             upkeep: Upkeep::default(),
             upkeep_works: false,
             upkeep_due_ms: 0,
@@ -127,7 +128,7 @@ impl Seat {
     }
 
     /// What is due, by this replica's leading in `term`; it counts as begun.
-    pub(super) fn look(&mut self, term: u64, now_ms: u64) -> Due {
+    pub(super) fn look(&mut self, term: Term, now_ms: u64) -> Due {
         if term != self.term {
             (self.term, self.upkeep_due_ms, self.sweeps.due_ms, self.collects.due_ms) = (term, 0, 0, 0);
         }
@@ -152,7 +153,7 @@ impl Seat {
     }
 
     /// Whether an answer to a question of that term is waited for. Sweep and collector start over in a new one.
-    fn works_in(&self, term: u64, worker: Worker) -> bool {
+    fn works_in(&self, term: Term, worker: Worker) -> bool {
         match worker {
             Worker::Upkeep => true,
             Worker::Sweep => self.sweeps.term == term,
@@ -178,9 +179,9 @@ enum Worker {
 
 impl SteppedMetanode {
     /// A table as this replica sees it in a term, and the work on it.
-    pub(super) fn seated(&mut self, now: Now, volume: VolumeId, term: u64) -> Option<(Borrowed<'_>, Workers<'_>)> {
+    pub(super) fn seated(&mut self, now: Now, volume: VolumeId, term: Term) -> Option<(Borrowed<'_>, Workers<'_>)> {
         let seat = self.seats.get_mut(&volume)?;
-        let table = self.node.state(volume.0)?.table();
+        let table = self.node.state(raft_group(volume))?.table();
         let view = Borrowed {
             volume,
             term,
@@ -202,7 +203,7 @@ impl SteppedMetanode {
     }
 
     /// Takes an answer in and goes on with the round.
-    pub(super) fn worked(&mut self, now: Now, (volume, term): (VolumeId, u64), worked: Option<Worked>) {
+    pub(super) fn worked(&mut self, now: Now, (volume, term): (VolumeId, Term), worked: Option<Worked>) {
         let worker = match &worked {
             Some(Worked::Upkeep(_) | Worked::Groups(_)) => Worker::Upkeep,
             Some(Worked::Sweep(_) | Worked::Deleted(..)) => Worker::Sweep,
@@ -233,7 +234,7 @@ impl SteppedMetanode {
     }
 
     /// A barrier that the leader's own work waited for was passed, or was not.
-    pub(super) fn barred(&mut self, now: Now, (volume, term): (VolumeId, u64), work: &Work, passed: bool) {
+    pub(super) fn barred(&mut self, now: Now, (volume, term): (VolumeId, Term), work: &Work, passed: bool) {
         let collects = self.seats.get(&volume).is_some_and(|seat| seat.works_in(term, Worker::Collector));
         match work {
             Work::CollectBarrier if collects => {
@@ -256,7 +257,7 @@ impl SteppedMetanode {
     }
 
     /// Goes on with a round of the upkeep until it waits or rests.
-    pub(super) fn upkeep(&mut self, now: Now, volume: VolumeId, term: u64) {
+    pub(super) fn upkeep(&mut self, now: Now, volume: VolumeId, term: Term) {
         loop {
             let Some((mut view, workers)) = self.seated(now, volume, term) else { return };
             match workers.upkeep.next(&mut view) {
@@ -277,7 +278,7 @@ impl SteppedMetanode {
     }
 
     /// Goes on with a round of the sweep until it waits or rests.
-    pub(super) fn sweep(&mut self, now: Now, volume: VolumeId, term: u64) {
+    pub(super) fn sweep(&mut self, now: Now, volume: VolumeId, term: Term) {
         let secret = self.options.secret.clone();
         let Some((view, workers)) = self.seated(now, volume, term) else { return };
         match workers.sweep.next(&view, &secret) {
@@ -298,7 +299,7 @@ impl SteppedMetanode {
     }
 
     /// Goes on with a round of the collector until it waits or rests.
-    pub(super) fn collect(&mut self, now: Now, volume: VolumeId, term: u64) {
+    pub(super) fn collect(&mut self, now: Now, volume: VolumeId, term: Term) {
         let secret = self.options.secret.clone();
         let Some((view, workers)) = self.seated(now, volume, term) else { return };
         match workers.collector.next(&view, &secret) {
@@ -316,7 +317,7 @@ impl SteppedMetanode {
             }
             collect::Step::Barrier => {
                 let ticket = self.wait(Waiting::Own { volume, term, work: Work::CollectBarrier });
-                self.node.read(now.boottime_ns, volume.0, ticket);
+                self.node.read(now.boottime_ns, raft_group(volume), ticket);
             }
             collect::Step::Wait => {}
             collect::Step::Rest => {
@@ -327,10 +328,10 @@ impl SteppedMetanode {
         }
     }
 
-    fn propose_own(&mut self, now: Now, (volume, term): (VolumeId, u64), op: Op, work: Work) {
+    fn propose_own(&mut self, now: Now, (volume, term): (VolumeId, Term), op: Op, work: Work) {
         let Some((view, _)) = self.seated(now, volume, term) else { return };
         let command = command::encode(&view, op, Place::default());
         let ticket = self.wait(Waiting::Own { volume, term, work });
-        self.node.propose(volume.0, command, ticket);
+        self.node.propose(raft_group(volume), command, ticket);
     }
 }

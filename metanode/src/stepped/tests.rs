@@ -5,6 +5,7 @@ mod world;
 
 use super::*;
 use crate::core::testing::{commit_of, create, unlink};
+use crate::machine::raft_group;
 use holdfast_common::{ChunkId, InodeId, Random};
 use holdfast_proto::data::ShardSummary;
 use holdfast_proto::meta::mutation::Op;
@@ -189,7 +190,7 @@ fn a_refused_node_says_nothing_any_more_and_the_others_go_on() {
 fn a_node_hears_no_older_start_of_another() {
     let mut world = World::new(Sabotage::None);
     let heard = |world: &mut World, generation| {
-        let message = GroupMessage { group: VOLUME.0, bytes: Bytes::from_static(b"rubbish") };
+        let message = GroupMessage { group: raft_group(VOLUME), bytes: Bytes::from_static(b"rubbish") };
         world.ask(1, |_| Event::Raft { from: NodeId(2), generation, message });
         world.nodes[&1].has_work()
     };

@@ -1,7 +1,8 @@
 //! What goes into a stepped metanode and what comes out.
 
 use super::*;
-use holdfast_consensus::SnapshotOut;
+use holdfast_common::{LogIndex, RaftGroupId};
+use holdfast_consensus::{SnapshotOut, StopReason};
 use holdfast_proto::control::{AllocateGroupsRequest, AllocateGroupsResponse, HeartbeatRequest};
 use holdfast_proto::data::{
     DeleteShardsRequest, DeleteShardsResponse, ListShardsRequest, ListShardsResponse, SetFloorRequest, SetFloorResponse,
@@ -12,7 +13,7 @@ use holdfast_proto::raft::{AdmitAnswer, AdmittedPiece, AdmittedPieceRequest};
 /// Who a stepped metanode is, and how it keeps its log.
 #[derive(Clone, Debug)]
 pub struct MetanodeOptions {
-    /// Its cluster.
+    /// The cluster it belongs to; proofs are made for it.
     pub cluster: ClusterId,
     /// Its id; also in every group, whatever [`Self::consensus`] says.
     pub node: NodeId,
@@ -58,14 +59,14 @@ pub enum Event {
     Mutate {
         /// Comes back with the answer.
         ticket: u64,
-        /// The request.
+        /// As the client sent it: nothing of it is checked yet.
         request: MutateRequest,
     },
     /// A client's read.
     Read {
         /// Comes back with the answer.
         ticket: u64,
-        /// The request.
+        /// As the client sent it: nothing of it is checked yet.
         request: ReadRequest,
     },
     /// The deadline of a client's request has passed; it is answered no more. A mutation may happen all the same.
@@ -75,18 +76,18 @@ pub enum Event {
     },
     /// A message of another metanode.
     Raft {
-        /// The sender.
+        /// The metanode that sent it.
         from: NodeId,
-        /// Its start.
+        /// The sender's start; what an earlier one sent is dropped.
         generation: u64,
-        /// The message.
+        /// Opaque here; it names its Raft group.
         message: GroupMessage,
     },
     /// A whole snapshot of another metanode.
     Snapshot {
-        /// The sender.
+        /// The metanode that sent it.
         from: NodeId,
-        /// Its start.
+        /// The sender's start; what an earlier one sent is dropped.
         generation: u64,
         /// What goes with it.
         message: GroupMessage,
@@ -95,11 +96,11 @@ pub enum Event {
     },
     /// Whether an [`Output::Snapshot`] arrived and was accepted.
     SnapshotReported {
-        /// The receiver.
+        /// The metanode the snapshot was for.
         to: NodeId,
-        /// The group.
-        group: u64,
-        /// It was.
+        /// Whose snapshot it was.
+        group: RaftGroupId,
+        /// False also if nobody answered in time.
         ok: bool,
     },
     /// A metanode that lost its log asks to be let back in.
@@ -124,28 +125,28 @@ pub enum Event {
     Groups {
         /// Of the question.
         ticket: u64,
-        /// The answer.
+        /// Block groups; without them it asks again after a pause.
         groups: Option<AllocateGroupsResponse>,
     },
     /// The answer to an [`Output::Delete`]; `None` if there is none.
     Deleted {
         /// Of the request.
         ticket: u64,
-        /// The answer.
+        /// As the datanode sent it.
         answer: Option<DeleteShardsResponse>,
     },
     /// The answer to an [`Output::SetFloor`]; `None` if there is none.
     FloorSet {
         /// Of the request.
         ticket: u64,
-        /// The answer.
+        /// As the datanode sent it.
         answer: Option<SetFloorResponse>,
     },
     /// The answer to an [`Output::List`]; `None` if there is none.
     Listed {
         /// Of the request.
         ticket: u64,
-        /// The answer.
+        /// As the datanode sent it.
         answer: Option<ListShardsResponse>,
     },
 }
@@ -157,19 +158,19 @@ pub enum Output {
     Mutated {
         /// The request's.
         ticket: u64,
-        /// The answer.
+        /// To be sent to the client as it is.
         response: MutateResponse,
     },
     /// Answers a read.
     Read {
         /// The request's.
         ticket: u64,
-        /// The answer.
+        /// To be sent to the client as it is.
         response: ReadResponse,
     },
     /// Messages for another metanode, under this node's id and start.
     Raft {
-        /// The receiver.
+        /// The metanode they are for.
         to: NodeId,
         /// In their order.
         messages: Vec<GroupMessage>,
@@ -178,11 +179,11 @@ pub enum Output {
     Snapshot(SnapshotOut),
     /// Whether an [`Event::Snapshot`] was accepted: to be reported to its sender.
     SnapshotTaken {
-        /// The sender.
+        /// The metanode that sent the snapshot and waits for this.
         from: NodeId,
-        /// The group.
-        group: u64,
-        /// It was.
+        /// Whose snapshot it was.
+        group: RaftGroupId,
+        /// False if the sender has started anew since, or the table is not served here.
         accepted: bool,
     },
     /// Answers a metanode that lost its log.
@@ -205,59 +206,59 @@ pub enum Output {
     AskGroups {
         /// Comes back with the answer.
         ticket: u64,
-        /// The question.
+        /// How many block groups, from which id on.
         request: AllocateGroupsRequest,
     },
     /// A request to a datanode, answered by [`Event::Deleted`].
     Delete {
         /// Comes back with the answer.
         ticket: u64,
-        /// The datanode.
+        /// The datanode to send it to.
         node: NodeId,
-        /// The request.
+        /// To be sent as it is.
         request: DeleteShardsRequest,
     },
     /// A request to a datanode, answered by [`Event::FloorSet`].
     SetFloor {
         /// Comes back with the answer.
         ticket: u64,
-        /// The datanode.
+        /// The datanode to send it to.
         node: NodeId,
-        /// The request.
+        /// To be sent as it is.
         request: SetFloorRequest,
     },
     /// A request to a datanode, answered by [`Event::Listed`].
     List {
         /// Comes back with the answer.
         ticket: u64,
-        /// The datanode.
+        /// The datanode to send it to.
         node: NodeId,
-        /// The request.
+        /// To be sent as it is.
         request: ListShardsRequest,
     },
     /// A heartbeat that is due, answered by [`Event::Heartbeat`].
     Report(HeartbeatRequest),
     /// A command of the log was applied; an empty one changes nothing.
     Applied {
-        /// The table.
+        /// The volume whose table it is.
         volume: VolumeId,
         /// The command's.
-        index: u64,
+        index: LogIndex,
         /// A `TableCommand`, encoded.
         command: Bytes,
     },
     /// The state is a snapshot of the leader now.
     Installed {
-        /// The table.
+        /// The volume whose table it is.
         volume: VolumeId,
         /// Of the last command in it.
-        index: u64,
+        index: LogIndex,
     },
     /// A replica met a broken invariant and stands still.
     Broken {
-        /// The table.
+        /// The volume whose table it is.
         volume: VolumeId,
-        /// Why.
-        reason: String,
+        /// What the status of its Raft group says from now on, too.
+        reason: StopReason,
     },
 }

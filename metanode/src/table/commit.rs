@@ -7,9 +7,9 @@ use super::extents::PAGE;
 use super::records::{Chunk, Group, Run};
 use super::{Broken, Fault, Outcome, Table};
 use crate::sabotage::Sabotage;
-use holdfast_common::limits::{CHUNK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES, SHARDS_MAX};
-use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
-use holdfast_erasure::Geometry;
+use holdfast_common::limits::{COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, PAGE_BYTES, SHARDS_MAX};
+use holdfast_common::{ChunkId, Epoch, GroupId, InodeId, Nonce, SessionId};
+use holdfast_erasure::{Geometry, geometry};
 use holdfast_proto::meta::{ChunkRecord, Code, Commit, CommitResult, Extent, FileCommit, Kind, MutateResponse};
 use std::collections::BTreeMap;
 
@@ -60,7 +60,8 @@ impl Table {
         session: SessionId,
         touched: &mut Vec<ChunkId>,
     ) -> Result<Result<u32, Code>, Broken> {
-        let Some(group) = self.groups.get(&GroupId(record.group)).filter(|group| record.epoch <= group.epoch) else {
+        let group = self.groups.get(&GroupId(record.group));
+        let Some(group) = group.filter(|group| Epoch(record.epoch) <= group.epoch) else {
             return Ok(Err(Code::RewriteChunk));
         };
         let Some(chunk) = self.well_formed(record, group) else {
@@ -107,11 +108,11 @@ impl Table {
         let fits = (1..=configuration.data_shards).contains(&data_shards)
             && parity_shards == configuration.parity_shards
             && record.slots.len() == shards_count
-            && self.is_stripe(record);
+            && self.is_stripe(record, data_shards);
         fits.then(|| Chunk {
-            nonce: record.nonce,
+            nonce: Nonce(record.nonce),
             group: GroupId(record.group),
-            epoch: record.epoch,
+            epoch: Epoch(record.epoch),
             length_bytes: record.length_bytes,
             shard_length_bytes: record.shard_length_bytes,
             data_shards,
@@ -123,16 +124,13 @@ impl Table {
     }
 
     /// From feature level 1 on exactly what readers accept; before, shards could be longer than they need be, or too many.
-    fn is_stripe(&self, record: &ChunkRecord) -> bool {
-        let (data_shards, shard_length_bytes) = (record.data_shards, record.shard_length_bytes);
+    fn is_stripe(&self, record: &ChunkRecord, data_shards: u8) -> bool {
+        let (length_bytes, shard_length_bytes) = (record.length_bytes, record.shard_length_bytes);
         if self.feature_level() >= 1 {
-            return Geometry::recorded(data_shards, record.parity_shards, record.length_bytes, shard_length_bytes)
-                .is_some();
+            let (data_shards, parity_shards) = (record.data_shards, record.parity_shards);
+            return Geometry::recorded(data_shards, parity_shards, length_bytes, shard_length_bytes).is_some();
         }
-        (1..=CHUNK_BYTES_MAX).contains(&record.length_bytes)
-            && shard_length_bytes.is_multiple_of(PAGE_BYTES)
-            && u64::from(shard_length_bytes) * u64::from(data_shards) >= u64::from(record.length_bytes)
-            && shard_length_bytes <= CHUNK_BYTES_MAX
+        length_bytes > 0 && geometry::holds(data_shards, length_bytes, shard_length_bytes).is_ok()
     }
 
     /// R12: none of its slots was vacated or filled again since the client chose them.

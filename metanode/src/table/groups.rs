@@ -4,7 +4,7 @@ use super::namespace::root_directory;
 use super::records::{Group, Slot};
 use super::{Broken, Configuration, Outcome, Table, broken};
 use holdfast_common::limits::SHARDS_MAX;
-use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, InodeId, NodeId, VolumeId};
+use holdfast_common::{ChunkId, DiskId, Epoch, GroupId, Incarnation, InodeId, NodeId, VolumeId};
 use holdfast_proto::meta::{
     AddGroups, BlockGroup, Code, Configure, ForgetChunks, GroupState, MutateResponse, SetGroupState, VacateSlot,
 };
@@ -58,14 +58,14 @@ impl Table {
             if self.groups.contains(&id) {
                 continue;
             }
-            let since_epoch = group.epoch;
+            let since_epoch = Epoch(group.epoch);
             let slots = group
                 .slots
                 .iter()
                 .map(|slot| Slot { disk: DiskId(slot.disk), node: NodeId(slot.node), since_epoch })
                 .collect();
             let added = Group {
-                epoch: group.epoch,
+                epoch: since_epoch,
                 slots,
                 state: GroupState::GroupOpen,
                 used_bytes: 0,
@@ -101,10 +101,10 @@ impl Table {
         let mut group = self.groups.get_mut(&GroupId(op.group)).ok_or(Code::NotFound)?;
         let index = usize::try_from(op.slot).map_err(|_| Code::Invalid)?;
         let slot = group.slots.get(index).ok_or(Code::Invalid)?;
-        if group.epoch != op.epoch || slot.disk.0 == 0 {
+        if group.epoch != Epoch(op.epoch) || slot.disk.0 == 0 {
             return Err(Code::Changed.into());
         }
-        group.epoch += 1;
+        group.epoch = group.epoch.next();
         let vacant = Slot { disk: DiskId(0), node: NodeId(0), since_epoch: group.epoch };
         let slots = group.slots.iter().enumerate().map(|(i, slot)| if i == index { vacant } else { *slot });
         let slots = slots.collect();

@@ -1,7 +1,7 @@
 //! Keys made of an inode and a name: the inode's eight big-endian bytes, then the name, so that byte order is
 //! (inode, name) order and a lookup borrows a key from the stack.
 
-use super::digest::{Digest, Hasher};
+use super::hasher::{Digest, Hasher};
 use holdfast_common::InodeId;
 use holdfast_common::limits::NAME_BYTES_MAX;
 use holdfast_proto::meta::Code;

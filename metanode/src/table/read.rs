@@ -6,7 +6,7 @@ use super::records::{Body, Dentry};
 use super::{Configuration, Table};
 use bytes::Bytes;
 use holdfast_common::limits::{PAGE_BYTES, WALK_NAMES_MAX};
-use holdfast_common::{ChunkId, GroupId, InodeId, SessionId};
+use holdfast_common::{ChunkId, FileOffset, GroupId, InodeId, SessionId};
 use holdfast_proto::meta::{Attr, BlockGroup, ChunkRecord, Code, DirectoryEntry, Extent, FileMap, FsStat, Kind};
 use prost::Message;
 use std::collections::BTreeSet;
@@ -140,7 +140,7 @@ impl Table {
     pub fn read_map(
         &self,
         inode: InodeId,
-        offset: u64,
+        from: FileOffset,
         length_bytes: u64,
         max_extents: usize,
     ) -> Result<(Attr, FileMap), Code> {
@@ -153,6 +153,7 @@ impl Table {
             }
         }
         let max_extents = if max_extents == 0 { READ_MAP_EXTENTS_MAX } else { max_extents.min(READ_MAP_EXTENTS_MAX) };
+        let offset = from.0;
         let end = offset.saturating_add(length_bytes);
         let mut map = FileMap { offset, covered_bytes: end - offset, ..FileMap::default() };
         let mut chunks = BTreeSet::new();

@@ -3,7 +3,7 @@
 use super::tree::Tree;
 use bytes::Bytes;
 use holdfast_common::limits::PAGE_BYTES;
-use holdfast_common::{ChunkId, DiskId, GroupId, InodeId, NodeId};
+use holdfast_common::{ChunkId, DiskId, Epoch, GroupId, InodeId, NodeId, Nonce};
 use holdfast_proto::meta::{Attr, BlockGroup, ChunkRecord, GroupSlot, GroupState, Kind};
 use std::ops::Range;
 use std::sync::Arc;
@@ -111,9 +111,9 @@ pub(crate) struct Run {
 /// Where a chunk is, and how much of it is still part of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
-    pub(crate) nonce: u64,
+    pub(crate) nonce: Nonce,
     pub(crate) group: GroupId,
-    pub(crate) epoch: u64,
+    pub(crate) epoch: Epoch,
     pub(crate) length_bytes: u32,
     pub(crate) shard_length_bytes: u32,
     pub(crate) data_shards: u8,
@@ -129,9 +129,9 @@ impl Chunk {
     pub(crate) fn record(&self, chunk: ChunkId) -> ChunkRecord {
         ChunkRecord {
             chunk: chunk.0,
-            nonce: self.nonce,
+            nonce: self.nonce.0,
             group: self.group.0,
-            epoch: self.epoch,
+            epoch: self.epoch.0,
             length_bytes: self.length_bytes,
             data_shards: self.data_shards.into(),
             parity_shards: self.parity_shards.into(),
@@ -170,7 +170,7 @@ pub struct Owed {
 /// A block group and since which epoch each slot's member stands (R12).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
-    pub(crate) epoch: u64,
+    pub(crate) epoch: Epoch,
     pub(crate) slots: Arc<[Slot]>,
     pub(crate) state: GroupState,
     pub(crate) used_bytes: u64,
@@ -186,14 +186,14 @@ pub(crate) struct Slot {
     pub(crate) disk: DiskId,
     pub(crate) node: NodeId,
     /// A chunk placed under a lower epoch has its shard on a former member.
-    pub(crate) since_epoch: u64,
+    pub(crate) since_epoch: Epoch,
 }
 
 impl Group {
     pub(crate) fn block_group(&self, group: GroupId) -> BlockGroup {
         BlockGroup {
             group: group.0,
-            epoch: self.epoch,
+            epoch: self.epoch.0,
             slots: self.slots.iter().map(|slot| GroupSlot { disk: slot.disk.0, node: slot.node.0 }).collect(),
             state: self.state.into(),
             used_bytes: self.used_bytes,

@@ -12,7 +12,7 @@ use super::tree::Tree;
 use super::{Configuration, Counters, FEATURE_LEVEL, Table};
 use blocks::{BlockReader, BlockWriter, VERSION_PLAIN, VERSION_WITH_LEVEL};
 use bytes::{Buf, Bytes};
-use holdfast_common::{ChunkId, DiskId, GroupId, Incarnation, InodeId, NodeId, SessionId, VolumeId};
+use holdfast_common::{ChunkId, DiskId, Epoch, GroupId, Incarnation, InodeId, NodeId, Nonce, SessionId, VolumeId};
 use holdfast_proto::meta::{GroupState, Kind};
 use holdfast_proto::snapshot::snapshot_record::Record;
 use holdfast_proto::snapshot::{
@@ -229,9 +229,9 @@ impl Table {
             self.freed.insert((state.freed_ns, id), ());
         }
         let chunk = Chunk {
-            nonce: record.nonce,
+            nonce: Nonce(record.nonce),
             group: GroupId(record.group),
-            epoch: record.epoch,
+            epoch: Epoch(record.epoch),
             length_bytes: record.length_bytes,
             shard_length_bytes: record.shard_length_bytes,
             data_shards: narrow_u8(record.data_shards)?,
@@ -271,11 +271,11 @@ impl Table {
             return Err(RestoreError::Malformed("slots and their epochs differ in number"));
         }
         let state = GroupState::try_from(group.state).map_err(|_| RestoreError::Malformed("unknown group state"))?;
-        let slots = group.slots.iter().zip(&record.slot_epochs);
+        let slots = group.slots.iter().zip(record.slot_epochs.iter().copied().map(Epoch));
         let restored = Group {
-            epoch: group.epoch,
+            epoch: Epoch(group.epoch),
             slots: slots
-                .map(|(slot, &since_epoch)| Slot { disk: DiskId(slot.disk), node: NodeId(slot.node), since_epoch })
+                .map(|(slot, since_epoch)| Slot { disk: DiskId(slot.disk), node: NodeId(slot.node), since_epoch })
                 .collect(),
             state,
             used_bytes: group.used_bytes,
@@ -366,7 +366,7 @@ impl FrozenTable {
             blocks.put(Record::Session(session_record(*id, session)))?;
         }
         for (id, group) in table.groups.iter() {
-            let slot_epochs = group.slots.iter().map(|slot| slot.since_epoch).collect();
+            let slot_epochs = group.slots.iter().map(|slot| slot.since_epoch.0).collect();
             blocks.put(Record::Group(GroupRecord {
                 group: Some(group.block_group(*id)),
                 slot_epochs,

@@ -174,28 +174,3 @@ pub(super) fn file_commit(inode: u64, file_offset: u64, length_bytes: u64, chunk
         kill_suid_sgid: false,
     }
 }
-
-/// D11: what decides names no I/O, clock, randomness or unordered map.
-#[test]
-fn table_and_core_name_nothing_that_is_not_deterministic() {
-    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = ["table.rs", "core.rs", "machine.rs", "stepped.rs"].map(|name| source.join(name)).to_vec();
-    for folder in ["table", "table/snapshot", "core", "stepped"] {
-        files.extend(std::fs::read_dir(source.join(folder)).unwrap().map(|entry| entry.unwrap().path()));
-    }
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs"));
-    assert!(files.len() > 30, "{files:?}");
-    for path in files {
-        let text = std::fs::read_to_string(&path).unwrap();
-        for forbidden in
-            ["tokio", "std::fs", "std::time", "Instant", "SystemTime", "HashMap", "HashSet", "random", "f64"]
-        {
-            assert!(!code_of(&text).contains(forbidden), "{} names {forbidden}", path.display());
-        }
-    }
-}
-
-/// Without comments, which may say what is not there.
-fn code_of(text: &str) -> String {
-    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
-}

@@ -3,7 +3,7 @@
 //! A clone is O(1) and shares structure: changing one of the two copies the path to what changes, nothing else. The sum of the
 //! records' hashes moves with every change.
 
-use super::digest::{Digest, Hasher};
+use super::hasher::{Digest, Hasher};
 use imbl::OrdMap;
 use imbl::ordmap::RangedIter;
 use std::borrow::Borrow;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use holdfast_client::CallFailed;
 use holdfast_client::network::{Call, Network};
 use holdfast_client::runtime::{Runtime, Work};
 use holdfast_common::NodeId;
@@ -14,6 +15,7 @@ use holdfast_proto::data::{
     PutShardRequest, PutShardResponse, ReadShardsRequest, ReadShardsResponse, ReserveSpaceRequest, ReserveSpaceResponse,
 };
 use holdfast_proto::meta::{MutateRequest, MutateResponse, ReadRequest, ReadResponse};
+use holdfast_transport::RpcError;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
@@ -107,11 +109,11 @@ impl Link {
                 state.outgoing.push(Outgoing { number, to, request, timeout });
                 answered
             };
-            let answer = answered.await.map_err(|_| "the process ends".to_owned())?;
+            let answer = answered.await.map_err(|_| RpcError::Disconnected)?;
             if let Ok(Response::Denied(why)) = answer {
-                return Err(why);
+                return Err(CallFailed::Volmgr(why));
             }
-            pick(answer?).ok_or_else(|| "an answer of another kind".to_owned())
+            pick(answer?).ok_or(RpcError::Malformed("an answer of another kind").into())
         })
     }
 }

@@ -4,9 +4,11 @@
 
 use holdfast_common::NodeId;
 
-use super::{Later, SECOND, both_ways, cut_for, refuse};
-use crate::cluster::{METANODES, client_node};
-use crate::world::{MS, World};
+use super::{both_ways, cut_for, refuse};
+use crate::clock::{MS, SECOND};
+use crate::machines::{METANODES, client_node};
+use crate::plan::Later;
+use crate::world::World;
 
 /// Percent of snapshots in which their receiver dies, and as many in which it dies right after.
 const DIES_INSTALLING_PERCENT: u64 = 30;
@@ -73,7 +75,7 @@ fn usurp(world: &mut World, leader: NodeId, (usurper, voter): (NodeId, NodeId)) 
 }
 
 /// A metanode is about to take a snapshot in.
-pub(crate) fn snapshot_arrives(world: &mut World, node: NodeId) {
+pub(super) fn snapshot_arrives(world: &mut World, node: NodeId) {
     if world.plan.on && world.random.chance(DIES_INSTALLING_PERCENT) {
         let operations = world.random.below(INSTALL_OPERATIONS);
         world.machines[&node].disk.die_after(operations);
@@ -81,7 +83,7 @@ pub(crate) fn snapshot_arrives(world: &mut World, node: NodeId) {
 }
 
 /// A metanode has taken a snapshot in, and nothing that follows it yet.
-pub(crate) fn snapshot_installed(world: &mut World, node: NodeId) {
+pub(super) fn snapshot_installed(world: &mut World, node: NodeId) {
     if world.plan.on && world.lives(node) && world.random.chance(DIES_INSTALLING_PERCENT) {
         world.kill(node);
     }

@@ -6,17 +6,17 @@
 //! node has started twice since the image: a copy is the start after the one in its image, which nobody can tell from the
 //! node's own.
 
-use holdfast_common::{NodeId, Random};
+use holdfast_common::NodeId;
 use holdfast_storage::SimulatedDisk;
 
-use super::{Later, SECOND, both_ways, cut_for, leaders, refuse};
-use crate::cluster::{METANODES, VOLMGR};
+use super::{both_ways, cut_for, leaders, refuse};
+use crate::clock::{MS, SECOND};
 use crate::disk::format_log;
 use crate::machine::{Image, Superblock};
-use crate::world::{MS, World};
+use crate::machines::{METANODES, VOLMGR};
+use crate::plan::{Later, Mishap, Step};
+use crate::world::World;
 
-/// Percent of runs in which a log is lost, and as many in which a copy is started.
-const PERCENT: u64 = 20;
 /// A leader that is cut off is deposed within this, and the others have written something.
 const PARTED_NS: u64 = 4 * SECOND;
 /// What was sent to a process has come by then.
@@ -26,40 +26,6 @@ const ALONE_NS: u64 = 6 * SECOND;
 /// The volume manager has refused a copy that reaches it within this, if it lives.
 const REFUSED_NS: u64 = 5 * SECOND;
 const AGAIN_NS: u64 = 300 * MS;
-
-/// What happens to a metanode.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Mishap {
-    /// Its disk is gone.
-    LogLost,
-    /// An older image of its directory is started.
-    OlderCopy,
-}
-
-/// A part of it, whose time has come.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Step {
-    LoseLog(NodeId),
-    /// The leader is parted from the other metanodes, of which one is to be replaced.
-    Part(NodeId),
-    /// The copy takes its place, if the former leader is still in the life in which it heard of it.
-    Replace {
-        replaced: NodeId,
-        hearer: NodeId,
-        life: u64,
-    },
-    Withdraw,
-}
-
-impl Mishap {
-    pub(super) fn draw(random: &mut Random) -> Option<Self> {
-        match random.below(100) {
-            drawn if drawn < PERCENT => Some(Self::LogLost),
-            drawn if drawn < 2 * PERCENT => Some(Self::OlderCopy),
-            _ => None,
-        }
-    }
-}
 
 /// Plans it.
 pub(super) fn begin(world: &mut World) {

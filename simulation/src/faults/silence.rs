@@ -7,9 +7,11 @@ use holdfast_common::NodeId;
 use holdfast_common::limits::SESSION_LEASE_MS;
 
 use super::leaders::part;
-use super::{Later, SECOND, both_ways, cut_for};
-use crate::cluster::{CLIENTS, METANODES, client_node};
-use crate::world::{MS, World};
+use super::{both_ways, cut_for};
+use crate::clock::{MS, SECOND};
+use crate::machines::{CLIENTS, METANODES, client_node};
+use crate::plan::{Later, Part};
+use crate::world::World;
 
 /// Leaders expire sessions that are silent for a lease and a tenth.
 const SILENCE: Duration = Duration::from_millis(SESSION_LEASE_MS as u64 / 10 * 11);
@@ -19,17 +21,6 @@ const SETTLED_NS: u64 = 20 * SECOND;
 const PARTED_NS: u64 = SECOND;
 /// Leaders look at the silent twice a second.
 const PROPOSED_NS: u64 = 400 * MS;
-
-/// A part of a silence that comes later.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Part {
-    /// It is known when the client was heard last.
-    Settled(usize),
-    /// The leader will find it silent.
-    Due(usize),
-    /// It speaks again.
-    Speak(usize),
-}
 
 /// Takes a client away.
 pub(super) fn begin(world: &mut World) {

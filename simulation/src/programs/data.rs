@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_client::{Error, FallocateMode, FileHandle, SetAttributes, WriteAt};
+use holdfast_client::{Error, FallocateMode, FileHandle, OpenMode, SetAttributes, WriteAt};
 use holdfast_common::{InodeId, Owner};
 use holdfast_proto::meta::Code;
 
 use super::Desk;
-use super::names::{for_all, remove};
+use super::remove::remove;
 use crate::truth::files::Change;
 
 /// Names of files that programs work on.
@@ -33,6 +33,11 @@ struct Held {
     untold: bool,
     /// The session was lost, and with it the inode, which had no name: nothing works on it any more.
     gone: bool,
+}
+
+/// How a file is opened here.
+fn for_all() -> OpenMode {
+    OpenMode { read: true, write: true, ..OpenMode::default() }
 }
 
 /// Runs until the programs are to stop.

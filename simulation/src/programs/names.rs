@@ -3,23 +3,20 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use holdfast_client::{Error, NewNode, OpenMode, RenameMode};
+use holdfast_client::{NewNode, RenameMode};
 use holdfast_common::{InodeId, Owner};
 use holdfast_proto::meta::Kind;
 use holdfast_proto::meta::mutation::Op;
 
 use super::Desk;
 use super::data::{FILES, meddle};
+use super::remove::{remove, told};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// Once in this many steps, names of files that hold data.
 const FILES_ONE_IN: u64 = 24;
 /// Entries asked for at once: directories here are smaller.
 const LISTING_MAX: u32 = 100;
-
-fn told<T>(outcome: &Result<T, Error>) -> Result<(), &Error> {
-    outcome.as_ref().map(drop)
-}
 
 /// Runs until the programs are to stop.
 pub(crate) async fn work_on_names(mut desk: Desk) {
@@ -102,23 +99,6 @@ async fn make(desk: &mut Desk, parent: InodeId, name: &'static str, directory: b
     });
 }
 
-pub(super) async fn remove(desk: &mut Desk, parent: InodeId, name: &'static str, directory: bool) {
-    let low = desk.truth().observed;
-    let fs = desk.fs.clone();
-    let removing = async move {
-        if directory {
-            fs.remove_directory(parent, name.as_bytes()).await
-        } else {
-            fs.unlink(parent, name.as_bytes()).await
-        }
-    };
-    let Some(outcome) = desk.unless_interrupted(10, 3000, removing).await else { return };
-    desk.truth().told("remove", low, told(&outcome), |_, op, _| {
-        let Op::Unlink(op) = op else { return false };
-        op.parent == parent.0 && op.name == name.as_bytes() && op.directory == directory
-    });
-}
-
 async fn rename(desk: &mut Desk, parent: InodeId, from: &'static str) {
     let to = (directory(desk), name(desk));
     rename_to(desk, (parent, from), to).await;
@@ -193,9 +173,4 @@ async fn remove_for_good(desk: &Desk, parent: InodeId, name: &Bytes, directory: 
     let outcome =
         if directory { desk.fs.remove_directory(parent, name).await } else { desk.fs.unlink(parent, name).await };
     outcome.unwrap_or_else(|error| panic!("{name:?} in {parent} cannot be removed when all is well: {error}"));
-}
-
-/// How a file is opened here.
-pub(super) fn for_all() -> OpenMode {
-    OpenMode { read: true, write: true, ..OpenMode::default() }
 }

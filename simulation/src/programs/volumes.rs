@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use holdfast_client::CallFailed;
 use holdfast_common::VolumeId;
 use holdfast_proto::control::{CreateVolumeRequest, Volume, VolumeState};
 
 use super::Desk;
-use crate::cluster::CODE;
+use crate::machines::CODE;
 use crate::packet::Request;
 
 /// Pause before the volume manager is asked again.
@@ -56,7 +57,7 @@ async fn delete(desk: &Desk, ask: &Ask, name: &str) {
     loop {
         match ask(Request::DeleteVolume(name.to_owned())).await {
             Ok(_) => break,
-            Err(why) if why.contains("no volume") => break,
+            Err(CallFailed::Volmgr(why)) if why.contains("no volume") => break,
             Err(_) => desk.runtime.sleep(RETRY_PAUSE).await,
         }
     }

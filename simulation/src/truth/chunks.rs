@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
 use holdfast_common::proof::ShardName;
-use holdfast_common::{ChunkId, DiskId, GroupId};
+use holdfast_common::{ChunkId, DiskId, GroupId, Nonce};
 use holdfast_metanode::Patience;
 use holdfast_metanode::table::Table;
 use holdfast_proto::data::{DeleteShardsRequest, DeleteShardsResponse, Status};
@@ -103,7 +103,7 @@ impl Chunks {
     pub(super) fn delete(&self, now: u64, request: &DeleteShardsRequest, table: &Table) -> Result<(), String> {
         request.shards.iter().try_for_each(|name| {
             let shard = u8::try_from(name.shard).unwrap_or(u8::MAX);
-            let name = ShardName { chunk: ChunkId(name.chunk), shard, nonce: name.nonce };
+            let name = ShardName { chunk: ChunkId(name.chunk), shard, nonce: Nonce(name.nonce) };
             self.delete_one(now, &name, DiskId(request.disk), table)
         })
     }

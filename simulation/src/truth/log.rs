@@ -1,6 +1,7 @@
 //! The one log that all replicas must agree on, applied once by a table of the simulation's own.
 
 use bytes::Bytes;
+use holdfast_common::LogIndex;
 use holdfast_metanode::table::Table;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, MutateResponse};
@@ -20,7 +21,7 @@ pub(crate) struct Entry {
 
 /// What an entry was, for those who look at it as it is first applied.
 pub(crate) struct Applied<'a> {
-    pub(crate) index: u64,
+    pub(crate) index: LogIndex,
     pub(crate) command: &'a TableCommand,
     pub(crate) answer: &'a MutateResponse,
 }
@@ -34,8 +35,8 @@ pub(crate) struct Log {
 
 impl Log {
     /// The highest index that any replica applied.
-    pub(crate) fn last(&self) -> u64 {
-        self.entries.len() as u64
+    pub(crate) fn last(&self) -> LogIndex {
+        LogIndex::ZERO + self.entries.len() as u64
     }
 
     /// The table of all entries so far.
@@ -43,17 +44,17 @@ impl Log {
         &self.table
     }
 
-    fn entry(&self, index: u64) -> Option<&Entry> {
-        self.entries.get(usize::try_from(index.checked_sub(1)?).ok()?)
+    fn entry(&self, index: LogIndex) -> Option<&Entry> {
+        self.entries.get(position(index)?)
     }
 
     /// A replica applied an entry. Gives it back when it is the first that did.
-    pub(crate) fn applied(&mut self, index: u64, bytes: &Bytes) -> Result<Option<Applied<'_>>, String> {
+    pub(crate) fn applied(&mut self, index: LogIndex, bytes: &Bytes) -> Result<Option<Applied<'_>>, String> {
         if let Some(known) = self.entry(index) {
             let same = known.bytes == *bytes;
             return if same { Ok(None) } else { Err(format!("entry {index} is not the same on all replicas")) };
         }
-        if index != self.last() + 1 {
+        if index != self.last().next() {
             return Err(format!("entry {index} was applied after {}", self.last()));
         }
         let mut command = None;
@@ -70,11 +71,11 @@ impl Log {
     }
 
     /// A replica's contents after an index must be everybody's.
-    pub(crate) fn compare(&self, index: u64, digest: u64) -> Result<(), String> {
+    pub(crate) fn compare(&self, index: LogIndex, digest: u64) -> Result<(), String> {
         match self.entry(index) {
             Some(entry) if entry.digest != digest => Err(format!("contents after entry {index} differ")),
             Some(_) => Ok(()),
-            None if index == 0 => Ok(()),
+            None if index == LogIndex::ZERO => Ok(()),
             None => Err(format!("entry {index} is applied, and nobody knows it")),
         }
     }
@@ -82,12 +83,15 @@ impl Log {
     /// The entry of an operation whose caller was told `code`, above `low` up to `high`; each is told once.
     pub(crate) fn claim(
         &mut self,
-        (low, high): (u64, u64),
+        (low, high): (LogIndex, LogIndex),
         code: Code,
         is_it: impl Fn(&TableCommand, &Op, &MutateResponse) -> bool,
-    ) -> Option<u64> {
-        for index in low + 1..=high.min(self.last()) {
-            let entry = &mut self.entries[usize::try_from(index - 1).ok()?];
+    ) -> Option<LogIndex> {
+        let end = high.min(self.last());
+        let mut index = low;
+        while index < end {
+            index = index.next();
+            let entry = &mut self.entries[position(index)?];
             let Some(command) = &entry.command else { continue };
             let Some(op) = command.mutation.as_ref().and_then(|mutation| mutation.op.as_ref()) else { continue };
             if !entry.claimed && entry.answer.code() == code && is_it(command, op, &entry.answer) {
@@ -97,4 +101,9 @@ impl Log {
         }
         None
     }
+}
+
+/// Where an entry is, if the index is not the one before the first.
+fn position(index: LogIndex) -> Option<usize> {
+    usize::try_from(index.0.checked_sub(1)?).ok()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_common::InodeId;
+use holdfast_common::{InodeId, LogIndex};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, CreateNode, Kind, Link, MutateResponse, Rename, Unlink};
 use holdfast_proto::record::TableCommand;
@@ -18,7 +18,7 @@ struct Inode {
 }
 
 /// What a name led to from an index on; 0: nothing.
-type Versions = Vec<(u64, u64)>;
+type Versions = Vec<(LogIndex, u64)>;
 
 pub(crate) struct Names {
     inodes: BTreeMap<u64, Inode>,
@@ -54,7 +54,12 @@ impl Default for Names {
 
 impl Names {
     /// Takes an entry and what the table answered; says what is wrong with the answer.
-    pub(crate) fn apply(&mut self, index: u64, command: &TableCommand, answer: &MutateResponse) -> Result<(), String> {
+    pub(crate) fn apply(
+        &mut self,
+        index: LogIndex,
+        command: &TableCommand,
+        answer: &MutateResponse,
+    ) -> Result<(), String> {
         let Some(op) = command.mutation.as_ref().and_then(|mutation| mutation.op.as_ref()) else { return Ok(()) };
         self.follow_sessions(op, command, answer);
         if command.session != 0 {
@@ -195,7 +200,7 @@ impl Names {
         false
     }
 
-    fn set(&mut self, index: u64, place: Place, inode: u64) {
+    fn set(&mut self, index: LogIndex, place: Place, inode: u64) {
         let names = &mut self.inodes.entry(place.0).or_default().names;
         let former = if inode == 0 { names.remove(&place.1) } else { names.insert(place.1.clone(), inode) };
         if let Some(former) = former.and_then(|former| self.inodes.get_mut(&former)) {
@@ -226,13 +231,20 @@ impl Names {
     }
 
     /// What a name led to at an index.
-    fn at(&self, parent: u64, name: &[u8], index: u64) -> u64 {
+    fn at(&self, parent: u64, name: &[u8], index: LogIndex) -> u64 {
         let Some(versions) = self.history.get(&(parent, name.to_vec())) else { return 0 };
         versions.iter().rev().find(|(from, _)| *from <= index).map_or(0, |(_, inode)| *inode)
     }
 
     /// The first index from `low` to `high` at which a name led to `inode`.
-    pub(crate) fn first_time(&self, parent: u64, name: &[u8], inode: u64, low: u64, high: u64) -> Option<u64> {
+    pub(crate) fn first_time(
+        &self,
+        parent: u64,
+        name: &[u8],
+        inode: u64,
+        low: LogIndex,
+        high: LogIndex,
+    ) -> Option<LogIndex> {
         if self.at(parent, name, low) == inode {
             return Some(low);
         }
@@ -241,9 +253,15 @@ impl Names {
     }
 
     /// The first index from `low` to `high` at which a directory had exactly these names.
-    pub(crate) fn first_listing(&self, parent: u64, seen: &BTreeMap<Vec<u8>, u64>, low: u64, high: u64) -> Option<u64> {
+    pub(crate) fn first_listing(
+        &self,
+        parent: u64,
+        seen: &BTreeMap<Vec<u8>, u64>,
+        low: LogIndex,
+        high: LogIndex,
+    ) -> Option<LogIndex> {
         let places: Vec<_> = self.history.iter().filter(|(place, _)| place.0 == parent).collect();
-        let mut moments: Vec<u64> =
+        let mut moments: Vec<LogIndex> =
             places.iter().flat_map(|(_, versions)| versions.iter().map(|(at, _)| *at)).collect();
         moments.retain(|at| *at > low && *at <= high);
         moments.push(low);

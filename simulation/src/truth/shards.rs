@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use holdfast_common::{ChunkId, DiskId, Incarnation, NodeId, Random, VolumeId};
+use holdfast_common::{ChunkId, DiskId, Incarnation, NodeId, Nonce, Random, VolumeId, proof};
 use holdfast_datanode::store::types::{ChunkKey, ShardKey, VolumeKey};
 use holdfast_datanode::{DataRequest, DataResponse, HeldShard};
 use holdfast_proto::data::{
     DeleteShardsRequest, ListShardsRequest, ListShardsResponse, PutShardRequest, ReadShardsRequest, ReadShardsResponse,
-    ShardData, ShardHeader, ShardRange, Status,
+    ShardData, ShardHeader, ShardName, ShardRange, ShardSummary, Status,
 };
 
 /// A put of this much more than is free for everybody cannot be explained by space that was given back meanwhile.
@@ -63,6 +63,15 @@ pub(crate) fn volume_key(volume: u64, incarnation: u64) -> VolumeKey {
     VolumeKey { volume: VolumeId(volume), incarnation: Incarnation(incarnation) }
 }
 
+/// A name of a delete.
+pub(crate) fn name_of(name: &ShardName) -> proof::ShardName {
+    proof::ShardName {
+        chunk: ChunkId(name.chunk),
+        shard: u8::try_from(name.shard).unwrap_or(u8::MAX),
+        nonce: Nonce(name.nonce),
+    }
+}
+
 fn shard_key(volume: VolumeKey, chunk: u64, shard: u32) -> ShardKey {
     ShardKey { chunk: ChunkKey { volume, chunk: ChunkId(chunk) }, shard: u8::try_from(shard).unwrap_or(u8::MAX) }
 }
@@ -76,6 +85,10 @@ fn first_of(volume: VolumeKey, chunk: u64) -> ShardKey {
 }
 
 impl Attempt {
+    pub(crate) fn nonce(&self) -> Nonce {
+        Nonce(self.header.nonce)
+    }
+
     fn is(&self, header: &ShardHeader, payload: &Bytes) -> bool {
         self.header == *header && self.payload == *payload
     }
@@ -83,14 +96,15 @@ impl Attempt {
 
 impl Disk {
     /// The shards that a delete names and that may be there.
-    fn named(&self, request: &DeleteShardsRequest) -> Vec<(ShardKey, Option<u64>)> {
+    fn named(&self, request: &DeleteShardsRequest) -> Vec<(ShardKey, Option<Nonce>)> {
         let volume = volume_key(request.volume, request.incarnation);
         let of_chunk = |chunk: &u64| {
             let range = first_of(volume, *chunk)..=shard_key(volume, *chunk, u8::MAX.into());
             self.shards.range(range).map(|(key, _)| (*key, None)).collect::<Vec<_>>()
         };
-        let mut named: Vec<(ShardKey, Option<u64>)> = request.chunks.iter().flat_map(of_chunk).collect();
-        named.extend(request.shards.iter().map(|name| (shard_key(volume, name.chunk, name.shard), Some(name.nonce))));
+        let mut named: Vec<(ShardKey, Option<Nonce>)> = request.chunks.iter().flat_map(of_chunk).collect();
+        let of_shard = |name: &ShardName| (shard_key(volume, name.chunk, name.shard), Some(Nonce(name.nonce)));
+        named.extend(request.shards.iter().map(of_shard));
         named
     }
 
@@ -120,7 +134,7 @@ impl Disk {
     fn begin_delete(&mut self, request: &DeleteShardsRequest) {
         for (key, nonce) in self.named(request) {
             if let Some(shard) = self.shards.get_mut(&key) {
-                shard.held &= nonce.is_some_and(|nonce| shard.attempts.last().is_none_or(|a| a.header.nonce != nonce));
+                shard.held &= nonce.is_some_and(|nonce| shard.attempts.last().is_none_or(|a| a.nonce() != nonce));
             }
         }
     }
@@ -128,7 +142,7 @@ impl Disk {
     fn deleted(&mut self, request: &DeleteShardsRequest) {
         for (key, nonce) in self.named(request) {
             let Some(shard) = self.shards.get_mut(&key) else { continue };
-            shard.attempts.retain(|attempt| nonce.is_some_and(|nonce| attempt.header.nonce != nonce));
+            shard.attempts.retain(|attempt| nonce.is_some_and(|nonce| attempt.nonce() != nonce));
             shard.held &= !shard.attempts.is_empty();
             if shard.attempts.is_empty() {
                 self.shards.remove(&key);
@@ -156,7 +170,7 @@ impl Disk {
         }
         let shard = self.shards.get(&key).filter(|shard| shard.held)?;
         let other = shard.attempts.last().filter(|there| !there.is(header, payload))?;
-        Some(format!("attempt {:x} is there", other.header.nonce))
+        Some(format!("attempt {} is there", other.nonce()))
     }
 
     fn put(&mut self, request: &PutShardRequest, payload: &Bytes, available_bytes: u64) -> Result<(), String> {
@@ -176,9 +190,10 @@ impl Disk {
     fn read(&self, range: &ShardRange, data: &ShardData, body: &Bytes, trusted: bool) -> Result<(), String> {
         let volume = volume_key(range.volume, range.incarnation);
         let key = shard_key(volume, range.chunk, range.shard);
-        let of_nonce = |attempt: &&Attempt| attempt.header.nonce == range.nonce;
+        let nonce = Nonce(range.nonce);
+        let of_nonce = |attempt: &&Attempt| attempt.nonce() == nonce;
         let shard = self.shards.get(&key);
-        let name = format!("shard {} of chunk {}, attempt {:x}", range.shard, range.chunk, range.nonce);
+        let name = format!("shard {} of chunk {}, attempt {nonce}", range.shard, range.chunk);
         match data.status() {
             Status::Ok if trusted && self.is_dropped(&volume) => {
                 Err(format!("{name} is served, and its volume was dropped"))
@@ -205,11 +220,11 @@ impl Disk {
     }
 
     /// What is listed may be there, and what must be there is listed.
-    fn listed(&self, volume: VolumeKey, listed: &BTreeMap<ShardKey, u64>, from: u64, to: u64) -> Result<(), String> {
+    fn listed(&self, volume: VolumeKey, listed: &BTreeMap<ShardKey, Nonce>, from: u64, to: u64) -> Result<(), String> {
         for (key, nonce) in listed {
             let attempts = self.shards.get(key).into_iter().flat_map(|shard| &shard.attempts);
-            if !attempts.map(|attempt| attempt.header.nonce).any(|known| known == *nonce) {
-                return Err(format!("{} is there, attempt {nonce:x}, and was deleted or never put", name(key)));
+            if !attempts.map(Attempt::nonce).any(|known| known == *nonce) {
+                return Err(format!("{} is there, attempt {nonce}, and was deleted or never put", name(key)));
             }
         }
         let missing = |(key, shard): &(&ShardKey, &Shard)| shard.held && !listed.contains_key(key);
@@ -225,9 +240,8 @@ impl Disk {
         if self.is_dropped(&volume) && !response.shards.is_empty() {
             return Err("shards of a dropped volume are listed".to_owned());
         }
-        let entry =
-            |shard: &holdfast_proto::data::ShardSummary| (shard_key(volume, shard.chunk, shard.shard), shard.nonce);
-        let listed: BTreeMap<ShardKey, u64> = response.shards.iter().map(entry).collect();
+        let entry = |shard: &ShardSummary| (shard_key(volume, shard.chunk, shard.shard), Nonce(shard.nonce));
+        let listed: BTreeMap<ShardKey, Nonce> = response.shards.iter().map(entry).collect();
         let last = response.shards.last().map_or(request.after_chunk, |shard| shard.chunk);
         self.listed(volume, &listed, request.after_chunk + 1, if response.end { u64::MAX } else { last })
     }
@@ -248,7 +262,7 @@ fn name(key: &ShardKey) -> String {
 }
 
 fn named(header: &ShardHeader) -> String {
-    format!("shard {} of chunk {}, attempt {:x}", header.shard, header.chunk, header.nonce)
+    format!("shard {} of chunk {}, attempt {}", header.shard, header.chunk, Nonce(header.nonce))
 }
 
 impl Shards {
@@ -386,7 +400,7 @@ impl Shards {
         if disk.failed {
             return Err("its disk failed, and serves again".to_owned());
         }
-        let mut volumes: BTreeMap<VolumeKey, BTreeMap<ShardKey, u64>> = BTreeMap::new();
+        let mut volumes: BTreeMap<VolumeKey, BTreeMap<ShardKey, Nonce>> = BTreeMap::new();
         for key in disk.shards.keys() {
             volumes.entry(key.chunk.volume).or_default();
         }
@@ -404,7 +418,7 @@ impl Shards {
             volume: shard.key.chunk.volume.volume.0,
             incarnation: shard.key.chunk.volume.incarnation.0,
             chunk: shard.key.chunk.chunk.0,
-            nonce: shard.nonce,
+            nonce: shard.nonce.0,
             shard: shard.key.shard.into(),
             offset: 0,
             length_bytes: shard.length_bytes,

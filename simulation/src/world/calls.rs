@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use holdfast_common::NodeId;
+use holdfast_transport::RpcError;
 
 use super::{Event, TRANSIT_NS_MAX, World};
 use crate::machine::Deferred;
@@ -26,7 +27,7 @@ impl World {
         let expires = self.after(wait, Event::Expire { call });
         self.calls.insert(call, OpenCall { caller, life, ticket, to, expires });
         if self.network.refused.contains(&(caller, to)) {
-            let packet = Packet::Answer(call, Box::new(Err("connection refused".to_owned())));
+            let packet = Packet::Answer(call, Box::new(Err(RpcError::Disconnected.into())));
             self.after(TRANSIT_NS_MAX, Event::Arrive { from: to, to: caller, packet });
             return;
         }
@@ -64,6 +65,6 @@ impl World {
         let between = |open: &OpenCall| open.caller == caller && open.to == to;
         let closed: Vec<u64> = self.calls.iter().filter(|(_, open)| between(open)).map(|(call, _)| *call).collect();
         self.coverage.closed_calls += closed.len() as u64;
-        closed.into_iter().for_each(|call| self.end_call(call, Err("connection closed".to_owned())));
+        closed.into_iter().for_each(|call| self.end_call(call, Err(RpcError::Disconnected.into())));
     }
 }

@@ -8,10 +8,12 @@ use crate::{Run, tree};
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest that one program may take: stalls while something dies are part of it, hangs are not.
 const PROGRAM_LIMIT: Duration = seconds(240);
+/// How long a crew works; some 100 MB.
+const SHIFT: Duration = seconds(40);
 /// Longest that the crew may take to stop.
 const FOREVER: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -81,17 +83,25 @@ fn trees(directory: &Path, seed: u64, stop: &AtomicBool) -> u64 {
     })
 }
 
+/// Crews in shifts: what one has made is looked at and removed before the next one comes, so that the volume does not grow.
 fn steady(directory: &Path, seed: u64, stop: &AtomicBool) -> u64 {
-    let mut crew = Crew::numbered_from(1, seed);
-    let (calls, ends) = crew.work(directory, |signal| {
-        // A writer that ended before it was told met an error.
-        let at_work = signal.at_work();
-        wait::until(FOREVER, || (stop.load(Ordering::Relaxed) || signal.at_work() < at_work).then_some(()));
-        signal.progress()
+    let mut calls = 0;
+    rounds(stop, |shift| {
+        let mut crew = Crew::of_shift(0, shift, seed);
+        let begun = Instant::now();
+        let (done, ends) = crew.work(directory, |signal| {
+            // A writer that ended before it was told met an error.
+            let at_work = signal.at_work();
+            let is_over = || stop.load(Ordering::Relaxed) || begun.elapsed() > SHIFT || signal.at_work() < at_work;
+            wait::until(FOREVER, || is_over().then_some(()));
+            signal.progress()
+        });
+        for (writer, end) in ends {
+            assert!(end.is_ok(), "the {writer} got an error: {end:?}");
+        }
+        crew.verify(directory);
+        Run::new("find").arg(directory).args(["-mindepth", "1", "-delete"]).limit(PROGRAM_LIMIT).ok();
+        calls += done;
     });
-    for (writer, end) in ends {
-        assert!(end.is_ok(), "the {writer} got an error: {end:?}");
-    }
-    crew.verify(directory);
     calls
 }

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
+use holdfast_common::Pauses;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -35,7 +35,7 @@ enum State {
     Resting {
         error: RpcError,
         retry_at: Instant,
-        pause: Duration,
+        pauses: Pauses,
     },
     Connecting(watch::Receiver<Outcome>),
     Up(Arc<Link>),
@@ -88,7 +88,7 @@ enum Current {
 impl Shared {
     fn current(self: &Arc<Self>, runtime: &Handle) -> Current {
         let mut state = self.state.lock();
-        let pause = match &*state {
+        let pauses = match &*state {
             State::Up(link) if link.is_open() => return Current::Link(Arc::clone(link)),
             State::Connecting(outcome) if outcome.has_changed().is_ok() => {
                 return Current::Connecting(outcome.clone());
@@ -96,17 +96,19 @@ impl Shared {
             State::Resting { error, retry_at, .. } if Instant::now() < *retry_at => {
                 return Current::Resting(error.clone());
             }
-            State::Resting { pause, .. } => pause.saturating_mul(2).min(self.limits.backoff_max),
-            State::Up(_) | State::Down | State::Connecting(_) => self.limits.backoff_min,
+            State::Resting { pauses, .. } => *pauses,
+            State::Up(_) | State::Down | State::Connecting(_) => {
+                Pauses::new(self.limits.backoff_min, self.limits.backoff_max)
+            }
         };
         let (sender, outcome) = watch::channel(None);
         *state = State::Connecting(outcome.clone());
         drop(state);
-        runtime.spawn(Arc::clone(self).connect(sender, pause));
+        runtime.spawn(Arc::clone(self).connect(sender, pauses));
         Current::Connecting(outcome)
     }
 
-    async fn connect(self: Arc<Self>, outcome: watch::Sender<Outcome>, pause: Duration) {
+    async fn connect(self: Arc<Self>, outcome: watch::Sender<Outcome>, mut pauses: Pauses) {
         let attempt = async {
             let stream = TcpStream::connect(self.to).await?;
             connection::greet(stream, self.identity).await
@@ -123,7 +125,10 @@ impl Shared {
         };
         *self.state.lock() = match &result {
             Ok(link) => State::Up(Arc::clone(link)),
-            Err(error) => State::Resting { error: error.clone(), retry_at: Instant::now() + pause, pause },
+            Err(error) => {
+                let retry_at = Instant::now() + pauses.next_pause();
+                State::Resting { error: error.clone(), retry_at, pauses }
+            }
         };
         outcome.send_replace(Some(result));
     }

@@ -28,36 +28,36 @@ pub(crate) fn initialising(cluster: ClusterId, secret: [u8; 32]) -> Op {
     Op::Initialise(Initialise { cluster: cluster.0.to_vec().into(), secret: secret.to_vec().into() })
 }
 
-/// What became of a proposal.
-pub(crate) enum Verdict {
-    /// It was applied, and done or refused.
-    Applied(Result<ClusterReply, Denial>),
-    /// Whether it was applied is unknown, or it was not. Every command may safely be proposed twice.
-    Again(String),
+/// What became of a proposal, or of a question whether the state may be read.
+pub(crate) enum Verdict<T, E> {
+    /// It was done or refused.
+    Decided(Result<T, Denial>),
+    /// Whether it was done is unknown, or it was not. Every command may safely be proposed twice.
+    Again(E),
 }
 
 /// What the outcome of a proposal means.
-pub(crate) fn verdict(outcome: Result<Bytes, ProposeError>) -> Verdict {
+pub(crate) fn verdict(outcome: Result<Bytes, ProposeError>) -> Verdict<ClusterReply, ProposeError> {
     match outcome {
-        Ok(reply) => Verdict::Applied(reply_of(&reply)),
+        Ok(reply) => Verdict::Decided(reply_of(&reply)),
         Err(error @ (ProposeError::Stopped | ProposeError::TooLarge)) => {
-            Verdict::Applied(Err(Denial::internal(format!("the volume manager's log: {error}"))))
+            Verdict::Decided(Err(Denial::internal(format!("the volume manager's log: {error}"))))
         }
-        Err(error @ ProposeError::NoSpace) => Verdict::Applied(Err(Denial::busy(format!(
+        Err(error @ ProposeError::NoSpace) => Verdict::Decided(Err(Denial::busy(format!(
             "the volume manager takes nothing new: {error}; make room on it"
         )))),
         Err(error @ (ProposeError::NotLeader { .. } | ProposeError::Unknown | ProposeError::Overloaded)) => {
-            Verdict::Again(error.to_string())
+            Verdict::Again(error)
         }
     }
 }
 
-/// What the outcome of a read means: allowed, never, or an error that says why it is to be tried again.
-pub(crate) fn read_verdict(outcome: Result<(), ReadError>) -> Result<Result<(), Denial>, String> {
+/// What the outcome of a read barrier means.
+pub(crate) fn read_verdict(outcome: Result<(), ReadError>) -> Verdict<(), ReadError> {
     match outcome {
-        Ok(()) => Ok(Ok(())),
-        Err(error @ ReadError::Stopped) => Ok(Err(Denial::internal(error.to_string()))),
-        Err(error) => Err(error.to_string()),
+        Ok(()) => Verdict::Decided(Ok(())),
+        Err(error @ ReadError::Stopped) => Verdict::Decided(Err(Denial::internal(error.to_string()))),
+        Err(error @ (ReadError::NotLeader { .. } | ReadError::Overloaded)) => Verdict::Again(error),
     }
 }
 

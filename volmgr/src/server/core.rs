@@ -1,4 +1,4 @@
-//! What all requests share: the consensus group, the decisions, and the clocks. A request is a
+//! What all requests share: the Raft group, the decisions, and the clocks. A request is a
 //! [`Conversation`]; here it waits for the log.
 
 use std::time::{Duration, Instant, SystemTime};
@@ -32,7 +32,7 @@ impl Core {
         Self { group, manager, started: Instant::now(), changes: watch::Sender::new(0) }
     }
 
-    /// Makes sure that the log knows the cluster and a secret; waits for the group's first leader.
+    /// Makes sure that the log knows the cluster and a secret; waits for the Raft group's first leader.
     pub(super) async fn initialise(&self) -> Result<(), Denial> {
         let secret = random_bytes().map_err(|error| Denial::internal(error.to_string()))?;
         let cluster = self.manager.lock().cluster();
@@ -76,41 +76,19 @@ impl Core {
     /// that an unknown outcome is simply tried again. A refusal is an error with its text.
     async fn propose(&self, op: Op) -> Result<ClusterReply, Denial> {
         let command = command_of(op, self.now());
-        let deadline = Instant::now() + PROPOSE_DEADLINE;
-        loop {
-            let last = match tokio::time::timeout(PROPOSE_DEADLINE, self.group.propose(command.clone())).await {
-                Ok(outcome) => match verdict(outcome) {
-                    Verdict::Applied(result) => {
-                        self.changes.send_modify(|count| *count = count.wrapping_add(1));
-                        return result;
-                    }
-                    Verdict::Again(why) => why,
-                },
-                Err(_) => "no answer".to_owned(),
-            };
-            if Instant::now() >= deadline {
-                return Err(Denial::no_entry(&last));
+        let attempt = || async {
+            let verdict = verdict(self.group.propose(command.clone()).await);
+            if matches!(verdict, Verdict::Decided(_)) {
+                self.changes.send_modify(|count| *count = count.wrapping_add(1));
             }
-            tokio::time::sleep(PROPOSE_PAUSE).await;
-        }
+            verdict
+        };
+        until_decided(attempt, Denial::no_entry).await
     }
 
     /// Waits until the state shows everything acknowledged before.
     async fn read_barrier(&self) -> Result<(), Denial> {
-        let deadline = Instant::now() + PROPOSE_DEADLINE;
-        loop {
-            let last = match tokio::time::timeout(PROPOSE_DEADLINE, self.group.read_barrier()).await {
-                Ok(outcome) => match read_verdict(outcome) {
-                    Ok(result) => return result,
-                    Err(why) => why,
-                },
-                Err(_) => "no answer".to_owned(),
-            };
-            if Instant::now() >= deadline {
-                return Err(Denial::no_read(&last));
-            }
-            tokio::time::sleep(PROPOSE_PAUSE).await;
-        }
+        until_decided(|| async { read_verdict(self.group.read_barrier().await) }, Denial::no_read).await
     }
 
     /// Both clocks; the monotonic one counts from the start.
@@ -125,5 +103,24 @@ impl Core {
     pub(super) fn tick(&self) {
         let now = self.now();
         self.manager.lock().tick(now);
+    }
+}
+
+/// Tries until the log decides or the deadline is over; `denial` then tells the last reason.
+async fn until_decided<T, E: std::fmt::Display, F: Future<Output = Verdict<T, E>>>(
+    attempt: impl Fn() -> F,
+    denial: fn(&str) -> Denial,
+) -> Result<T, Denial> {
+    let deadline = Instant::now() + PROPOSE_DEADLINE;
+    loop {
+        let last = match tokio::time::timeout(PROPOSE_DEADLINE, attempt()).await {
+            Ok(Verdict::Decided(result)) => return result,
+            Ok(Verdict::Again(error)) => error.to_string(),
+            Err(_) => "no answer".to_owned(),
+        };
+        if Instant::now() >= deadline {
+            return Err(denial(&last));
+        }
+        tokio::time::sleep(PROPOSE_PAUSE).await;
     }
 }

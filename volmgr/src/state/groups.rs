@@ -7,13 +7,13 @@ use holdfast_proto::cluster::{AllocateGroups, ClusterReply, GroupRecord, MemberR
 
 use super::{ClusterState, Member, Refusal};
 
-/// A group as records carry it.
+/// A block group as records carry it.
 pub(super) fn group_record(group: GroupId, members: &[Member]) -> GroupRecord {
     let members = members.iter().map(|m| MemberRecord { disk: m.disk.0, node: m.node.0 }).collect();
     GroupRecord { group: group.0, members }
 }
 
-/// A group's members as the state keeps them.
+/// A block group's members as the state keeps them.
 pub(super) fn members_of(record: &GroupRecord) -> Vec<Member> {
     record.members.iter().map(|m| Member { disk: DiskId(m.disk), node: NodeId(m.node) }).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_common::{DiskId, NodeId};
+use holdfast_common::{DiskId, FormatNonce, NodeId};
 use holdfast_proto::cluster::{ClusterReply, DiskRecord, RegisterNode};
 use holdfast_proto::control::Role;
 
@@ -28,7 +28,7 @@ impl ClusterState {
         if command.node != 0 {
             return Some(NodeId(command.node)).filter(|node| self.nodes.contains_key(node));
         }
-        let nonce = Some(command.format_nonce).filter(|nonce| *nonce != 0)?;
+        let nonce = Some(FormatNonce(command.format_nonce)).filter(|nonce| *nonce != FormatNonce::NONE)?;
         self.nodes.iter().find(|(_, known)| known.format_nonce == nonce).map(|(node, _)| *node)
     }
 
@@ -43,7 +43,7 @@ impl ClusterState {
             address: command.address,
             generation: command.generation,
             disks: BTreeMap::new(),
-            format_nonce: command.format_nonce,
+            format_nonce: FormatNonce(command.format_nonce),
         };
         let disks = command.disks.iter().map(|record| self.put_disk(&mut state, record)).collect();
         self.nodes.insert(node, state);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, DiskId, GroupId, Incarnation, NodeId, VolumeId};
+use holdfast_common::{ClusterId, DiskId, FormatNonce, GroupId, Incarnation, NodeId, VolumeId};
 use holdfast_erasure::CodeMode;
 use holdfast_proto::cluster::{ClusterSnapshot, DiskRecord, NodeRecord, VolumeRecord};
 use holdfast_proto::control::{Role, VolumeState};
@@ -86,7 +86,7 @@ fn node_record(id: NodeId, node: &NodeState) -> NodeRecord {
         address: node.address.clone(),
         generation: node.generation,
         disks: disks.collect(),
-        format_nonce: node.format_nonce,
+        format_nonce: node.format_nonce.0,
     }
 }
 
@@ -109,7 +109,7 @@ fn node_of(record: &NodeRecord) -> Result<(NodeId, NodeState), RestoreError> {
         address: record.address.clone(),
         generation: record.generation,
         disks,
-        format_nonce: record.format_nonce,
+        format_nonce: FormatNonce(record.format_nonce),
     };
     Ok((NodeId(record.node), state))
 }

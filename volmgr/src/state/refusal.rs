@@ -5,6 +5,7 @@ use holdfast_erasure::{CodeMode, CodeModeError};
 
 /// A refused command; the state is as it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum Refusal {
     /// A node of this id never registered.
     #[error("node {0} is not known to this cluster")]
@@ -20,7 +21,6 @@ pub enum Refusal {
         "node {node} starts as generation {got}, but generation {known} of it registered before: this is an old copy of its directory"
     )]
     OlderGeneration {
-        /// The node.
         node: NodeId,
         /// The generation that registered.
         known: u64,
@@ -30,7 +30,6 @@ pub enum Refusal {
     /// Another process of the same node is alive (R28).
     #[error("node {node} is alive at {address}: two processes cannot be the same node")]
     LivingElsewhere {
-        /// The node.
         node: NodeId,
         /// Where the living one listens.
         address: String,
@@ -38,7 +37,6 @@ pub enum Refusal {
     /// The disk is none of this node's.
     #[error("disk {disk} is not known as a disk of node {node}")]
     UnknownDisk {
-        /// The disk.
         disk: DiskId,
         /// The node that named it.
         node: NodeId,
@@ -57,7 +55,6 @@ pub enum Refusal {
     /// The code mode wants more disks than there are.
     #[error("code {code} needs {} disks, the cluster has {have}", code.width())]
     TooFewDisks {
-        /// The code mode.
         code: CodeMode,
         /// Disks in service.
         have: usize,

@@ -13,7 +13,7 @@ use super::{ClusterState, FIRST_VOLUME, Refusal, VolumeInfo};
 const VOLUME_NAME_BYTES_MAX: usize = 64;
 /// The first incarnation of every table; a restore from backup raises it.
 const FIRST_INCARNATION: Incarnation = Incarnation(1);
-/// The first group of every volume.
+/// The first block group of every volume.
 const FIRST_GROUP: GroupId = GroupId(1);
 
 /// Checks a volume's name.

@@ -14,22 +14,22 @@ fn a_commit_that_overtakes_a_raise_leaves_no_reservation_that_is_not_there() {
 #[test]
 fn what_was_charged_goes_with_its_pages_and_what_is_beyond_with_the_first() {
     let mut charges = Charges::default();
-    charges.add(0, 40960, 40960);
-    (0..5).for_each(|at| charges.add(at * 10, 1, 4096));
+    charges.add(FileOffset(0), 40960, 40960);
+    (0..5).for_each(|at| charges.add(FileOffset(at * 10), 1, 4096));
     // The page across the end is committed first with what is before it.
-    assert_eq!(charges.take(Some(4100)), 7 * 4096);
-    charges.add(0, 8192, 4096);
-    assert_eq!(charges.take(Some(8192)), 4096);
+    assert_eq!(charges.take(Some(FileOffset(4100))), 7 * 4096);
+    charges.add(FileOffset(0), 8192, 4096);
+    assert_eq!(charges.take(Some(FileOffset(8192))), 4096);
     assert_eq!(charges.take(None), 8 * 4096);
     assert_eq!(charges.take(None), 0);
 }
 
 #[test]
 fn a_range_is_charged_the_pages_it_touches() {
-    assert_eq!(charge(0, 0), 0);
-    assert_eq!(charge(0, 1), 4096);
-    assert_eq!(charge(4095, 2), 8192);
-    assert_eq!(charge(4096, 4096), 4096);
+    assert_eq!(charge(FileOffset(0), 0), 0);
+    assert_eq!(charge(FileOffset(0), 1), 4096);
+    assert_eq!(charge(FileOffset(4095), 2), 8192);
+    assert_eq!(charge(FileOffset(4096), 4096), 4096);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use super::*;
 use holdfast_proto::control::Endpoint;
 use holdfast_proto::meta::{CloseSession, KeepAlive, MutateResponse, OpenSession, ReadResponse, StatFs};
+use holdfast_transport::RpcError;
 
 const LATER: Duration = Duration::from_secs(10);
 
@@ -56,7 +57,7 @@ impl Bench {
             .collect()
     }
 
-    fn answer(&mut self, attempt: AttemptId, answer: Result<Response, String>) -> Outcome<u32> {
+    fn answer(&mut self, attempt: AttemptId, answer: Result<Response, CallFailed>) -> Outcome<u32> {
         self.requests.answered(attempt, answer, self.now, &self.members, &mut self.out)
     }
 
@@ -66,7 +67,7 @@ impl Bench {
     }
 }
 
-fn says(code: Code) -> Result<Response, String> {
+fn says(code: Code) -> Result<Response, CallFailed> {
     Ok(Response::Mutate(Box::new(MutateResponse { code: code.into(), ..MutateResponse::default() })))
 }
 
@@ -87,7 +88,7 @@ fn a_mutation_keeps_its_number_over_retries_and_turns_to_another_replica() {
     let mut bench = Bench::new();
     bench.mutation(1);
     let first = bench.sent().remove(0);
-    assert!(matches!(bench.answer(first.attempt, Err("no answer".into())), Outcome::Pending));
+    assert!(matches!(bench.answer(first.attempt, Err(RpcError::Deadline.into())), Outcome::Pending));
     bench.later();
     let second = bench.sent().remove(0);
     assert_ne!(first.to, second.to);
@@ -106,7 +107,7 @@ fn a_list_of_what_is_open_is_never_sent_again() {
     for (attach, sends) in [(true, 0), (false, 1)] {
         let body = || Body::Question(read_request::Op::KeepAlive(KeepAlive { attach, ..KeepAlive::default() }));
         let elsewhere = ReadResponse { code: Code::NotLeader.into(), ..ReadResponse::default() };
-        for answer in [Err("no answer".to_owned()), Ok(Response::Read(Box::new(elsewhere)))] {
+        for answer in [Err(RpcError::Deadline.into()), Ok(Response::Read(Box::new(elsewhere)))] {
             bench.start(body(), 1);
             let first = bench.sent().remove(0).attempt;
             let ended = matches!(bench.answer(first, answer), Outcome::Answered(1, Err(Error::TimedOut(_))));
@@ -150,7 +151,7 @@ fn a_forgotten_question_is_asked_no_more_and_a_mutation_is() {
     let sent = bench.sent();
     assert_eq!(bench.requests.forget_unsent(question), Some(1));
     assert_eq!(bench.requests.forget_unsent(mutation), None);
-    sent.iter().for_each(|send| drop(bench.answer(send.attempt, Err("no answer".into()))));
+    sent.iter().for_each(|send| drop(bench.answer(send.attempt, Err(RpcError::Deadline.into()))));
     bench.later();
     assert_eq!(bench.numbers(), [(1, 1, 1)]);
 }
@@ -209,7 +210,7 @@ fn many_failures_at_one_replica_are_one_reason_to_turn_to_the_next() {
     bench.question(1);
     bench.question(2);
     let sent = bench.sent();
-    sent.iter().for_each(|send| drop(bench.answer(send.attempt, Err("no answer".into()))));
+    sent.iter().for_each(|send| drop(bench.answer(send.attempt, Err(RpcError::Deadline.into()))));
     bench.later();
     let again = bench.sent();
     assert_eq!(again[0].to, again[1].to);
@@ -223,7 +224,7 @@ fn pauses_double_up_to_half_a_second() {
     let mut pauses = Vec::new();
     for _ in 0..7 {
         let send = bench.sent().remove(0);
-        bench.answer(send.attempt, Err("no answer".into()));
+        bench.answer(send.attempt, Err(RpcError::Deadline.into()));
         let wake = bench.requests.wake().unwrap();
         pauses.push(wake.since(bench.now).as_millis());
         bench.now = wake;

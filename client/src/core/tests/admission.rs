@@ -1,5 +1,6 @@
 //! How writes are admitted: memory, space, quota, and their order.
 
+use super::super::admission::SPACE_RENEW_AFTER;
 use super::super::*;
 use super::bench::{APPEND, BOTH, Bench, DEADLINE, commit_of, grants, mutate_says, question_of, settings};
 use crate::{OpenMode, WriteAt};
@@ -360,6 +361,27 @@ fn after_a_refusal_for_want_of_quota_there_is_a_way_back() {
 }
 
 /// Dropped: the writer that asked for quota is gone when the answer comes.
+/// Else the next input would find it by chance, a question about another file for instance, which is held to find nothing.
+#[test]
+fn a_promise_of_space_that_grows_too_old_under_a_waiting_writer_is_asked_for_anew() {
+    let mut bench = Bench::with(limited());
+    let handle = bench.open(5, BOTH);
+    // Keep-alives fall due at whole seconds.
+    bench.later(Duration::from_millis(300));
+    let op = bench.write(handle, 0, 10);
+    let raise = bench.take("ReserveQuota");
+    bench.free_bytes = None;
+    // From here on no request of its own falls due when the promise does.
+    bench.later(Duration::from_millis(1300));
+    bench.mutated(&raise, mutate_says(Code::Quota));
+    bench.later(SPACE_RENEW_AFTER - Duration::from_millis(1301));
+    assert!(bench.reserves.is_empty(), "the disks have promised enough");
+    assert_eq!(bench.core.due, Some(bench.now + Duration::from_millis(1)), "it wakes for that");
+    bench.later(Duration::from_millis(1));
+    assert_eq!(bench.reserves.len(), 1);
+    bench.abandon(op);
+}
+
 #[test]
 fn quota_that_an_abandoned_writer_asked_for_serves_the_next() {
     let mut bench = Bench::with(limited());

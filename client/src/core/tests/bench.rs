@@ -3,13 +3,14 @@
 
 use super::super::effects::{AttemptId, Call, PutChunk, Reserve, Send, Wire, WriteId};
 use super::super::*;
-use crate::{OpenMode, WriteAt};
+use crate::{CallFailed, OpenMode, WriteAt};
 use bytes::Bytes;
 use holdfast_common::ChunkId;
 use holdfast_common::limits::SESSION_LEASE_MS;
 use holdfast_proto::control::Endpoint;
 use holdfast_proto::data::{DiskGrant, PutShardResponse, Status};
 use holdfast_proto::meta::{BlockGroup, Code, Commit, CommitResult, GroupSlot, Kind, NodeAddress};
+use holdfast_transport::RpcError;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -286,7 +287,7 @@ impl Bench {
         self.sends.remove(at)
     }
 
-    pub(super) fn answer(&mut self, attempt: AttemptId, answer: Result<Response, String>) {
+    pub(super) fn answer(&mut self, attempt: AttemptId, answer: Result<Response, CallFailed>) {
         self.step(Input::Answered { attempt, answer });
     }
 
@@ -299,7 +300,7 @@ impl Bench {
     }
 
     pub(super) fn unanswered(&mut self, send: &Send) {
-        self.answer(send.attempt, Err("no answer".into()));
+        self.answer(send.attempt, Err(RpcError::Deadline.into()));
     }
 
     /// The table ends the session.
@@ -375,7 +376,7 @@ impl Bench {
         write: WriteId,
         chunk: ChunkId,
         shard: u8,
-        answer: Result<PutShardResponse, String>,
+        answer: Result<PutShardResponse, CallFailed>,
     ) {
         self.step(Input::Put { write, chunk, shard, elapsed: Duration::from_millis(1), answer });
     }

@@ -8,6 +8,7 @@ use holdfast_common::limits::CHUNK_BYTES_MAX;
 use holdfast_common::{ChunkId, DiskId};
 use holdfast_proto::data::Status;
 use holdfast_proto::meta::Code;
+use holdfast_transport::RpcError;
 use std::time::Duration;
 
 const MEMBERS_PAUSE: Duration = Duration::from_millis(100);
@@ -29,7 +30,7 @@ fn putting(bench: &mut Bench) -> (FileHandle, OpId, PutChunk) {
 fn a_failed_shard_burns_the_chunk_which_goes_whole_to_others_under_another_id() {
     let mut bench = Bench::mounted();
     let (_, fsync, first) = putting(&mut bench);
-    bench.put_ends(first.write, ChunkId(first.record.chunk), 0, Err("no answer".into()));
+    bench.put_ends(first.write, ChunkId(first.record.chunk), 0, Err(RpcError::Deadline.into()));
     assert!(bench.puts.is_empty(), "the attempt ends when every member has answered or is past its deadline");
     bench.put_says(&first, 1, Status::Ok);
     bench.put_says(&first, 2, Status::Ok);

@@ -3,6 +3,7 @@
 use super::super::effects::{Call, Input, Send};
 use super::super::*;
 use super::bench::{BOTH, Bench, DEADLINE, Told, change_of, mutate_says, number_of, question_of, read_says};
+use holdfast_common::FileOffset;
 use holdfast_proto::meta::{Code, CreateNode, GetAttr, KeepAlive, Kind, SetAttr, SetXattr};
 use std::time::Duration;
 
@@ -64,9 +65,9 @@ fn every_operation_ends_by_its_deadline() {
             bench.attributes(FILE.0).size_bytes = 100;
             let attr = *bench.attributes(FILE.0);
             bench.core.files.see(attr);
-            Call::Plan { handle, offset: 0, length_bytes: 10, reading: effects::Reading::Wanted }
+            Call::Plan { handle, offset: FileOffset(0), length_bytes: 10, reading: effects::Reading::Wanted }
         },
-        |_, handle| Call::Seek { handle, offset: 0, whence: crate::Whence::Data },
+        |_, handle| Call::Seek { handle, offset: FileOffset(0), whence: crate::Whence::Data },
     ];
     for (index, call) in calls.into_iter().enumerate() {
         let mut bench = Bench::mounted();

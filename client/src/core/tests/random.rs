@@ -12,6 +12,7 @@ use holdfast_common::ChunkId;
 use holdfast_common::limits::{PAGE_BYTES, SESSION_IN_FLIGHT_MAX};
 use holdfast_proto::data::{PutShardResponse, Status};
 use holdfast_proto::meta::{Code, CommitResult, Extent, FileCommit, FileMap, SetAttr};
+use holdfast_transport::RpcError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -234,7 +235,7 @@ impl Run {
             chunk,
             shard,
             elapsed: Duration::from_millis(1),
-            answer: answer.ok_or("no answer".into()),
+            answer: answer.ok_or(RpcError::Deadline.into()),
         });
     }
 

@@ -4,13 +4,14 @@ use super::super::effects::{Call, PlanPiece, Reading, Send};
 use super::super::*;
 use super::bench::{APPEND, BOTH, Bench, mutate_says, question_of, read_says};
 use crate::{OpenMode, Whence, WriteAt};
+use holdfast_common::FileOffset;
 use holdfast_proto::meta::{ChunkRecord, Code, Extent, FileMap, GetAttr, ReadMap};
 use std::time::Duration;
 
 const PAGE: u64 = 4096;
 
 fn plan(bench: &mut Bench, handle: FileHandle, offset: u64, length_bytes: u64) -> OpId {
-    bench.begin(Call::Plan { handle, offset, length_bytes, reading: Reading::Wanted })
+    bench.begin(Call::Plan { handle, offset: FileOffset(offset), length_bytes, reading: Reading::Wanted })
 }
 
 /// Where the bytes are: of a chunk by its number, written here by `w`, holes by `.`; a letter a page.
@@ -136,7 +137,8 @@ fn a_read_that_starts_over_asks_for_the_map_anew() {
     let send = bench.take("ReadMap");
     answer_map(&mut bench, &send, map(0, 2, &[(0, 1)]));
     assert_eq!(pages(&mut bench, op).as_deref(), Some("1."));
-    let again = bench.begin(Call::Plan { handle, offset: 0, length_bytes: 2 * PAGE, reading: Reading::Again });
+    let again =
+        bench.begin(Call::Plan { handle, offset: FileOffset(0), length_bytes: 2 * PAGE, reading: Reading::Again });
     bench.attributes(5).data_version = 2;
     let send = bench.take("ReadMap");
     answer_map(&mut bench, &send, map(0, 2, &[(0, 7)]));
@@ -289,12 +291,12 @@ fn a_reader_does_not_wait_for_a_commit_of_a_lost_session() {
 // Searches.
 
 fn seek(bench: &mut Bench, handle: FileHandle, page: u64, whence: Whence) -> OpId {
-    bench.begin(Call::Seek { handle, offset: page * PAGE, whence })
+    bench.begin(Call::Seek { handle, offset: FileOffset(page * PAGE), whence })
 }
 
 fn found(bench: &mut Bench, op: OpId) -> Result<u64, Error> {
     match bench.told.remove(&op).expect("it has ended") {
-        Ok(Answer::Offset(offset)) => Ok(offset / PAGE),
+        Ok(Answer::Offset(offset)) => Ok(offset.0 / PAGE),
         Ok(other) => panic!("no offset: {other:?}"),
         Err(error) => Err(error),
     }

@@ -2,6 +2,7 @@ use super::*;
 use holdfast_common::DiskId;
 use holdfast_common::Random;
 use holdfast_proto::meta::{GroupSlot, GroupState, NodeAddress};
+use holdfast_transport::RpcError;
 
 fn code() -> CodeMode {
     CodeMode::new(2, 1).unwrap()
@@ -95,5 +96,5 @@ fn an_answer_says_what_is_to_blame() {
         (Status::Conflict, Put::Failed),
     ];
     cases.into_iter().for_each(|(status, put)| assert_eq!(said(status), put, "{status:?}"));
-    assert_eq!(judge(&Err("no answer".into())), Put::Failed);
+    assert_eq!(judge(&Err(RpcError::Deadline.into())), Put::Failed);
 }

@@ -1,6 +1,7 @@
 //! Golden bytes of the log, and that foreign bytes never pass.
 
 use bytes::Bytes;
+use holdfast_common::{LogIndex, RaftGroupId, Term};
 use proptest::prelude::*;
 
 use super::super::record::{GroupState, HardState, LogEntry, SnapshotMark};
@@ -13,18 +14,18 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn entry(index: u64, data: &'static [u8]) -> LogEntry {
-    LogEntry { index, term: 2, kind: 0, data: Bytes::from_static(data) }
+    LogEntry { index: LogIndex(index), term: Term(2), kind: 0, data: Bytes::from_static(data) }
 }
 
 fn sample() -> Vec<Record> {
-    let hard = HardState { term: 2, vote: 1, commit: 4 };
-    let snapshot = SnapshotMark { index: 4, term: 1, file: 9, bytes: 100 };
+    let hard = HardState { term: Term(2), vote: 1, commit: LogIndex(4) };
+    let snapshot = SnapshotMark { index: LogIndex(4), term: Term(1), file: 9, bytes: 100 };
     let state = GroupState { hard, snapshot, installed: true, voters: vec![1, 2], learners: vec![3] };
     vec![
-        Record::Group(7, state),
-        Record::Entries(7, vec![entry(5, b"ab"), entry(6, b"")]),
-        Record::Hard(7, hard),
-        Record::Drop(8),
+        Record::Group(RaftGroupId(7), state),
+        Record::Entries(RaftGroupId(7), vec![entry(5, b"ab"), entry(6, b"")]),
+        Record::Hard(RaftGroupId(7), hard),
+        Record::Drop(RaftGroupId(8)),
     ]
 }
 
@@ -79,7 +80,7 @@ fn the_bytes_of_a_batch_are_pinned() {
 #[test]
 fn the_bytes_of_a_carry_are_pinned_and_a_segment_of_version_1_is_read() {
     let mut bytes = Vec::new();
-    Record::Carry(7, vec![entry(5, b"ab")], true).encode(&mut bytes);
+    Record::Carry(RaftGroupId(7), vec![entry(5, b"ab")], true).encode(&mut bytes);
     let expected =
         "050700000000000000".to_owned() + "01" + "050000000000000001000000" + "020000000000000000020000006162";
     assert_eq!(hex(&bytes), expected);
@@ -93,11 +94,11 @@ fn the_bytes_of_a_carry_are_pinned_and_a_segment_of_version_1_is_read() {
 #[test]
 fn batches_are_found_with_their_records() {
     let watermark = Position { segment: 2, offset: 512 };
-    let bytes = Bytes::from(segment(&[(watermark, sample()), (watermark, vec![Record::Drop(1)])]));
+    let bytes = Bytes::from(segment(&[(watermark, sample()), (watermark, vec![Record::Drop(RaftGroupId(1))])]));
     let scan = scan(&bytes, Sabotage::None).unwrap();
     assert_eq!(scan.batches.len(), 2);
     assert_eq!(records(&bytes, &scan.batches[0]), Ok(sample()));
-    assert_eq!(records(&bytes, &scan.batches[1]), Ok(vec![Record::Drop(1)]));
+    assert_eq!(records(&bytes, &scan.batches[1]), Ok(vec![Record::Drop(RaftGroupId(1))]));
     assert_eq!((scan.end(), scan.later_watermark), (1536, Position::default()));
 }
 
@@ -145,13 +146,14 @@ proptest! {
     #[test]
     fn split_keeps_all_records_in_order_and_within_bounds(sizes in prop::collection::vec(0usize..900, 1..60)) {
         let entries: Vec<LogEntry> = sizes.iter().zip(5..)
-            .map(|(size, index)| LogEntry { index, term: 1, kind: 0, data: vec![1; *size].into() }).collect();
-        let batches = split(vec![Record::Drop(1), Record::Entries(7, entries.clone()), Record::Drop(2)], 4096);
+            .map(|(size, n)| LogEntry { index: LogIndex(n), term: Term(1), kind: 0, data: vec![1; *size].into() })
+            .collect();
+        let batches = split(vec![Record::Drop(RaftGroupId(1)), Record::Entries(RaftGroupId(7), entries.clone()), Record::Drop(RaftGroupId(2))], 4096);
         prop_assert!(batches.iter().all(|batch| batch_bytes(batch) <= 4096));
         let records: Vec<Record> = batches.into_iter().flatten().collect();
-        prop_assert_eq!(records.first(), Some(&Record::Drop(1)));
-        prop_assert_eq!(records.last(), Some(&Record::Drop(2)));
-        let parts = records.into_iter().filter_map(|r| match r { Record::Entries(7, e) => Some(e), _ => None });
+        prop_assert_eq!(records.first(), Some(&Record::Drop(RaftGroupId(1))));
+        prop_assert_eq!(records.last(), Some(&Record::Drop(RaftGroupId(2))));
+        let parts = records.into_iter().filter_map(|r| match r { Record::Entries(RaftGroupId(7), e) => Some(e), _ => None });
         prop_assert_eq!(parts.flatten().collect::<Vec<_>>(), entries);
     }
 }

@@ -84,7 +84,10 @@ fn on_a_full_disk_the_log_asks_for_what_makes_old_segments_obsolete_and_lives_on
     assert!(asked > 10);
     drop(log);
     let (log, groups) = open(&disk).unwrap();
-    assert_eq!(groups[&7].1.last().map_or(groups[&7].0.snapshot.index, |entry| entry.index), index);
+    assert_eq!(
+        groups[&RaftGroupId(7)].1.last().map_or(groups[&RaftGroupId(7)].0.snapshot.index, |entry| entry.index),
+        LogIndex(index)
+    );
     assert!(log.missing_bytes() <= 2 * 4096);
 }
 
@@ -105,9 +108,9 @@ fn starts_on_a_full_disk_need_no_room_as_long_as_there_are_spares() {
         history.push(entries(life, 1));
     }
     // The group is carried forward, and what it held makes room for more starts.
-    assert_eq!(log.holders(), [7]);
+    assert_eq!(log.holders(), [RaftGroupId(7)]);
     let Record::Entries(_, all) = entries(1, 2) else { unreachable!() };
-    write(&mut log, vec![state(0), Record::Carry(7, all, true)]);
+    write(&mut log, vec![state(0), Record::Carry(RaftGroupId(7), all, true)]);
     // What follows says that the carry is durable.
     write(&mut log, vec![entries(3, 1)]);
     for life in 3..=4 {

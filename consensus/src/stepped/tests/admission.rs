@@ -33,7 +33,7 @@ fn it_gives_a_snapshot_above_an_entry_that_every_other_voter_has() {
     let AdmissionOut { admission, bytes } = answer(&mut trio, leader, 20).unwrap().unwrap();
     let status = trio.sites[leader].node.status(GROUP).unwrap();
     assert_eq!((admission.to, admission.generation, admission.term), (NodeId(to), 5, status.term));
-    assert!(admission.index > 5 && admission.index <= status.applied && !bytes.is_empty());
+    assert!(admission.index > LogIndex(5) && admission.index <= status.applied && !bytes.is_empty());
 }
 
 #[test]
@@ -62,6 +62,6 @@ fn who_does_not_lead_and_who_is_no_other_voter_is_told_so() {
         ask(&mut trio, leader, to);
         assert_eq!(answer(&mut trio, leader, 2), Some(Err(AdmissionError::NotAVoter)));
     }
-    trio.sites[leader].node.admit(8, NodeId(2), 5, 1);
+    trio.sites[leader].node.admit(RaftGroupId(8), NodeId(2), 5, 1);
     assert_eq!(answer(&mut trio, leader, 2), Some(Err(AdmissionError::Stopped)));
 }

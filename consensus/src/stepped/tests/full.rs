@@ -9,7 +9,7 @@ use super::*;
 pub(super) struct Shelf(VecDeque<Bytes>);
 
 impl StateMachine for Shelf {
-    fn apply(&mut self, _: u64, command: &[u8]) -> Result<Bytes, Broken> {
+    fn apply(&mut self, _: LogIndex, command: &[u8]) -> Result<Bytes, Broken> {
         match command.split_first() {
             Some((b'+', content)) => self.0.push_back(Bytes::copy_from_slice(content)),
             Some((b'-', [])) => drop(self.0.pop_front()),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::core::testing::{Rig, VOLUME, assignment, commit_of, create, group};
-use holdfast_common::{Incarnation, NodeId};
+use holdfast_common::{Incarnation, NodeId, Term};
 use holdfast_proto::control::{Endpoint, HeartbeatResponse};
 use holdfast_proto::meta::{AddGroups, Configure, ForgetChunks, RaiseFeatureLevel, ReserveChunks, SetAttr};
 
@@ -44,7 +44,7 @@ impl World {
         let session = rig.open_session(b"a");
         let inode = rig.mutate(session, create(b"f", false)).attr.unwrap().inode;
         let mut collector = Collector::new(Patience::default(), sabotage);
-        collector.follow(1);
+        collector.follow(Term(1));
         let (shards, floors, silent) = Default::default();
         let (asked, entries, page_shards) = (vec![], vec![], 3);
         let mut world = Self { rig, collector, session, inode, shards, floors, silent, asked, entries, page_shards };
@@ -151,7 +151,7 @@ impl World {
         let names = request.shards.iter().map(|name| ShardName {
             chunk: ChunkId(name.chunk),
             shard: u8::try_from(name.shard).unwrap(),
-            nonce: name.nonce,
+            nonce: Nonce(name.nonce),
         });
         let names: Vec<_> = names.collect();
         let mac = &request.proof.as_ref().unwrap().mac;
@@ -206,7 +206,7 @@ fn a_new_leader_begins_without_marks_and_compares_below_the_floor_there_is() {
     world.run(FLOOR_DELAY_MS / 2);
     world.entries.clear();
     world.asked();
-    world.collector.follow(2);
+    world.collector.follow(Term(2));
     world.put(4, 7);
     world.run(1_000);
     assert!(world.chunks_on(14).is_empty() && world.floors[&14] == 11);

@@ -68,10 +68,10 @@ fn an_open_of_what_is_not_there_registers_nothing() {
 fn a_new_leader_asks_for_the_list_of_open_files() {
     let mut rig = Rig::configured();
     let session = rig.open_session(b"a");
-    rig.term += 1;
+    rig.term = rig.term.next();
     assert!(read(&mut rig, session, Op::KeepAlive(KeepAlive::default())).attach_needed);
     let term = read(&mut rig, session, Op::KeepAlive(KeepAlive::default())).term;
-    assert_eq!(term, rig.term);
+    assert_eq!(term, rig.term.0);
     let late = KeepAlive { attach: true, open: vec![], attach_term: Some(term - 1), ..KeepAlive::default() };
     assert!(read(&mut rig, session, Op::KeepAlive(late)).attach_needed);
     let attach = KeepAlive { attach: true, open: vec![5], attach_term: Some(term), ..KeepAlive::default() };

@@ -75,7 +75,7 @@ fn who_is_said_to_lead_is_asked_first_and_each_once() {
     assert_eq!(asking.next(), Some(NodeId(2)));
     assert_eq!(asking.heard(NodeId(2), Heard::LedBy(Some(NodeId(3)))), None);
     assert_eq!(asking.next(), None, "it was asked: the next round asks anew");
-    let mut asking = Asking::new(table.clone());
+    let mut asking = Asking::new(table);
     asking.next();
     assert_eq!(asking.heard(NodeId(3), Heard::Admitted(admitted())), Some(admitted()));
 }

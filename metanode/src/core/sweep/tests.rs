@@ -40,7 +40,7 @@ fn apply(table: &mut Table, sequence: u64, op: Op) {
 
 /// Shards of both chunks, of which the disks 11, 14 and 16 hold numbers 0, 1 and 2.
 fn both(shard: u8) -> [ShardName; 2] {
-    [1, 2].map(|chunk| ShardName { chunk: ChunkId(chunk), shard, nonce: 1 })
+    [1, 2].map(|chunk| ShardName { chunk: ChunkId(chunk), shard, nonce: Nonce(1) })
 }
 
 fn disks(batch: &Batch) -> Vec<u64> {
@@ -54,7 +54,7 @@ fn nothing_is_deleted_before_the_delay_by_the_leaders_own_clock() {
     assert_eq!(sweep.mark(9_999, 900), None);
     assert_eq!(sweep.mark(10_000, 950), Some(100), "only what was freed at the first mark or before");
     assert_eq!(sweep.mark(19_999, 999), Some(900));
-    sweep.follow(1);
+    sweep.follow(Term(1));
     assert_eq!(sweep.mark(30_000, 1_000), None, "a new leader waits again");
 }
 
@@ -118,7 +118,7 @@ fn an_answer_of_an_unknown_status_confirms_nothing() {
 
 /// The table of above as its leader sees it.
 fn rig() -> Rig {
-    Rig { table: table_with_freed_chunks(), term: 1, ..Rig::default() }
+    Rig { table: table_with_freed_chunks(), term: Term(1), ..Rig::default() }
 }
 
 const SECRET: ClusterSecret = ClusterSecret([3; 32]);
@@ -130,7 +130,7 @@ fn answer(status: Status) -> DeleteShardsResponse {
 #[test]
 fn a_round_asks_all_disks_at_once_with_proofs_and_forgets_what_all_confirmed() {
     let (mut sweep, mut rig) = (Sweep::default(), rig());
-    sweep.follow(1);
+    sweep.follow(Term(1));
     assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Rest, "the delay has not passed");
     rig.now_ms = u64::from(FREED_CHUNK_DELAY_MS);
     let Step::Delete(requests) = sweep.next(&rig.view(), &SECRET) else { panic!() };
@@ -163,7 +163,7 @@ fn a_round_asks_all_disks_at_once_with_proofs_and_forgets_what_all_confirmed() {
 fn a_chunk_is_not_forgotten_while_one_member_refuses_or_is_silent() {
     for last in [None, Some(answer(Status::Busy)), Some(answer(Status::Forbidden))] {
         let (mut sweep, mut rig) = (Sweep::default(), rig());
-        sweep.follow(1);
+        sweep.follow(Term(1));
         sweep.next(&rig.view(), &SECRET);
         rig.now_ms = u64::from(FREED_CHUNK_DELAY_MS);
         let Step::Delete(requests) = sweep.next(&rig.view(), &SECRET) else { panic!() };
@@ -178,7 +178,7 @@ fn a_chunk_is_not_forgotten_while_one_member_refuses_or_is_silent() {
 #[test]
 fn a_round_ends_when_the_table_did_not_forget_and_a_later_one_deletes_again() {
     let (mut sweep, mut rig) = (Sweep::default(), rig());
-    sweep.follow(1);
+    sweep.follow(Term(1));
     sweep.next(&rig.view(), &SECRET);
     rig.now_ms = u64::from(FREED_CHUNK_DELAY_MS);
     let Step::Delete(requests) = sweep.next(&rig.view(), &SECRET) else { panic!() };
@@ -193,11 +193,11 @@ fn a_round_ends_when_the_table_did_not_forget_and_a_later_one_deletes_again() {
 #[test]
 fn an_answer_that_nobody_waits_for_any_more_confirms_nothing() {
     let (mut sweep, mut rig) = (Sweep::default(), rig());
-    sweep.follow(1);
+    sweep.follow(Term(1));
     sweep.next(&rig.view(), &SECRET);
     rig.now_ms = u64::from(FREED_CHUNK_DELAY_MS);
     let Step::Delete(requests) = sweep.next(&rig.view(), &SECRET) else { panic!() };
-    sweep.follow(2);
+    sweep.follow(Term(2));
     requests.iter().for_each(|(member, _)| sweep.answered(*member, Some(&answer(Status::Ok)), &rig.view()));
     assert_eq!(sweep.next(&rig.view(), &SECRET), Step::Rest);
     rig.now_ms *= 2;
@@ -226,7 +226,7 @@ fn until_forgotten(sweep: &mut Sweep, rig: &mut Rig, up_to_ms: u64) -> Option<Op
 fn a_member_that_is_silent_for_a_minute_owes_and_is_waited_for_no_longer() {
     let (mut sweep, mut rig) = (Sweep::default(), rig());
     apply(&mut rig.table, 0, Op::RaiseFeatureLevel(RaiseFeatureLevel { level: 2 }));
-    sweep.follow(1);
+    sweep.follow(Term(1));
     let delay_ms = u64::from(FREED_CHUNK_DELAY_MS);
     assert_eq!(until_forgotten(&mut sweep, &mut rig, delay_ms + Patience::default().silence_ms_max()), None);
     let op = until_forgotten(&mut sweep, &mut rig, delay_ms + 3 * Patience::default().silence_ms_max()).unwrap();
@@ -240,7 +240,7 @@ fn a_member_that_is_silent_for_a_minute_owes_and_is_waited_for_no_longer() {
 #[test]
 fn before_all_replicas_know_debts_a_silent_member_is_waited_for() {
     let (mut sweep, mut rig) = (Sweep::default(), rig());
-    sweep.follow(1);
+    sweep.follow(Term(1));
     assert_eq!(until_forgotten(&mut sweep, &mut rig, 1_000_000), None);
 }
 
@@ -249,7 +249,7 @@ fn before_all_replicas_know_debts_a_silent_member_is_waited_for() {
 fn a_sabotaged_sweep_deletes_at_once_and_forgets_what_was_not_confirmed() {
     let sweep = |sabotage| {
         let mut sweep = Sweep::new(Patience::default(), sabotage);
-        sweep.follow(1);
+        sweep.follow(Term(1));
         sweep
     };
     let at_once = |sabotage| sweep(sabotage).next(&rig().view(), &SECRET) != Step::Rest;

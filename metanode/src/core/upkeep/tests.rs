@@ -3,6 +3,7 @@
 use super::*;
 use crate::core::testing::{Rig, assignment, create, unlink};
 use crate::table::refusal;
+use holdfast_common::Term;
 use holdfast_proto::control::GroupMember;
 
 /// A round in which everything succeeds; its steps.
@@ -57,7 +58,7 @@ fn a_new_table_is_configured_raised_and_given_groups_in_one_round_and_that_is_re
 
 #[test]
 fn without_an_assignment_a_table_that_has_no_entry_yet_is_left_alone() {
-    let mut rig = Rig { term: 1, ..Rig::default() };
+    let mut rig = Rig { term: Term(1), ..Rig::default() };
     assert!(round(&mut Upkeep::default(), &mut rig).is_empty());
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Fixture, ROOT, chunk, file_commit};
 use crate::table::Table;
+use holdfast_common::FileOffset;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     Code, Commit, Extent, Fallocate, FallocateMode, FileCommit, Kind, MutateResponse, ReapOrphans, SetAttr, Unlink,
@@ -41,7 +42,7 @@ fn fallocate_beyond_the_quota_is_refused_and_what_it_allocates_is_charged() {
     assert_eq!((pages(&fixture, inode), fixture.table.allocated_bytes()), (4, 2 * PAGE));
     let id = fixture.reserve_chunk();
     assert_eq!(fixture.commit_one(chunk(id, 8192), file_commit(inode, 4 * PAGE, 1, id)), Code::Quota);
-    let (_, map) = fixture.table.read_map(inode.into(), 0, 4 * PAGE, 0).unwrap();
+    let (_, map) = fixture.table.read_map(inode.into(), FileOffset(0), 4 * PAGE, 0).unwrap();
     assert_eq!(map.extents.len(), 1, "allocated pages are holes in the map");
 }
 
@@ -86,7 +87,7 @@ fn zeroing_a_range_unmaps_and_allocates_it() {
     let zero = Fallocate { mode: FallocateMode::ZeroRange.into(), ..allocate(inode, 1, 3 * PAGE) };
     fixture.ok(Op::Fallocate(zero));
     assert_eq!((pages(&fixture, inode), fixture.table.allocated_bytes()), (4, 3 * PAGE));
-    let (_, map) = fixture.table.read_map(inode.into(), 0, 4 * PAGE, 0).unwrap();
+    let (_, map) = fixture.table.read_map(inode.into(), FileOffset(0), 4 * PAGE, 0).unwrap();
     assert_eq!((map.extents.len(), map.extents[0].length_bytes), (1, 1));
 }
 

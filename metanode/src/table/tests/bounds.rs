@@ -1,7 +1,7 @@
 //! One entry takes away a bounded number of extents; what is left is dead, and shows nowhere.
 
 use super::{Fixture, ROOT, chunk, file_commit};
-use holdfast_common::ChunkId;
+use holdfast_common::{ChunkId, FileOffset};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     Code, Commit, Extent, Fallocate, FallocateMode, FileCommit, FreeDead, Kind, ReapOrphans, SetAttr, Unlink,
@@ -29,7 +29,7 @@ fn resize(inode: u64, size_bytes: u64) -> Op {
 }
 
 fn extents(fixture: &Fixture, inode: u64) -> Vec<(u64, u64)> {
-    let (_, map) = fixture.table.read_map(inode.into(), 0, u64::MAX, 0).unwrap();
+    let (_, map) = fixture.table.read_map(inode.into(), FileOffset(0), u64::MAX, 0).unwrap();
     map.extents.iter().map(|extent| (extent.file_offset, extent.length_bytes)).collect()
 }
 

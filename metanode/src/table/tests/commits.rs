@@ -3,7 +3,7 @@
 use super::{Fixture, ROOT, chunk, file_commit, group};
 use crate::table::Table;
 use holdfast_common::limits::CAPABILITY_XATTR;
-use holdfast_common::{ChunkId, GroupId};
+use holdfast_common::{ChunkId, FileOffset, GroupId};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     AddGroups, BlockGroup, ChunkRecord, Code, Commit, Extent, Fallocate, FileCommit, ForgetChunks, GroupState, Kind,
@@ -17,7 +17,7 @@ fn freed(fixture: &Fixture) -> Vec<u64> {
 }
 
 fn extents(fixture: &Fixture, inode: u64) -> Vec<(u64, u64, u64, u32)> {
-    let (_, map) = fixture.table.read_map(inode.into(), 0, u64::MAX, 0).unwrap();
+    let (_, map) = fixture.table.read_map(inode.into(), FileOffset(0), u64::MAX, 0).unwrap();
     map.extents.iter().map(|e| (e.file_offset, e.length_bytes, e.chunk, e.chunk_offset)).collect()
 }
 

@@ -4,7 +4,7 @@
 use super::persistence::{full_table, image};
 use super::{Fixture, ROOT, create};
 use crate::table::Table;
-use crate::table::digest::Digest;
+use crate::table::hasher::Digest;
 use crate::table::key::NameProbe;
 use crate::table::records::{Body, Slot};
 use crate::table::tree::Tree;
@@ -104,9 +104,9 @@ fn changes() -> Vec<Change> {
     all.extend(fields! { fresh: run, by => run.chunk.0 ^= by; });
     all.extend(fields! { allocated: end, by => *end ^= by; });
     all.extend(fields! { chunks:
-        chunk, by => chunk.nonce ^= by;
+        chunk, by => chunk.nonce.0 ^= by;
         chunk, by => chunk.group.0 ^= by;
-        chunk, by => chunk.epoch ^= by;
+        chunk, by => chunk.epoch.0 ^= by;
         chunk, by => chunk.length_bytes ^= narrow(by);
         chunk, by => chunk.shard_length_bytes ^= narrow(by);
         chunk, by => chunk.data_shards ^= tiny(by);
@@ -128,10 +128,10 @@ fn changes() -> Vec<Change> {
     });
     all.extend(fields! { client_keys: session, by => session.0 ^= by; });
     all.extend(fields! { groups:
-        group, by => group.epoch ^= by;
+        group, by => group.epoch.0 ^= by;
         group, by => group.slots = slots(&group.slots, |slot| slot.disk = DiskId(slot.disk.0 ^ by));
         group, by => group.slots = slots(&group.slots, |slot| slot.node = NodeId(slot.node.0 ^ by));
-        group, by => group.slots = slots(&group.slots, |slot| slot.since_epoch ^= by);
+        group, by => group.slots = slots(&group.slots, |slot| slot.since_epoch.0 ^= by);
         group, by => {
             let _ = by;
             group.state = GroupState::GroupFull;

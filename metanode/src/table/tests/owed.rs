@@ -4,7 +4,7 @@ use super::persistence::image;
 use super::{Fixture, ROOT, chunk, file_commit};
 use crate::table::{RestoreError, Table};
 use holdfast_common::proof::ShardName;
-use holdfast_common::{ChunkId, DiskId};
+use holdfast_common::{ChunkId, DiskId, Nonce};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, ForgetChunks, Kind, RaiseFloor, SetAttr, Swept, VacateSlot};
 
@@ -115,10 +115,11 @@ fn debts_are_in_the_digest_and_in_snapshots() {
 fn a_chunk_places_its_shards_on_its_members_by_nonce_until_it_is_forgotten() {
     let mut fixture = Fixture::new();
     let (inode, id) = written(&mut fixture, b"a");
-    let name = ShardName { chunk: ChunkId(id), shard: 1, nonce: id * 31 };
+    let name = ShardName { chunk: ChunkId(id), shard: 1, nonce: Nonce(id * 31) };
     let placed = |fixture: &Fixture| fixture.table.places(&name, DiskId(4));
     assert!(placed(&fixture));
-    let others = [ShardName { shard: 0, ..name }, ShardName { nonce: 1, ..name }, ShardName { shard: 3, ..name }];
+    let others =
+        [ShardName { shard: 0, ..name }, ShardName { nonce: Nonce(1), ..name }, ShardName { shard: 3, ..name }];
     assert!(others.iter().all(|other| !fixture.table.places(other, DiskId(4))));
     assert!(
         !fixture.table.places(&name, DiskId(1))
@@ -134,7 +135,7 @@ fn a_chunk_places_its_shards_on_its_members_by_nonce_until_it_is_forgotten() {
 fn a_vacant_slot_places_on_any_disk() {
     let mut fixture = Fixture::new();
     let (_, id) = written(&mut fixture, b"a");
-    let name = ShardName { chunk: ChunkId(id), shard: 1, nonce: id * 31 };
+    let name = ShardName { chunk: ChunkId(id), shard: 1, nonce: Nonce(id * 31) };
     fixture.lead(Op::VacateSlot(VacateSlot { group: 1, epoch: 1, slot: 3 }));
     assert!(fixture.table.places(&name, DiskId(4)) && fixture.table.places(&name, DiskId(77)));
     assert!(!fixture.table.members().iter().any(|(_, disk)| disk.0 == 4));

@@ -4,7 +4,7 @@ use super::model::{Cell, Model, Node, Reply};
 use super::{Fixture, chunk, command};
 use crate::table::Table;
 use crate::table::dead::PiecesMax;
-use holdfast_common::InodeId;
+use holdfast_common::{FileOffset, InodeId, Random};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     Attr, ChunkRecord, Code, Commit, CreateNode, Extent, Fallocate, FileCommit, ForgetChunks, FreeDead, Kind, Link,
@@ -16,30 +16,21 @@ use std::collections::{BTreeMap, BTreeSet};
 const OPERATIONS: u32 = 1500;
 const FILE_BYTES: u64 = 12_500;
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-    fn chance(&mut self, one_in: u64) -> bool {
-        self.below(one_in) == 0
-    }
+/// What only these tests roll.
+trait Rolls {
     /// An offset or length below `end`; every other one is at a page's border, where counting pages goes wrong first.
+    fn offset(&mut self, end: u64) -> u64;
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T;
+}
+
+impl Rolls for Random {
     fn offset(&mut self, end: u64) -> u64 {
         let offset = self.below(end);
-        if self.chance(2) { offset / 4096 * 4096 } else { offset }
+        if self.one_in(2) { offset / 4096 * 4096 } else { offset }
     }
+
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
+        from[self.index(from.len())]
     }
 }
 
@@ -132,7 +123,7 @@ impl Run {
     fn new(seed: u64, level: u32, quota_bytes: u64, codes: BTreeMap<i32, u32>) -> Self {
         let fixture = Fixture::at_level(level, quota_bytes);
         let model = Model::new(level, fixture.attr(1), quota_bytes);
-        Self { fixture, model, random: Random(seed), past: vec![], codes, tiny: false, left: [0; 3] }
+        Self { fixture, model, random: Random::new(seed), past: vec![], codes, tiny: false, left: [0; 3] }
     }
 
     /// The leader frees all that is dead.
@@ -271,15 +262,15 @@ impl Run {
     // ---------------------------------------------------------------- generation
 
     fn random_op(&mut self) -> Op {
-        if self.tiny && self.random.chance(2) {
-            let reserve = self.random.chance(3);
+        if self.tiny && self.random.one_in(2) {
+            let reserve = self.random.one_in(3);
             return if reserve { Op::ReserveChunks(ReserveChunks { count: 1 }) } else { self.random_commit() };
         }
         match self.random.below(100) {
             0..16 => self.random_create(),
             16..22 => Op::Link(Link { inode: self.inode(), parent: self.directory(), name: self.name() }),
             22..32 => {
-                let directory = self.random.chance(3);
+                let directory = self.random.one_in(3);
                 Op::Unlink(Unlink { parent: self.directory(), name: self.name(), directory })
             }
             32..46 => Op::Rename(Rename {
@@ -287,8 +278,8 @@ impl Run {
                 name: self.name(),
                 new_parent: self.directory(),
                 new_name: self.name(),
-                no_replace: self.random.chance(5),
-                exchange: self.random.chance(4),
+                no_replace: self.random.one_in(5),
+                exchange: self.random.one_in(4),
             }),
             46..54 => self.random_set_attr(),
             54..60 => Op::Fallocate(Fallocate {
@@ -296,27 +287,27 @@ impl Run {
                 offset: self.random.offset(FILE_BYTES),
                 length_bytes: self.random.offset(9000),
                 mode: i32::try_from(self.random.below(3)).unwrap(),
-                keep_size: self.random.chance(2),
-                available_bytes: (!self.tiny && self.random.chance(2)).then(|| self.random.below(12) * 4096),
+                keep_size: self.random.one_in(2),
+                available_bytes: (!self.tiny && self.random.one_in(2)).then(|| self.random.below(12) * 4096),
             }),
             60..64 => Op::SetXattr(SetXattr {
                 inode: self.inode(),
                 name: self.random.pick(&[&b"user.a"[..], b"user.b", b"x"]).into(),
                 value: vec![7; usize::try_from(self.random.below(9)).unwrap()].into(),
-                create: self.random.chance(4),
-                replace: self.random.chance(4),
+                create: self.random.one_in(4),
+                replace: self.random.one_in(4),
             }),
             64..66 => Op::RemoveXattr(RemoveXattr { inode: self.inode(), name: b"user.a"[..].into() }),
             66..74 => Op::ReserveChunks(ReserveChunks { count: 1 }),
             74..94 => self.random_commit(),
             94..96 => Op::ReserveQuota(ReserveQuota { bytes: self.random.below(20) * 4096 }),
             96..98 => {
-                let inodes = self.model.nodes.keys().copied().filter(|_| self.random.chance(3)).collect();
+                let inodes = self.model.nodes.keys().copied().filter(|_| self.random.one_in(3)).collect();
                 Op::ReapOrphans(ReapOrphans { inodes, max_extents: 1 << 20 })
             }
             _ => {
-                let chunks = self.model.chunks.keys().copied().filter(|_| self.random.chance(2)).collect();
-                let disks = (11..17).filter(|_| self.random.chance(6)).collect();
+                let chunks = self.model.chunks.keys().copied().filter(|_| self.random.one_in(2)).collect();
+                let disks = (11..17).filter(|_| self.random.one_in(6)).collect();
                 Op::ForgetChunks(ForgetChunks { chunks, disks })
             }
         }
@@ -347,23 +338,23 @@ impl Run {
             gid: u32::try_from(self.random.below(3)).unwrap(),
             rdev: 99,
             target,
-            exclusive: self.random.chance(2),
+            exclusive: self.random.one_in(2),
             open: false,
         })
     }
 
     fn random_set_attr(&mut self) -> Op {
         let random = &mut self.random;
-        let mut op = SetAttr { size_bytes: random.chance(2).then(|| random.offset(FILE_BYTES)), ..SetAttr::default() };
-        op.mode = random.chance(3).then(|| random.pick(&[0o6755, 0o17777, 0o600]));
-        op.uid = random.chance(4).then_some(3);
-        op.gid = random.chance(4).then_some(4);
-        op.atime_ns = random.chance(4).then_some(-5);
-        op.mtime_ns = random.chance(4).then_some(77);
-        op.ctime_ns = random.chance(9).then(|| random.pick(&[3, i64::MAX]));
-        op.atime_now = random.chance(6);
-        op.mtime_now = random.chance(6);
-        op.kill_suid_sgid = random.chance(4);
+        let mut op = SetAttr { size_bytes: random.one_in(2).then(|| random.offset(FILE_BYTES)), ..SetAttr::default() };
+        op.mode = random.one_in(3).then(|| random.pick(&[0o6755, 0o17777, 0o600]));
+        op.uid = random.one_in(4).then_some(3);
+        op.gid = random.one_in(4).then_some(4);
+        op.atime_ns = random.one_in(4).then_some(-5);
+        op.mtime_ns = random.one_in(4).then_some(77);
+        op.ctime_ns = random.one_in(9).then(|| random.pick(&[3, i64::MAX]));
+        op.atime_now = random.one_in(6);
+        op.mtime_now = random.one_in(6);
+        op.kill_suid_sgid = random.one_in(4);
         op.inode = self.inode();
         Op::SetAttr(op)
     }
@@ -379,13 +370,13 @@ impl Run {
         let unused: Vec<u64> = self.model.unused_chunks.iter().copied().collect();
         let known: Vec<u64> = self.model.chunks.keys().copied().collect();
         // What the model has for freed may still be named by what is dead.
-        if !known.is_empty() && !self.tiny && self.random.chance(8) {
+        if !known.is_empty() && !self.tiny && self.random.one_in(8) {
             // Live, freed, or with another length than it had.
             let id = self.random.pick(&known);
-            return Some(chunk(id, self.model.chunks[&id] + u32::from(self.random.chance(4))));
+            return Some(chunk(id, self.model.chunks[&id] + u32::from(self.random.one_in(4))));
         }
-        if unused.is_empty() || self.random.chance(30) {
-            return self.random.chance(2).then(|| chunk(9_999, 100));
+        if unused.is_empty() || self.random.one_in(30) {
+            return self.random.one_in(2).then(|| chunk(9_999, 100));
         }
         Some(chunk(self.random.pick(&unused), 1 + u32::try_from(self.random.offset(9000)).unwrap().max(200)))
     }
@@ -393,17 +384,17 @@ impl Run {
     fn random_file(&mut self, chunks: &[ChunkRecord]) -> FileCommit {
         let inode = self.inode();
         let attr = self.model.attr(inode);
-        let generation = attr.map_or(0, |attr| attr.truncate_generation) + u64::from(self.random.chance(10));
+        let generation = attr.map_or(0, |attr| attr.truncate_generation) + u64::from(self.random.one_in(10));
         let mut extents = Vec::new();
         let mut next = self.random.offset(if self.tiny { FILE_BYTES / 6 } else { FILE_BYTES / 2 });
         for record in chunks {
             let chunk_offset = u32::try_from(self.random.below(record.length_bytes.into())).unwrap();
             let left = u64::from(record.length_bytes - chunk_offset).min(FILE_BYTES.saturating_sub(next));
-            if left == 0 || self.random.chance(6) {
+            if left == 0 || self.random.one_in(6) {
                 continue;
             }
             let left = if self.tiny { left.min(900) } else { left };
-            let length_bytes = self.random.offset(left).max(1) + u64::from(self.random.chance(20));
+            let length_bytes = self.random.offset(left).max(1) + u64::from(self.random.one_in(20));
             extents.push(Extent { file_offset: next, length_bytes, chunk: record.chunk, chunk_offset });
             next += length_bytes + self.random.pick(&[0, 0, 1, 600, 4096]);
         }
@@ -412,21 +403,21 @@ impl Run {
             inode,
             truncate_generation: generation,
             extents,
-            size_at_least: if self.random.chance(12) { 0 } else { end },
+            size_at_least: if self.random.one_in(12) { 0 } else { end },
             mtime_ns: self.fixture.time_ns - 500 + self.random.below(1000).cast_signed(),
             quota_bytes: self.random.below(4) * 4096,
-            kill_suid_sgid: self.random.chance(5),
+            kill_suid_sgid: self.random.one_in(5),
         }
     }
 
     fn inode(&mut self) -> u64 {
-        if self.random.chance(40) {
+        if self.random.one_in(40) {
             return self.random.below(self.model.next_inode + 2);
         }
         // A few files that are changed again and again.
         let is_busy = |node: &&Node| node.attr.kind() == Kind::File && node.attr.nlink > 0;
         let busy: Vec<u64> = self.model.nodes.values().filter(is_busy).map(|node| node.attr.inode).take(2).collect();
-        if self.tiny && !busy.is_empty() && !self.random.chance(5) {
+        if self.tiny && !busy.is_empty() && !self.random.one_in(5) {
             return self.random.pick(&busy);
         }
         let known: Vec<u64> = self.model.nodes.keys().copied().collect();
@@ -436,11 +427,11 @@ impl Run {
     fn directory(&mut self) -> u64 {
         let directories = self.model.nodes.iter().filter(|(_, node)| node.attr.kind() == Kind::Directory);
         let directories: Vec<u64> = directories.map(|(inode, _)| *inode).collect();
-        if self.random.chance(25) { self.inode() } else { self.random.pick(&directories) }
+        if self.random.one_in(25) { self.inode() } else { self.random.pick(&directories) }
     }
 
     fn name(&mut self) -> bytes::Bytes {
-        if self.random.chance(60) {
+        if self.random.one_in(60) {
             return self.random.pick(&[&b"."[..], b"..", b"", b"a/b", b"a\0", &[b'x'; 256]]).into();
         }
         self.random.pick(&[&b"a"[..], b"b", b"c", b"d", &[b'y'; 255]]).into()
@@ -483,7 +474,7 @@ fn cells(table: &Table, id: InodeId) -> Vec<Cell> {
     let mut cells = vec![None; usize::try_from(size).unwrap()];
     let mut offset = 0;
     while offset < size {
-        let (_, map) = table.read_map(id, offset, size - offset, 2).unwrap();
+        let (_, map) = table.read_map(id, FileOffset(offset), size - offset, 2).unwrap();
         assert!(map.covered_bytes > 0);
         for extent in &map.extents {
             assert!(map.chunks.iter().filter(|chunk| chunk.chunk == extent.chunk).count() == 1);

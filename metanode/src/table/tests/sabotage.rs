@@ -3,7 +3,7 @@
 use super::{Fixture, ROOT, chunk, command, create, file_commit};
 use crate::sabotage::Sabotage;
 use holdfast_common::proof::ShardName;
-use holdfast_common::{ChunkId, DiskId};
+use holdfast_common::{ChunkId, DiskId, Nonce};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     Commit, ForgetChunks, Kind, MutateResponse, RaiseFloor, ReserveChunks, SetAttr, Swept, Unlink, VacateSlot,
@@ -98,7 +98,7 @@ fn shards_of_a_freed_chunk_count_as_orphans() {
         let (inode, id) = (fixture.create(ROOT, b"f", Kind::File), fixture.reserve_chunk());
         commit_code(fixture, id, inode, 0);
         unchecked(fixture, truncate(inode, 0));
-        fixture.table.places(&ShardName { chunk: ChunkId(id), shard: 0, nonce: id * 31 }, DiskId(1))
+        fixture.table.places(&ShardName { chunk: ChunkId(id), shard: 0, nonce: Nonce(id * 31) }, DiskId(1))
     });
 }
 

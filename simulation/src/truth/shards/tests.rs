@@ -62,7 +62,7 @@ fn read(shards: &mut Shards, chunk: u64, nonce: u64, answer: Result<Bytes, Statu
 fn starts(shards: &mut Shards, held: &[(u64, u64)]) -> Result<usize, String> {
     let shard = |(chunk, nonce): &(u64, u64)| HeldShard {
         key: shard_key(volume_key(VOLUME, 1), *chunk, 1),
-        nonce: *nonce,
+        nonce: Nonce(*nonce),
         length_bytes: 4096,
     };
     let held: Vec<HeldShard> = held.iter().map(shard).collect();

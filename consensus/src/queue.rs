@@ -10,13 +10,13 @@ use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use holdfast_common::NodeId;
+use holdfast_common::{NodeId, RaftGroupId};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
+use crate::admission::Admitted;
 use crate::config::COMMAND_BYTES_MAX;
 use crate::log::record::SnapshotMark;
-use crate::node::Admitted;
 use crate::outbox::{GroupMessage, MESSAGE_BYTES_MAX};
 use crate::status::{AdmissionError, GroupError, ProposeError, ReadError};
 
@@ -38,16 +38,16 @@ const ITEM_COST_BYTES: usize = 64;
 
 /// One thing for the driver to do.
 pub(crate) enum Item {
-    Propose { group: u64, command: Bytes, ticket: ProposeTicket },
-    Read { group: u64, ticket: ReadTicket },
+    Propose { group: RaftGroupId, command: Bytes, ticket: ProposeTicket },
+    Read { group: RaftGroupId, ticket: ReadTicket },
     Message { from: NodeId, message: GroupMessage },
     SnapshotFile { from: NodeId, message: GroupMessage, file: PathBuf },
     SnapshotDelivered { from: NodeId, message: GroupMessage, mark: SnapshotMark },
-    SnapshotWritten { group: u64, mark: SnapshotMark, ok: bool },
-    SnapshotReported { group: u64, to: NodeId, ok: bool },
-    Admit { group: u64, to: NodeId, ticket: AdmitTicket },
-    Create { group: u64, voters: Vec<NodeId>, ticket: ControlTicket },
-    Drop { group: u64, ticket: ControlTicket },
+    SnapshotWritten { group: RaftGroupId, mark: SnapshotMark, ok: bool },
+    SnapshotReported { group: RaftGroupId, to: NodeId, ok: bool },
+    Admit { group: RaftGroupId, to: NodeId, ticket: AdmitTicket },
+    Create { group: RaftGroupId, voters: Vec<NodeId>, ticket: ControlTicket },
+    Drop { group: RaftGroupId, ticket: ControlTicket },
 }
 
 impl Item {
@@ -71,6 +71,40 @@ impl Item {
 pub(crate) enum Refused {
     Full,
     Closed,
+}
+
+impl From<Refused> for ProposeError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Overloaded,
+            Refused::Closed => Self::Stopped,
+        }
+    }
+}
+
+impl From<Refused> for ReadError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Overloaded,
+            Refused::Closed => Self::Stopped,
+        }
+    }
+}
+
+impl From<Refused> for AdmissionError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Overloaded,
+            Refused::Closed => Self::Stopped,
+        }
+    }
+}
+
+/// Those that make or drop a group come seldom and are always taken: only a node that is closed refuses one.
+impl From<Refused> for GroupError {
+    fn from(_: Refused) -> Self {
+        Self::Stopped
+    }
 }
 
 /// Who drives.

@@ -1,4 +1,5 @@
 use super::*;
+use holdfast_common::RaftGroupId;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle, ThreadId};
@@ -6,19 +7,19 @@ use std::time::Duration;
 
 const NEVER: Duration = Duration::from_secs(3600);
 
-fn read(group: u64) -> Item {
+fn read(group: RaftGroupId) -> Item {
     Item::Read { group, ticket: oneshot::channel().0 }
 }
 
 fn groups(items: &[Item]) -> Vec<u64> {
     let group = |item: &Item| match item {
-        Item::Read { group, .. } | Item::SnapshotReported { group, .. } => *group,
+        Item::Read { group, .. } | Item::SnapshotReported { group, .. } => group.0,
         _ => panic!("not in these tests"),
     };
     items.iter().map(group).collect()
 }
 
-fn heavy(group: u64) -> Item {
+fn heavy(group: RaftGroupId) -> Item {
     Item::SnapshotReported { group, to: NodeId(2), ok: true }
 }
 
@@ -58,8 +59,8 @@ impl Fixture {
 fn who_comes_while_the_thread_sleeps_drives_himself() {
     let fixture = Fixture::new(|_| ());
     let taking = fixture.sleeper(NEVER);
-    fixture.queue.push(read(1)).unwrap();
-    fixture.queue.push_all([read(2), read(3)].into_iter());
+    fixture.queue.push(read(RaftGroupId(1))).unwrap();
+    fixture.queue.push_all([read(RaftGroupId(2)), read(RaftGroupId(3))].into_iter());
     let here = thread::current().id();
     assert_eq!(fixture.visits.try_iter().collect::<Vec<_>>(), [(here, vec![1]), (here, vec![2, 3])]);
     assert!(!taking.is_finished());
@@ -72,9 +73,9 @@ fn what_a_visitor_leaves_is_the_threads() {
     let fixture = Fixture::new(|_| ());
     let taking = fixture.sleeper(NEVER);
     fixture.leaves.store(1, Ordering::SeqCst);
-    fixture.queue.push(read(1)).unwrap();
+    fixture.queue.push(read(RaftGroupId(1))).unwrap();
     assert_eq!(taking.join().unwrap(), Some(vec![]), "woken, with nothing new");
-    fixture.queue.push(read(2)).unwrap();
+    fixture.queue.push(read(RaftGroupId(2))).unwrap();
     assert_eq!(fixture.visits.try_iter().count(), 1, "the thread drives until it sleeps again");
     assert_eq!(fixture.queue.take(Instant::now()).map(|items| groups(&items)), Some(vec![2]));
 }
@@ -82,8 +83,11 @@ fn what_a_visitor_leaves_is_the_threads() {
 #[test]
 fn a_turn_is_filled_up_to_its_bound() {
     let queue = Queue::new(usize::MAX, 100);
-    let propose =
-        |bytes: usize| Item::Propose { group: 1, command: vec![0; bytes].into(), ticket: oneshot::channel().0 };
+    let propose = |bytes: usize| Item::Propose {
+        group: RaftGroupId(1),
+        command: vec![0; bytes].into(),
+        ticket: oneshot::channel().0,
+    };
     queue.push(propose(TURN_BYTES_MAX / 2)).unwrap();
     let mut turn = queue.take(Instant::now()).unwrap();
     for _ in 0..3 {
@@ -97,9 +101,9 @@ fn a_turn_is_filled_up_to_its_bound() {
 
 #[test]
 fn what_comes_during_a_visit_is_the_threads() {
-    let fixture = Fixture::new(|queue| queue.push(read(2)).unwrap());
+    let fixture = Fixture::new(|queue| queue.push(read(RaftGroupId(2))).unwrap());
     let taking = fixture.sleeper(NEVER);
-    fixture.queue.push(read(1)).unwrap();
+    fixture.queue.push(read(RaftGroupId(1))).unwrap();
     assert_eq!(taking.join().unwrap(), Some(vec![2]));
     assert_eq!(fixture.visits.try_iter().map(|(_, items)| items).collect::<Vec<_>>(), [[1]]);
 }
@@ -108,7 +112,7 @@ fn what_comes_during_a_visit_is_the_threads() {
 fn what_needs_files_is_the_threads() {
     let fixture = Fixture::new(|_| ());
     let taking = fixture.sleeper(NEVER);
-    fixture.queue.push_always(heavy(1)).unwrap();
+    fixture.queue.push_always(heavy(RaftGroupId(1))).unwrap();
     assert_eq!(taking.join().unwrap(), Some(vec![1]));
     assert_eq!(fixture.visits.try_iter().count(), 0);
 }
@@ -125,7 +129,7 @@ fn a_tick_that_falls_due_during_a_visit_comes_behind_it() {
     let (taking, visitor) = loop {
         let taking = fixture.sleeper(until);
         let queue = Arc::clone(&fixture.queue);
-        let visitor = thread::spawn(move || queue.push(read(1)));
+        let visitor = thread::spawn(move || queue.push(read(RaftGroupId(1))));
         while !visitor.is_finished() && inside.try_recv().is_err() {
             thread::yield_now();
         }
@@ -163,12 +167,12 @@ fn a_tick_comes_though_nobody_does() {
 #[test]
 fn bounds_hold_and_a_closed_queue_takes_nothing() {
     let queue = Queue::new(3 * ITEM_COST_BYTES, 2);
-    queue.push(read(1)).unwrap();
-    queue.push(read(2)).unwrap();
-    assert_eq!(queue.push(read(3)), Err(Refused::Full));
-    queue.push_always(heavy(4)).unwrap();
+    queue.push(read(RaftGroupId(1))).unwrap();
+    queue.push(read(RaftGroupId(2))).unwrap();
+    assert_eq!(queue.push(read(RaftGroupId(3))), Err(Refused::Full));
+    queue.push_always(heavy(RaftGroupId(4))).unwrap();
     assert_eq!(queue.take(Instant::now()).map(|items| groups(&items)), Some(vec![1, 2, 4]));
     queue.close();
-    assert_eq!(queue.push(read(5)), Err(Refused::Closed));
-    assert_eq!(queue.push_always(heavy(6)), Err(Refused::Closed));
+    assert_eq!(queue.push(read(RaftGroupId(5))), Err(Refused::Closed));
+    assert_eq!(queue.push_always(heavy(RaftGroupId(6))), Err(Refused::Closed));
 }

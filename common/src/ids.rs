@@ -1,6 +1,7 @@
 //! Ids as types. Every id is a 64-bit number given out once and never reused; 0 is never an id. An [`Epoch`] and a [`Nonce`]
 //! are no ids: they tell states of one group, and attempts at one chunk, apart.
 
+use crate::number::shown;
 use std::fmt;
 
 macro_rules! id {
@@ -9,16 +10,8 @@ macro_rules! id {
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
         pub struct $name(pub u64);
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}", self.0)
-            }
-        }
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!($prefix, "{}"), self.0)
-            }
-        }
+        shown!($name, "{}", concat!($prefix, "{}"));
+
         impl From<u64> for $name {
             fn from(raw: u64) -> Self {
                 Self(raw)
@@ -59,33 +52,15 @@ impl Epoch {
     }
 }
 
-impl fmt::Display for Epoch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-impl fmt::Debug for Epoch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "e{}", self.0)
-    }
-}
+shown!(Epoch, "{}", "e{}");
 
 /// Which attempt at putting the shards of a chunk: a random number, that shards of different attempts never combine (R1).
 /// Equal or not is all that it says; it has an order only so that names with it can be sorted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Nonce(pub u64);
 
-/// Hexadecimal: all bits are random.
-impl fmt::Display for Nonce {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:x}", self.0)
-    }
-}
-impl fmt::Debug for Nonce {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "x{:x}", self.0)
-    }
-}
+// Hexadecimal: all bits are random.
+shown!(Nonce, "{:x}", "x{:x}");
 
 /// Which formatting a node's directory is of: a random number that ties its disks to it and repeated registrations to each
 /// other (R28). No attempt at a chunk is meant, as a [`Nonce`] means one.

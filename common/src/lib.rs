@@ -4,6 +4,7 @@ mod ascending;
 pub mod checksum;
 pub mod ids;
 pub mod limits;
+mod number;
 mod offset;
 mod pauses;
 pub mod proof;

@@ -1,41 +1,14 @@
 //! Offsets as types: a place in a file is not one in a chunk, nor a length.
 
-use std::fmt;
-use std::ops::{Add, Sub};
+use crate::number::{place, shown};
 
 /// A place in a file: bytes from its beginning.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct FileOffset(pub u64);
 
-impl fmt::Display for FileOffset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
+shown!(FileOffset, "{}", "@{}");
 
-impl fmt::Debug for FileOffset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "@{}", self.0)
-    }
-}
-
-/// So many bytes further.
-impl Add<u64> for FileOffset {
-    type Output = Self;
-
-    fn add(self, length_bytes: u64) -> Self {
-        Self(self.0 + length_bytes)
-    }
-}
-
-/// Bytes between two places, of which the right one is not the later.
-impl Sub for FileOffset {
-    type Output = u64;
-
-    fn sub(self, earlier: Self) -> u64 {
-        self.0 - earlier.0
-    }
-}
+place!(FileOffset);
 
 #[cfg(test)]
 mod tests {

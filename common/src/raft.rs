@@ -1,24 +1,13 @@
 //! Raft's numbers as types: a term is not a place in the log, neither is a count, and a Raft group is not a block group.
 
-use std::fmt;
-use std::ops::{Add, Sub};
+use crate::number::{place, shown};
 
 /// A Raft group: replicas on several nodes that agree on one log. In a metanode it has the number of the volume whose table
 /// it is; the volume manager's own has one below all volumes. Not to be mixed up with a block group, a [`crate::GroupId`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RaftGroupId(pub u64);
 
-impl fmt::Display for RaftGroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-
-impl fmt::Debug for RaftGroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "r{}", self.0)
-    }
-}
+shown!(RaftGroupId, "{}", "r{}");
 
 /// A period with at most one leader of a Raft group. It only grows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -35,17 +24,7 @@ impl Term {
     }
 }
 
-impl fmt::Display for Term {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-
-impl fmt::Debug for Term {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "t{}", self.0)
-    }
-}
+shown!(Term, "{}", "t{}");
 
 /// The place of an entry in the log of a Raft group. The first entry is at 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -68,35 +47,9 @@ impl LogIndex {
     }
 }
 
-impl fmt::Display for LogIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
+shown!(LogIndex, "{}", "#{}");
 
-impl fmt::Debug for LogIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}", self.0)
-    }
-}
-
-/// So many entries further.
-impl Add<u64> for LogIndex {
-    type Output = Self;
-
-    fn add(self, entries: u64) -> Self {
-        Self(self.0 + entries)
-    }
-}
-
-/// Entries between two places, of which the right one is not the later.
-impl Sub for LogIndex {
-    type Output = u64;
-
-    fn sub(self, earlier: Self) -> u64 {
-        self.0 - earlier.0
-    }
-}
+place!(LogIndex);
 
 #[cfg(test)]
 mod tests {

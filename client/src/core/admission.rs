@@ -189,7 +189,7 @@ impl Cover {
 
     /// Whether the disks were asked a short while ago.
     pub(crate) fn is_fresh(&self, now: Moment) -> bool {
-        self.since.is_some_and(|since| now.since(since) < SPACE_RENEW_AFTER)
+        self.stale_at(now).is_some()
     }
 
     /// When that will be too long ago, if it is not yet.

@@ -154,10 +154,12 @@ impl Truth {
     }
 
     /// A client was told that it has an inode open. False if it is gone already: the answer of a repeated create may be that late.
-    pub(crate) fn opened(&mut self, inode: InodeId, client: usize, key: &[u8]) -> bool {
+    /// `losses` are the sessions that the client had lost when it asked: a paused client takes an answer of a session that was
+    /// expired meanwhile, and such an open protects nothing.
+    pub(crate) fn opened(&mut self, inode: InodeId, client: usize, key: &[u8], losses: u64) -> bool {
         let there = self.log.table().get_attr(inode).is_ok();
         if there {
-            self.opens.opened(inode, client, key, self.losses_of(key));
+            self.opens.opened(inode, client, key, losses);
         }
         there
     }

@@ -56,13 +56,14 @@ fn has_lost_session(desk: &Desk) -> bool {
 
 /// Opens a file, makes it if it is not there, and works on it if nobody else does.
 async fn hold(desk: &mut Desk, name: &'static str) {
+    let losses = desk.truth().losses_of(&desk.key);
     let opened = desk.fs.create(InodeId::ROOT, name.as_bytes(), 0o644, Owner::ROOT, false, for_all()).await;
     // On an error nothing was changed; the name may be there now.
     let Ok((made, handle)) = opened else { return };
     let inode = made.inode;
     let (there, mine) = {
         let mut truth = desk.truth();
-        let there = truth.opened(inode, desk.client, &desk.key);
+        let there = truth.opened(inode, desk.client, &desk.key, losses);
         (there, there && truth.files.take(inode, desk.client))
     };
     if mine {

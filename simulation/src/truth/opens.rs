@@ -7,7 +7,7 @@ use holdfast_common::InodeId;
 struct Open {
     count: u64,
     key: Vec<u8>,
-    /// Sessions that its client had lost when it was opened.
+    /// Sessions that its client had lost when it asked to open it.
     losses: u64,
 }
 

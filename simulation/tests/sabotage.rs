@@ -6,10 +6,11 @@ use holdfast_simulation::{Options, Sabotage, run};
 /// Names of rules, the seed that finds each, and a part of what it says.
 const FOUND: &[(&str, u64, &str)] = &[
     ("consensus-AdmittedAtOnce", 4, "is out of range"),
-    ("consensus-AnswersBeforeSync", 81, "out of range"),
+    ("consensus-AnswersBeforeSync", 85, "out of range"),
     ("consensus-AppliedAgain", 53, "contents after entry"),
     ("consensus-ChecksumsIgnored", 16, "is damaged"),
     ("consensus-FailedSyncRetried", 158, "it ends before what was acknowledged"),
+    ("consensus-InstalledEntriesKept", 52, "contradicts its snapshot"),
     ("consensus-LeaseOutlivesPatience", 28, "never led to"),
     ("consensus-NeededSegmentsRecycled", 0, "the log contradicts itself"),
     ("consensus-ReadsWithoutQuorum", 14, "never led to"),

@@ -27,4 +27,6 @@ pub use self::core::patience::Patience;
 pub use recover::{RecoverConfig, RecoverFailed, RecoverProgress, Recovered, RecoveredTable, recover};
 pub use sabotage::Sabotage;
 pub use server::{Metanode, MetanodeConfig, StartError, cluster_of, format, start};
-pub use stepped::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
+pub use stepped::{
+    Answer, Event, MetanodeOptions, Now, Output, Question, RecoveryStopped, SteppedMetanode, SteppedRecovery,
+};

@@ -5,6 +5,7 @@
 //! [`SteppedMetanode::turn`] while there is work, and [`SteppedMetanode::synced`] when a disk would have synced. What the real
 //! one keeps in its file of neighbours is the caller's to keep.
 
+use crate::core::admitting::Grants;
 use crate::core::collect;
 use crate::core::known::Known;
 use crate::core::led_term;
@@ -25,13 +26,17 @@ use holdfast_consensus::{
 use holdfast_proto::control::{HeartbeatResponse, TableReport, VolumeDrop};
 use holdfast_proto::meta::{Code, MutateRequest, MutateResponse, ReadRequest};
 use holdfast_proto::metanode::Neighbours;
+use holdfast_proto::raft::AdmitRequest;
 use holdfast_storage::Directory;
 use prost::Message;
+pub use recovery::{Answer, Question, RecoveryStopped, SteppedRecovery};
 use seat::{Seat, Work};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 pub use types::{Event, MetanodeOptions, Now, Output};
 
+mod admit;
+mod recovery;
 mod seat;
 #[cfg(test)]
 mod tests;
@@ -53,6 +58,11 @@ enum Waiting {
         term: Term,
         ticket: u64,
         request: ReadRequest,
+    },
+    /// A metanode that lost its log asks to be let back in.
+    Admit {
+        ticket: u64,
+        request: AdmitRequest,
     },
     /// The leader's own work, of the term it was begun in.
     Own {
@@ -81,6 +91,8 @@ pub struct SteppedMetanode {
     /// Orders whose drop is not durable yet.
     dropping: BTreeMap<VolumeId, VolumeDrop>,
     refused: bool,
+    /// Snapshots for metanodes that lost their logs, until they were fetched.
+    grants: Grants<Bytes>,
     outputs: Vec<Output>,
 }
 
@@ -101,6 +113,7 @@ impl SteppedMetanode {
         let seats = node.groups().into_iter().map(|group| (volume_of(group), Seat::new(patience, sabotage))).collect();
         // An answer that was meant for a former start must find nobody.
         let next_ticket = options.generation << TICKET_BITS;
+        let grants = Grants::new(options.generation);
         Ok(Self {
             options,
             node,
@@ -115,6 +128,7 @@ impl SteppedMetanode {
             creating: BTreeSet::new(),
             dropping: BTreeMap::new(),
             refused: false,
+            grants,
             outputs: Vec::new(),
         })
     }
@@ -148,6 +162,8 @@ impl SteppedMetanode {
             }
             Event::Snapshot { from, generation, message, bytes } => self.snapshot(from, generation, message, &bytes),
             Event::SnapshotReported { to, group, ok } => self.node.report_snapshot(group, to, ok),
+            Event::Admit { ticket, request } => self.admit(ticket, request),
+            Event::AdmittedPiece { ticket, request } => self.admitted_piece(now, ticket, &request),
             Event::Heartbeat(response) => self.heard(now, response),
             Event::Refused => self.refused = self.options.sabotage != Sabotage::RefusedServesOn,
             Event::Groups { ticket, groups } => self.own(now, ticket, |work| work.groups(groups)),
@@ -224,6 +240,7 @@ impl SteppedMetanode {
 
     fn look(&mut self, now: Now) {
         let now_ms = now.now_ms();
+        self.grants.expire(now_ms);
         for volume in self.seats.keys().copied().collect::<Vec<_>>() {
             let Some(term) = self.node.status(raft_group(volume)).and_then(|status| led_term(&status).ok()) else {
                 continue;
@@ -319,7 +336,7 @@ impl SteppedMetanode {
     fn give_up(&mut self, now: Now, ticket: u64) {
         let is_it = |waiting: &Waiting| match waiting {
             Waiting::Mutate { ticket: its, .. } | Waiting::Read { ticket: its, .. } => *its == ticket,
-            Waiting::Own { .. } => false,
+            Waiting::Admit { .. } | Waiting::Own { .. } => false,
         };
         let found = self.waiting.iter().find(|(_, waiting)| is_it(waiting)).map(|(inner, _)| *inner);
         let Some(waiting) = found.and_then(|inner| self.waiting.remove(&inner)) else { return };
@@ -405,6 +422,9 @@ impl SteppedMetanode {
         for (ticket, barrier) in turn.reads {
             self.read_allowed(now, ticket, barrier);
         }
+        for (ticket, admitted) in turn.admitted {
+            self.admitted(now, ticket, admitted);
+        }
         for volume in turn.dropped.into_iter().map(volume_of) {
             self.known.forget_table(volume);
             if let Some(order) = self.dropping.remove(&volume) {
@@ -424,7 +444,7 @@ impl SteppedMetanode {
                 self.worked(now, (volume, term), work.proposed(volume, answer))
             }
             // Given up.
-            Some(Waiting::Read { .. }) | None => {}
+            Some(Waiting::Read { .. } | Waiting::Admit { .. }) | None => {}
         }
     }
 
@@ -456,7 +476,7 @@ impl SteppedMetanode {
                 self.answer_read(now, (volume, term, ticket), &request, barrier);
             }
             Some(Waiting::Own { volume, term, work }) => self.barred(now, (volume, term), &work, barrier.is_ok()),
-            Some(Waiting::Mutate { .. }) | None => {}
+            Some(Waiting::Mutate { .. } | Waiting::Admit { .. }) | None => {}
         }
     }
 

@@ -110,6 +110,7 @@ pub(crate) fn coverage(world: &World) -> Coverage {
     (coverage.compared_shards, coverage.refused_puts) = (truth.shards.compared, truth.shards.refused);
     coverage.leader_changes = truth.leaders.iter().collect::<BTreeSet<_>>().len() as u64;
     coverage.snapshots_installed = truth.installed;
+    coverage.refused_starts = truth.refused_starts;
     for machine in world.machines.values() {
         coverage.add_disk(&machine.disk.counts());
     }

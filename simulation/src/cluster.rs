@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use holdfast_common::proof::ClusterSecret;
 use holdfast_common::{ClusterId, DiskId, NodeId, Random, VolumeId};
+use holdfast_metanode::SteppedRecovery;
 use holdfast_proto::control::{CreateVolumeRequest, Disk, RegisterRequest, RegisterResponse, Role as NodeRole};
 use holdfast_proto::metanode::Neighbours;
 use holdfast_storage::SimulatedDisk;
@@ -12,16 +13,18 @@ use parking_lot::Mutex;
 
 use crate::client::ClientRole;
 use crate::datanode::{self, DatanodeIdentity, DatanodeRole};
-use crate::disk::format_log;
+use crate::disk::{FIRST_LOG, format_log, log_directories};
+use crate::machine::{Machine, Superblock};
 use crate::machines::{CLIENTS, CODE, DATANODES, METANODES, STRANGER, VOLMGR, client_node, client_of};
 use crate::metanode::{MetanodeIdentity, MetanodeRole};
 use crate::packet::{Request, address_of};
+use crate::recovering::RecoveringRole;
 use crate::role::Role;
 use crate::sabotage::Sabotage;
 use crate::stranger::StrangerRole;
 use crate::truth::Truth;
 use crate::volmgr::{self, VolmgrRole};
-use crate::world::{Machine, World};
+use crate::world::World;
 
 const VOLUME: &str = "volume";
 const CLUSTER: ClusterId = ClusterId([7; 16]);
@@ -54,12 +57,12 @@ pub(crate) fn build(world: &mut World, sabotage: Sabotage, quota_bytes: u64) {
 }
 
 fn set_up(disks: &BTreeMap<NodeId, SimulatedDisk>, random: &mut Random, quota_bytes: u64) -> Registered {
-    format_log(&disks[&VOLMGR]).expect("a new disk");
+    format_log(&disks[&VOLMGR], FIRST_LOG).expect("a new disk");
     let mut manager = volmgr::Setup::new(CLUSTER, &disks[&VOLMGR], random.bits());
     let (mut secret, mut disk_ids) = (None, BTreeMap::new());
     for node in METANODES.into_iter().chain(DATANODES) {
         let is_data = DATANODES.contains(&node);
-        let formatted = if is_data { datanode::format(&disks[&node]) } else { format_log(&disks[&node]) };
+        let formatted = if is_data { datanode::format(&disks[&node]) } else { format_log(&disks[&node], FIRST_LOG) };
         formatted.expect("a new disk");
         let response = manager.ask(Request::Register(registration(node, is_data)));
         let response: RegisterResponse = response.registered().expect("a registration");
@@ -67,15 +70,34 @@ fn set_up(disks: &BTreeMap<NodeId, SimulatedDisk>, random: &mut Random, quota_by
         secret = <[u8; 32]>::try_from(&response.secret[..]).ok().map(ClusterSecret);
         disk_ids.extend(response.disks.first().map(|disk| (node, DiskId(*disk))));
     }
+    let secret = secret.expect("a secret");
+    METANODES.into_iter().for_each(|node| make_log(node, &secret, &disks[&node]));
     let (data_shards, parity_shards) = CODE;
     let volume = CreateVolumeRequest { name: VOLUME.to_owned(), data_shards, parity_shards, quota_bytes };
     let volume = manager.make_volume(Request::CreateVolume(volume));
     Registered {
-        secret: secret.expect("a secret"),
+        secret,
         disks: disk_ids,
         neighbours: METANODES.into_iter().map(|node| (node, Arc::default())).collect(),
         volume,
     }
+}
+
+/// Makes a metanode's log as its formatting does: its starts take no other one, and make none.
+fn make_log(node: NodeId, secret: &ClusterSecret, disk: &SimulatedDisk) {
+    let identity = MetanodeIdentity {
+        cluster: CLUSTER,
+        secret: secret.clone(),
+        node,
+        generation: 1,
+        log: FIRST_LOG,
+        volmgr: VOLMGR,
+        volume: VolumeId(0),
+        neighbours: Arc::default(),
+    };
+    let [log, snapshots] = log_directories(disk, FIRST_LOG).expect("a new disk");
+    let made = SteppedRecovery::open(identity.options(Sabotage::None, 0, true), log, snapshots);
+    made.map(drop).expect("a new disk");
 }
 
 fn registration(node: NodeId, is_data: bool) -> RegisterRequest {
@@ -99,18 +121,19 @@ fn start(
     truth: &Arc<Mutex<Truth>>,
 ) -> Result<Box<dyn Role>, String> {
     let (node, seed) = (machine.node, random.bits());
-    // Raised at each start (R28); the setup was the first.
-    let generation = machine.life + 2;
-    let disk = &machine.disk;
+    machine.superblock.generation += 1;
+    let Superblock { generation, log, .. } = machine.superblock;
     let times = machine.times();
     let secret = registered.secret.clone();
-    Ok(if node == VOLMGR {
-        Box::new(VolmgrRole::start(CLUSTER, sabotage, disk, seed, times)?)
-    } else if METANODES.contains(&node) {
+    if METANODES.contains(&node) {
         let neighbours = Arc::clone(&registered.neighbours[&node]);
         let (volmgr, volume) = (VOLMGR, registered.volume);
-        let identity = MetanodeIdentity { cluster: CLUSTER, secret, node, generation, volmgr, volume, neighbours };
-        Box::new(MetanodeRole::start(identity, sabotage, disk, seed)?)
+        let identity = MetanodeIdentity { cluster: CLUSTER, secret, node, generation, log, volmgr, volume, neighbours };
+        return start_metanode(identity, sabotage, machine, seed);
+    }
+    let disk = &machine.disk;
+    Ok(if node == VOLMGR {
+        Box::new(VolmgrRole::start(CLUSTER, sabotage, disk, seed, times)?)
     } else if let Some(disk_id) = registered.disks.get(&node) {
         let identity = DatanodeIdentity { cluster: CLUSTER, secret, node, disk: *disk_id, generation, volmgr: VOLMGR };
         Box::new(DatanodeRole::start(identity, sabotage, disk, times, seed, &mut truth.lock())?)
@@ -120,4 +143,23 @@ fn start(
         let client = client_of(node).ok_or("no such machine")?;
         Box::new(ClientRole::start(client, VOLMGR, VOLUME, truth, random.fork(), times))
     })
+}
+
+/// Serves, or brings a metanode back whose log is gone.
+fn start_metanode(
+    identity: MetanodeIdentity,
+    sabotage: Sabotage,
+    machine: &mut Machine,
+    seed: u64,
+) -> Result<Box<dyn Role>, String> {
+    if machine.superblock.recovering.is_some() {
+        return Ok(Box::new(RecoveringRole::start(identity, sabotage, machine, seed)?));
+    }
+    let started = MetanodeRole::start(identity.clone(), sabotage, &machine.disk, seed);
+    if !std::mem::take(&mut machine.is_log_lost) {
+        return Ok(Box::new(started?));
+    }
+    // A replica without its log must not vote (R23).
+    assert!(started.is_err(), "{} serves without the log that it had", machine.node);
+    Ok(Box::new(RecoveringRole::start(identity, sabotage, machine, seed)?))
 }

@@ -62,6 +62,14 @@ coverage! {
     leader_changes,
     /// Leaders that were cut off from the other metanodes while a client reached them.
     deposed_leaders,
+    /// Logs of metanodes lost as a whole.
+    lost_logs,
+    /// Metanodes that lost their log and came back.
+    recovered_metanodes,
+    /// Older copies of metanodes started in their place.
+    older_copies,
+    /// Starts of metanodes that the volume manager refused for good.
+    refused_starts,
     /// Snapshots installed by replicas.
     snapshots_installed,
     /// Sessions expired.

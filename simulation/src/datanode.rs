@@ -8,7 +8,7 @@ use holdfast_common::{ChunkId, ClusterId, DiskId, Incarnation, NodeId, VolumeId}
 use holdfast_datanode::store::types::ChunkKey;
 use holdfast_datanode::{DataRequest, DataResponse, DatanodeOptions, SteppedDatanode, StoreOptions};
 use holdfast_proto::control::{HeartbeatResponse, RegisterRequest, Role as NodeRole};
-use holdfast_proto::data::{DeleteShardsRequest, Proof, ReadShardsRequest};
+use holdfast_proto::data::{Proof, ReadShardsRequest};
 use holdfast_storage::SimulatedDisk;
 use holdfast_transport::RpcError;
 
@@ -151,21 +151,12 @@ impl DatanodeRole {
         let (node, secret) = (self.identity.node, &self.identity.secret);
         let judged: Vec<(DataRequest, bool)> =
             requests.iter().map(|request| (request.clone(), is_proven(secret, request))).collect();
-        moment.truth.lock().shards.begin(node, &judged);
-        let deletions: Vec<Option<DeleteShardsRequest>> = judged.iter().map(deletion_of).collect();
-        deletions.iter().flatten().for_each(|deletion| moment.truth.lock().delete(deletion));
+        moment.truth.lock().executing(node, &judged);
         let responses = self.node.handle_writes(moment.times.monotonic, requests);
-        for (deletion, response) in deletions.iter().zip(&responses) {
-            if let (Some(deletion), DataResponse::Delete(response)) = (deletion, response) {
-                moment.truth.lock().chunks.deleted(deletion, response);
-            }
-        }
-        if !moment.disk.is_dead() {
-            // Space is reserved before puts are taken, so that what is free for everybody was there before them.
-            let available_bytes = self.node.statuses().first().map_or(0, |(_, status)| status.available_bytes);
-            let executed = moment.truth.lock().shards.executed(node, &judged, &responses, available_bytes);
-            executed.unwrap_or_else(|wrong| panic!("{node}: {wrong}"));
-        }
+        // Space is reserved before puts are taken, so that what is free for everybody was there before them.
+        let available_bytes = || self.node.statuses().first().map_or(0, |(_, status)| status.available_bytes);
+        let available_bytes = (!moment.disk.is_dead()).then(available_bytes);
+        moment.truth.lock().executed(node, &judged, &responses, available_bytes);
         responses
     }
 
@@ -232,14 +223,6 @@ fn request_of(request: Request) -> Option<DataRequest> {
         Request::SetFloor(request) => Some(DataRequest::SetFloor(request)),
         Request::List(request) => Some(DataRequest::List(request)),
         Request::DropVolume(request) => Some(DataRequest::DropVolume(request)),
-        _ => None,
-    }
-}
-
-/// The deletion that a table ordered: nothing that a stranger asks for.
-fn deletion_of((request, is_proven): &(DataRequest, bool)) -> Option<DeleteShardsRequest> {
-    match request {
-        DataRequest::Delete(request) if *is_proven && request.volume < STRANGER_VOLUMES => Some(request.clone()),
         _ => None,
     }
 }

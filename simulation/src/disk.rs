@@ -16,14 +16,18 @@ const SLOW_SYNC_US_MAX: u64 = 700_000;
 const SLOW_SYNC_ONE_IN: u64 = 60;
 /// A job of a background thread takes up to this.
 const JOB_US_MAX: u64 = 300_000;
-const LOG: &str = "log";
-const SNAPSHOTS: &str = "snapshots";
+/// Number of the log that a process is formatted with; one that lost it gets others.
+pub(crate) const FIRST_LOG: u64 = 1;
 
-/// Makes the directories of log and snapshots on a new disk.
-pub(crate) fn format_log(disk: &SimulatedDisk) -> std::io::Result<()> {
+/// The directories of a process's log, by its number.
+fn names_of(log: u64) -> [String; 2] {
+    [format!("log-{log}"), format!("snapshots-{log}")]
+}
+
+/// Makes the directories of a log and its snapshots.
+pub(crate) fn format_log(disk: &SimulatedDisk, log: u64) -> std::io::Result<()> {
     let root = disk.root();
-    root.make_directory(LOG)?;
-    root.make_directory(SNAPSHOTS)?;
+    names_of(log).iter().try_for_each(|name| root.make_directory(name))?;
     root.sync_names()
 }
 
@@ -33,8 +37,17 @@ pub(crate) fn directory(disk: &SimulatedDisk, name: &str) -> Result<Arc<dyn Dire
 }
 
 /// The directory of the log, and that of snapshots.
-pub(crate) fn log_directories(disk: &SimulatedDisk) -> Result<[Arc<dyn Directory>; 2], String> {
-    Ok([directory(disk, LOG)?, directory(disk, SNAPSHOTS)?])
+pub(crate) fn log_directories(disk: &SimulatedDisk, log: u64) -> Result<[Arc<dyn Directory>; 2], String> {
+    let [log, snapshots] = names_of(log);
+    Ok([directory(disk, &log)?, directory(disk, &snapshots)?])
+}
+
+/// What a metanode's superblock says of a log: no other one is taken for it.
+pub(crate) fn log_identity(node: NodeId, log: u64) -> [u8; 16] {
+    let mut identity = [0; 16];
+    identity[..8].copy_from_slice(&node.0.to_le_bytes());
+    identity[8..].copy_from_slice(&log.to_le_bytes());
+    identity
 }
 
 /// A small log, so that segments are recycled and snapshots shipped in a short run; in every other life snapshots are so

@@ -1,12 +1,15 @@
 //! What goes wrong, when, and how much of it: never more than Raft and the code mode tolerate for good.
 
 mod leaders;
+mod mishaps;
+mod silence;
 
 use holdfast_common::{NodeId, Random};
 use holdfast_storage::simulated::faults::Faults;
 
 use crate::clock::{MS, SECOND};
 use crate::machines::{CLIENTS, DATANODES, METANODES, VOLMGR, client_node};
+use crate::plan::Later;
 use crate::world::{Fate, Heal, World};
 
 /// A client has written something by then.
@@ -19,10 +22,27 @@ const FAR: u64 = 1 << 60;
 /// When the world calls upon this module.
 pub(crate) const FATE: Fate = Fate {
     strike,
-    come: leaders::come,
+    come,
     snapshot_arrives: leaders::snapshot_arrives,
     snapshot_installed: leaders::snapshot_installed,
+    recovered: mishaps::recovered,
+    metanode_ended: mishaps::withdraw_copies,
 };
+
+/// Something that was planned happens, if things still go wrong.
+fn come(world: &mut World, later: Later) {
+    if !world.plan.on {
+        return;
+    }
+    match later {
+        Later::Cut { pairs, duration, refused: true } => refuse(world, pairs, duration),
+        Later::Cut { pairs, duration, refused: false } => cut_for(world, pairs, duration),
+        Later::Die { node, restart_delay } if world.lives(node) => world.kill_for(node, restart_delay),
+        Later::Die { .. } => {}
+        Later::Mishap(step) => mishaps::take(world, step),
+        Later::Silence(part) => silence::go_on(world, part),
+    }
+}
 
 /// Begins the time of faults.
 pub(crate) fn begin(world: &mut World) {
@@ -31,46 +51,20 @@ pub(crate) fn begin(world: &mut World) {
     world.network.slow_percent = world.random.below(3);
     world.network.doubled_percent = world.random.below(4);
     for node in METANODES.into_iter().chain(DATANODES).chain([VOLMGR]) {
-        let bad = world.plan.bad_disk == Some(node);
-        let rots = world.plan.rotting() == Some(node);
-        world.machines[&node].disk.set_faults(Faults {
-            slow_ppm: 2000,
-            slow_ns_max: 500 * MS,
-            operation_ns: 20_000,
-            bit_rot_ppm: if rots { 3000 } else { 0 },
-            phantom_write_ppm: if rots { 1000 } else { 0 },
-            misdirected_write_ppm: if rots { 1000 } else { 0 },
-            read_error_ppm: if rots { 1000 } else { 0 },
-            sync_error_ppm: match node {
-                _ if rots => 500,
-                _ if bad || world.plan.failing_log == Some(node) => 2000,
-                _ => 0,
-            },
-            no_descriptor_ppm: if DATANODES.contains(&node) { 2000 } else { 0 },
-            ..Faults::default()
-        });
+        world.machines[&node].disk.set_faults(world.plan.disk_faults(node));
     }
     let delay = world.random.below(2 * SECOND);
     world.fault_after(delay);
+    mishaps::begin(world);
     if world.plan.long {
         world.plan.away_at = Some(world.now + AWAY_AFTER_NS);
     }
 }
 
-/// Takes a client away for longer than its lease, in the midst of its work.
-fn take_away_client(world: &mut World) {
-    let node = client_node(world.random.index(CLIENTS));
-    let duration = 36 * SECOND + world.random.below(12 * SECOND);
-    if world.random.chance(50) {
-        return world.pause(node, duration);
-    }
-    let others: Vec<NodeId> = world.machines.keys().copied().filter(|other| *other != node).collect();
-    cut_for(world, others.into_iter().flat_map(|other| both_ways(node, other)).collect(), duration);
-}
-
 /// Ends it: everything that was cut, lost or slow is well again. What rotted stays so.
 pub(crate) fn end(world: &mut World) {
     world.plan.on = false;
+    mishaps::withdraw_copies(world);
     world.network.cut.clear();
     world.network.refused.clear();
     (world.network.loss_percent, world.network.slow_percent, world.network.doubled_percent) = (0, 0, 0);
@@ -118,9 +112,12 @@ fn strike(world: &mut World) {
     if !world.plan.on {
         return;
     }
+    if world.now < world.plan.quiet_until {
+        return world.fault_after(world.plan.quiet_until - world.now);
+    }
     if world.plan.away_at.is_some_and(|at| world.now >= at) {
         world.plan.away_at = None;
-        take_away_client(world);
+        silence::begin(world);
     }
     let leader = METANODES.into_iter().find(|node| world.leads(*node)).filter(|_| !world.plan.long);
     if let Some(leader) = leader.filter(|_| world.random.chance(LEADER_PERCENT)) {
@@ -147,7 +144,11 @@ fn strike(world: &mut World) {
             let delay = world.random.below(3 * SECOND);
             world.heal_after(delay, Heal::Loss);
         }
-        11 => depose(world),
+        11 => {
+            // As above: no session would ever be expired.
+            let leader = METANODES.into_iter().find(|node| world.leads(*node) && !world.plan.long);
+            leader.into_iter().for_each(|leader| leaders::depose(world, leader));
+        }
         _ => cut_down(world),
     }
     let delay = world.random.below(world.plan.interval_ns) + 10 * MS;
@@ -209,6 +210,15 @@ fn cut_for(world: &mut World, pairs: Vec<(NodeId, NodeId)>, duration: u64) {
     world.heal_after(duration, Heal::Link(pairs));
 }
 
+/// Cuts these for a while; who calls learns it at once, and looks for another leader instead of waiting for this one.
+fn refuse(world: &mut World, pairs: Vec<(NodeId, NodeId)>, duration: u64) {
+    world.network.refused.extend(pairs.iter().copied());
+    for (caller, to) in &pairs {
+        world.close_connections(*caller, *to);
+    }
+    cut_for(world, pairs, duration);
+}
+
 /// The wall clock is set.
 fn jump(world: &mut World, node: NodeId) {
     let by = i64::try_from(world.random.below(2 * 3600 * SECOND)).unwrap_or(0) - 3_600_000_000_000;
@@ -216,18 +226,6 @@ fn jump(world: &mut World, node: NodeId) {
         machine.clock.set_wall(by);
         world.coverage.clock_jumps += 1;
     }
-}
-
-/// The leader and the other metanodes cannot talk; clients reach all of them.
-fn depose(world: &mut World) {
-    // As above: no session would ever be expired.
-    let leader = METANODES.into_iter().find(|node| world.leads(*node) && !world.plan.long);
-    let Some(leader) = leader else { return };
-    let others = METANODES.into_iter().filter(|other| *other != leader);
-    let pairs = others.flat_map(|other| both_ways(leader, other)).collect();
-    world.coverage.partitions += 1;
-    let duration = world.random.below(5 * SECOND) + 20 * MS;
-    cut_for(world, pairs, duration);
 }
 
 /// Several datanodes at once: more than the code mode reads around.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use holdfast_common::proof::ClusterSecret;
 use holdfast_common::{ClusterId, LogIndex, NodeId, RaftGroupId, VolumeId};
-use holdfast_consensus::{GroupStatus, Role as RaftRole};
+use holdfast_consensus::{ExpectedLog, GroupStatus, Role as RaftRole, SteppedOptions};
 use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
 use holdfast_proto::meta::Code;
@@ -16,7 +16,7 @@ use holdfast_storage::SimulatedDisk;
 use parking_lot::Mutex;
 
 use crate::clock::Times;
-use crate::disk::{Waits, log_directories, log_options};
+use crate::disk::{Waits, log_directories, log_identity, log_options};
 use crate::packet::{Answer, Packet, Request, Response, address_of};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
@@ -40,6 +40,8 @@ pub(crate) struct MetanodeIdentity {
     pub(crate) secret: ClusterSecret,
     pub(crate) node: NodeId,
     pub(crate) generation: u64,
+    /// Number of the log that its superblock names.
+    pub(crate) log: u64,
     pub(crate) volmgr: NodeId,
     /// The volume that clients work on; others come and go.
     pub(crate) volume: VolumeId,
@@ -58,17 +60,38 @@ enum Asked {
     Snapshot { to: NodeId, group: RaftGroupId },
 }
 
+/// A sign of life of a session.
+#[derive(Clone, Copy, Debug)]
+struct Sign {
+    session: u64,
+    /// When the process looked at it.
+    came: u64,
+    /// An open, which is answered even while the session's expiry waits in the log.
+    opens: bool,
+}
+
+/// Whether the volume manager refused a start for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    No,
+    /// In this turn.
+    Now,
+    Before,
+}
+
 pub(crate) struct MetanodeRole {
     identity: MetanodeIdentity,
     node: SteppedMetanode,
     registered: bool,
+    /// The volume manager refused this start for good.
+    refused: Refused,
     looks: bool,
     waits: Waits,
     asked: BTreeMap<u64, Asked>,
     next_ticket: u64,
     /// Sessions of requests that came and were not answered yet: when they came, by call.
-    sessions: BTreeMap<u64, (u64, u64)>,
-    arrived: Vec<(u64, u64)>,
+    sessions: BTreeMap<u64, Sign>,
+    arrived: Vec<(u64, Sign)>,
     /// Snapshots that came whole and are not answered yet.
     snapshots: BTreeMap<(NodeId, RaftGroupId), u64>,
     wishes: Vec<Wish>,
@@ -79,6 +102,24 @@ fn now(times: Times) -> Now {
     Now { monotonic_ns, boottime_ns: monotonic_ns, wall_ns: times.wall_ns }
 }
 
+impl MetanodeIdentity {
+    /// What a start is opened with. `is_new`: its log may be made.
+    pub(crate) fn options(&self, sabotage: Sabotage, seed: u64, is_new: bool) -> MetanodeOptions {
+        let identity = log_identity(self.node, self.log);
+        let log = if is_new { ExpectedLog::AnyOrNone } else { ExpectedLog::Identity(identity) };
+        MetanodeOptions {
+            cluster: self.cluster,
+            node: self.node,
+            generation: self.generation,
+            secret: self.secret.clone(),
+            heartbeat_interval_ms: BEAT_MS,
+            consensus: SteppedOptions { identity, log, ..log_options(self.node, seed, TICK, sabotage) },
+            patience: PATIENCE,
+            sabotage: sabotage.metanode(),
+        }
+    }
+}
+
 impl MetanodeRole {
     pub(crate) fn start(
         identity: MetanodeIdentity,
@@ -86,23 +127,15 @@ impl MetanodeRole {
         disk: &SimulatedDisk,
         seed: u64,
     ) -> Result<Self, String> {
-        let options = MetanodeOptions {
-            cluster: identity.cluster,
-            node: identity.node,
-            generation: identity.generation,
-            secret: identity.secret.clone(),
-            heartbeat_interval_ms: BEAT_MS,
-            consensus: log_options(identity.node, seed, TICK, sabotage),
-            patience: PATIENCE,
-            sabotage: sabotage.metanode(),
-        };
-        let [log, snapshots] = log_directories(disk)?;
+        let options = identity.options(sabotage, seed, false);
+        let [log, snapshots] = log_directories(disk, identity.log)?;
         let mut node = SteppedMetanode::open(options, log, snapshots).map_err(|error| error.to_string())?;
         node.recall(identity.neighbours.lock().clone());
         let mut role = Self {
             identity,
             node,
             registered: false,
+            refused: Refused::No,
             looks: true,
             waits: Waits::default(),
             asked: BTreeMap::new(),
@@ -148,16 +181,19 @@ impl MetanodeRole {
         let now = now(times);
         match request {
             Request::Mutate(request) => {
-                self.arrived.push((call, request.session));
+                self.arrived.push((call, Sign { session: request.session, came: 0, opens: false }));
                 self.node.handle(now, Event::Mutate { ticket: call, request });
             }
             Request::Read(request) => {
                 // Others renew no lease.
                 if let Some(Op::KeepAlive(_) | Op::Open(_)) = request.op {
-                    self.arrived.push((call, request.session));
+                    let opens = matches!(request.op, Some(Op::Open(_)));
+                    self.arrived.push((call, Sign { session: request.session, came: 0, opens }));
                 }
                 self.node.handle(now, Event::Read { ticket: call, request });
             }
+            Request::Admit(request) => self.node.handle(now, Event::Admit { ticket: call, request }),
+            Request::AdmittedPiece(request) => self.node.handle(now, Event::AdmittedPiece { ticket: call, request }),
             Request::Snapshot { generation, message, bytes } => {
                 self.snapshots.insert((from, message.group), call);
                 self.node.handle(now, Event::Snapshot { from, generation, message, bytes: bytes.into() });
@@ -169,8 +205,14 @@ impl MetanodeRole {
     fn answered(&mut self, times: Times, ticket: u64, answer: Answer) {
         let now = now(times);
         let Some(asked) = self.asked.remove(&ticket) else { return };
+        if let (Asked::Registration | Asked::Heartbeat, Ok(Response::Denied(_))) = (&asked, &answer)
+            && self.refused == Refused::No
+        {
+            self.refused = Refused::Now;
+            self.node.handle(now, Event::Refused);
+        }
         match asked {
-            Asked::Registration => self.registered |= answer.is_ok(),
+            Asked::Registration => self.registered |= answer.is_ok_and(|answer| answer.registered().is_some()),
             Asked::Heartbeat => {
                 let response = answer.ok().and_then(Response::heartbeat);
                 self.node.handle(now, Event::Heartbeat(response));
@@ -229,6 +271,10 @@ impl MetanodeRole {
                     self.reply(call, Response::SnapshotTaken(accepted));
                 }
             }
+            Output::Admitted { ticket, answer } => self.reply(ticket, Response::Admitted(answer)),
+            Output::AdmittedPiece { ticket, head, piece } => {
+                self.reply(ticket, Response::AdmittedPiece(head, piece));
+            }
             Output::AskGroups { ticket, request } => {
                 let volmgr = self.identity.volmgr;
                 self.ask(Asked::Groups(ticket), volmgr, Request::AllocateGroups(request), GROUPS_TIMEOUT);
@@ -258,9 +304,19 @@ impl MetanodeRole {
     }
 
     fn session_answered(&mut self, call: u64, truth: &mut Truth) {
-        if let Some((session, came)) = self.sessions.get(&call) {
-            truth.session_answered(*session, *came);
+        if let Some(Sign { session, came, opens }) = self.sessions.get(&call) {
+            truth.session_answered(*session, *came, *opens);
         }
+    }
+
+    /// A start that was refused for good says nothing any more (R28).
+    fn check_refused(&mut self, outputs: &[Output], truth: &mut Truth) {
+        if self.refused == Refused::No {
+            return;
+        }
+        let MetanodeIdentity { node, generation, .. } = self.identity;
+        assert!(outputs.is_empty(), "start {generation} of {node} was refused for good, and goes on");
+        truth.refused_starts += u64::from(std::mem::replace(&mut self.refused, Refused::Before) == Refused::Now);
     }
 
     fn status(&self) -> Option<GroupStatus> {
@@ -312,8 +368,8 @@ impl Role for MetanodeRole {
     fn drive(&mut self, moment: Moment<'_>) -> Vec<Wish> {
         let now = now(moment.times);
         let mut truth = moment.truth.lock();
-        for (call, session) in std::mem::take(&mut self.arrived) {
-            self.sessions.insert(call, (session, truth.now));
+        for (call, sign) in std::mem::take(&mut self.arrived) {
+            self.sessions.insert(call, Sign { came: truth.now, ..sign });
         }
         if std::mem::take(&mut self.looks) {
             self.node.handle(now, Event::Look);
@@ -333,6 +389,7 @@ impl Role for MetanodeRole {
             Ok(turned) => outputs.extend(turned),
             Err(failed) => return vec![Wish::Die(failed.to_string())],
         }
+        self.check_refused(&outputs, &mut truth);
         outputs.into_iter().for_each(|output| self.put_out(output, &mut truth));
         if self.node.is_failed() {
             return vec![Wish::Die("its log failed".to_owned())];

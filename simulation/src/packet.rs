@@ -7,7 +7,7 @@ use holdfast_client::CallFailed;
 use holdfast_common::NodeId;
 use holdfast_consensus::GroupMessage;
 use holdfast_proto::control::{
-    AllocateGroupsRequest, AllocateGroupsResponse, CreateVolumeRequest, HeartbeatRequest, HeartbeatResponse,
+    AllocateGroupsRequest, AllocateGroupsResponse, Cluster, CreateVolumeRequest, HeartbeatRequest, HeartbeatResponse,
     RegisterRequest, RegisterResponse, Volume,
 };
 use holdfast_proto::data::{
@@ -16,6 +16,7 @@ use holdfast_proto::data::{
     ReserveSpaceResponse, SetFloorRequest, SetFloorResponse,
 };
 use holdfast_proto::meta::{MutateRequest, MutateResponse, ReadRequest, ReadResponse};
+use holdfast_proto::raft::{AdmitAnswer, AdmitRequest, AdmittedPiece, AdmittedPieceRequest};
 
 /// Every node listens on this port.
 const PORT: u16 = 7000;
@@ -54,7 +55,12 @@ pub(crate) enum Request {
     AllocateGroups(AllocateGroupsRequest),
     CreateVolume(CreateVolumeRequest),
     ShowVolume(String),
+    ListVolumes,
+    ShowCluster,
     DeleteVolume(String),
+    /// Of a metanode that lost its log.
+    Admit(AdmitRequest),
+    AdmittedPiece(AdmittedPieceRequest),
     /// A snapshot of a start of a metanode, whole.
     Snapshot {
         generation: u64,
@@ -81,6 +87,12 @@ pub(crate) enum Response {
     Groups(AllocateGroupsResponse),
     Volume(Volume),
     VolumeDeleted,
+    Volumes(Vec<Volume>),
+    Cluster(Cluster),
+    /// The volume manager has understood and will not change its mind, and why.
+    Denied(String),
+    Admitted(AdmitAnswer),
+    AdmittedPiece(AdmittedPiece, Bytes),
     /// Whether it was accepted.
     SnapshotTaken(bool),
 }
@@ -113,9 +125,19 @@ picks! {
     heartbeat: Heartbeat -> HeartbeatResponse;
     groups: Groups -> AllocateGroupsResponse;
     volume: Volume -> Volume;
+    volumes: Volumes -> Vec<Volume>;
+    cluster: Cluster -> Cluster;
+    admitted: Admitted -> AdmitAnswer;
 }
 
 impl Response {
+    pub(crate) fn admitted_piece(self) -> Option<(AdmittedPiece, Bytes)> {
+        match self {
+            Self::AdmittedPiece(head, piece) => Some((head, piece)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn fetched(self) -> Option<(ReadShardsResponse, Bytes)> {
         match self {
             Self::Fetched(response, body) => Some((response, body)),

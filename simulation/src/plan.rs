@@ -1,10 +1,13 @@
 //! What a run does to its cluster, as its seed decides.
 
 use holdfast_common::{NodeId, Random};
+use holdfast_storage::simulated::faults::Faults;
 
 use crate::clock::{MS, SECOND};
 use crate::machines::{DATANODES, METANODES};
 
+/// Percent of runs in which a log is lost, and as many in which a copy is started.
+const MISHAP_PERCENT: u64 = 20;
 /// What a run does to the cluster, by its seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -26,6 +29,10 @@ pub(crate) struct Plan {
     pub(crate) bad_disk: Option<NodeId>,
     /// The one metanode whose syncs fail, which ends its process each time.
     pub(crate) failing_log: Option<NodeId>,
+    /// What befalls a metanode's whole disk.
+    pub(crate) mishap: Option<Mishap>,
+    /// No other fault before.
+    pub(crate) quiet_until: u64,
     /// That disk alters and loses what it holds before; else its syncs fail, and until then it keeps what it promised.
     rots: bool,
 }
@@ -45,6 +52,9 @@ impl Plan {
             bad_disk: random.chance(60).then(|| DATANODES[random.index(DATANODES.len())]),
             rots: random.chance(60),
             failing_log: random.chance(40).then(|| METANODES[random.index(METANODES.len())]),
+            // As with leaders: no session would ever be expired.
+            mishap: Mishap::draw(random).filter(|_| !long),
+            quiet_until: 0,
         }
     }
 
@@ -64,8 +74,88 @@ impl Plan {
         self.bad_disk.filter(|_| self.rots)
     }
 
+    /// What goes wrong by chance on a node's disk.
+    pub(crate) fn disk_faults(&self, node: NodeId) -> Faults {
+        let bad = self.bad_disk == Some(node);
+        let rots = self.rotting() == Some(node);
+        Faults {
+            slow_ppm: 2000,
+            slow_ns_max: 500 * MS,
+            operation_ns: 20_000,
+            bit_rot_ppm: if rots { 3000 } else { 0 },
+            phantom_write_ppm: if rots { 1000 } else { 0 },
+            misdirected_write_ppm: if rots { 1000 } else { 0 },
+            read_error_ppm: if rots { 1000 } else { 0 },
+            sync_error_ppm: match node {
+                _ if rots => 500,
+                _ if bad || self.failing_log == Some(node) => 2000,
+                _ => 0,
+            },
+            no_descriptor_ppm: if DATANODES.contains(&node) { 2000 } else { 0 },
+            ..Faults::default()
+        }
+    }
+
     /// Whether a node's disk may be lost for good.
     pub(crate) fn is_lost(&self, node: NodeId) -> bool {
         self.bad_disk == Some(node)
     }
+}
+
+/// What happens to a metanode.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mishap {
+    /// Its disk is gone.
+    LogLost,
+    /// An older image of its directory is started.
+    OlderCopy,
+}
+
+/// A part of a mishap, whose time has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Step {
+    LoseLog(NodeId),
+    /// The leader is parted from the other metanodes, of which one is to be replaced.
+    Part(NodeId),
+    /// The copy takes its place, if the former leader is still in the life in which it heard of it.
+    Replace {
+        replaced: NodeId,
+        hearer: NodeId,
+        life: u64,
+    },
+    Withdraw,
+}
+
+impl Mishap {
+    fn draw(random: &mut Random) -> Option<Self> {
+        match random.below(100) {
+            drawn if drawn < MISHAP_PERCENT => Some(Self::LogLost),
+            drawn if drawn < 2 * MISHAP_PERCENT => Some(Self::OlderCopy),
+            _ => None,
+        }
+    }
+}
+
+/// A part of a fault that comes later.
+#[derive(Clone, Debug)]
+pub(crate) enum Later {
+    /// These cannot talk for a while; `refused` says that who calls learns it.
+    Cut { pairs: Vec<(NodeId, NodeId)>, duration: u64, refused: bool },
+    /// A process dies, and starts again soon.
+    Die { node: NodeId, restart_delay: u64 },
+    /// Something befalls a metanode's whole disk.
+    Mishap(Step),
+    /// A client that is silent for long.
+    Silence(Part),
+}
+
+/// A part of a silence that comes later.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part {
+    /// It is known when the client was heard last.
+    Settled(usize),
+    /// The leader will find it silent.
+    Due(usize),
+    /// It speaks again.
+    Speak(usize),
 }

@@ -38,6 +38,8 @@ pub(crate) enum Wish {
     Reply { call: u64, answer: Box<Answer>, after_ns: u64 },
     /// The timer goes off once the process's clock has counted this.
     Arm { timer: Timer, after: Duration },
+    /// A metanode's new log is whole, and its superblock may name it alone. The process ends.
+    Recovered,
     /// The process cannot go on, and ends.
     Die(String),
 }

@@ -17,6 +17,7 @@ use files::Files;
 use holdfast_client::Error;
 use holdfast_common::limits::SESSION_LEASE_MS;
 use holdfast_common::{InodeId, LogIndex, NodeId, Term};
+use holdfast_datanode::{DataRequest, DataResponse};
 use holdfast_proto::data::DeleteShardsRequest;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, Kind, MutateResponse};
@@ -26,6 +27,9 @@ use names::Names;
 use opens::Opens;
 use shards::Shards;
 use volumes::{Demands, Volumes};
+
+use crate::client::key_of;
+use crate::stranger::STRANGER_VOLUMES;
 
 /// The least true time in which a clock that is a fiftieth fast counts this many milliseconds.
 pub(crate) const fn shortest_ns(ms: u64) -> u64 {
@@ -95,6 +99,8 @@ pub(crate) struct Truth {
     pub(crate) narrowed: u64,
     pub(crate) chunks: Chunks,
     pub(crate) installed: u64,
+    /// Starts that the volume manager refused for good.
+    pub(crate) refused_starts: u64,
     /// Who led, by term.
     pub(crate) leaders: BTreeMap<Term, NodeId>,
 }
@@ -128,6 +134,7 @@ impl Truth {
             narrowed: 0,
             chunks: Chunks::default(),
             installed: 0,
+            refused_starts: 0,
             leaders: BTreeMap::new(),
         }
     }
@@ -210,9 +217,31 @@ impl Truth {
         followed.unwrap_or_else(|wrong| panic!("entry {index}: {wrong}"));
     }
 
-    /// A disk is about to delete shards.
-    pub(crate) fn delete(&self, request: &DeleteShardsRequest) {
-        self.chunks.delete(self.now, request, self.log.table()).unwrap_or_else(|wrong| panic!("{wrong}"));
+    /// A datanode is about to execute requests, each with whether it needs no proof or has a right one.
+    pub(crate) fn executing(&mut self, node: NodeId, requests: &[(DataRequest, bool)]) {
+        self.shards.begin(node, requests);
+        for deletion in requests.iter().filter_map(ordered_deletion) {
+            self.chunks.delete(self.now, deletion, self.log.table()).unwrap_or_else(|wrong| panic!("{wrong}"));
+        }
+    }
+
+    /// It has executed them. `available_bytes`: what is free now, for everybody; `None` if it died, and nobody hears of it.
+    pub(crate) fn executed(
+        &mut self,
+        node: NodeId,
+        requests: &[(DataRequest, bool)],
+        responses: &[DataResponse],
+        available_bytes: Option<u64>,
+    ) {
+        for (request, response) in requests.iter().zip(responses) {
+            if let (Some(deletion), DataResponse::Delete(response)) = (ordered_deletion(request), response) {
+                self.chunks.deleted(deletion, response);
+            }
+        }
+        if let Some(available_bytes) = available_bytes {
+            let judged = self.shards.executed(node, requests, responses, available_bytes);
+            judged.unwrap_or_else(|wrong| panic!("{node}: {wrong}"));
+        }
     }
 
     fn follow_sessions(&mut self, command: &TableCommand, answer: &MutateResponse) {
@@ -275,10 +304,20 @@ impl Truth {
         }
     }
 
-    /// A leader answered a request of a session: no lease may end sooner than its length after the asking.
-    pub(crate) fn session_answered(&mut self, session: u64, sent: u64) {
+    /// A leader answered a request of a session: no lease may end sooner than its length after the asking. One that has ended is
+    /// renewed by no open (R20): its client counts on nothing but keep-alives, and the expiry may be in the log.
+    pub(crate) fn session_answered(&mut self, session: u64, sent: u64, opens: bool) {
         let last = self.answered.entry(session).or_default();
-        *last = sent.max(*last);
+        if !opens || sent < *last + LEASE_NS {
+            *last = sent.max(*last);
+        }
+    }
+
+    /// When a client was heard last by a leader that answered.
+    pub(crate) fn last_answered(&self, client: usize) -> Option<u64> {
+        let key = key_of(client);
+        let is_its = |session: &u64| self.keys.get(session).is_some_and(|known| *known == key);
+        self.answered.iter().filter(|(session, _)| is_its(session)).map(|(_, sent)| *sent).max()
     }
 
     /// How many sessions a client has lost.
@@ -326,6 +365,14 @@ impl Truth {
             panic!("directory {parent} never had the names {seen:?} from entry {low} to {high}")
         };
         self.observed = self.observed.max(index);
+    }
+}
+
+/// The deletion that a table ordered: nothing that a stranger asks for.
+fn ordered_deletion((request, is_proven): &(DataRequest, bool)) -> Option<&DeleteShardsRequest> {
+    match request {
+        DataRequest::Delete(request) if *is_proven && request.volume < STRANGER_VOLUMES => Some(request),
+        _ => None,
     }
 }
 

@@ -3,19 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use holdfast_client::CallFailed;
-use holdfast_common::{ClusterId, NodeId, VolumeId};
-use holdfast_proto::control::{DeleteVolumeRequest, HeartbeatRequest, ShowVolumeRequest};
-use holdfast_storage::SimulatedDisk;
-use holdfast_transport::RpcError;
-use holdfast_volmgr::{Answers, Now, SteppedVolmgr, VolmgrOptions, VolmgrRequest, VolmgrResponse};
-
 use crate::clock::Times;
-use crate::disk::{Waits, log_directories, log_options};
+use crate::disk::{FIRST_LOG, Waits, log_directories, log_options};
 use crate::machines::VOLMGR;
-use crate::packet::{Packet, Request, Response};
+use crate::packet::{Answer, Packet, Request, Response};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
+use holdfast_client::CallFailed;
+use holdfast_common::{ClusterId, NodeId, VolumeId};
+use holdfast_node::is_final;
+use holdfast_proto::control::{DeleteVolumeRequest, HeartbeatRequest, ShowVolumeRequest};
+use holdfast_storage::SimulatedDisk;
+use holdfast_volmgr::{Answers, Denial, Now, SteppedVolmgr, VolmgrOptions, VolmgrRequest, VolmgrResponse};
 
 /// The log of one voter: its only election takes a few of these.
 const TICK: Duration = Duration::from_millis(100);
@@ -43,7 +42,7 @@ fn open(
 ) -> Result<SteppedVolmgr, String> {
     let consensus = log_options(VOLMGR, seed, TICK, sabotage);
     let options = VolmgrOptions { cluster, consensus, seed, sabotage: sabotage.volmgr() };
-    let [log, snapshots] = log_directories(disk)?;
+    let [log, snapshots] = log_directories(disk, FIRST_LOG)?;
     let opened = SteppedVolmgr::open(options, log, snapshots, now(times));
     opened.map_err(|error| error.to_string())
 }
@@ -55,19 +54,33 @@ fn request_of(request: Request) -> Option<VolmgrRequest> {
         Request::AllocateGroups(request) => Some(VolmgrRequest::AllocateGroups(request)),
         Request::CreateVolume(request) => Some(VolmgrRequest::CreateVolume(request)),
         Request::ShowVolume(name) => Some(VolmgrRequest::ShowVolume(ShowVolumeRequest { name })),
+        Request::ListVolumes => Some(VolmgrRequest::ListVolumes),
+        Request::ShowCluster => Some(VolmgrRequest::ShowCluster),
         Request::DeleteVolume(name) => Some(VolmgrRequest::DeleteVolume(DeleteVolumeRequest { name })),
         _ => None,
     }
 }
 
-fn response_of(response: VolmgrResponse) -> Option<Response> {
+fn response_of(response: VolmgrResponse) -> Response {
     match response {
-        VolmgrResponse::Register(response) => Some(Response::Registered(response)),
-        VolmgrResponse::Heartbeat(response) => Some(Response::Heartbeat(response)),
-        VolmgrResponse::AllocateGroups(response) => Some(Response::Groups(response)),
-        VolmgrResponse::Volume(response) => Some(Response::Volume(response)),
-        VolmgrResponse::DeleteVolume(_) => Some(Response::VolumeDeleted),
-        VolmgrResponse::ListVolumes(_) | VolmgrResponse::ShowCluster(_) => None,
+        VolmgrResponse::Register(response) => Response::Registered(response),
+        VolmgrResponse::Heartbeat(response) => Response::Heartbeat(response),
+        VolmgrResponse::AllocateGroups(response) => Response::Groups(response),
+        VolmgrResponse::Volume(response) => Response::Volume(response),
+        VolmgrResponse::DeleteVolume(_) => Response::VolumeDeleted,
+        VolmgrResponse::ListVolumes(response) => Response::Volumes(response.volumes),
+        VolmgrResponse::ShowCluster(response) => Response::Cluster(response),
+    }
+}
+
+/// What its caller hears, in gRPC's words: only some denials are final.
+fn answer_of(answer: Result<VolmgrResponse, Denial>) -> Answer {
+    match answer {
+        Ok(response) => Ok(response_of(response)),
+        Err(denial) => {
+            let (detail, status) = (denial.to_string(), denial.into());
+            if is_final(&status) { Ok(Response::Denied(detail)) } else { Err(CallFailed::Volmgr(detail)) }
+        }
     }
 }
 
@@ -110,7 +123,7 @@ impl Setup {
             answer.is_some()
         });
         let (_, response) = answer.expect("an answer");
-        response_of(response.expect("a setup without mistakes")).expect("an answer of use")
+        response_of(response.expect("a setup without mistakes"))
     }
 
     /// Makes a volume; its table is made when the metanodes hear of it. Answers its id.
@@ -150,11 +163,10 @@ impl VolmgrRole {
     }
 
     fn replies(answers: Answers, wishes: &mut Vec<Wish>) {
-        wishes.extend(answers.into_iter().map(|(call, answer)| {
-            let answer = answer.map_err(|denial| CallFailed::Volmgr(denial.to_string()));
-            let answer = answer
-                .and_then(|response| response_of(response).ok_or(RpcError::Malformed("not asked for here").into()));
-            Wish::Reply { call, answer: Box::new(answer), after_ns: 0 }
+        wishes.extend(answers.into_iter().map(|(call, answer)| Wish::Reply {
+            call,
+            answer: Box::new(answer_of(answer)),
+            after_ns: 0,
         }));
     }
 }

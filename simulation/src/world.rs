@@ -12,11 +12,12 @@ use parking_lot::Mutex;
 
 use calls::OpenCall;
 
-use crate::clock::{Clock, MS, Times};
+use crate::clock::{Clock, MS};
 use crate::coverage::Coverage;
-use crate::machines::{VOLMGR, client_of};
+use crate::machine::{Deferred, Machine};
+use crate::machines::{METANODES, VOLMGR, client_of};
 use crate::packet::{Packet, Request};
-use crate::plan::Plan;
+use crate::plan::{Later, Plan};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::trace::Trace;
 use crate::truth::Truth;
@@ -72,40 +73,6 @@ pub(crate) enum Heal {
     Loss,
 }
 
-/// A part of a fault that comes later.
-#[derive(Clone, Debug)]
-pub(crate) enum Later {
-    /// These cannot talk for a while; `refused` says that who calls learns it.
-    Cut { pairs: Vec<(NodeId, NodeId)>, duration: u64, refused: bool },
-    /// A process dies, and starts again soon.
-    Die { node: NodeId, restart_delay: u64 },
-}
-
-/// One machine: its clock, its disk, and its process while it lives.
-pub(crate) struct Machine {
-    pub(crate) node: NodeId,
-    pub(crate) life: u64,
-    pub(crate) clock: Clock,
-    /// The true time, when its process starts.
-    now: u64,
-    pub(crate) disk: SimulatedDisk,
-    pub(crate) role: Option<Box<dyn Role>>,
-    woken: bool,
-    /// What came while the process was paused; `None` when it is not.
-    deferred: Option<Vec<Deferred>>,
-}
-
-impl Machine {
-    pub(crate) fn times(&self) -> Times {
-        self.clock.times(self.now)
-    }
-}
-
-enum Deferred {
-    Packet(NodeId, Packet),
-    Timer(Timer),
-}
-
 /// What the network does at present.
 #[derive(Default)]
 pub(crate) struct Network {
@@ -129,6 +96,10 @@ pub(crate) struct Fate {
     pub(crate) snapshot_arrives: fn(&mut World, NodeId),
     /// A metanode has taken a snapshot in, and nothing that follows it.
     pub(crate) snapshot_installed: fn(&mut World, NodeId),
+    /// A metanode that lost its log has all of its tables back.
+    pub(crate) recovered: fn(&mut World, NodeId),
+    /// A metanode's process has ended.
+    pub(crate) metanode_ended: fn(&mut World),
 }
 
 /// Starts the process of a machine.
@@ -175,8 +146,7 @@ impl World {
     /// Adds a machine with a formatted disk, and starts its process.
     pub(crate) fn add(&mut self, node: NodeId, disk: SimulatedDisk) {
         let clock = Clock::new(&mut self.random);
-        let machine = Machine { node, life: 0, clock, now: 0, disk, role: None, woken: false, deferred: None };
-        self.machines.insert(node, machine);
+        self.machines.insert(node, Machine::new(node, disk, clock));
         self.start(node);
     }
 
@@ -298,6 +268,9 @@ impl World {
         if let Some(deferred) = &mut machine.deferred {
             return deferred.push(Deferred::Packet(from, packet));
         }
+        if let Packet::Raft(generation, _) = &packet {
+            machine.heard.insert(from, *generation);
+        }
         let times = machine.clock.times(self.now);
         let is_snapshot = matches!(&packet, Packet::Call(_, request) if matches!(**request, Request::Snapshot { .. }));
         if let Some(role) = &mut machine.role {
@@ -370,6 +343,10 @@ impl World {
                     let (life, delay) = (machine.life, machine.clock.true_ns(after));
                     self.after(delay, Event::Timer { node, life, timer });
                 }
+                Wish::Recovered => {
+                    (self.fate.recovered)(self, node);
+                    return self.kill(node);
+                }
                 Wish::Die(why) => {
                     self.trace.note(self.now, || format!("{node} ends: {why}"));
                     return self.kill(node);
@@ -390,10 +367,21 @@ impl World {
 
     /// Ends a process, which starts again after a time.
     pub(crate) fn kill_for(&mut self, node: NodeId, restart_delay: u64) {
+        self.end(node);
+        self.after(restart_delay, Event::Restart { node });
+        if METANODES.contains(&node) {
+            // It will have heard of nobody's start, and would believe an older one.
+            (self.fate.metanode_ended)(self);
+        }
+    }
+
+    /// Ends a process for good.
+    pub(crate) fn end(&mut self, node: NodeId) {
         let Some(machine) = self.machines.get_mut(&node) else { return };
         machine.role = None;
         machine.life += 1;
         (machine.woken, machine.deferred) = (false, None);
+        machine.heard.clear();
         let power = self.random.chance(60);
         if power {
             machine.disk.lose_power(&mut self.random);
@@ -415,10 +403,16 @@ impl World {
         if let Some(client) = client_of(node) {
             self.truth.lock().client_killed(client);
         }
-        self.after(restart_delay, Event::Restart { node });
     }
 
-    fn start(&mut self, node: NodeId) {
+    /// What a process has sent to others of its kind, and is under way, is lost.
+    pub(crate) fn lose_messages(&mut self, sender: NodeId) {
+        let is_lost =
+            |event: &Event| matches!(event, Event::Arrive { from, packet: Packet::Raft(..), .. } if *from == sender);
+        self.events.retain(|_, event| !is_lost(event));
+    }
+
+    pub(crate) fn start(&mut self, node: NodeId) {
         let Some(machine) = self.machines.get_mut(&node).filter(|machine| machine.role.is_none()) else { return };
         machine.now = self.now;
         match (self.start)(machine, &mut self.random, &self.truth) {

@@ -13,6 +13,11 @@ const GRANTS_MAX: usize = 16;
 /// A snapshot that nobody asks for is kept open for this long: a piece takes 10 s at most.
 const GRANT_IDLE_MS: u64 = 60_000;
 
+/// Why a request is not heard by a node without the table.
+pub(crate) const NO_REPLICA: &str = "it has no replica of this table";
+/// Why a request of an earlier start of its node is not heard.
+pub(crate) const LATER_START: &str = "a later start of this node was heard";
+
 /// Why a request is not heard, whoever leads. `ours` is the incarnation of the table here.
 pub(crate) fn refusal(request: &AdmitRequest, secret: &ClusterSecret, ours: Incarnation) -> Option<String> {
     let (volume, asked) = (VolumeId(request.volume), Incarnation(request.incarnation));

@@ -1,11 +1,14 @@
 //! What a metanode decides that lost its log and is on its way back (R23): which tables it needs, whom it asks, what it waits for, and
 //! which pieces of a snapshot it takes.
 
+use crate::machine::raft_group;
 use holdfast_common::checksum::crc32c;
-use holdfast_common::{Incarnation, NodeId, VolumeId};
+use holdfast_common::proof::{Claim, ClusterSecret};
+use holdfast_common::{Incarnation, LogIndex, NodeId, Term, VolumeId};
+use holdfast_consensus::Admission;
 use holdfast_proto::control::{Cluster, Role, Volume, VolumeState};
 use holdfast_proto::raft::admit_answer::Outcome;
-use holdfast_proto::raft::{AdmitAnswer, Admitted};
+use holdfast_proto::raft::{AdmitAnswer, AdmitRequest, Admitted, AdmittedPieceRequest};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
@@ -77,6 +80,41 @@ pub(crate) fn standing(cluster: &Cluster, ours: &str, node: NodeId, generation: 
     }
 }
 
+/// The start of a node that wants to come back, as the others hear of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker<'a> {
+    pub(crate) node: NodeId,
+    pub(crate) generation: u64,
+    pub(crate) secret: &'a ClusterSecret,
+}
+
+impl Asker<'_> {
+    /// Asks to be let in.
+    pub(crate) fn request(&self, table: &Needed) -> AdmitRequest {
+        let claim = Claim::Admit(self.node, self.generation);
+        AdmitRequest {
+            from: self.node.0,
+            generation: self.generation,
+            volume: table.volume.0,
+            incarnation: table.incarnation.0,
+            mac: self.secret.prove(table.volume, table.incarnation, claim).to_vec().into(),
+        }
+    }
+
+    /// Asks for a piece of the snapshot that was promised.
+    pub(crate) fn piece(&self, table: &Needed, admitted: &Admitted, offset: u64) -> AdmittedPieceRequest {
+        let (volume, transfer) = (table.volume.0, admitted.transfer);
+        AdmittedPieceRequest { from: self.node.0, generation: self.generation, volume, transfer, offset }
+    }
+
+    /// What the whole snapshot is handed to the new log with.
+    pub(crate) fn admission(&self, table: &Needed, leader: NodeId, admitted: &Admitted) -> Admission {
+        let group = raft_group(table.volume);
+        let (term, index) = (Term(admitted.term), LogIndex(admitted.index));
+        Admission { group, to: self.node, generation: self.generation, leader, term, index }
+    }
+}
+
 /// What a metanode said to a request to be let in, or that it said nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
@@ -104,17 +142,23 @@ impl Heard {
 
 /// Asks the other replicas of a table, who is said to lead first, each once.
 #[derive(Debug)]
-pub(crate) struct Asking<'a> {
-    table: &'a Needed,
+pub(crate) struct Asking {
+    table: Needed,
     order: VecDeque<NodeId>,
     heard: BTreeMap<NodeId, Heard>,
 }
 
-impl<'a> Asking<'a> {
-    pub(crate) fn new(table: &'a Needed) -> Self {
-        let mut asking = Self { table, order: table.others.keys().copied().collect(), heard: BTreeMap::new() };
-        asking.prefer(table.leader);
+impl Asking {
+    pub(crate) fn new(table: Needed) -> Self {
+        let (order, leader) = (table.others.keys().copied().collect(), table.leader);
+        let mut asking = Self { table, order, heard: BTreeMap::new() };
+        asking.prefer(leader);
         asking
+    }
+
+    /// The table that is asked for.
+    pub(crate) fn table(&self) -> &Needed {
+        &self.table
     }
 
     fn prefer(&mut self, node: Option<NodeId>) {
@@ -140,19 +184,19 @@ impl<'a> Asking<'a> {
     }
 
     /// What is waited for.
-    pub(crate) fn waits(self) -> Waits<'a> {
+    pub(crate) fn waits(self) -> Waits {
         Waits { table: self.table, heard: self.heard }
     }
 }
 
 /// Why a table is not back yet, as a sentence.
 #[derive(Debug)]
-pub(crate) struct Waits<'a> {
-    table: &'a Needed,
+pub(crate) struct Waits {
+    table: Needed,
     heard: BTreeMap<NodeId, Heard>,
 }
 
-impl fmt::Display for Waits<'_> {
+impl fmt::Display for Waits {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(to, "volume '{}' waits: every other replica of its table must run", self.table.name)?;
         let mut said = Vec::new();

@@ -2,15 +2,14 @@
 
 use super::home::Begun;
 use super::{RecoverFailed, RecoverProgress, RecoveredTable, disk_failed, io_failed};
-use crate::core::recovery::{Asking, Fetching, Heard, Needed, PieceUnusable};
+use crate::core::recovery::{Asker, Asking, Fetching, Heard, Needed, PieceUnusable};
 use crate::machine::raft_group;
 use crate::neighbours::resolve;
 use bytes::Bytes;
-use holdfast_common::proof::Claim;
-use holdfast_common::{LogIndex, NodeId, Term};
-use holdfast_consensus::{Admission, RecoverError};
+use holdfast_common::NodeId;
+use holdfast_consensus::RecoverError;
 use holdfast_proto::method::{RAFT_ADMIT, RAFT_ADMITTED_PIECE};
-use holdfast_proto::raft::{AdmitAnswer, AdmitRequest, Admitted, AdmittedPiece, AdmittedPieceRequest};
+use holdfast_proto::raft::{AdmitAnswer, Admitted, AdmittedPiece};
 use holdfast_transport::{Client, ClientLimits, Identity, Refusal, RpcError};
 use std::fs::File;
 use std::io::Write;
@@ -59,6 +58,11 @@ impl Fetcher {
         self.begun.identity().node
     }
 
+    fn asker(&self) -> Asker<'_> {
+        let identity = self.begun.identity();
+        Asker { node: identity.node, generation: identity.generation, secret: &identity.secret }
+    }
+
     /// Whether a table is back, durably.
     pub(super) fn has(&self, table: &Needed) -> bool {
         self.begun.recovering().lock().has(raft_group(table.volume))
@@ -70,7 +74,7 @@ impl Fetcher {
         table: &Needed,
         tell: &mut (impl FnMut(RecoverProgress) + Send),
     ) -> Result<Outcome, RecoverFailed> {
-        let mut asking = Asking::new(table);
+        let mut asking = Asking::new(table.clone());
         while let Some(node) = asking.next() {
             let (heard, address) = self.ask(table, node).await;
             let (Some(admitted), Some(address)) = (asking.heard(node, heard), address) else { continue };
@@ -91,15 +95,7 @@ impl Fetcher {
         let Ok(Some(address)) = tokio::task::spawn_blocking(move || resolve(&text)).await else {
             return (Heard::Silent("its address does not resolve".to_owned()), None);
         };
-        let identity = self.begun.identity();
-        let claim = Claim::Admit(identity.node, identity.generation);
-        let request = AdmitRequest {
-            from: identity.node.0,
-            generation: identity.generation,
-            volume: table.volume.0,
-            incarnation: table.incarnation.0,
-            mac: identity.secret.prove(table.volume, table.incarnation, claim).to_vec().into(),
-        };
+        let request = self.asker().request(table);
         let asked = self.client.unary::<_, AdmitAnswer>(address, RAFT_ADMIT, &request, ADMIT_TIMEOUT).await;
         let heard = match asked {
             Ok(answer) => Heard::of(answer, node),
@@ -148,13 +144,7 @@ impl Fetcher {
         admitted: Admitted,
         offset: u64,
     ) -> Result<(AdmittedPiece, Bytes), RpcError> {
-        let request = AdmittedPieceRequest {
-            from: self.node().0,
-            generation: self.begun.identity().generation,
-            volume: table.volume.0,
-            transfer: admitted.transfer,
-            offset,
-        };
+        let request = self.asker().piece(table, &admitted, offset);
         let mut answer = self.client.call(address, RAFT_ADMITTED_PIECE, &request, Vec::new(), PIECE_TIMEOUT).await?;
         Ok((answer.message()?, answer.body))
     }
@@ -166,14 +156,7 @@ impl Fetcher {
         leader: NodeId,
         admitted: Admitted,
     ) -> Result<Result<(), AttemptEnded>, RecoverFailed> {
-        let admission = Admission {
-            group: raft_group(table.volume),
-            to: self.node(),
-            generation: self.begun.identity().generation,
-            leader,
-            term: Term(admitted.term),
-            index: LogIndex(admitted.index),
-        };
+        let admission = self.asker().admission(table, leader, &admitted);
         // Holds the directory's lock for as long as it writes, also if nobody waits for it any more.
         let begun = Arc::clone(&self.begun);
         let taken = tokio::task::spawn_blocking(move || {

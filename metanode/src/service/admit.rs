@@ -24,7 +24,7 @@ pub(super) async fn admit(context: &Context, request: AdmitRequest) -> Reply {
 async fn outcome(context: &Context, request: &AdmitRequest) -> Outcome {
     let (from, volume) = (NodeId(request.from), VolumeId(request.volume));
     let Some(hosted) = context.hosted(volume) else {
-        return Outcome::Refused("it has no replica of this table".to_owned());
+        return Outcome::Refused(admitting::NO_REPLICA.to_owned());
     };
     let ours = incarnation(context, &hosted);
     if let Some(why) = admitting::refusal(request, &context.identity.secret, ours) {
@@ -32,7 +32,7 @@ async fn outcome(context: &Context, request: &AdmitRequest) -> Outcome {
     }
     // First of all: from here on nothing that the asker said in a former life is heard.
     if !context.inbox.is_current(from, request.generation) {
-        return Outcome::Refused("a later start of this node was heard".to_owned());
+        return Outcome::Refused(admitting::LATER_START.to_owned());
     }
     let admitted = match context.node.admit(raft_group(volume), from).await {
         Ok(admitted) => admitted,

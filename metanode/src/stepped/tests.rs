@@ -1,5 +1,6 @@
 //! What the callers of a stepped metanode rely on.
 
+mod recovery;
 mod world;
 
 use super::*;

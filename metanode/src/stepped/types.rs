@@ -8,6 +8,7 @@ use holdfast_proto::data::{
     DeleteShardsRequest, DeleteShardsResponse, ListShardsRequest, ListShardsResponse, SetFloorRequest, SetFloorResponse,
 };
 use holdfast_proto::meta::ReadResponse;
+use holdfast_proto::raft::{AdmitAnswer, AdmittedPiece, AdmittedPieceRequest};
 
 /// Who a stepped metanode is, and how it keeps its log.
 #[derive(Clone, Debug)]
@@ -102,6 +103,20 @@ pub enum Event {
         /// False also if nobody answered in time.
         ok: bool,
     },
+    /// A metanode that lost its log asks to be let back in.
+    Admit {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// The request.
+        request: AdmitRequest,
+    },
+    /// It asks for a piece of the snapshot that it was promised.
+    AdmittedPiece {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// The request.
+        request: AdmittedPieceRequest,
+    },
     /// The answer to an [`Output::Report`]; `None` if there is none. No further report comes before.
     Heartbeat(Option<HeartbeatResponse>),
     /// The volume manager refuses the node for good: it serves no more, and says nothing from here on.
@@ -170,6 +185,22 @@ pub enum Output {
         group: RaftGroupId,
         /// False if the sender has started anew since, or the table is not served here.
         accepted: bool,
+    },
+    /// Answers a metanode that lost its log.
+    Admitted {
+        /// The request's.
+        ticket: u64,
+        /// The answer.
+        answer: AdmitAnswer,
+    },
+    /// A piece of the snapshot that it was promised.
+    AdmittedPiece {
+        /// The request's.
+        ticket: u64,
+        /// What goes with the piece.
+        head: AdmittedPiece,
+        /// The piece.
+        piece: Bytes,
     },
     /// A question to the volume manager, answered by [`Event::Groups`].
     AskGroups {

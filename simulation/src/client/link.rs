@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use holdfast_client::CallFailed;
 use holdfast_client::network::{Call, Network};
 use holdfast_client::runtime::{Runtime, Work};
 use holdfast_common::NodeId;
@@ -109,6 +110,9 @@ impl Link {
                 answered
             };
             let answer = answered.await.map_err(|_| RpcError::Disconnected)?;
+            if let Ok(Response::Denied(why)) = answer {
+                return Err(CallFailed::Volmgr(why));
+            }
             pick(answer?).ok_or(RpcError::Malformed("an answer of another kind").into())
         })
     }

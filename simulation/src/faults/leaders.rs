@@ -4,10 +4,11 @@
 
 use holdfast_common::NodeId;
 
-use super::{both_ways, cut_for};
+use super::{both_ways, cut_for, refuse};
 use crate::clock::{MS, SECOND};
 use crate::machines::{METANODES, client_node};
-use crate::world::{Later, World};
+use crate::plan::Later;
+use crate::world::World;
 
 /// Percent of snapshots in which their receiver dies, and as many in which it dies right after.
 const DIES_INSTALLING_PERCENT: u64 = 30;
@@ -23,19 +24,24 @@ pub(super) fn befall(world: &mut World, leader: NodeId) {
     if world.random.chance(50) { divide(world, leader, pair) } else { usurp(world, leader, pair) }
 }
 
-/// Cuts these for a while; who calls learns it at once, and looks for another leader instead of waiting for this one.
-fn refuse(world: &mut World, pairs: Vec<(NodeId, NodeId)>, duration: u64) {
-    world.network.refused.extend(pairs.iter().copied());
-    for (caller, to) in &pairs {
-        world.close_connections(*caller, *to);
-    }
+/// The client that will reach the leader alone, and the one that will reach all metanodes but the leader.
+pub(super) fn choose_clients(world: &mut World) -> (NodeId, NodeId) {
+    let stays = world.random.index(2);
+    (client_node(stays), client_node(1 - stays))
+}
+
+/// The leader and the other metanodes cannot talk.
+pub(super) fn part(world: &mut World, leader: NodeId, duration: u64) {
+    let others = METANODES.into_iter().filter(|other| *other != leader);
+    let pairs = others.flat_map(|other| both_ways(leader, other)).collect();
     cut_for(world, pairs, duration);
 }
 
-/// The client that will reach the leader alone, and the one that will reach all metanodes but the leader.
-fn choose_clients(world: &mut World) -> (NodeId, NodeId) {
-    let stays = world.random.index(2);
-    (client_node(stays), client_node(1 - stays))
+/// They cannot for a moment, and clients reach all of them.
+pub(super) fn depose(world: &mut World, leader: NodeId) {
+    world.coverage.partitions += 1;
+    let duration = world.random.below(5 * SECOND) + 20 * MS;
+    part(world, leader, duration);
 }
 
 fn divide(world: &mut World, leader: NodeId, others: (NodeId, NodeId)) {
@@ -43,7 +49,7 @@ fn divide(world: &mut World, leader: NodeId, others: (NodeId, NodeId)) {
     let duration = 3 * SECOND + world.random.below(5 * SECOND);
     let pairs = [both_ways(stays, others.0), both_ways(stays, others.1), both_ways(goes, leader)];
     refuse(world, pairs.concat(), duration);
-    cut_for(world, [both_ways(leader, others.0), both_ways(leader, others.1)].concat(), duration);
+    part(world, leader, duration);
     if world.random.chance(50) {
         let pause = 500 * MS + world.random.below(4 * SECOND);
         world.pause(leader, pause);
@@ -80,18 +86,5 @@ pub(super) fn snapshot_arrives(world: &mut World, node: NodeId) {
 pub(super) fn snapshot_installed(world: &mut World, node: NodeId) {
     if world.plan.on && world.lives(node) && world.random.chance(DIES_INSTALLING_PERCENT) {
         world.kill(node);
-    }
-}
-
-/// Something that was planned happens, if things still go wrong.
-pub(super) fn come(world: &mut World, later: Later) {
-    if !world.plan.on {
-        return;
-    }
-    match later {
-        Later::Cut { pairs, duration, refused: true } => refuse(world, pairs, duration),
-        Later::Cut { pairs, duration, refused: false } => cut_for(world, pairs, duration),
-        Later::Die { node, restart_delay } if world.lives(node) => world.kill_for(node, restart_delay),
-        Later::Die { .. } => {}
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use holdfast_common::NodeId;
 use holdfast_transport::RpcError;
 
-use super::{Deferred, Event, TRANSIT_NS_MAX, World};
+use super::{Event, TRANSIT_NS_MAX, World};
+use crate::machine::Deferred;
 use crate::packet::{Answer, Packet, Request};
 
 /// A call under way.

@@ -69,13 +69,13 @@ fn an_old_copy_another_cluster_and_a_living_twin_do_not_come_back() {
 #[test]
 fn who_is_said_to_lead_is_asked_first_and_each_once() {
     let table = table();
-    let mut asking = Asking::new(&table);
+    let mut asking = Asking::new(table.clone());
     assert_eq!(asking.next(), Some(NodeId(3)), "as the volume manager said");
     assert_eq!(asking.heard(NodeId(3), Heard::LedBy(Some(NodeId(3)))), None);
     assert_eq!(asking.next(), Some(NodeId(2)));
     assert_eq!(asking.heard(NodeId(2), Heard::LedBy(Some(NodeId(3)))), None);
     assert_eq!(asking.next(), None, "it was asked: the next round asks anew");
-    let mut asking = Asking::new(&table);
+    let mut asking = Asking::new(table);
     asking.next();
     assert_eq!(asking.heard(NodeId(3), Heard::Admitted(admitted())), Some(admitted()));
 }
@@ -84,7 +84,7 @@ fn who_is_said_to_lead_is_asked_first_and_each_once() {
 fn what_is_waited_for_is_said() {
     let table = table();
     let said = |first, second| {
-        let mut asking = Asking::new(&table);
+        let mut asking = Asking::new(table.clone());
         asking.heard(NodeId(2), first);
         asking.heard(NodeId(3), second);
         asking.waits().to_string()

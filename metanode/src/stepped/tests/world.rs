@@ -10,11 +10,12 @@ use holdfast_proto::control::{
 use holdfast_proto::data::{DeleteShardsResponse, ListShardsResponse, ShardSummary};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Mutation, ReadResponse, read_request};
+use holdfast_proto::raft::{AdmitAnswer, AdmittedPiece};
 use holdfast_storage::SimulatedDisk;
 use std::collections::{BTreeSet, VecDeque};
 
 pub(crate) const VOLUME: VolumeId = VolumeId(9);
-const CLUSTER: ClusterId = ClusterId([7; 16]);
+pub(crate) const CLUSTER: ClusterId = ClusterId([7; 16]);
 const SECRET: ClusterSecret = ClusterSecret([5; 32]);
 const STEP_NS: u64 = 50_000_000;
 
@@ -28,6 +29,9 @@ pub(crate) struct World {
     mail: VecDeque<(u64, u64, Event)>,
     pub(crate) mutated: BTreeMap<u64, MutateResponse>,
     pub(crate) reads: BTreeMap<u64, ReadResponse>,
+    /// Answers to metanodes that lost their logs, by ticket.
+    pub(crate) admitted: BTreeMap<u64, AdmitAnswer>,
+    pub(crate) pieces: BTreeMap<u64, (AdmittedPiece, Bytes)>,
     pub(crate) reports: BTreeMap<u64, HeartbeatRequest>,
     pub(crate) drops_volume: bool,
     /// Deletions by disk, and the disk that does not answer.
@@ -53,6 +57,8 @@ impl World {
             mail: VecDeque::new(),
             mutated: BTreeMap::new(),
             reads: BTreeMap::new(),
+            admitted: BTreeMap::new(),
+            pieces: BTreeMap::new(),
             reports: BTreeMap::new(),
             drops_volume: false,
             deleted: Vec::new(),
@@ -71,9 +77,16 @@ impl World {
     }
 
     pub(crate) fn start(&mut self, node: u64) {
+        let options = self.next_start(node);
+        let (log, snapshots) = &self.disks[&node];
+        let opened = SteppedMetanode::open(options, log.root(), snapshots.root()).unwrap();
+        self.nodes.insert(node, opened);
+    }
+
+    fn next_start(&mut self, node: u64) -> MetanodeOptions {
         let generation = self.generations.entry(node).or_default();
         *generation += 1;
-        let options = MetanodeOptions {
+        MetanodeOptions {
             cluster: CLUSTER,
             node: NodeId(node),
             generation: *generation,
@@ -82,10 +95,15 @@ impl World {
             consensus: SteppedOptions::small(NodeId(node), node * 100 + *generation),
             patience: Patience::default(),
             sabotage: self.sabotage,
-        };
+        }
+    }
+
+    /// A node comes back on disks that hold nothing.
+    pub(crate) fn recovery(&mut self, node: u64) -> SteppedRecovery {
+        self.disks.insert(node, (SimulatedDisk::new(node), SimulatedDisk::new(node + 10)));
+        let options = self.next_start(node);
         let (log, snapshots) = &self.disks[&node];
-        let opened = SteppedMetanode::open(options, log.root(), snapshots.root()).unwrap();
-        self.nodes.insert(node, opened);
+        SteppedRecovery::open(options, log.root(), snapshots.root()).unwrap()
     }
 
     /// As kill -9 does, with what the disks held.
@@ -151,6 +169,8 @@ impl World {
             Output::SnapshotTaken { from: source, group, accepted } => {
                 self.mail.push_back((from, source.0, Event::SnapshotReported { to: sender, group, ok: accepted }));
             }
+            Output::Admitted { ticket, answer } => drop(self.admitted.insert(ticket, answer)),
+            Output::AdmittedPiece { ticket, head, piece } => drop(self.pieces.insert(ticket, (head, piece))),
             Output::AskGroups { ticket, request } => {
                 let members = || (1..=6).map(|i| GroupMember { disk: i, node: 100 + i }).collect();
                 let ids = request.first_group..request.first_group + u64::from(request.count);

@@ -17,18 +17,18 @@ use crate::core::starts::Starts;
 use crate::machine::{TableMachine, raft_group, volume_of};
 use crate::sabotage::Sabotage;
 use crate::table::{Table, refusal};
+use answers::Held;
 use bytes::Bytes;
 use holdfast_common::proof::ClusterSecret;
 use holdfast_common::{ClusterId, NodeId, Term, VolumeId};
 use holdfast_consensus::{
-    GroupMessage, GroupStatus, LogFailed, OpenError, ProposeError, ReadError, SteppedNode, SteppedOptions, Turn,
+    GroupMessage, GroupStatus, LogFailed, OpenError, ReadError, SteppedNode, SteppedOptions, Turn,
 };
 use holdfast_proto::control::{HeartbeatResponse, TableReport, VolumeDrop};
 use holdfast_proto::meta::{Code, MutateRequest, MutateResponse, ReadRequest};
 use holdfast_proto::metanode::Neighbours;
 use holdfast_proto::raft::AdmitRequest;
 use holdfast_storage::Directory;
-use prost::Message;
 pub use recovery::{Answer, Question, RecoveryStopped, SteppedRecovery};
 use seat::{Seat, Work};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +36,7 @@ use std::sync::Arc;
 pub use types::{Event, MetanodeOptions, Now, Output};
 
 mod admit;
+mod answers;
 mod recovery;
 mod seat;
 #[cfg(test)]
@@ -93,6 +94,7 @@ pub struct SteppedMetanode {
     refused: bool,
     /// Snapshots for metanodes that lost their logs, until they were fetched.
     grants: Grants<Bytes>,
+    held: Held,
     outputs: Vec<Output>,
 }
 
@@ -129,6 +131,7 @@ impl SteppedMetanode {
             dropping: BTreeMap::new(),
             refused: false,
             grants,
+            held: Held::default(),
             outputs: Vec::new(),
         })
     }
@@ -180,7 +183,7 @@ impl SteppedMetanode {
     /// Whether [`Self::turn`] would do or say anything.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        !self.refused && (self.node.has_work() || !self.outputs.is_empty())
+        !self.refused && (self.node.has_work() || self.held.are_due() || !self.outputs.is_empty())
     }
 
     /// Whether [`Self::synced`] is due.
@@ -413,6 +416,7 @@ impl SteppedMetanode {
             self.creating.remove(&volume);
             self.seats.entry(volume).or_insert_with(|| Seat::new(self.options.patience, self.options.sabotage));
         }
+        self.answer_held(now);
         for (ticket, answer) in turn.proposals {
             self.proposed(now, ticket, answer);
         }
@@ -432,42 +436,6 @@ impl SteppedMetanode {
             }
         }
         std::mem::take(&mut self.outputs)
-    }
-
-    fn proposed(&mut self, now: Now, ticket: u64, answer: Result<Bytes, ProposeError>) {
-        match self.waiting.remove(&ticket) {
-            Some(Waiting::Mutate { volume, term, ticket, note }) => {
-                let response = self.end(now, (volume, term), &note, answer);
-                self.outputs.push(Output::Mutated { ticket, response });
-            }
-            Some(Waiting::Own { volume, term, work }) => {
-                self.worked(now, (volume, term), work.proposed(volume, answer))
-            }
-            // Given up.
-            Some(Waiting::Read { .. } | Waiting::Admit { .. }) | None => {}
-        }
-    }
-
-    fn end(
-        &mut self,
-        now: Now,
-        (volume, term): (VolumeId, Term),
-        note: &mutating::Note,
-        answer: Result<Bytes, ProposeError>,
-    ) -> MutateResponse {
-        let ended = match self.seated(now, volume, term) {
-            Some((mut view, _)) => {
-                let ended = mutating::end(&mut view, note, answer);
-                mutating::let_go(&mut view, note);
-                ended
-            }
-            // Dropped meanwhile.
-            None => answer.map_err(|_| Box::new(refusal(Code::TableStopped))),
-        };
-        match ended {
-            Ok(encoded) => MutateResponse::decode(encoded).expect("apply answers with an encoded response"),
-            Err(response) => *response,
-        }
     }
 
     fn read_allowed(&mut self, now: Now, ticket: u64, barrier: Result<(), ReadError>) {

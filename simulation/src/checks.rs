@@ -104,11 +104,13 @@ pub(crate) fn coverage(world: &World) -> Coverage {
     let chunks = &truth.chunks;
     coverage.forgotten_chunks = chunks.forgotten;
     coverage.rewritten_chunks = chunks.rewritten;
+    coverage.burnt_commits = truth.burnt_commits;
     coverage.floors = chunks.floors;
     (coverage.debts, coverage.settled_debts) = (chunks.debts, chunks.settled);
     coverage.collected_orphans = chunks.orphans;
     (coverage.compared_shards, coverage.refused_puts) = (truth.shards.compared, truth.shards.refused);
     coverage.leader_changes = truth.leaders.iter().collect::<BTreeSet<_>>().len() as u64;
+    coverage.held_creates = truth.held_creates;
     coverage.snapshots_installed = truth.installed;
     coverage.refused_starts = truth.refused_starts;
     for machine in world.machines.values() {

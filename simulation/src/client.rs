@@ -15,9 +15,10 @@ use parking_lot::Mutex;
 
 use crate::clock::Times;
 use crate::machines::CLIENTS;
-use crate::packet::Packet;
+use crate::packet::{Packet, address_of};
 use crate::programs::{
-    Ask, Desk, audit, clear, clear_volumes, watch_names, work_on_files, work_on_names, work_on_volumes,
+    Ask, Desk, Lines, audit, clear, clear_volumes, name_burnt_chunks, watch_names, work_on_files, work_on_names,
+    work_on_volumes,
 };
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::truth::{BASE_KEY_BYTES, Stage, Truth};
@@ -30,6 +31,8 @@ const MEMORY_BYTES: usize = 2 << 20;
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// Requests that nobody waits for any more are answered within this when all is well.
 const CLEAR_PAUSE: Duration = Duration::from_secs(5);
+/// Longest wait for the answer to what no client asks.
+const STRANGE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Tasks polled in one go: more means that tasks wake each other for ever.
 const POLLS_MAX: usize = 100_000;
 
@@ -147,6 +150,7 @@ async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: R
         begin(client, &runtime, &truth, work_on_volumes(desk(random.fork()), operator(&link)));
     }
     begin(client, &runtime, &truth, watch_names(desk(random.fork())));
+    begin(client, &runtime, &truth, name_burnt_chunks(desk(random.fork()), lines(&link)));
     let desk = desk(random.fork());
     loop {
         let stage = truth.lock().stage;
@@ -178,6 +182,12 @@ async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: R
 fn operator(link: &Link) -> Ask {
     let link = link.clone();
     Box::new(move |request| link.operate(request))
+}
+
+fn lines(link: &Link) -> Lines {
+    let (table, manager) = (link.clone(), link.clone());
+    let mutate = move |node, request| table.mutate(address_of(node), request, STRANGE_TIMEOUT);
+    Lines { mutate: Box::new(mutate), volume: Box::new(move || manager.volume()) }
 }
 
 async fn leave(client: usize, desk: &Desk) {

@@ -70,6 +70,8 @@ coverage! {
     older_copies,
     /// Starts of metanodes that the volume manager refused for good.
     refused_starts,
+    /// Times that a metanode's answers to creates were late, while everything else went on.
+    held_creates,
     /// Snapshots installed by replicas.
     snapshots_installed,
     /// Sessions expired.
@@ -96,6 +98,8 @@ coverage! {
     forgotten_chunks,
     /// Chunks of commits that had to be written anew.
     rewritten_chunks,
+    /// Commits that named a freed chunk again, and were refused.
+    burnt_commits,
     /// Times that chunks were forgotten although a silent member had not confirmed.
     debts,
     /// Debts of members settled, once their disk was compared.
@@ -114,6 +118,8 @@ coverage! {
     lost_names,
     /// Syncs that failed.
     sync_errors,
+    /// Syncs of datanodes that were to fail shortly before a loss of power.
+    failing_syncs,
     /// Reads that failed.
     read_errors,
     /// Disks that failed for good.

@@ -244,7 +244,7 @@ impl Role for DatanodeRole {
         match timer {
             Timer::Beat => self.beats = true,
             Timer::Look => self.looks = true,
-            Timer::Tick | Timer::Synced | Timer::Job | Timer::Sleep(_) => {}
+            Timer::Tick | Timer::Synced | Timer::Job | Timer::Creates | Timer::Sleep(_) => {}
         }
     }
 

@@ -75,7 +75,7 @@ impl Waits {
         match timer {
             Timer::Synced => (self.sync_armed, self.sync_due) = (false, true),
             Timer::Job => (self.job_armed, self.job_due) = (false, true),
-            Timer::Tick | Timer::Look | Timer::Beat | Timer::Sleep(_) => {}
+            Timer::Tick | Timer::Look | Timer::Beat | Timer::Creates | Timer::Sleep(_) => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! What goes wrong, when, and how much of it: never more than Raft and the code mode tolerate for good.
 
+mod disks;
 mod leaders;
 mod mishaps;
 mod silence;
@@ -41,6 +42,7 @@ fn come(world: &mut World, later: Later) {
         Later::Die { .. } => {}
         Later::Mishap(step) => mishaps::take(world, step),
         Later::Silence(part) => silence::go_on(world, part),
+        Later::Blow(node, blow) => disks::go_on(world, node, blow),
     }
 }
 
@@ -56,6 +58,7 @@ pub(crate) fn begin(world: &mut World) {
     let delay = world.random.below(2 * SECOND);
     world.fault_after(delay);
     mishaps::begin(world);
+    disks::begin(world);
     if world.plan.long {
         world.plan.away_at = Some(world.now + AWAY_AFTER_NS);
     }
@@ -206,13 +209,14 @@ fn cut(world: &mut World, pairs: Vec<(NodeId, NodeId)>) {
 }
 
 fn cut_for(world: &mut World, pairs: Vec<(NodeId, NodeId)>, duration: u64) {
-    world.network.cut.extend(pairs.iter().copied());
+    world.network.cut.add(&pairs);
     world.heal_after(duration, Heal::Link(pairs));
 }
 
 /// Cuts these for a while; who calls learns it at once, and looks for another leader instead of waiting for this one.
 fn refuse(world: &mut World, pairs: Vec<(NodeId, NodeId)>, duration: u64) {
-    world.network.refused.extend(pairs.iter().copied());
+    world.network.refused.add(&pairs);
+    world.heal_after(duration, Heal::Refused(pairs.clone()));
     for (caller, to) in &pairs {
         world.close_connections(*caller, *to);
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, LogIndex, NodeId, RaftGroupId, VolumeId};
+use holdfast_common::{ClusterId, LogIndex, NodeId, RaftGroupId, Random, VolumeId};
 use holdfast_consensus::{ExpectedLog, GroupStatus, Role as RaftRole, SteppedOptions};
 use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
@@ -20,12 +20,15 @@ use crate::disk::{Waits, log_directories, log_identity, log_options};
 use crate::packet::{Answer, Packet, Request, Response, address_of};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
-use crate::truth::Truth;
 use crate::truth::chunks::PATIENCE;
+use crate::truth::{Stage, Truth};
 
 const TICK: Duration = Duration::from_millis(150);
 /// How often upkeep, sweep and heartbeat are let look.
 const LOOK: Duration = Duration::from_millis(250);
+/// Once in so many looks the answers to creates are held, for at most a round of upkeep and what follows from it.
+const HOLDS_ONE_IN: u64 = 10;
+const HOLD_MS_MAX: u64 = 700;
 const BEAT_MS: u64 = 1000;
 const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
 const GROUPS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -92,6 +95,8 @@ pub(crate) struct MetanodeRole {
     /// Sessions of requests that came and were not answered yet: when they came, by call.
     sessions: BTreeMap<u64, Sign>,
     arrived: Vec<(u64, Sign)>,
+    /// Inodes that sessions release by keep-alives that are not answered yet, by call.
+    releases: BTreeMap<u64, (u64, Vec<u64>)>,
     /// Snapshots that came whole and are not answered yet.
     snapshots: BTreeMap<(NodeId, RaftGroupId), u64>,
     wishes: Vec<Wish>,
@@ -142,6 +147,7 @@ impl MetanodeRole {
             next_ticket: 1,
             sessions: BTreeMap::new(),
             arrived: Vec::new(),
+            releases: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             wishes: vec![Wish::Arm { timer: Timer::Tick, after: TICK }],
         };
@@ -188,6 +194,9 @@ impl MetanodeRole {
                 // Others renew no lease.
                 if let Some(Op::KeepAlive(_) | Op::Open(_)) = request.op {
                     let opens = matches!(request.op, Some(Op::Open(_)));
+                    if let Some(Op::KeepAlive(keep_alive)) = &request.op {
+                        self.releases.insert(call, (request.session, keep_alive.released.clone()));
+                    }
                     self.arrived.push((call, Sign { session: request.session, came: 0, opens }));
                 }
                 self.node.handle(now, Event::Read { ticket: call, request });
@@ -250,6 +259,9 @@ impl MetanodeRole {
                 self.reply(ticket, Response::Mutated(response));
             }
             Output::Read { ticket, response } => {
+                if let Some((session, inodes)) = self.releases.remove(&ticket) {
+                    truth.released(session, &inodes);
+                }
                 if response.code() == Code::Ok {
                     self.session_answered(ticket, truth);
                 }
@@ -309,6 +321,16 @@ impl MetanodeRole {
         }
     }
 
+    /// Once in a while the tasks that answer creates stand still for a moment, and everything else goes on.
+    fn may_hold_creates(&mut self, random: &mut Random, truth: &mut Truth) {
+        if truth.stage == Stage::Work && random.one_in(HOLDS_ONE_IN) {
+            self.node.hold_creates(true);
+            truth.held_creates += 1;
+            let after = Duration::from_millis(random.below(HOLD_MS_MAX) + 1);
+            self.wishes.push(Wish::Arm { timer: Timer::Creates, after });
+        }
+    }
+
     /// A start that was refused for good says nothing any more (R28).
     fn check_refused(&mut self, outputs: &[Output], truth: &mut Truth) {
         if self.refused == Refused::No {
@@ -361,6 +383,7 @@ impl Role for MetanodeRole {
                 self.wishes.push(Wish::Arm { timer: Timer::Tick, after: TICK });
             }
             Timer::Look => self.looks = true,
+            Timer::Creates => self.node.hold_creates(false),
             Timer::Beat | Timer::Synced | Timer::Job | Timer::Sleep(_) => {}
         }
     }
@@ -374,6 +397,7 @@ impl Role for MetanodeRole {
         if std::mem::take(&mut self.looks) {
             self.node.handle(now, Event::Look);
             self.wishes.push(Wish::Arm { timer: Timer::Look, after: LOOK });
+            self.may_hold_creates(moment.random, &mut truth);
         }
         if self.waits.take_job() {
             self.node.write_snapshot();

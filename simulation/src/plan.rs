@@ -74,6 +74,11 @@ impl Plan {
         self.bad_disk.filter(|_| self.rots)
     }
 
+    /// The machine whose disk fails, and keeps what it promised until then.
+    pub(crate) fn failing(&self) -> Option<NodeId> {
+        self.bad_disk.filter(|_| !self.rots)
+    }
+
     /// What goes wrong by chance on a node's disk.
     pub(crate) fn disk_faults(&self, node: NodeId) -> Faults {
         let bad = self.bad_disk == Some(node);
@@ -147,6 +152,17 @@ pub(crate) enum Later {
     Mishap(Step),
     /// A client that is silent for long.
     Silence(Part),
+    /// Something befalls the datanode whose disk fails.
+    Blow(NodeId, Blow),
+}
+
+/// A part of what befalls a datanode whose disk fails.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Blow {
+    /// Its next sync fails.
+    Sync,
+    /// Its machine loses its power.
+    Power,
 }
 
 /// A part of a silence that comes later.

@@ -1,10 +1,12 @@
 //! What runs on a simulated client: programs that use the file system and say to the truth what they were told.
 
+mod burnt;
 mod data;
 mod names;
 mod remove;
 mod volumes;
 
+pub(crate) use burnt::{Lines, STRANGE_SEQUENCES, name_burnt_chunks};
 pub(crate) use data::{audit, work_on_files};
 pub(crate) use names::{clear, watch_names, work_on_names};
 pub(crate) use volumes::{Ask, clear_volumes, work_on_volumes};

@@ -24,6 +24,8 @@ pub(crate) enum Timer {
     Synced,
     /// A job of a background thread is done.
     Job,
+    /// Creates whose answers were held are answered.
+    Creates,
     /// A sleep of a client's task ends.
     Sleep(u64),
 }

@@ -29,6 +29,7 @@ use shards::Shards;
 use volumes::{Demands, Volumes};
 
 use crate::client::key_of;
+use crate::programs::STRANGE_SEQUENCES;
 use crate::stranger::STRANGER_VOLUMES;
 
 /// The least true time in which a clock that is a fiftieth fast counts this many milliseconds.
@@ -97,8 +98,12 @@ pub(crate) struct Truth {
     pub(crate) told_losses: u64,
     pub(crate) expiries: u64,
     pub(crate) narrowed: u64,
+    /// Commits that named a freed chunk again.
+    pub(crate) burnt_commits: u64,
     pub(crate) chunks: Chunks,
     pub(crate) installed: u64,
+    /// Times that a metanode's answers to creates were held.
+    pub(crate) held_creates: u64,
     /// Starts that the volume manager refused for good.
     pub(crate) refused_starts: u64,
     /// Who led, by term.
@@ -132,8 +137,10 @@ impl Truth {
             told_losses: 0,
             expiries: 0,
             narrowed: 0,
+            burnt_commits: 0,
             chunks: Chunks::default(),
             installed: 0,
+            held_creates: 0,
             refused_starts: 0,
             leaders: BTreeMap::new(),
         }
@@ -147,7 +154,7 @@ impl Truth {
 
     /// A client was killed.
     pub(crate) fn client_killed(&mut self, client: usize) {
-        self.opens.ended(client);
+        self.opens.ended(client, &key_of(client));
         let client = &mut self.clients[client];
         self.programs -= client.programs;
         *client = Client { life: client.life + 1, ..Client::default() };
@@ -158,6 +165,7 @@ impl Truth {
     /// expired meanwhile, and such an open protects nothing.
     pub(crate) fn opened(&mut self, inode: InodeId, client: usize, key: &[u8], losses: u64) -> bool {
         let there = self.log.table().get_attr(inode).is_ok();
+        self.opens.told(inode, key);
         if there {
             self.opens.opened(inode, client, key, losses);
         }
@@ -168,7 +176,19 @@ impl Truth {
     pub(crate) fn closes(&mut self, inode: InodeId, client: usize) {
         let nameless = self.log.table().get_attr(inode).is_ok_and(|attr| attr.nlink == 0);
         self.nameless += u64::from(nameless);
-        self.opens.closes(inode, client);
+        self.opens.closes(inode, client, &key_of(client));
+    }
+
+    /// A session told a leader that it has inodes open no longer. Of what it is about to open again it will tell the leader again.
+    pub(crate) fn released(&mut self, session: u64, inodes: &[u64]) {
+        if let Some(key) = self.keys.get(&session) {
+            inodes.iter().for_each(|inode| self.opens.told(InodeId(*inode), key));
+        }
+    }
+
+    /// A client was told that its create failed.
+    pub(crate) fn not_opened(&mut self, client: usize) {
+        self.opens.not_opened(&key_of(client));
     }
 
     /// How many clients are mounted.
@@ -213,6 +233,11 @@ impl Truth {
 
     fn follow_chunks(&mut self, index: LogIndex, command: &TableCommand, answer: &MutateResponse) {
         let Some(op) = command.mutation.as_ref().and_then(|mutation| mutation.op.as_ref()) else { return };
+        if is_strange(command) {
+            // It is refused: the table is compared.
+            self.burnt_commits += u64::from(answer.code() == Code::Ok);
+            return;
+        }
         let followed = self.chunks.follow(self.now, op, answer, self.log.table());
         followed.unwrap_or_else(|wrong| panic!("entry {index}: {wrong}"));
     }
@@ -253,14 +278,26 @@ impl Truth {
                 self.keys.insert(answer.session, base_key(&open.client_key));
                 self.answered.insert(answer.session, self.now);
             }
-            Some(Op::Commit(commit)) => {
+            Some(Op::Commit(commit)) if !is_strange(command) => {
                 self.narrowed += commit.chunks.iter().filter(|chunk| chunk.data_shards < 2).count() as u64;
+            }
+            // A repeated one may come too late: its client is told, or told again, and asks to open the inode anew.
+            Some(Op::Create(create))
+                if create.open && answer.code() == Code::Ok && !self.names.has_executed(command) =>
+            {
+                if let (Some(attr), Some(key)) = (answer.attr, self.keys.get(&command.session)) {
+                    let (key, losses) = (key.clone(), self.losses_of(key));
+                    self.opens.created(InodeId(attr.inode), key, self.log.elections(), losses);
+                }
             }
             Some(Op::ReapOrphans(reap)) => {
                 self.reaped += reap.inodes.len() as u64;
                 for inode in &reap.inodes {
                     let user = self.opens.user(InodeId(*inode), |key| self.losses_of(key));
                     assert!(user.is_none(), "inode {inode} was reaped while client {user:?} has it open");
+                    let elections = self.log.elections();
+                    let told = self.opens.is_being_told(InodeId(*inode), elections, |key| self.losses_of(key));
+                    assert!(!told, "inode {inode} was reaped while the create that opens it is being answered");
                 }
             }
             Some(Op::ExpireSessions(expire)) => {
@@ -311,6 +348,13 @@ impl Truth {
         if !opens || sent < *last + LEASE_NS {
             *last = sent.max(*last);
         }
+    }
+
+    /// The session that a client has opened last, while the table has it.
+    pub(crate) fn session_of(&self, client: usize) -> Option<u64> {
+        let key = key_of(client);
+        let mut its = self.keys.iter().rev().filter(|(_, known)| **known == key).map(|(session, _)| *session);
+        its.next().filter(|session| self.names.has_session(*session))
     }
 
     /// When a client was heard last by a leader that answered.
@@ -374,6 +418,11 @@ fn ordered_deletion((request, is_proven): &(DataRequest, bool)) -> Option<&Delet
         DataRequest::Delete(request) if *is_proven && request.volume < STRANGER_VOLUMES => Some(request),
         _ => None,
     }
+}
+
+/// Whether a command is one that no client sends.
+fn is_strange(command: &TableCommand) -> bool {
+    command.sequence >= STRANGE_SEQUENCES
 }
 
 /// A client's key, without what a mount adds for each further session.

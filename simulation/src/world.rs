@@ -1,8 +1,9 @@
 //! The machines, the network between them, and time: events happen one after another, and each follows from the seed.
 
 mod calls;
+mod pairs;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use holdfast_common::{NodeId, Random};
@@ -11,6 +12,7 @@ use holdfast_transport::RpcError;
 use parking_lot::Mutex;
 
 use calls::OpenCall;
+use pairs::Pairs;
 
 use crate::clock::{Clock, MS};
 use crate::coverage::Coverage;
@@ -68,8 +70,10 @@ enum Event {
 /// The end of a fault.
 #[derive(Clone, Debug)]
 pub(crate) enum Heal {
-    /// These can talk again, from the first to the second.
+    /// This cut of theirs ends.
     Link(Vec<(NodeId, NodeId)>),
+    /// And who calls is not told any more.
+    Refused(Vec<(NodeId, NodeId)>),
     Loss,
 }
 
@@ -77,9 +81,9 @@ pub(crate) enum Heal {
 #[derive(Default)]
 pub(crate) struct Network {
     /// Pairs that cannot talk, from the first to the second.
-    pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
+    pub(crate) cut: Pairs,
     /// Of these, pairs of which the first is told so when it calls.
-    pub(crate) refused: BTreeSet<(NodeId, NodeId)>,
+    pub(crate) refused: Pairs,
     pub(crate) loss_percent: u64,
     pub(crate) slow_percent: u64,
     pub(crate) doubled_percent: u64,
@@ -210,10 +214,8 @@ impl World {
             Event::Restart { node } => self.start(node),
             Event::Fault => (self.fate.strike)(self),
             Event::Later(later) => (self.fate.come)(self, later),
-            Event::Heal(Heal::Link(pairs)) => {
-                self.network.cut.retain(|pair| !pairs.contains(pair));
-                self.network.refused.retain(|pair| !pairs.contains(pair));
-            }
+            Event::Heal(Heal::Link(pairs)) => self.network.cut.remove(&pairs),
+            Event::Heal(Heal::Refused(pairs)) => self.network.refused.remove(&pairs),
             Event::Heal(Heal::Loss) if self.plan.on => self.network.loss_percent = self.plan.loss_percent,
             // All is well already.
             Event::Heal(Heal::Loss) => {}
@@ -222,7 +224,7 @@ impl World {
 
     /// How long a packet travels; `None` if it is lost.
     fn transit(&mut self, from: NodeId, to: NodeId) -> Option<u64> {
-        if self.network.cut.contains(&(from, to)) || self.random.chance(self.network.loss_percent) {
+        if self.network.cut.contains((from, to)) || self.random.chance(self.network.loss_percent) {
             self.coverage.lost_packets += 1;
             return None;
         }
@@ -367,7 +369,18 @@ impl World {
 
     /// Ends a process, which starts again after a time.
     pub(crate) fn kill_for(&mut self, node: NodeId, restart_delay: u64) {
-        self.end(node);
+        let power = self.random.chance(60);
+        self.kill_by(node, power, restart_delay);
+    }
+
+    /// Ends a process with its machine's power.
+    pub(crate) fn kill_by_power(&mut self, node: NodeId) {
+        let delay = self.plan.restart_delay(&mut self.random);
+        self.kill_by(node, true, delay);
+    }
+
+    fn kill_by(&mut self, node: NodeId, power: bool, restart_delay: u64) {
+        self.end(node, power);
         self.after(restart_delay, Event::Restart { node });
         if METANODES.contains(&node) {
             // It will have heard of nobody's start, and would believe an older one.
@@ -376,13 +389,12 @@ impl World {
     }
 
     /// Ends a process for good.
-    pub(crate) fn end(&mut self, node: NodeId) {
+    fn end(&mut self, node: NodeId, power: bool) {
         let Some(machine) = self.machines.get_mut(&node) else { return };
         machine.role = None;
         machine.life += 1;
         (machine.woken, machine.deferred) = (false, None);
         machine.heard.clear();
-        let power = self.random.chance(60);
         if power {
             machine.disk.lose_power(&mut self.random);
         } else {

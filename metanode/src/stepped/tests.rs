@@ -75,6 +75,32 @@ fn a_create_repeated_at_the_next_leader_happens_once_and_its_open_file_is_kept()
     assert_eq!(attr(&mut world), Code::Stale);
 }
 
+/// Interleaving: a create is applied, its inode loses its name, a round of upkeep sees the orphan, the create is answered.
+#[test]
+fn an_orphan_is_kept_while_the_create_that_opens_it_is_answered_late() {
+    let is_kept = |sabotage| {
+        let mut world = World::new(sabotage);
+        let session = open_session(&mut world);
+        let leader = world.leader().unwrap();
+        let hold = |world: &mut World, holds| world.nodes.get_mut(&leader).unwrap().hold_creates(holds);
+        hold(&mut world, true);
+        world.sequence += 1;
+        let request = world.mutation(session, world.sequence, create(b"f", true));
+        let asked = world.ask(leader, |ticket| Event::Mutate { ticket, request });
+        world.until("it is there", |world| world.table(leader).lookup(InodeId(1), b"f").is_ok());
+        let inode = InodeId(world.table(leader).lookup(InodeId(1), b"f").unwrap().inode);
+        world.mutate(session, unlink(b"f"));
+        (0..40).for_each(|_| world.step());
+        assert!(!world.mutated.contains_key(&asked), "it is held");
+        hold(&mut world, false);
+        world.until("it is answered", |world| world.mutated.contains_key(&asked));
+        assert_eq!(world.mutated[&asked].attr.unwrap().inode, inode.0);
+        (0..40).for_each(|_| world.step());
+        world.table(leader).get_attr(inode).is_ok()
+    };
+    assert_eq!([Sabotage::None, Sabotage::ReapedUnderCreates].map(is_kept), [true, false]);
+}
+
 #[test]
 fn what_was_answered_is_there_after_all_were_killed() {
     let mut world = World::new(Sabotage::None);

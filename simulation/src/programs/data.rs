@@ -59,7 +59,7 @@ async fn hold(desk: &mut Desk, name: &'static str) {
     let losses = desk.truth().losses_of(&desk.key);
     let opened = desk.fs.create(InodeId::ROOT, name.as_bytes(), 0o644, Owner::ROOT, false, for_all()).await;
     // On an error nothing was changed; the name may be there now.
-    let Ok((made, handle)) = opened else { return };
+    let Ok((made, handle)) = opened else { return desk.truth().not_opened(desk.client) };
     let inode = made.inode;
     let (there, mine) = {
         let mut truth = desk.truth();

@@ -31,6 +31,7 @@ pub(crate) struct Log {
     table: Table,
     /// By index, from 1 on.
     entries: Vec<Entry>,
+    elections: u64,
 }
 
 impl Log {
@@ -42,6 +43,11 @@ impl Log {
     /// The table of all entries so far.
     pub(crate) fn table(&self) -> &Table {
         &self.table
+    }
+
+    /// How many leaders have begun their term by an entry.
+    pub(crate) fn elections(&self) -> u64 {
+        self.elections
     }
 
     fn entry(&self, index: LogIndex) -> Option<&Entry> {
@@ -63,6 +69,8 @@ impl Log {
             let decoded = TableCommand::decode(bytes.clone()).map_err(|error| error.to_string())?;
             answer = self.table.apply(&decoded).map_err(|broken| format!("entry {index}: {}", broken.0))?;
             command = Some(decoded);
+        } else {
+            self.elections += 1;
         }
         let digest = self.table.digest();
         self.entries.push(Entry { bytes: bytes.clone(), command, answer, digest, claimed: false });

@@ -279,6 +279,11 @@ impl Names {
         self.repeated
     }
 
+    /// Whether a command was applied before.
+    pub(crate) fn has_executed(&self, command: &TableCommand) -> bool {
+        self.executed.contains(&(command.session, command.sequence))
+    }
+
     /// Whether a session is open.
     pub(crate) fn has_session(&self, session: u64) -> bool {
         self.sessions.contains_key(&session)

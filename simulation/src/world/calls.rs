@@ -26,7 +26,7 @@ impl World {
         let (life, wait) = (machine.life, machine.clock.true_ns(timeout));
         let expires = self.after(wait, Event::Expire { call });
         self.calls.insert(call, OpenCall { caller, life, ticket, to, expires });
-        if self.network.refused.contains(&(caller, to)) {
+        if self.network.refused.contains((caller, to)) {
             let packet = Packet::Answer(call, Box::new(Err(RpcError::Disconnected.into())));
             self.after(TRANSIT_NS_MAX, Event::Arrive { from: to, to: caller, packet });
             return;

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result, bail};
-use holdfast_storage::durable::DirectoryLock;
+use holdfast_storage::DirectoryLock;
 
 use crate::args::DestroyArgs;
 use crate::up::layout::Layout;

@@ -34,7 +34,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 /// What `findmnt` and fstab call our mounts.
-pub const FILE_SYSTEM_TYPE: &str = "fuse.holdfast";
+pub(crate) const FILE_SYSTEM_TYPE: &str = "fuse.holdfast";
 const FUSE_DEVICE: &str = "/dev/fuse";
 /// Threads that read requests. They only parse, copy and hand over; two keep up with what two cores ask.
 const EVENT_LOOPS: usize = 2;

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_common::{DiskId, NodeId};
 use holdfast_node::superblock::SuperblockError;
-use holdfast_storage::Directory;
-use holdfast_storage::durable::DirectoryLock;
+use holdfast_storage::{Directory, DirectoryLock};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 

@@ -8,9 +8,10 @@ use holdfast_common::DiskId;
 use holdfast_node::NodeSuperblock;
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::node::{KnownDisk, KnownDisks};
-use holdfast_storage::descriptors::{self, Descriptors};
-use holdfast_storage::durable::DirectoryLock;
-use holdfast_storage::{Directory, RealDirectory};
+use holdfast_storage::{
+    Directory, DirectoryLock, RealDirectory,
+    descriptors::{self, Descriptors},
+};
 
 use crate::disk::{Disk, Home};
 use crate::error::StartError;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use holdfast_node::ListenError;
 use holdfast_node::superblock::SuperblockError;
-use holdfast_storage::durable::LockError;
+use holdfast_storage::LockError;
 use tokio::task::JoinError;
 
 use crate::store::recover::OpenError;

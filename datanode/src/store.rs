@@ -10,24 +10,24 @@
 //! missing descriptor. A place that cannot be read is the damage of what stands there.
 
 mod batch;
-pub mod checkpoint;
-pub mod commit;
-pub mod failure;
+pub(crate) mod checkpoint;
+mod commit;
+mod failure;
 mod fields;
-pub mod index;
+pub(crate) mod index;
 mod maintain;
 mod read;
-pub mod record;
-pub mod recover;
+mod record;
+pub(crate) mod recover;
 mod sabotage;
 mod scan;
-pub mod segment;
+pub(crate) mod segment;
 mod shared;
-pub mod space;
-pub mod surroundings;
-pub mod types;
+pub(crate) mod space;
+pub(crate) mod surroundings;
+pub(crate) mod types;
 pub(crate) mod units;
-pub mod volumes;
+pub(crate) mod volumes;
 
 #[cfg(test)]
 mod checkpoint_tests;
@@ -152,7 +152,7 @@ impl Cursor {
 }
 
 /// The writing end of a disk's store. One thread owns it.
-pub struct Store {
+pub(crate) struct Store {
     pub(crate) shared: Arc<Shared>,
     pub(crate) options: StoreOptions,
     /// The next append's number.
@@ -177,7 +177,7 @@ pub struct Store {
 
 /// The reading end; cheap to clone.
 #[derive(Clone)]
-pub struct Reader {
+pub(crate) struct Reader {
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -207,13 +207,13 @@ pub struct DiskStatus {
 impl Store {
     /// A reading end.
     #[must_use]
-    pub fn reader(&self) -> Reader {
+    pub(crate) fn reader(&self) -> Reader {
         Reader { shared: self.shared.clone() }
     }
 
     /// Whether the disk is out of service.
     #[must_use]
-    pub fn is_failed(&self) -> bool {
+    pub(crate) fn is_failed(&self) -> bool {
         self.shared.is_failed()
     }
 
@@ -243,7 +243,7 @@ impl Store {
 
     /// A segment to be made ahead of need by [`make_segment`], on any thread, and then handed to [`Store::add_spare`].
     /// `None` when there is a spare one, or one is being made.
-    pub fn plan_spare(&mut self) -> Option<SegmentHeader> {
+    pub(crate) fn plan_spare(&mut self) -> Option<SegmentHeader> {
         if !self.spares.is_empty() || self.spare_planned || self.is_failed() {
             return None;
         }
@@ -264,7 +264,7 @@ impl Store {
     }
 
     /// The segment asked for by [`Store::plan_spare`] is ready, or could not be made.
-    pub fn add_spare(&mut self, made: std::io::Result<Arc<Segment>>) {
+    pub(crate) fn add_spare(&mut self, made: std::io::Result<Arc<Segment>>) {
         self.spare_planned = false;
         match made {
             Ok(segment) => {
@@ -331,7 +331,11 @@ impl Store {
 ///
 /// # Errors
 /// Any I/O error; what was made of the file is then removed if it can be.
-pub fn make_segment(directory: &dyn Directory, header: SegmentHeader, zeroed: bool) -> std::io::Result<Arc<Segment>> {
+pub(crate) fn make_segment(
+    directory: &dyn Directory,
+    header: SegmentHeader,
+    zeroed: bool,
+) -> std::io::Result<Arc<Segment>> {
     let name = file_name(header.kind, header.number);
     let made = try_make_segment(directory, header, zeroed, &name);
     if made.is_err() {
@@ -385,7 +389,7 @@ impl DiskStatus {
 impl Reader {
     /// What clients may still write: the disk's share, from the last look at the file system.
     #[must_use]
-    pub fn available_bytes(&self) -> u64 {
+    pub(crate) fn available_bytes(&self) -> u64 {
         let used_bytes = self.shared.state.read().index.used_bytes();
         let space = self.shared.space.lock().space;
         let mut budget = Budget::new(&space, used_bytes, self.shared.limit_bytes);
@@ -395,7 +399,7 @@ impl Reader {
 
     /// What the disk says of itself.
     #[must_use]
-    pub fn status(&self) -> DiskStatus {
+    pub(crate) fn status(&self) -> DiskStatus {
         let now = self.shared.now();
         let budget = self.shared.budget(now).ok().map(|mut budget| {
             self.shared.book.fill(&mut budget, SessionKey::NOBODY, now);
@@ -418,7 +422,7 @@ impl Reader {
 
     /// Whether the disk is out of service.
     #[must_use]
-    pub fn is_failed(&self) -> bool {
+    pub(crate) fn is_failed(&self) -> bool {
         self.shared.is_failed()
     }
 
@@ -431,7 +435,12 @@ impl Reader {
     ///
     /// # Errors
     /// [`ShardError::DiskFailed`].
-    pub fn reserve(&self, session: SessionKey, wanted_bytes: u64, lease: Duration) -> Result<Granted, ShardError> {
+    pub(crate) fn reserve(
+        &self,
+        session: SessionKey,
+        wanted_bytes: u64,
+        lease: Duration,
+    ) -> Result<Granted, ShardError> {
         if self.is_failed() {
             return Err(ShardError::DiskFailed);
         }
@@ -453,13 +462,13 @@ impl Reader {
 
 /// An answer to a reservation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Granted {
+pub(crate) struct Granted {
     /// What the session has reserved now.
-    pub granted_bytes: u64,
+    pub(crate) granted_bytes: u64,
     /// What it could have beyond that.
-    pub available_bytes: u64,
+    pub(crate) available_bytes: u64,
     /// The file system whose free bytes disks of this host share; 0 if this disk has a limit of its own.
-    pub file_system: u64,
+    pub(crate) file_system: u64,
     /// Bytes clients could write there if nobody had reserved any.
-    pub file_system_free_bytes: u64,
+    pub(crate) file_system_free_bytes: u64,
 }

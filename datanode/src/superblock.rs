@@ -10,7 +10,7 @@ use holdfast_proto::node::DiskSuperblock as Record;
 /// What a datanode's directory is.
 pub const NODE_KIND: Kind = Kind::superblock(*b"HFDATA\0\n", "a datanode's directory").with_second_copy();
 /// What a disk's directory is.
-pub const DISK_KIND: Kind = Kind::superblock(*b"HFDISK\0\n", "a datanode's disk").with_second_copy();
+pub(crate) const DISK_KIND: Kind = Kind::superblock(*b"HFDISK\0\n", "a datanode's disk").with_second_copy();
 
 /// Whose a disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,8 +13,7 @@ use holdfast_consensus::{ExpectedLog, Node, NodeConfig, OpenError, format_log, r
 use holdfast_node::superblock::{self, SuperblockError};
 use holdfast_node::{ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::Role;
-use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
-use holdfast_storage::is_no_space;
+use holdfast_storage::{DirectoryLock, LockError, is_no_space, sync_parent};
 use holdfast_transport::{Client, ClientLimits, Server, ServerLimits};
 use parking_lot::Mutex;
 use std::future::ready;

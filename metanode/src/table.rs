@@ -27,11 +27,9 @@ mod tests;
 mod tree;
 mod xattr;
 
-pub use check::CheckError;
-pub use groups::Capacity;
 pub use level::FEATURE_LEVEL;
-pub use read::{DirectoryPage, FreedChunk, GroupsPage};
-pub use snapshot::{FrozenTable, RestoreError};
+pub(crate) use read::FreedChunk;
+pub(crate) use snapshot::FrozenTable;
 
 use crate::sabotage::Sabotage;
 use bytes::Bytes;
@@ -42,7 +40,7 @@ use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, FallocateMode, MutateResponse};
 use holdfast_proto::record::TableCommand;
 use key::NameKey;
-pub use records::Owed;
+pub(crate) use records::Owed;
 use records::{Chunk, Dentry, Group, Inode, Session};
 use tree::Tree;
 
@@ -213,7 +211,7 @@ impl Table {
     ///
     /// # Errors
     /// As [`Table::apply`].
-    pub fn apply_encoded(&mut self, command: &TableCommand) -> Result<Bytes, Broken> {
+    pub(crate) fn apply_encoded(&mut self, command: &TableCommand) -> Result<Bytes, Broken> {
         Ok(match self.answer(command)? {
             Answer::Fresh(response) => prost::Message::encode_to_vec(&response).into(),
             Answer::FreshEncoded(_, bytes) | Answer::Remembered(bytes) => bytes,
@@ -316,7 +314,7 @@ pub fn is_leader_only(op: &Op) -> bool {
 /// or changes what is there, or ends what was begun. Commits are bounded by the chunk ids that sessions reserved before, and a
 /// session is what deleting begins with.
 #[must_use]
-pub fn frees(op: &Op) -> bool {
+pub(crate) fn frees(op: &Op) -> bool {
     match op {
         Op::ExpireSessions(_)
         | Op::ReapOrphans(_)

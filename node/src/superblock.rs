@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use holdfast_common::checksum::crc32c;
-use holdfast_storage::durable::replace_file;
+use holdfast_storage::replace_file;
 
 /// A superblock's name in its directory.
 pub const FILE_NAME: &str = "superblock";

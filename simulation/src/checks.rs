@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use holdfast_common::LogIndex;
-use holdfast_metanode::table::Table;
+use holdfast_metanode::Table;
 
 use crate::coverage::Coverage;
 use crate::machines::{DATANODES, METANODES};

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
 use holdfast_common::{ChunkId, ClusterId, DiskId, Incarnation, NodeId, VolumeId};
-use holdfast_datanode::store::types::ChunkKey;
-use holdfast_datanode::{DataRequest, DataResponse, DatanodeOptions, SteppedDatanode, StoreOptions};
+use holdfast_datanode::{ChunkKey, DataRequest, DataResponse, DatanodeOptions, SteppedDatanode, StoreOptions};
 use holdfast_proto::control::{HeartbeatResponse, RegisterRequest, Role as NodeRole};
 use holdfast_proto::data::{DeleteShardsRequest, Proof, ReadShardsRequest};
 use holdfast_storage::SimulatedDisk;

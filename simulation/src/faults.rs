@@ -3,7 +3,7 @@
 mod leaders;
 
 use holdfast_common::{NodeId, Random};
-use holdfast_storage::simulated::faults::Faults;
+use holdfast_storage::simulated::Faults;
 
 use crate::clock::{MS, SECOND};
 use crate::machines::{CLIENTS, DATANODES, METANODES, VOLMGR, client_node};

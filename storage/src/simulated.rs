@@ -1,5 +1,5 @@
 //! A disk in memory, a tree of directories on one file system, that does everything a disk and a file system may do to a
-//! program: see [`faults::Faults`] for what goes wrong while it runs and [`SimulatedDisk::lose_power`] for what a crash takes.
+//! program: see [`Faults`] for what goes wrong while it runs and [`SimulatedDisk::lose_power`] for what a crash takes.
 //!
 //! It is deterministic: everything follows from its seed and the order of calls. It takes no time; how long operations
 //! would have taken is added up for whoever asks ([`SimulatedDisk::take_elapsed_ns`]).
@@ -13,12 +13,14 @@ use holdfast_common::Random;
 use parking_lot::Mutex;
 
 use crate::{Directory, DiskFile, FileSystemSpace};
-use faults::{Counts, Fault, Faults, Trouble};
+use faults::Trouble;
 use file::FileNode;
 use handle::SimulatedDirectory;
 use names::Names;
 
-pub mod faults;
+pub use faults::{Counts, Fault, Faults};
+
+mod faults;
 mod file;
 mod handle;
 mod names;

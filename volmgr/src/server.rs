@@ -19,8 +19,7 @@ use holdfast_consensus::{
 use holdfast_node::ListenError;
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::cluster::VolmgrSuperblock;
-use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
-use holdfast_storage::is_no_space;
+use holdfast_storage::{DirectoryLock, LockError, is_no_space, sync_parent};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;

@@ -10,7 +10,7 @@ mod persist;
 mod refusal;
 mod volumes;
 
-pub use refusal::{Refusal, RefusalKind};
+pub(crate) use refusal::{Refusal, RefusalKind};
 pub use volumes::check_volume_name;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,11 +23,11 @@ use holdfast_proto::cluster::{ClusterCommand, ClusterReply, Initialise};
 use holdfast_proto::control::{Role, VolumeState};
 
 /// Version of [`ClusterCommand`] that this code writes and understands.
-pub const COMMAND_VERSION: u32 = 1;
+pub(crate) const COMMAND_VERSION: u32 = 1;
 /// The node id of the first volume manager; other nodes' ids start above.
-pub const VOLMGR_NODE: NodeId = NodeId(1);
+pub(crate) const VOLMGR_NODE: NodeId = NodeId(1);
 /// The volume manager's own Raft group; volume ids, which name Raft groups too, start above.
-pub const VOLMGR_GROUP: RaftGroupId = RaftGroupId(1);
+pub(crate) const VOLMGR_GROUP: RaftGroupId = RaftGroupId(1);
 
 /// The first volume id.
 const FIRST_VOLUME: u64 = VOLMGR_GROUP.0 + 1;

@@ -35,10 +35,10 @@ mod tests {
         let path = dir.path();
         let same = look(path);
         assert_eq!(look(path), same);
-        holdfast_storage::durable::replace_file(&path.join("superblock"), b"one").unwrap();
+        holdfast_storage::replace_file(&path.join("superblock"), b"one").unwrap();
         let with_superblock = look(path);
         assert_ne!(with_superblock, same);
-        holdfast_storage::durable::replace_file(&path.join("superblock"), b"two").unwrap();
+        holdfast_storage::replace_file(&path.join("superblock"), b"two").unwrap();
         assert_ne!(look(path), with_superblock);
         let waiting = log_changes(path);
         tokio::pin!(waiting);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use holdfast_common::ClusterId;
-use holdfast_datanode::superblock::{DiskSuperblock, NODE_KIND};
+use holdfast_datanode::{DiskSuperblock, NODE_KIND};
 use holdfast_node::NodeSuperblock;
 use holdfast_node::superblock::{self, FILE_NAME, Kind};
 use holdfast_proto::cluster::UpSuperblock;

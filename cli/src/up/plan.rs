@@ -8,8 +8,8 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use holdfast_client_fuse::MountPoint;
 use holdfast_erasure::CodeMode;
-use holdfast_storage::durable::DirectoryLock;
-use holdfast_volmgr::state::check_volume_name;
+use holdfast_storage::DirectoryLock;
+use holdfast_volmgr::check_volume_name;
 
 use super::layout::{Layout, Record};
 use crate::args::UpArgs;

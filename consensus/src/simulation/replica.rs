@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_common::{LogIndex, NodeId, RaftGroupId, Random};
-use holdfast_storage::simulated::faults::Fault;
-use holdfast_storage::{Directory, SimulatedDisk};
+use holdfast_storage::{Directory, SimulatedDisk, simulated::Fault};
 
 use super::ledger::Ledger;
 use super::{Event, FAULTS_NS, GROUP, IDLE_GROUP, MS, REPLICAS, TICK_NS, World};

@@ -25,7 +25,7 @@ use holdfast_storage::{is_no_space, is_out_of_descriptors};
 
 impl Store {
     /// Executes requests in order and makes them durable together. One outcome for each, in the same order.
-    pub fn commit(&mut self, requests: &[Request]) -> Vec<Outcome> {
+    pub(crate) fn commit(&mut self, requests: &[Request]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(requests.len());
         while outcomes.len() < requests.len() {
             let rest = &requests[outcomes.len()..];
@@ -420,7 +420,7 @@ impl Store {
     }
 
     /// Records floors and drops, durably, as far as they say more than is known.
-    pub fn learn(&mut self, states: &[(VolumeKey, VolumeState)]) -> Outcome {
+    pub(crate) fn learn(&mut self, states: &[(VolumeKey, VolumeState)]) -> Outcome {
         let mut volumes = self.shared.state.read().volumes.clone();
         let mut dropped = Vec::new();
         let mut learnt = false;

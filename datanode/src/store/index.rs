@@ -17,35 +17,35 @@ use super::types::{ChunkKey, Grave, ShardKey, Stripe, Target, VolumeKey};
 
 /// A record on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Location {
+pub(crate) struct Location {
     /// Segment number.
-    pub segment: u32,
+    pub(crate) segment: u32,
     /// Offset in its file.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// The whole record.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// A shard that can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Its record.
-    pub at: Location,
+    pub(crate) at: Location,
     /// Decides against tombstones.
-    pub version: u64,
+    pub(crate) version: u64,
     /// The attempt it is of (R1).
-    pub nonce: Nonce,
+    pub(crate) nonce: Nonce,
     /// Bytes of the shard.
-    pub shard_length_bytes: u32,
+    pub(crate) shard_length_bytes: u32,
     /// Bytes of its chunk.
-    pub chunk_length_bytes: u32,
+    pub(crate) chunk_length_bytes: u32,
     /// How its chunk is spread.
-    pub stripe: Arc<Stripe>,
+    pub(crate) stripe: Arc<Stripe>,
 }
 
 /// Where a segment is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Ready to be written, holds nothing.
     Spare,
     /// Being appended to.
@@ -58,31 +58,31 @@ pub enum Phase {
 
 /// A segment's accounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SegmentState {
+pub(crate) struct SegmentState {
     /// What it holds.
-    pub kind: SegmentKind,
+    pub(crate) kind: SegmentKind,
     /// Which life of the file.
-    pub generation: u64,
+    pub(crate) generation: u64,
     /// Length of the file.
-    pub size_bytes: u64,
+    pub(crate) size_bytes: u64,
     /// Where the next record goes.
-    pub append: u64,
+    pub(crate) append: u64,
     /// Bytes of records that are needed: live shards and tombstones.
-    pub live_bytes: u64,
+    pub(crate) live_bytes: u64,
     /// Where it is in its life.
-    pub phase: Phase,
+    pub(crate) phase: Phase,
     /// Bytes the scan could not explain (R6).
-    pub damaged_bytes: u64,
+    pub(crate) damaged_bytes: u64,
     /// Punches waiting.
-    pub punches_count: u32,
+    pub(crate) punches_count: u32,
     /// Tombstones pinned by dead records in here, one item a record.
-    pub pinned: Arc<Vec<Grave>>,
+    pub(crate) pinned: Arc<Vec<Grave>>,
 }
 
 impl SegmentState {
     /// A segment that holds nothing yet.
     #[must_use]
-    pub fn empty(header: &SegmentHeader) -> Self {
+    pub(crate) fn empty(header: &SegmentHeader) -> Self {
         Self {
             kind: header.kind,
             generation: header.generation,
@@ -98,18 +98,18 @@ impl SegmentState {
 
     /// Bytes appended.
     #[must_use]
-    pub fn written_bytes(&self) -> u64 {
+    pub(crate) fn written_bytes(&self) -> u64 {
         self.append - DATA_START
     }
 }
 
 /// A range of a bulk segment to give back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Punch {
+pub(crate) struct Punch {
     /// The range.
-    pub at: Location,
+    pub(crate) at: Location,
     /// Whose tombstone waits for it; none if the volume's drop record is enough.
-    pub grave: Option<Grave>,
+    pub(crate) grave: Option<Grave>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +131,7 @@ pub(super) type Shards = OrdMap<(ChunkId, u8), Entry>;
 /// The index of one disk. A copy costs next to nothing, whatever the count of shards: a checkpoint is written from one, by
 /// another thread, while this one goes on.
 #[derive(Clone, Debug, Default)]
-pub struct Index {
+pub(crate) struct Index {
     pub(super) volumes: BTreeMap<VolumeKey, Shards>,
     pub(super) segments: BTreeMap<u32, SegmentState>,
     pub(super) tombstones: OrdMap<Grave, Tombstone>,
@@ -147,24 +147,24 @@ pub struct Index {
 impl Index {
     /// Records of live shards, with what still waits to be punched: the bytes a disk counts as used.
     #[must_use]
-    pub fn used_bytes(&self) -> u64 {
+    pub(crate) fn used_bytes(&self) -> u64 {
         self.live_bytes + self.punch_bytes
     }
 
     /// Shards that can be read.
     #[must_use]
-    pub fn shards_count(&self) -> u64 {
+    pub(crate) fn shards_count(&self) -> u64 {
         self.shards_count
     }
 
     /// Bytes that no scan could explain.
     #[must_use]
-    pub fn damaged_bytes(&self) -> u64 {
+    pub(crate) fn damaged_bytes(&self) -> u64 {
         self.segments.values().map(|s| s.damaged_bytes).sum()
     }
 
     /// One shared copy of a stripe.
-    pub fn intern(&mut self, stripe: &Stripe) -> Arc<Stripe> {
+    pub(crate) fn intern(&mut self, stripe: &Stripe) -> Arc<Stripe> {
         if let Some(known) = self.stripes.get(stripe) {
             return known.clone();
         }
@@ -180,18 +180,18 @@ impl Index {
 
     /// A shard, if it is here.
     #[must_use]
-    pub fn get(&self, key: &ShardKey) -> Option<&Entry> {
+    pub(crate) fn get(&self, key: &ShardKey) -> Option<&Entry> {
         self.volumes.get(&key.chunk.volume)?.get(&(key.chunk.chunk, key.shard))
     }
 
     /// Numbers of the shards of a chunk that are here.
-    pub fn shards_of(&self, key: &ChunkKey) -> impl Iterator<Item = u8> {
+    pub(crate) fn shards_of(&self, key: &ChunkKey) -> impl Iterator<Item = u8> {
         let (shards, chunk) = (self.volumes.get(&key.volume).into_iter(), key.chunk);
         shards.flat_map(move |shards| shards.range((chunk, 0)..=(chunk, u8::MAX))).map(|((_, shard), _)| *shard)
     }
 
     /// Shards of a volume above a chunk, ascending.
-    pub fn list(&self, volume: &VolumeKey, after: ChunkId) -> impl Iterator<Item = (ChunkId, u8, &Entry)> {
+    pub(crate) fn list(&self, volume: &VolumeKey, after: ChunkId) -> impl Iterator<Item = (ChunkId, u8, &Entry)> {
         use std::ops::Bound::{Excluded, Unbounded};
         let after = (after, u8::MAX);
         let shards = self.volumes.get(volume).into_iter();
@@ -200,7 +200,7 @@ impl Index {
     }
 
     /// Adds a shard whose record is durable.
-    pub fn insert_shard(&mut self, key: ShardKey, entry: Entry) {
+    pub(crate) fn insert_shard(&mut self, key: ShardKey, entry: Entry) {
         self.live_bytes += entry.at.bytes;
         self.shards_count += 1;
         self.segment_mut(entry.at.segment).live_bytes += entry.at.bytes;
@@ -209,7 +209,7 @@ impl Index {
     }
 
     /// Adds a shard that a scan found: it may be dead already, or the copy of one that is known.
-    pub fn restore_shard(&mut self, key: ShardKey, entry: Entry) {
+    pub(crate) fn restore_shard(&mut self, key: ShardKey, entry: Entry) {
         if let Some(grave) = self.grave_of(&key, entry.version) {
             self.bury(entry.at, Some(grave));
             return;
@@ -236,7 +236,7 @@ impl Index {
 
     /// Applies a durable tombstone and says how many shards it deleted. Ends with [`Index::release_unpinned`] for what it
     /// names, unless a scan may still find records it killed.
-    pub fn apply_tombstone(&mut self, volume: VolumeKey, targets: &[Target], version: u64, at: Location) -> u32 {
+    pub(crate) fn apply_tombstone(&mut self, volume: VolumeKey, targets: &[Target], version: u64, at: Location) -> u32 {
         // Compaction may have copied it with fewer targets. Those left out are gone from the disk, but an old checkpoint
         // may still call them live, so all targets of all copies count; any of the copies keeps the rest alive.
         if let Some(known) = self.tombstone_records.get_mut(&version) {

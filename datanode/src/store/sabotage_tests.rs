@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_common::{ChunkId, Nonce, Random, SessionId};
-use holdfast_storage::SimulatedDisk;
-use holdfast_storage::simulated::faults::Fault;
+use holdfast_storage::{SimulatedDisk, simulated::Fault};
 
 use super::recover::create;
 use super::segment::file_name;

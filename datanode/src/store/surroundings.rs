@@ -8,15 +8,15 @@ use holdfast_storage::Directory;
 use super::space::Shelves;
 
 /// Tells monotonic time since any moment, the same for all stores that share shelves. It is asked once or twice for each put.
-pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
+pub(crate) type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// What the stores of one node share, and those of other nodes in its process. Cheap to clone.
 #[derive(Clone)]
-pub struct Surroundings {
+pub(crate) struct Surroundings {
     /// The process's time.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// Reservations on file systems.
-    pub shelves: Shelves,
+    pub(crate) shelves: Shelves,
     /// A directory elsewhere that is told of a failure too, in case the disk does not take the note.
-    pub witness: Option<Arc<dyn Directory>>,
+    pub(crate) witness: Option<Arc<dyn Directory>>,
 }

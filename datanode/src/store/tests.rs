@@ -14,9 +14,7 @@ use super::types::{
 };
 use super::{Reader, Sabotage, Store, StoreOptions, make_segment};
 use holdfast_common::Random;
-use holdfast_storage::RealDirectory;
-use holdfast_storage::SimulatedDisk;
-use holdfast_storage::simulated::faults::Fault;
+use holdfast_storage::{RealDirectory, SimulatedDisk, simulated::Fault};
 
 mod failing;
 mod spares;

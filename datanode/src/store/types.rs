@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::limits::{PAGE_BYTES, SHARDS_MAX, SMALL_SHARD_BYTES};
-pub use holdfast_common::proof::ShardName;
+pub(crate) use holdfast_common::proof::ShardName;
 use holdfast_common::{ChunkId, Epoch, GroupId, Incarnation, Nonce, SessionId, VolumeId};
 use holdfast_erasure::geometry;
 use holdfast_proto::data;
@@ -19,16 +19,16 @@ pub struct VolumeKey {
 
 /// A session of a volume: numbers of sessions are given by each volume's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SessionKey {
+pub(crate) struct SessionKey {
     /// Whose it is.
-    pub volume: VolumeId,
+    pub(crate) volume: VolumeId,
     /// The session.
-    pub session: SessionId,
+    pub(crate) session: SessionId,
 }
 
 impl SessionKey {
     /// Nobody's: it has reserved nothing.
-    pub const NOBODY: Self = Self { volume: VolumeId(0), session: SessionId(0) };
+    pub(crate) const NOBODY: Self = Self { volume: VolumeId(0), session: SessionId(0) };
 }
 
 /// A chunk of a volume's life.
@@ -85,52 +85,52 @@ impl ShardKey {
 
 /// How a chunk is spread. Many shards share one, so the index interns them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Stripe {
+pub(crate) struct Stripe {
     /// Block group.
-    pub group: GroupId,
+    pub(crate) group: GroupId,
     /// Epoch of its membership when the chunk was written.
-    pub epoch: Epoch,
+    pub(crate) epoch: Epoch,
     /// Data shards.
-    pub data_shards: u8,
+    pub(crate) data_shards: u8,
     /// Parity shards.
-    pub parity_shards: u8,
+    pub(crate) parity_shards: u8,
     /// The slot of each shard: `data_shards + parity_shards` bytes.
-    pub slots: Box<[u8]>,
+    pub(crate) slots: Box<[u8]>,
 }
 
 /// Everything a shard says about itself, its payload aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ShardMeta {
+pub(crate) struct ShardMeta {
     /// Identity.
-    pub key: ShardKey,
+    pub(crate) key: ShardKey,
     /// The attempt (R1).
-    pub nonce: Nonce,
+    pub(crate) nonce: Nonce,
     /// Geometry and placement.
-    pub stripe: Stripe,
+    pub(crate) stripe: Stripe,
     /// Data bytes of the chunk.
-    pub chunk_length_bytes: u32,
+    pub(crate) chunk_length_bytes: u32,
     /// Bytes of this shard: a multiple of a page, not zero.
-    pub shard_length_bytes: u32,
+    pub(crate) shard_length_bytes: u32,
     /// CRC32C of each page, little-endian.
-    pub page_checksums: Bytes,
+    pub(crate) page_checksums: Bytes,
 }
 
 impl ShardMeta {
     /// Pages of the shard.
     #[must_use]
-    pub fn pages_count(&self) -> u32 {
+    pub(crate) fn pages_count(&self) -> u32 {
         self.shard_length_bytes / PAGE_BYTES
     }
 
     /// Whether it belongs into a segment of small shards (R14).
     #[must_use]
-    pub fn is_small(&self) -> bool {
+    pub(crate) fn is_small(&self) -> bool {
         self.shard_length_bytes < SMALL_SHARD_BYTES
     }
 
-    /// The same as it travels.
-    #[must_use]
-    pub fn to_wire(&self) -> data::ShardHeader {
+    /// The same as it travels: what [`TryFrom`] takes.
+    #[cfg(test)]
+    pub(crate) fn to_wire(&self) -> data::ShardHeader {
         data::ShardHeader {
             volume: self.key.chunk.volume.volume.0,
             incarnation: self.key.chunk.volume.incarnation.0,
@@ -152,7 +152,7 @@ impl ShardMeta {
     ///
     /// # Errors
     /// What is wrong, in words.
-    pub fn check(&self) -> Result<(), &'static str> {
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
         let stripe = &self.stripe;
         let shards_count = usize::from(stripe.data_shards) + usize::from(stripe.parity_shards);
         if self.key.chunk.volume.volume.0 == 0 || self.key.chunk.chunk.0 == 0 {
@@ -206,18 +206,18 @@ impl TryFrom<data::ShardHeader> for ShardMeta {
 
 /// A shard to store.
 #[derive(Clone, Debug)]
-pub struct Put {
+pub(crate) struct Put {
     /// Its description, already checked by [`ShardMeta::check`].
-    pub meta: ShardMeta,
+    pub(crate) meta: ShardMeta,
     /// Its bytes: `meta.shard_length_bytes` of them.
-    pub payload: Bytes,
+    pub(crate) payload: Bytes,
     /// The client session whose reservation it draws on.
-    pub session: SessionKey,
+    pub(crate) session: SessionKey,
 }
 
 /// What the writer of a disk can be asked for. Proofs were checked before (R30).
 #[derive(Clone, Debug)]
-pub enum Request {
+pub(crate) enum Request {
     /// Store a shard.
     Put(Put),
     /// Delete every shard of these chunks, and these shards; what is not there counts as deleted.
@@ -245,38 +245,38 @@ pub enum Request {
 
 /// What a durable request did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Done {
+pub(crate) struct Done {
     /// Shards that a delete removed.
-    pub deleted_count: u32,
+    pub(crate) deleted_count: u32,
     /// Shards that a delete named and left, because they are of another attempt.
-    pub kept_count: u32,
+    pub(crate) kept_count: u32,
 }
 
 /// A part of a shard that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadRange {
+pub(crate) struct ReadRange {
     /// The shard.
-    pub key: ShardKey,
+    pub(crate) key: ShardKey,
     /// The attempt it must be of (R1).
-    pub nonce: Nonce,
+    pub(crate) nonce: Nonce,
     /// First byte, a multiple of a page.
-    pub offset: u32,
+    pub(crate) offset: u32,
     /// Bytes, a multiple of a page, not zero.
-    pub length_bytes: u32,
+    pub(crate) length_bytes: u32,
 }
 
 /// Verified bytes of a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReadData {
+pub(crate) struct ReadData {
     /// The bytes.
-    pub bytes: Bytes,
+    pub(crate) bytes: Bytes,
     /// The checksums of their pages, as the shard's header has them.
-    pub page_checksums: Bytes,
+    pub(crate) page_checksums: Bytes,
 }
 
 /// Why a shard was not stored, deleted or read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ShardError {
+pub(crate) enum ShardError {
     /// Not here, or here under another nonce.
     #[error("no such shard on this disk")]
     NotFound,
@@ -307,4 +307,4 @@ pub enum ShardError {
 }
 
 /// What became of a request.
-pub type Outcome = Result<Done, ShardError>;
+pub(crate) type Outcome = Result<Done, ShardError>;

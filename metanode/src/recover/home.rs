@@ -14,7 +14,7 @@ use crate::server::{StartError, claim};
 use holdfast_common::random_bytes;
 use holdfast_consensus::{ExpectedLog, NodeConfig, OpenError, Recovering, examine_log, format_log_as};
 use holdfast_node::NodeSuperblock;
-use holdfast_storage::durable::{DirectoryLock, sync_parent};
+use holdfast_storage::{DirectoryLock, sync_parent};
 use parking_lot::Mutex;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -164,7 +164,7 @@ impl Table {
     /// Groups whose state no longer fits what they hold: open ones that are full, full ones that were emptied again by
     /// a quarter, so that a group does not go back and forth with every chunk.
     #[must_use]
-    pub fn groups_to_switch(&self) -> Vec<(GroupId, GroupState)> {
+    pub(crate) fn groups_to_switch(&self) -> Vec<(GroupId, GroupState)> {
         let wanted = |group: &Group| match group.state {
             GroupState::GroupOpen if group.used_bytes >= group.capacity_bytes => Some(GroupState::GroupFull),
             GroupState::GroupFull if group.used_bytes < group.capacity_bytes - group.capacity_bytes / 4 => {

@@ -21,7 +21,7 @@ pub const FEATURE_LEVEL: u32 = 2;
 impl Table {
     /// The level that apply follows now.
     #[must_use]
-    pub fn feature_level(&self) -> u32 {
+    pub(crate) fn feature_level(&self) -> u32 {
         self.counters.feature_level
     }
 

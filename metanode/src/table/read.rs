@@ -177,7 +177,7 @@ impl Table {
 
     /// Where a chunk is, freed or not.
     #[must_use]
-    pub fn chunk_record(&self, chunk: ChunkId) -> Option<ChunkRecord> {
+    pub(crate) fn chunk_record(&self, chunk: ChunkId) -> Option<ChunkRecord> {
         Some(self.chunks.get(&chunk)?.record(chunk))
     }
 
@@ -297,7 +297,7 @@ impl Table {
 
     /// The time of the last entry that changed something.
     #[must_use]
-    pub fn last_time_ns(&self) -> i64 {
+    pub(crate) fn last_time_ns(&self) -> i64 {
         self.counters.last_time_ns
     }
 }

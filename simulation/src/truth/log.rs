@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use holdfast_common::LogIndex;
-use holdfast_metanode::table::Table;
+use holdfast_metanode::Table;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, MutateResponse};
 use holdfast_proto::record::TableCommand;

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use holdfast_common::{ChunkId, DiskId, Incarnation, NodeId, Nonce, Random, VolumeId, proof};
-use holdfast_datanode::store::types::{ChunkKey, ShardKey, VolumeKey};
-use holdfast_datanode::{DataRequest, DataResponse, HeldShard};
+use holdfast_datanode::{ChunkKey, DataRequest, DataResponse, HeldShard, ShardKey, VolumeKey};
 use holdfast_proto::data::{
     DeleteShardsRequest, ListShardsRequest, ListShardsResponse, PutShardRequest, ReadShardsRequest, ReadShardsResponse,
     ShardData, ShardHeader, ShardName, ShardRange, ShardSummary, Status,

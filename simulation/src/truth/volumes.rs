@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use holdfast_common::{Random, VolumeId};
-use holdfast_metanode::table::Table;
+use holdfast_metanode::Table;
 
 /// What a run asks for, by its seed.
 #[derive(Clone, Copy, Default)]

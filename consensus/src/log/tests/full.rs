@@ -1,7 +1,7 @@
 //! The log on a disk that is full.
 
 use super::*;
-use holdfast_storage::simulated::faults::{Fault, Faults};
+use holdfast_storage::simulated::{Fault, Faults};
 
 /// Lets the disk have no block left.
 fn fill(disk: &SimulatedDisk) {

@@ -128,7 +128,6 @@ impl Home {
     }
 }
 
-/// A disk in service.
 pub(crate) struct Disk {
     pub(crate) id: DiskId,
     home: Option<Home>,

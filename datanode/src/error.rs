@@ -26,11 +26,7 @@ pub enum StartError {
     Listen(#[from] ListenError),
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
-    Io {
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// A disk was made by a newer version, or no disk opens.
     #[error("{}: {source}", path.display())]
     Disk { path: PathBuf, source: OpenError },

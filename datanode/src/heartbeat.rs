@@ -26,12 +26,11 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Drops executed for one heartbeat; the rest comes with the next.
 const DROPS_PER_HEARTBEAT_MAX: usize = 64;
 
-/// What the conversation needs.
+/// State of the conversation with the volume manager.
 pub(crate) struct Heart {
     pub(crate) service: Arc<DataService>,
     pub(crate) volmgr: VolumeManager,
     pub(crate) superblock: NodeSuperblock,
-    /// The node's directory.
     pub(crate) directory: PathBuf,
     pub(crate) address: SocketAddr,
 }
@@ -45,7 +44,7 @@ pub(crate) fn registration(
     superblock.registration(Role::Datanode, address, disks.iter().map(report).collect())
 }
 
-/// What a disk says to the volume manager.
+/// One disk's line in a registration or heartbeat.
 pub(crate) fn report((disk, status): &(DiskId, DiskStatus)) -> Disk {
     Disk {
         disk: disk.0,

@@ -34,7 +34,6 @@ impl Memory {
         self.directory.clone()
     }
 
-    /// Everything there is.
     pub(crate) fn all(&self) -> Vec<(VolumeKey, VolumeState)> {
         self.volumes.lock().0.iter().map(|(key, state)| (*key, *state)).collect()
     }

@@ -31,14 +31,14 @@ use crate::store::recover;
 use crate::store::volumes::VOLUMES_FILE;
 use crate::superblock::{DiskSuperblock, NODE_KIND};
 
-/// Where a datanode lives and listens, and whom it belongs to.
+/// Configuration of a datanode.
 #[derive(Clone, Debug)]
 pub struct DatanodeConfig {
-    /// Its own directory, formatted before.
+    /// Its own directory, formatted before; not one of `disks`.
     pub directory: PathBuf,
     /// The directories of its disks, formatted with it.
     pub disks: Vec<PathBuf>,
-    /// Where it listens; port 0 takes a free one.
+    /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The volume manager, host:port.
     pub volmgr: String,
@@ -271,13 +271,13 @@ fn persist_ids(
 }
 
 impl Datanode {
-    /// Where it listens.
+    /// Address it listens on, with the port that it got.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Its id.
+    /// Id that the volume manager gave it.
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.node

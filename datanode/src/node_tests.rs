@@ -37,7 +37,7 @@ const SECRET: [u8; 32] = [0x5e; 32];
 const TIMEOUT: Duration = Duration::from_secs(10);
 const KIB: usize = 1024;
 
-/// A volume manager that says what a test wants.
+/// A volume manager that gives the answers a test wants.
 #[derive(Clone, Default)]
 struct FakeVolmgr(Arc<Mutex<Script>>);
 

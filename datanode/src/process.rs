@@ -24,7 +24,7 @@ impl Default for Process {
 }
 
 impl Process {
-    /// What the stores of a node find around them; `witness` is the node's own directory.
+    /// Surroundings of the stores of one node; `witness` is the node's own directory.
     pub(crate) fn surroundings(&self, witness: Arc<dyn Directory>) -> Surroundings {
         Surroundings { clock: self.clock.clone(), shelves: self.shelves.clone(), witness: Some(witness) }
     }

@@ -66,9 +66,9 @@ const ZERO_PIECE_BYTES: u64 = 1 << 20;
 /// Sizes and habits of a store. Tests make them small.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// The first segment of small shards; each next one is twice as long.
+    /// Length of the first segment of small shards; each next one is twice as long.
     pub small_segment_bytes_min: u64,
-    /// No segment of small shards is longer.
+    /// Greatest length of a segment of small shards.
     pub small_segment_bytes_max: u64,
     /// Length of a bulk segment; sparse.
     pub bulk_segment_bytes: u64,
@@ -93,19 +93,19 @@ impl Default for StoreOptions {
     }
 }
 
-/// What readers and the writer share.
+/// State that readers share with the writer.
 pub(crate) struct State {
     pub(crate) index: Index,
     pub(crate) segments: BTreeMap<u32, Arc<Segment>>,
     pub(crate) volumes: Volumes,
 }
 
-/// Where the next record of a kind goes.
+/// Append position of one kind of segment.
 #[derive(Clone)]
 pub(crate) struct Cursor {
     pub(crate) segment: Arc<Segment>,
     pub(crate) append: u64,
-    /// What the page of `append` holds before it; `None` until it was read or written.
+    /// Bytes of the page of `append` that stand before it; `None` until it was read or written.
     tail: Option<Vec<u8>>,
 }
 
@@ -114,7 +114,7 @@ impl Cursor {
         Self { segment, append, tail: None }
     }
 
-    /// How far into its page `append` is.
+    /// Bytes of the page of `append` that stand before it.
     pub(crate) fn tail_bytes(&self) -> usize {
         to_usize(self.append % BLOCK_BYTES)
     }
@@ -155,9 +155,9 @@ impl Cursor {
 pub(crate) struct Store {
     pub(crate) shared: Arc<Shared>,
     pub(crate) options: StoreOptions,
-    /// The next append's number.
+    /// Number of the next append.
     pub(crate) next_sequence: u64,
-    /// Every append up to this is durable.
+    /// Number up to which every append is durable.
     pub(crate) durable_sequence: u64,
     pub(crate) next_segment: u32,
     pub(crate) small: Option<Cursor>,
@@ -169,7 +169,7 @@ pub(crate) struct Store {
     /// Whether upkeep writes checkpoints itself, rather than leave them to another thread.
     pub(crate) checkpoints_here: bool,
     pub(crate) checkpoint_wanted: bool,
-    /// One is being written by another thread.
+    /// Another thread writes one.
     pub(crate) checkpoint_runs: bool,
     pub(crate) bulk_buffer: AlignedBuffer,
     pub(crate) compaction: Option<maintain::Compaction>,
@@ -181,22 +181,22 @@ pub(crate) struct Reader {
     pub(crate) shared: Arc<Shared>,
 }
 
-/// What a disk says of itself.
+/// A disk's report to volume manager and clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskStatus {
-    /// Out of service after an I/O error.
+    /// Out of service after an I/O error, until the disk is formatted anew.
     pub failed: bool,
-    /// Its size.
+    /// Size of the disk: of the file system, or the configured limit if that is less.
     pub total_bytes: u64,
-    /// What clients may still write, its share if it shares a file system.
+    /// Bytes that clients may still write; a share, if other disks of the process use the file system.
     pub available_bytes: u64,
-    /// What clients could write if the file system were its own and nobody had reserved anything.
+    /// Bytes that clients could write if the file system were its own and nobody had reserved any.
     pub unreserved_bytes: u64,
-    /// Records of shards.
+    /// Bytes of its records of shards, with those that wait to be punched.
     pub used_bytes: u64,
-    /// Shards.
+    /// Shards that can be read.
     pub shards_count: u64,
-    /// Bytes that the scan could not explain.
+    /// Bytes that no scan could explain (R6).
     pub damaged_bytes: u64,
     /// Reads that found damage since the start.
     pub corrupt_reads: u64,
@@ -205,13 +205,11 @@ pub struct DiskStatus {
 }
 
 impl Store {
-    /// A reading end.
     #[must_use]
     pub(crate) fn reader(&self) -> Reader {
         Reader { shared: self.shared.clone() }
     }
 
-    /// Whether the disk is out of service.
     #[must_use]
     pub(crate) fn is_failed(&self) -> bool {
         self.shared.is_failed()
@@ -258,7 +256,6 @@ impl Store {
         tracing::warn!(disk = self.shared.disk.0, error = %why, "no segment is prepared");
     }
 
-    /// The directory of the disk.
     pub(crate) fn directory(&self) -> Arc<dyn Directory> {
         self.shared.directory.clone()
     }
@@ -369,7 +366,7 @@ fn try_make_segment(
 }
 
 impl DiskStatus {
-    /// Of a disk that cannot even be asked.
+    /// Status of a disk that was not opened.
     #[must_use]
     pub fn lost() -> Self {
         Self {
@@ -387,7 +384,7 @@ impl DiskStatus {
 }
 
 impl Reader {
-    /// What clients may still write: the disk's share, from the last look at the file system.
+    /// Bytes that clients may still write: the disk's share, from the last look at the file system.
     #[must_use]
     pub(crate) fn available_bytes(&self) -> u64 {
         let used_bytes = self.shared.state.read().index.used_bytes();
@@ -397,7 +394,6 @@ impl Reader {
         budget.share()
     }
 
-    /// What the disk says of itself.
     #[must_use]
     pub(crate) fn status(&self) -> DiskStatus {
         let now = self.shared.now();
@@ -460,12 +456,12 @@ impl Reader {
     }
 }
 
-/// An answer to a reservation.
+/// Answer to a reservation, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Granted {
-    /// What the session has reserved now.
+    /// Reserved for the session now.
     pub(crate) granted_bytes: u64,
-    /// What it could have beyond that.
+    /// Free for it beyond that.
     pub(crate) available_bytes: u64,
     /// The file system whose free bytes disks of this host share; 0 if this disk has a limit of its own.
     pub(crate) file_system: u64,

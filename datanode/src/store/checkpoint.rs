@@ -14,14 +14,12 @@ use super::segment::SegmentKind;
 use super::types::{ChunkKey, Grave, ShardKey, Stripe, Target, VolumeKey};
 use super::units::{saturating_u32, to_usize};
 
-/// Name of the file.
 pub(crate) const CHECKPOINT_FILE: &str = "checkpoint";
-/// First four bytes.
 pub(crate) const CHECKPOINT_MAGIC: [u8; 4] = *b"HFck";
 /// Version of the format. Another one is dropped like a damaged one: the scan gives the same index.
 pub(crate) const CHECKPOINT_VERSION: u16 = 2;
 
-/// What a checkpoint says.
+/// Contents of a checkpoint.
 #[derive(Debug)]
 pub(super) struct Checkpoint {
     pub(super) index: Index,
@@ -56,7 +54,6 @@ impl Frozen {
     }
 }
 
-/// Encodes a checkpoint of `index`.
 pub(super) fn encode(
     index: &Index,
     disk: DiskId,

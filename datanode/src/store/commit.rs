@@ -38,7 +38,7 @@ impl Store {
         outcomes
     }
 
-    /// Commits a prefix of the requests, one at least.
+    /// Commits a prefix of the requests, at least one.
     fn commit_some(&mut self, requests: &[Request]) -> Vec<Outcome> {
         match &requests[0] {
             Request::SetFloor { volume, floor } => return vec![self.set_floor(volume, *floor)],

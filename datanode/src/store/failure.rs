@@ -12,14 +12,11 @@ use super::fields::{FieldReader, FieldWriter};
 
 /// Name of the note on the disk; in the node's directory the disk's id stands behind.
 pub(crate) const FAILED_FILE: &str = "failed";
-/// First four bytes.
 pub(crate) const FAILED_MAGIC: [u8; 4] = *b"HFfl";
 /// Version of the format. Of one that is not known, that it is there says enough.
 pub(crate) const FAILED_VERSION: u16 = 1;
-/// Longest reason that is written down.
 const REASON_BYTES_MAX: usize = 1024;
 
-/// The bytes of a note.
 #[must_use]
 pub(crate) fn encode(disk: DiskId, reason: &str) -> Vec<u8> {
     let reason = &reason[..reason.floor_char_boundary(REASON_BYTES_MAX)];

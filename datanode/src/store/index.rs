@@ -15,42 +15,37 @@ use imbl::{OrdMap, Vector};
 use super::segment::{DATA_START, SegmentHeader, SegmentKind};
 use super::types::{ChunkKey, Grave, ShardKey, Stripe, Target, VolumeKey};
 
-/// A record on disk.
+/// Place and length of a record on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Location {
-    /// Segment number.
     pub(crate) segment: u32,
-    /// Offset in its file.
+    /// Byte offset in the segment's file.
     pub(crate) offset: u64,
-    /// The whole record.
+    /// Length of the whole record.
     pub(crate) bytes: u64,
 }
 
 /// A shard that can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Its record.
     pub(crate) at: Location,
-    /// Decides against tombstones.
+    /// Sequence of the first append of this content: a tombstone of a higher version kills it.
     pub(crate) version: u64,
     /// The attempt it is of (R1).
     pub(crate) nonce: Nonce,
-    /// Bytes of the shard.
     pub(crate) shard_length_bytes: u32,
-    /// Bytes of its chunk.
     pub(crate) chunk_length_bytes: u32,
-    /// How its chunk is spread.
     pub(crate) stripe: Arc<Stripe>,
 }
 
-/// Where a segment is in its life.
+/// Stage of a segment's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Ready to be written, holds nothing.
     Spare,
     /// Being appended to.
     Open,
-    /// Full.
+    /// Full, or left behind by an earlier start: nothing is appended any more.
     Sealed,
     /// Everything that lived in it was copied elsewhere; free once a checkpoint no longer needs it.
     Drained,
@@ -59,21 +54,18 @@ pub(crate) enum Phase {
 /// A segment's accounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentState {
-    /// What it holds.
     pub(crate) kind: SegmentKind,
-    /// Which life of the file.
+    /// Life of the file: rises when it is made anew.
     pub(crate) generation: u64,
-    /// Length of the file.
     pub(crate) size_bytes: u64,
-    /// Where the next record goes.
+    /// Offset of the next record.
     pub(crate) append: u64,
     /// Bytes of records that are needed: live shards and tombstones.
     pub(crate) live_bytes: u64,
-    /// Where it is in its life.
     pub(crate) phase: Phase,
     /// Bytes the scan could not explain (R6).
     pub(crate) damaged_bytes: u64,
-    /// Punches waiting.
+    /// Dead records that are not punched yet.
     pub(crate) punches_count: u32,
     /// Tombstones pinned by dead records in here, one item a record.
     pub(crate) pinned: Arc<Vec<Grave>>,
@@ -96,19 +88,17 @@ impl SegmentState {
         }
     }
 
-    /// Bytes appended.
     #[must_use]
     pub(crate) fn written_bytes(&self) -> u64 {
         self.append - DATA_START
     }
 }
 
-/// A range of a bulk segment to give back.
+/// Range of a bulk segment that is to be given back to the file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Punch {
-    /// The range.
     pub(crate) at: Location,
-    /// Whose tombstone waits for it; none if the volume's drop record is enough.
+    /// Tombstone that waits for it; none if the volume's drop record is enough.
     pub(crate) grave: Option<Grave>,
 }
 
@@ -125,7 +115,6 @@ pub(super) struct TombstoneRecord {
     pub(super) targets: BTreeSet<Target>,
 }
 
-/// Shards of one volume.
 pub(super) type Shards = OrdMap<(ChunkId, u8), Entry>;
 
 /// The index of one disk. A copy costs next to nothing, whatever the count of shards: a checkpoint is written from one, by
@@ -151,19 +140,17 @@ impl Index {
         self.live_bytes + self.punch_bytes
     }
 
-    /// Shards that can be read.
     #[must_use]
     pub(crate) fn shards_count(&self) -> u64 {
         self.shards_count
     }
 
-    /// Bytes that no scan could explain.
     #[must_use]
     pub(crate) fn damaged_bytes(&self) -> u64 {
         self.segments.values().map(|s| s.damaged_bytes).sum()
     }
 
-    /// One shared copy of a stripe.
+    /// Returns the one shared copy of a stripe.
     pub(crate) fn intern(&mut self, stripe: &Stripe) -> Arc<Stripe> {
         if let Some(known) = self.stripes.get(stripe) {
             return known.clone();
@@ -173,12 +160,10 @@ impl Index {
         shared
     }
 
-    /// Forgets stripes that no shard has any more.
     pub(super) fn forget_unused_stripes(&mut self) {
         self.stripes.retain(|stripe| Arc::strong_count(stripe) > 1);
     }
 
-    /// A shard, if it is here.
     #[must_use]
     pub(crate) fn get(&self, key: &ShardKey) -> Option<&Entry> {
         self.volumes.get(&key.chunk.volume)?.get(&(key.chunk.chunk, key.shard))
@@ -319,7 +304,7 @@ impl Index {
         self.punches.slice(..count).into_iter().collect()
     }
 
-    /// Punches that were taken and could not be made.
+    /// Takes back punches that could not be made.
     pub(super) fn give_back_punches(&mut self, punches: Vec<Punch>) {
         punches.into_iter().rev().for_each(|punch| self.punches.push_front(punch));
     }
@@ -386,7 +371,7 @@ impl Index {
         self.segment_mut(to.segment).live_bytes += to.bytes;
     }
 
-    /// What is left of a tombstone whose record stands at `at`.
+    /// The part of a tombstone that its record at `at` still stands for.
     pub(super) fn live_tombstone(&self, version: u64, at: &Location) -> Option<(VolumeKey, Vec<Target>)> {
         let record = self.tombstone_records.get(&version).filter(|record| record.at == *at)?;
         Some((record.volume, record.targets.iter().copied().collect()))

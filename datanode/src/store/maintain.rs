@@ -33,7 +33,7 @@ const SPARE_SEGMENTS_MAX: usize = 2;
 /// A segment being emptied.
 pub(crate) struct Compaction {
     segment: Arc<Segment>,
-    /// Records still to look at, last first.
+    /// Records still to look at, last first, with their sequence numbers.
     records: Vec<(Location, u64)>,
 }
 
@@ -328,7 +328,7 @@ impl super::Shared {
         }
     }
 
-    /// What cannot be read is not copied, and keeps its segment as it is.
+    /// Leaves out what cannot be read: it is not copied, and keeps its segment.
     fn skip(&self, segment: &Segment, error: &std::io::Error) -> Result<(), ShardError> {
         match self.unread(&segment.header.number, error) {
             ShardError::Corrupt => Ok(()),

@@ -14,17 +14,14 @@ use super::types::{ChunkKey, ShardKey, ShardMeta, Stripe, Target, VolumeKey};
 use super::units::to_usize;
 use holdfast_storage::{BLOCK_BYTES, SECTOR_BYTES};
 
-/// First four bytes of every record.
 pub(crate) const RECORD_MAGIC: [u8; 4] = *b"HFrc";
-/// Version of the record format.
 pub(crate) const RECORD_VERSION: u16 = 1;
 /// Feature bits this code understands; a record with another required bit is refused.
 pub(crate) const RECORD_FEATURES_KNOWN: u32 = NAMES_SHARDS;
 /// Of a tombstone: it names single shards. Without it, all shards of chunks.
 pub(crate) const NAMES_SHARDS: u32 = 1;
-/// Bytes of the header before slots and items.
 pub(crate) const FIXED_BYTES: usize = 120;
-/// What one tombstone names at most.
+/// Most targets of one tombstone.
 pub(crate) const TOMBSTONE_TARGETS_MAX: usize = 4096;
 /// Bytes of what a tombstone names: a chunk, and a shard's number.
 const CHUNK_BYTES: usize = 8;
@@ -37,16 +34,14 @@ pub(crate) const RECORD_BYTES_MAX: u64 = CHUNK_BYTES_MAX as u64 + 4 * BLOCK_BYTE
 const CRC_AT: usize = 116;
 const _: () = assert!(FIXED_BYTES + SHARDS_MAX + (CHUNK_BYTES_MAX / PAGE_BYTES) as usize * 4 <= 4 * 4096);
 
-/// Where a record stands.
+/// Place of a record; the seed of its checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// The disk.
     pub(crate) disk: DiskId,
-    /// The segment's number.
+    /// Number of the segment.
     pub(crate) segment: u32,
-    /// Which life of the segment file.
+    /// Life of the segment's file.
     pub(crate) generation: u64,
-    /// Byte offset in the file.
     pub(crate) offset: u64,
 }
 
@@ -61,26 +56,24 @@ impl Place {
     }
 }
 
-/// What a record is.
+/// Kind of a record, with its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Body {
     /// A shard; its payload follows the header.
     Shard(ShardMeta),
     /// Every shard that it names of a lower version is deleted.
     Tombstone {
-        /// Whose shards.
         volume: VolumeKey,
-        /// Which: either all of them whole chunks, or none.
+        /// Either whole chunks only, or single shards only.
         targets: Vec<Target>,
     },
     /// Covers bytes that a crash left torn, so that the scan can explain them.
     Filler,
 }
 
-/// A record's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// Number of this append on this disk; rises.
+    /// Number of this append on this disk; it rises.
     pub(crate) sequence: u64,
     /// Every append up to this number was durable when this one was written.
     pub(crate) durable_sequence: u64,
@@ -90,11 +83,10 @@ pub(crate) struct Header {
     pub(crate) record_bytes: u64,
     /// Header with padding: where the payload starts.
     pub(crate) header_area_bytes: u64,
-    /// What it is.
     pub(crate) body: Body,
 }
 
-/// Why bytes are no record.
+/// Reason why bytes are no record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DecodeError {
     /// Not a record of this place: damage, torn, or never written.
@@ -105,13 +97,11 @@ pub(crate) enum DecodeError {
     Unsupported,
 }
 
-/// Rounds up to a multiple.
 #[must_use]
 pub(crate) fn align_up(bytes: u64, alignment: u64) -> u64 {
     bytes.next_multiple_of(alignment)
 }
 
-/// Alignment of the records of a segment.
 #[must_use]
 pub(crate) fn alignment_bytes(bulk: bool) -> u64 {
     if bulk { BLOCK_BYTES } else { SECTOR_BYTES }
@@ -124,7 +114,7 @@ pub(crate) fn shard_header_area_bytes(stripe: &Stripe, shard_length_bytes: u32, 
     align_up(FIXED_BYTES as u64 + stripe.slots.len() as u64 + pages_count * 4, alignment)
 }
 
-/// Bytes that a tombstone takes.
+/// Length of a tombstone's record.
 #[must_use]
 pub(crate) fn tombstone_bytes(targets: &[Target]) -> u64 {
     let target_bytes = if names_shards(targets) { SHARD_BYTES } else { CHUNK_BYTES };

@@ -45,7 +45,7 @@ pub enum OpenError {
     FailedBefore(String),
 }
 
-/// What opening found.
+/// Findings of an opening.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OpenReport {
     /// Whether a checkpoint shortened the scan.

@@ -14,15 +14,13 @@ use super::fields::{FieldReader, FieldWriter};
 use super::record::{Place, alignment_bytes};
 use holdfast_storage::{BLOCK_BYTES, DiskFile};
 
-/// First four bytes of every segment.
 pub(crate) const SEGMENT_MAGIC: [u8; 4] = *b"HFsg";
-/// Version of the segment format.
 pub(crate) const SEGMENT_VERSION: u16 = 1;
 /// Feature bits this code understands.
 pub(crate) const SEGMENT_FEATURES_KNOWN: u32 = 0;
 /// Bytes of a header copy: one sector, written whole or not at all.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 512;
-/// Where the records start: behind the two header copies, each in a block of its own.
+/// Offset of the first record: behind the two header copies, each in a block of its own.
 pub(crate) const DATA_START: u64 = 2 * BLOCK_BYTES;
 
 const COPIES_AT: [u64; 2] = [0, BLOCK_BYTES];
@@ -32,7 +30,7 @@ pub(super) fn is_unreadable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADMSG | libc::EILSEQ))
 }
 
-/// What a segment holds.
+/// Kind of shards in a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SegmentKind {
     /// Shards below 64 KiB and tombstones; written with zeros ahead, reclaimed whole.
@@ -42,30 +40,26 @@ pub(crate) enum SegmentKind {
 }
 
 impl SegmentKind {
-    /// Alignment of its records.
     #[must_use]
     pub(crate) fn alignment_bytes(self) -> u64 {
         alignment_bytes(self == Self::Bulk)
     }
 }
 
-/// What a segment's header says.
+/// Contents of a segment's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
-    /// Its number on this disk, in its file name too.
+    /// Its number on this disk, which is in its file name too.
     pub(crate) number: u32,
-    /// What it holds.
     pub(crate) kind: SegmentKind,
-    /// Which life of the file; no two lives on a disk share one.
+    /// Life of the file; no two lives on a disk share one.
     pub(crate) generation: u64,
-    /// The disk it was made for.
+    /// Disk it was made for: a file that was copied to another is left alone.
     pub(crate) disk: DiskId,
-    /// Length of the file.
     pub(crate) size_bytes: u64,
 }
 
 impl SegmentHeader {
-    /// The sector as it stands on disk.
     #[must_use]
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(SEGMENT_HEADER_BYTES);
@@ -83,7 +77,6 @@ impl SegmentHeader {
         out
     }
 
-    /// Reads one copy.
     fn decode(sector: &[u8]) -> Result<Self, HeaderError> {
         let (fields, crc) = sector.split_at_checked(SEGMENT_HEADER_BYTES - 4).ok_or(HeaderError::Damaged)?;
         if sector.iter().all(|b| *b == 0) {
@@ -115,7 +108,7 @@ impl SegmentHeader {
     }
 }
 
-/// Why a file is no segment.
+/// Reason why a file is no segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum HeaderError {
     /// Both copies are zeros or missing: a crash while it was made, before anything used it.
@@ -128,9 +121,7 @@ pub(crate) enum HeaderError {
 
 /// An open segment.
 pub(crate) struct Segment {
-    /// What its header says.
     pub(crate) header: SegmentHeader,
-    /// Its file.
     pub(crate) file: Arc<dyn DiskFile>,
     /// Held shared by readers. Taken exclusively, and at once released, it says that every reader that may have
     /// found a location before has finished (R5).
@@ -138,13 +129,12 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// The segment of this header over its file.
     #[must_use]
     pub(crate) fn new(header: SegmentHeader, file: Arc<dyn DiskFile>) -> Arc<Self> {
         Arc::new(Self { header, file, readers: RwLock::new(()) })
     }
 
-    /// The seed for a record at `offset`.
+    /// The seed for the checksum of a record at `offset`.
     #[must_use]
     pub(crate) fn place(&self, offset: u64) -> Place {
         Place { disk: self.header.disk, segment: self.header.number, generation: self.header.generation, offset }
@@ -156,7 +146,6 @@ impl Segment {
     }
 }
 
-/// The name of a segment's file.
 #[must_use]
 pub(crate) fn file_name(kind: SegmentKind, number: u32) -> String {
     match kind {

@@ -14,7 +14,7 @@ use holdfast_storage::FileSystemSpace;
 
 /// Soft threshold as a part of the space: one byte in this many is kept from client writes.
 const SOFT_PART: u64 = 25;
-/// The soft threshold never asks for more than this.
+/// Greatest soft threshold.
 const SOFT_BYTES_MAX: u64 = 4 << 30;
 /// Longest time a reservation lasts.
 pub(crate) const RESERVATION_LEASE_MAX: Duration = Duration::from_secs(60);
@@ -33,7 +33,6 @@ pub(crate) struct Thresholds {
 }
 
 impl Thresholds {
-    /// Thresholds of a space of this size.
     #[must_use]
     pub(crate) fn of(total_bytes: u64) -> Self {
         let soft_bytes = (total_bytes / SOFT_PART).min(SOFT_BYTES_MAX);
@@ -66,7 +65,7 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// What a file system has left for a disk that uses `used_bytes` of an optional limit.
+    /// Budget of a disk that uses `used_bytes` of an optional limit.
     #[must_use]
     pub(crate) fn new(space: &FileSystemSpace, used_bytes: u64, limit_bytes: Option<u64>) -> Self {
         let room = |total_bytes, free_bytes| Room { total_bytes, free_bytes, reserved_bytes: 0 };
@@ -77,7 +76,6 @@ impl Budget {
         }
     }
 
-    /// Size of the disk.
     #[must_use]
     pub(crate) fn total_bytes(&self) -> u64 {
         self.limit.map_or(u64::MAX, |limit| limit.total_bytes).min(self.file_system.total_bytes)
@@ -155,7 +153,7 @@ struct ByFileSystem {
 }
 
 impl Shelves {
-    /// Adds a disk to those on a file system.
+    /// Adds a disk to those that share a file system.
     #[must_use]
     pub(crate) fn join(&self, file_system: u64) -> SpaceBook {
         let mut all = self.0.lock();

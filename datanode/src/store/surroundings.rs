@@ -10,12 +10,10 @@ use super::space::Shelves;
 /// Tells monotonic time since any moment, the same for all stores that share shelves. It is asked once or twice for each put.
 pub(crate) type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
 
-/// What the stores of one node share, and those of other nodes in its process. Cheap to clone.
+/// Things that the stores of one node share with each other and with other nodes of the process. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Surroundings {
-    /// The process's time.
     pub(crate) clock: Clock,
-    /// Reservations on file systems.
     pub(crate) shelves: Shelves,
     /// A directory elsewhere that is told of a failure too, in case the disk does not take the note.
     pub(crate) witness: Option<Arc<dyn Directory>>,

@@ -11,41 +11,39 @@ use holdfast_proto::data;
 /// One life of a volume (R3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeKey {
-    /// The volume.
+    /// Given by the volume manager, never twice; not zero in a shard.
     pub volume: VolumeId,
-    /// Its incarnation.
+    /// Raised by a restore of the table from a backup.
     pub incarnation: Incarnation,
 }
 
 /// A session of a volume: numbers of sessions are given by each volume's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SessionKey {
-    /// Whose it is.
     pub(crate) volume: VolumeId,
-    /// The session.
     pub(crate) session: SessionId,
 }
 
 impl SessionKey {
-    /// Nobody's: it has reserved nothing.
+    /// Nobody's session: it has reserved nothing.
     pub(crate) const NOBODY: Self = Self { volume: VolumeId(0), session: SessionId(0) };
 }
 
-/// A chunk of a volume's life.
+/// Name of a chunk on a disk: each volume's table numbers its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkKey {
-    /// Whose it is.
+    /// Volume and life it belongs to.
     pub volume: VolumeKey,
-    /// The chunk.
+    /// Given by the volume's table.
     pub chunk: ChunkId,
 }
 
-/// A shard of a chunk.
+/// Name of a shard on a disk, where it is there once at most (R1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardKey {
-    /// The chunk.
+    /// Chunk it is a part of.
     pub chunk: ChunkKey,
-    /// Which of its shards.
+    /// Number in its chunk: data shards first, then parity.
     pub shard: u8,
 }
 
@@ -57,66 +55,57 @@ impl ShardKey {
     }
 }
 
-/// What a tombstone names of a volume.
+/// Part of a volume that a tombstone names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Target {
-    /// The chunk.
-    pub chunk: ChunkId,
-    /// Which of its shards; `None` in tombstones of the first format, which name all of them.
-    pub shard: Option<u8>,
+pub(crate) struct Target {
+    pub(crate) chunk: ChunkId,
+    /// Number of the shard; `None` in tombstones of the first format, which name all of them.
+    pub(crate) shard: Option<u8>,
 }
 
 /// A tombstone of a disk: what it names, and whose that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Grave {
-    /// The volume.
-    pub volume: VolumeKey,
-    /// What of it is deleted.
-    pub target: Target,
+pub(crate) struct Grave {
+    pub(crate) volume: VolumeKey,
+    pub(crate) target: Target,
 }
 
 impl ShardKey {
     /// The tombstone that names this shard alone.
     #[must_use]
-    pub fn grave(&self) -> Grave {
+    pub(crate) fn grave(&self) -> Grave {
         Grave { volume: self.chunk.volume, target: Target { chunk: self.chunk.chunk, shard: Some(self.shard) } }
     }
 }
 
-/// How a chunk is spread. Many shards share one, so the index interns them.
+/// Spread of a chunk over its block group. Many shards share one, so the index interns them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Stripe {
-    /// Block group.
     pub(crate) group: GroupId,
     /// Epoch of its membership when the chunk was written.
     pub(crate) epoch: Epoch,
-    /// Data shards.
     pub(crate) data_shards: u8,
-    /// Parity shards.
     pub(crate) parity_shards: u8,
-    /// The slot of each shard: `data_shards + parity_shards` bytes.
+    /// Slot of each shard in the block group: `data_shards + parity_shards` bytes.
     pub(crate) slots: Box<[u8]>,
 }
 
 /// Everything a shard says about itself, its payload aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ShardMeta {
-    /// Identity.
     pub(crate) key: ShardKey,
     /// The attempt (R1).
     pub(crate) nonce: Nonce,
-    /// Geometry and placement.
     pub(crate) stripe: Stripe,
-    /// Data bytes of the chunk.
+    /// Data bytes of the whole chunk.
     pub(crate) chunk_length_bytes: u32,
     /// Bytes of this shard: a multiple of a page, not zero.
     pub(crate) shard_length_bytes: u32,
-    /// CRC32C of each page, little-endian.
+    /// CRC32C of each page, little-endian, one after another.
     pub(crate) page_checksums: Bytes,
 }
 
 impl ShardMeta {
-    /// Pages of the shard.
     #[must_use]
     pub(crate) fn pages_count(&self) -> u32 {
         self.shard_length_bytes / PAGE_BYTES
@@ -128,7 +117,7 @@ impl ShardMeta {
         self.shard_length_bytes < SMALL_SHARD_BYTES
     }
 
-    /// The same as it travels: what [`TryFrom`] takes.
+    /// The header that travels: what [`TryFrom`] takes.
     #[cfg(test)]
     pub(crate) fn to_wire(&self) -> data::ShardHeader {
         data::ShardHeader {
@@ -204,46 +193,41 @@ impl TryFrom<data::ShardHeader> for ShardMeta {
     }
 }
 
-/// A shard to store.
 #[derive(Clone, Debug)]
 pub(crate) struct Put {
-    /// Its description, already checked by [`ShardMeta::check`].
+    /// Already checked by [`ShardMeta::check`].
     pub(crate) meta: ShardMeta,
-    /// Its bytes: `meta.shard_length_bytes` of them.
+    /// `meta.shard_length_bytes` bytes.
     pub(crate) payload: Bytes,
-    /// The client session whose reservation it draws on.
+    /// Client session whose reservation it draws on.
     pub(crate) session: SessionKey,
 }
 
-/// What the writer of a disk can be asked for. Proofs were checked before (R30).
+/// Request to the writer of a disk. Proofs were checked before (R30).
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
-    /// Store a shard.
     Put(Put),
     /// Delete every shard of these chunks, and these shards; what is not there counts as deleted.
     Delete {
-        /// Whose chunks.
         volume: VolumeKey,
-        /// Which.
+        /// Whole chunks.
         chunks: Vec<ChunkId>,
         /// Single attempts; a shard that is here under another nonce stays.
         shards: Vec<ShardName>,
     },
     /// Refuse puts below this chunk from now on (R4).
     SetFloor {
-        /// Of which volume.
         volume: VolumeKey,
         /// The first chunk still taken.
         floor: ChunkId,
     },
     /// Delete a volume's life as a whole.
     DropVolume {
-        /// Which.
         volume: VolumeKey,
     },
 }
 
-/// What a durable request did.
+/// Counts of a durable request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Done {
     /// Shards that a delete removed.
@@ -252,29 +236,25 @@ pub(crate) struct Done {
     pub(crate) kept_count: u32,
 }
 
-/// A part of a shard that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReadRange {
-    /// The shard.
     pub(crate) key: ShardKey,
     /// The attempt it must be of (R1).
     pub(crate) nonce: Nonce,
-    /// First byte, a multiple of a page.
+    /// A multiple of a page.
     pub(crate) offset: u32,
-    /// Bytes, a multiple of a page, not zero.
+    /// A multiple of a page, not zero.
     pub(crate) length_bytes: u32,
 }
 
-/// Verified bytes of a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ReadData {
-    /// The bytes.
     pub(crate) bytes: Bytes,
-    /// The checksums of their pages, as the shard's header has them.
+    /// Checksums of their pages, as the shard's header has them.
     pub(crate) page_checksums: Bytes,
 }
 
-/// Why a shard was not stored, deleted or read.
+/// Reason why a shard was not stored, deleted or read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ShardError {
     /// Not here, or here under another nonce.
@@ -306,5 +286,4 @@ pub(crate) enum ShardError {
     Busy,
 }
 
-/// What became of a request.
 pub(crate) type Outcome = Result<Done, ShardError>;

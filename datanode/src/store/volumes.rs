@@ -10,14 +10,10 @@ use super::fields::{FieldReader, FieldWriter};
 use super::types::VolumeKey;
 use holdfast_storage::Directory;
 
-/// Name of the file.
 pub(crate) const VOLUMES_FILE: &str = "volumes";
-/// First four bytes of the file.
 pub(crate) const VOLUMES_MAGIC: [u8; 4] = *b"HFvo";
-/// Version of its format.
 pub(crate) const VOLUMES_VERSION: u16 = 1;
 
-/// What is remembered of one volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct VolumeState {
     /// Puts below are refused.
@@ -28,9 +24,9 @@ pub(crate) struct VolumeState {
 
 /// Floors and drops of a disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Volumes(pub BTreeMap<VolumeKey, VolumeState>);
+pub(crate) struct Volumes(pub(crate) BTreeMap<VolumeKey, VolumeState>);
 
-/// Why the file could not be used.
+/// Reason why the file could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumesError {
     /// The system says so.
@@ -45,7 +41,6 @@ pub enum VolumesError {
 }
 
 impl Volumes {
-    /// What is known of a volume.
     #[must_use]
     pub(crate) fn get(&self, volume: &VolumeKey) -> VolumeState {
         self.0.get(volume).copied().unwrap_or_default()
@@ -62,7 +57,6 @@ impl Volumes {
         more
     }
 
-    /// The file's bytes.
     #[must_use]
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(16 + self.0.len() * 25);

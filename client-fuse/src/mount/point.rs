@@ -40,21 +40,21 @@ pub enum MountError {
         #[source]
         cause: io::Error,
     },
-    /// It is something else.
+    /// It is no directory.
     #[error("the mount point {} is not a directory", .0.display())]
     NotADirectory(PathBuf),
-    /// What is in it would be hidden.
+    /// A mount would hide its entries.
     #[error("the mount point {} is not empty: it holds '{entry}'", .path.display())]
     NotEmpty {
         path: PathBuf,
-        /// One of its entries.
+        /// The first of its entries.
         entry: String,
     },
     /// Something is mounted there.
     #[error("something is mounted at {} already: {by}", .path.display())]
     AlreadyMounted {
         path: PathBuf,
-        /// Its type and source.
+        /// Type and source of that mount.
         by: String,
     },
     /// Something on the way does not answer.

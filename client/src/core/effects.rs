@@ -40,10 +40,10 @@ pub(crate) struct AttemptId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct WriteId(pub(crate) u64);
 
-/// Why a range is looked up.
+/// Purpose of a read, which says what may be loaded besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reading {
-    /// For read(2).
+    /// For read(2): exactly this range is wanted.
     Wanted,
     /// Again, because what was told before was of no use: the map is asked for anew.
     Again,
@@ -51,7 +51,7 @@ pub(crate) enum Reading {
     Ahead,
 }
 
-/// What a caller wants.
+/// Operation that a caller begins.
 #[derive(Debug)]
 pub(crate) enum Call {
     /// To be told when the first session is open and the groups are known.
@@ -61,28 +61,52 @@ pub(crate) enum Call {
     /// A change of names or attributes that needs nothing else.
     Mutate(mutation::Op),
     /// A change of an inode that everything written before must precede, and nothing written later (R9).
-    Barrier { inode: InodeId, op: mutation::Op },
-    /// Creates and opens.
-    Create { request: CreateNode, mode: OpenMode },
-    /// Opens.
-    Open { inode: InodeId, mode: OpenMode },
-    /// Takes data in.
-    Write { handle: FileHandle, at: WriteAt, data: Bytes, mtime_ns: i64, kill_suid_sgid: bool },
+    Barrier {
+        inode: InodeId,
+        op: mutation::Op,
+    },
+    Create {
+        request: CreateNode,
+        mode: OpenMode,
+    },
+    Open {
+        inode: InodeId,
+        mode: OpenMode,
+    },
+    Write {
+        handle: FileHandle,
+        at: WriteAt,
+        data: Bytes,
+        mtime_ns: i64,
+        kill_suid_sgid: bool,
+    },
     /// Makes what was written durable. `closing`: tells of a lost write and leaves it to be told again.
-    Flush { handle: FileHandle, closing: bool },
+    Flush {
+        handle: FileHandle,
+        closing: bool,
+    },
     /// The last close.
-    Release { handle: FileHandle },
-    /// Where the bytes of a range are.
-    Plan { handle: FileHandle, offset: FileOffset, length_bytes: u64, reading: Reading },
-    /// lseek(2).
-    Seek { handle: FileHandle, offset: FileOffset, whence: Whence },
-    /// Makes everything durable.
+    Release {
+        handle: FileHandle,
+    },
+    /// Finds out where the bytes of a range are.
+    Plan {
+        handle: FileHandle,
+        offset: FileOffset,
+        length_bytes: u64,
+        reading: Reading,
+    },
+    Seek {
+        handle: FileHandle,
+        offset: FileOffset,
+        whence: Whence,
+    },
+    /// Flushes all inodes.
     Sync,
-    /// Ends the session.
     Close,
 }
 
-/// What a caller is told.
+/// Result of a caller's operation.
 #[derive(Debug)]
 pub(crate) enum Answer {
     Done,
@@ -102,18 +126,20 @@ pub(crate) enum PlanPiece {
     Bytes(Bytes),
     /// Nothing was ever written there.
     Zeros(u64),
-    /// A part of a chunk.
-    Chunk { chunk: Arc<ChunkRecord>, offset: u64, length_bytes: u64 },
+    Chunk {
+        chunk: Arc<ChunkRecord>,
+        offset: u64,
+        length_bytes: u64,
+    },
 }
 
-/// The answer to a metadata request.
 #[derive(Debug)]
 pub(crate) enum Response {
     Mutate(Box<MutateResponse>),
     Read(Box<ReadResponse>),
 }
 
-/// What happened.
+/// Event that steps the core.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// [`Effects::wake`] has come.
@@ -160,7 +186,7 @@ pub(crate) struct PutChunk {
     pub(crate) write: WriteId,
     pub(crate) record: ChunkRecord,
     pub(crate) geometry: Geometry,
-    /// In the order of shards.
+    /// One for each shard, in the order of shards.
     pub(crate) members: Vec<Member>,
     pub(crate) pieces: Vec<Bytes>,
     pub(crate) session: SessionId,
@@ -176,7 +202,7 @@ pub(crate) struct Reserve {
     pub(crate) timeout: Duration,
 }
 
-/// What is to be done, in any order. Mostly it is one send or one outcome, which are kept without an allocation.
+/// Work for the shell, in any order. Mostly it is one send or one outcome, which are kept without an allocation.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) sends: SmallVec<[Send; 1]>,
@@ -184,16 +210,16 @@ pub(crate) struct Effects {
     pub(crate) own_sends: usize,
     pub(crate) puts: Vec<PutChunk>,
     pub(crate) reserve: Option<Reserve>,
-    /// Ask the volume manager for addresses.
+    /// The volume manager is to be asked for addresses.
     pub(crate) ask_volmgr: bool,
     pub(crate) outcomes: SmallVec<[(OpId, Result<Answer, Error>); 1]>,
-    /// For people.
+    /// Lines for the log.
     pub(crate) notes: Vec<Note>,
     /// When the core wants [`Input::Tick`]; `None`: never. Of two steps the later one's holds.
     pub(crate) wake: Option<Moment>,
 }
 
-/// Something that people want to know of.
+/// Event that is logged for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Note {
     /// Written data will never reach the disks.

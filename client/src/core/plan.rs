@@ -40,7 +40,7 @@ impl Plan {
         gaps
     }
 
-    /// What no layer has given yet, ascending.
+    /// The parts of the range that no layer has given yet, ascending.
     pub(crate) fn gaps(&self) -> Vec<(FileOffset, FileOffset)> {
         self.gaps_in(self.from, self.to)
     }

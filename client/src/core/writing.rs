@@ -27,7 +27,7 @@ const MEMBERS_PAUSE: Duration = Duration::from_millis(100);
 /// Dirty pieces of one file from which on it is flushed although they do not fill a chunk.
 const DIRTY_PIECES_MAX: usize = COMMIT_EXTENTS_MAX / 2;
 
-/// What a waiting write does next.
+/// Next step of a waiting write.
 enum Step {
     Admitted,
     Waits,

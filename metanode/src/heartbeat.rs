@@ -125,7 +125,7 @@ async fn create(context: &Arc<Context>, assignment: &TableAssignment) {
     }
 }
 
-/// Why a replica was not dropped.
+/// Reason why a replica was not dropped.
 #[derive(Debug, thiserror::Error)]
 enum DropFailed {
     #[error(transparent)]

@@ -26,12 +26,12 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError};
 use tonic::Status;
 
-/// Where a metanode lives and listens, and whom it belongs to.
+/// Configuration of a metanode.
 #[derive(Clone, Debug)]
 pub struct MetanodeConfig {
-    /// Its directory, formatted before.
+    /// Formatted before; holds superblock, log and snapshots.
     pub directory: PathBuf,
-    /// Where it listens; port 0 takes a free one.
+    /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The volume manager, host:port.
     pub volmgr: String,
@@ -54,7 +54,7 @@ pub enum StartError {
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// The log did not open.
@@ -68,7 +68,7 @@ pub enum StartError {
     Lost {
         directory: PathBuf,
         volmgr: String,
-        /// What is wrong with its log.
+        /// Failure of its log to open.
         source: OpenError,
     },
     /// It lost its log, and has not got all of its tables back yet. Nothing was hosted.
@@ -223,13 +223,13 @@ async fn stop_server(server: &Mutex<Option<Server>>) {
 }
 
 impl Metanode {
-    /// Where it listens.
+    /// Address it listens on, with the port that it got.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its id in the cluster.
+    /// Id that the volume manager gave it.
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.context.identity.node

@@ -11,7 +11,7 @@ use holdfast_proto::raft::{SnapshotPiece, SnapshotPieceAnswer};
 use holdfast_transport::{Call, Refusal, Reply, Service};
 use std::sync::Arc;
 
-/// What a metanode answers on its port.
+/// Serves a metanode's port.
 pub(crate) struct MetaService {
     context: Arc<Context>,
 }

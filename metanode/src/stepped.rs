@@ -40,7 +40,7 @@ mod types;
 /// Tickets of one start are told from those of others by what is above.
 const TICKET_BITS: u32 = 40;
 
-/// What an answer of consensus is for.
+/// Purpose of an answer of consensus.
 enum Waiting {
     Mutate {
         volume: VolumeId,
@@ -62,7 +62,7 @@ enum Waiting {
     },
 }
 
-/// A metanode, driven by whoever calls.
+/// A metanode that its caller steps.
 pub struct SteppedMetanode {
     options: MetanodeOptions,
     node: SteppedNode<TableMachine>,
@@ -119,7 +119,7 @@ impl SteppedMetanode {
         })
     }
 
-    /// What the real one keeps in its file of neighbours.
+    /// Record that the real one keeps in its file of neighbours.
     #[must_use]
     pub fn neighbours(&self) -> Neighbours {
         self.known.record()
@@ -466,7 +466,6 @@ impl SteppedMetanode {
         self.next_ticket
     }
 
-    /// How the replica of a served table is.
     fn served(&self, volume: VolumeId) -> Option<GroupStatus> {
         self.seats.get(&volume).and_then(|_| self.node.status(raft_group(volume)))
     }

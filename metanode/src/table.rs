@@ -74,20 +74,20 @@ fn broken<T>(what: impl Into<String>) -> Result<T, Broken> {
     Err(Broken(what.into()))
 }
 
-/// What the volume manager decided about the volume.
+/// The volume manager's decisions about the volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configuration {
-    /// The volume; also the number of its Raft group.
+    /// Volume of the table; also the number of its Raft group.
     pub volume: VolumeId,
-    /// Which life of the volume's table (R3).
+    /// Life of the volume's table (R3).
     pub incarnation: Incarnation,
-    /// k.
+    /// k: data shards of a full stripe.
     pub data_shards: u8,
-    /// m.
+    /// m: parity shards of every stripe.
     pub parity_shards: u8,
     /// Most mapped bytes; 0: no quota.
     pub quota_bytes: u64,
-    /// For people.
+    /// Name that people gave the volume.
     pub name: String,
 }
 
@@ -147,11 +147,11 @@ struct Counters {
     /// Commits of chunks below are refused (R4).
     floor: u64,
     last_time_ns: i64,
-    /// Touched and allocated ones.
+    /// Pages that extents touch or that are allocated.
     mapped_pages: u64,
     allocated_pages: u64,
     reserved_bytes: u64,
-    /// Which behaviour apply has (R26); 0 in tables made before levels were.
+    /// Behaviour that apply has (R26); 0 in tables made before levels were.
     feature_level: u32,
 }
 
@@ -173,7 +173,7 @@ impl Default for Counters {
     }
 }
 
-/// The answer to a command: made now, or remembered from the first time (R8).
+/// Answer to a command: made now, or remembered from the first time (R8).
 enum Answer {
     Fresh(MutateResponse),
     FreshEncoded(MutateResponse, Bytes),
@@ -279,7 +279,7 @@ impl Table {
     }
 }
 
-/// Whether only the leader itself may propose this.
+/// Whether only the leader itself may propose this: a client that sends it is refused.
 #[must_use]
 pub fn is_leader_only(op: &Op) -> bool {
     match op {
@@ -340,7 +340,7 @@ pub(crate) fn frees(op: &Op) -> bool {
     }
 }
 
-/// A response that refuses.
+/// A response of this code and nothing else.
 #[must_use]
 pub fn refusal(code: Code) -> MutateResponse {
     MutateResponse { code: code.into(), ..MutateResponse::default() }

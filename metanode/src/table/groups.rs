@@ -9,14 +9,14 @@ use holdfast_proto::meta::{
     AddGroups, BlockGroup, Code, Configure, ForgetChunks, GroupState, MutateResponse, SetGroupState, VacateSlot,
 };
 
-/// What a table's open groups could still take.
+/// Room in a table's open block groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Bytes of data until the open groups are full.
+    /// Bytes of data until the open block groups are full.
     pub open_bytes: u64,
-    /// The id that the next group has.
+    /// Id that the next block group has.
     pub next_group: GroupId,
-    /// Groups of any state.
+    /// Block groups of any state.
     pub groups_count: u64,
 }
 
@@ -149,7 +149,7 @@ impl Table {
         Ok(())
     }
 
-    /// What the open groups could still take.
+    /// Room in the open block groups.
     #[must_use]
     pub fn capacity(&self) -> Capacity {
         let open_bytes = self

@@ -19,7 +19,6 @@ use holdfast_proto::meta::{MutateResponse, RaiseFeatureLevel};
 pub const FEATURE_LEVEL: u32 = 2;
 
 impl Table {
-    /// The level that apply follows now.
     #[must_use]
     pub(crate) fn feature_level(&self) -> u32 {
         self.counters.feature_level

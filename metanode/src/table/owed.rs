@@ -48,19 +48,19 @@ impl Table {
         Ok(MutateResponse::default())
     }
 
-    /// Chunks below are committed no more (R4).
+    /// Id below which chunks are committed no more (R4).
     #[must_use]
     pub fn floor(&self) -> ChunkId {
         ChunkId(self.counters.floor)
     }
 
-    /// The id that the next reservation of chunks begins with.
+    /// First id of the next reservation of chunks.
     #[must_use]
     pub fn next_chunk(&self) -> ChunkId {
         ChunkId(self.counters.next_chunk)
     }
 
-    /// What a disk owes.
+    /// Debt of a disk.
     #[must_use]
     pub fn owed(&self, disk: DiskId) -> Option<Owed> {
         self.owed.get(&disk).copied()

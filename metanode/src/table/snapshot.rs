@@ -22,11 +22,10 @@ use holdfast_proto::snapshot::{
 use prost::Message;
 use std::io::{self, Read, Write};
 
-/// A table as it was when the copy was made.
 #[derive(Clone, Debug)]
 pub(crate) struct FrozenTable(Table);
 
-/// Why a snapshot cannot be read.
+/// Reason why a snapshot cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RestoreError {
     /// Reading failed, or the stream ended early.
@@ -53,7 +52,6 @@ impl From<prost::DecodeError> for RestoreError {
 }
 
 impl Table {
-    /// A frozen copy, made in O(1).
     #[must_use]
     pub(crate) fn freeze(&self) -> FrozenTable {
         FrozenTable(self.clone())

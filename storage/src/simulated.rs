@@ -124,7 +124,7 @@ impl Machine {
         inode
     }
 
-    /// Finds what a path from the top leads to.
+    /// Finds the inode that a path from the top leads to.
     fn find(&mut self, path: &str) -> io::Result<u64> {
         path.split('/').try_fold(ROOT, |at, name| self.names(at)?.get(name).ok_or(io::ErrorKind::NotFound.into()))
     }
@@ -219,13 +219,13 @@ impl SimulatedDisk {
         self.0.lock().operations
     }
 
-    /// What the last one of them was.
+    /// Name of the last operation.
     #[must_use]
     pub fn last_operation(&self) -> &'static str {
         self.0.lock().last
     }
 
-    /// Sets what goes wrong by chance from now on.
+    /// Sets the faults that happen by chance from now on.
     pub fn set_faults(&self, faults: Faults) {
         self.0.lock().trouble.faults = faults;
     }
@@ -255,13 +255,13 @@ impl SimulatedDisk {
         self.0.lock().descriptors_max = max_count;
     }
 
-    /// How long the operations since the last call would have taken.
+    /// Time that the operations since the last call would have taken, in nanoseconds.
     #[must_use]
     pub fn take_elapsed_ns(&self) -> u64 {
         std::mem::take(&mut self.0.lock().elapsed_ns)
     }
 
-    /// What has happened so far, for the coverage of a simulation.
+    /// Counts so far, for the coverage of a simulation.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.0.lock().trouble.counts

@@ -5,20 +5,18 @@ use std::collections::BTreeMap;
 use holdfast_common::{DiskId, NodeId};
 use holdfast_erasure::CodeMode;
 
-/// What is known of one disk in service.
+/// Space of one disk in service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DiskSpace {
-    /// The disk.
     pub(crate) disk: DiskId,
-    /// Its node.
     pub(crate) node: NodeId,
-    /// The host its node runs on: the address without the port.
+    /// Host that its node runs on: the address without the port.
     pub(crate) host: String,
     /// st_dev on that host; 0: a file system of its own.
     pub(crate) file_system: u64,
     /// Free space of that file system.
     pub(crate) available_bytes: u64,
-    /// Its node is alive.
+    /// Its node answers heartbeats.
     pub(crate) alive: bool,
 }
 

@@ -28,7 +28,7 @@ impl Liveness {
         Self { started_ms: now_ms, last_tick_ms: now_ms, heard_ms: BTreeMap::new() }
     }
 
-    /// A node gave a sign of life.
+    /// Takes note of a node's sign of life.
     pub(crate) fn heard(&mut self, now_ms: u64, node: NodeId) {
         self.tick(now_ms);
         self.heard_ms.insert(node, now_ms);
@@ -47,7 +47,6 @@ impl Liveness {
         self.last_tick_ms = self.last_tick_ms.max(now_ms);
     }
 
-    /// Whether the node counts as alive.
     #[must_use]
     pub(crate) fn is_alive(&self, now_ms: u64, node: NodeId) -> bool {
         let since = self.heard_ms.get(&node).copied().unwrap_or(self.started_ms);
@@ -73,7 +72,7 @@ mod tests {
 
     const NODE: NodeId = NodeId(5);
 
-    /// Ticks as the shell does.
+    /// Ticks every 250 ms, as the shell does.
     fn pass(liveness: &mut Liveness, from_ms: u64, to_ms: u64) {
         for now in (from_ms..=to_ms).step_by(250) {
             liveness.tick(now);

@@ -20,7 +20,6 @@ pub(crate) struct ClusterMachine {
 }
 
 impl ClusterMachine {
-    /// The state as of the last applied entry.
     #[must_use]
     pub(crate) fn state(&self) -> &ClusterState {
         &self.state

@@ -13,15 +13,13 @@ use crate::state::Member;
 /// A disk that a block group may be placed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
-    /// The disk.
     pub(crate) disk: DiskId,
-    /// Its node.
     pub(crate) node: NodeId,
     /// Free space that is its own, in bytes: its share where several disks use one file system.
     pub(crate) free_bytes: u64,
-    /// Groups it is a member of already.
+    /// Block groups it is a member of already, of all volumes.
     pub(crate) groups_count: u64,
-    /// Its node is alive. A disk of a dead node is taken only when there are not enough others.
+    /// Its node answers heartbeats. A disk of a dead node is taken only when there are not enough others.
     pub(crate) alive: bool,
 }
 
@@ -123,11 +121,10 @@ fn rotated(index: usize, count: usize, group: GroupId) -> usize {
 /// A metanode that a table may be placed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TableCandidate {
-    /// The metanode.
     pub(crate) node: NodeId,
     /// Tables it hosts already.
     pub(crate) tables_count: u64,
-    /// It is alive.
+    /// It answers heartbeats.
     pub(crate) alive: bool,
 }
 

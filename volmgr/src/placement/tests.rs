@@ -60,7 +60,7 @@ fn cluster() -> impl Strategy<Value = Vec<Candidate>> {
     })
 }
 
-/// Those a placement chooses from.
+/// Candidates that a placement chooses from.
 fn choice(candidates: &[Candidate], width: usize) -> Vec<Candidate> {
     let alive: Vec<_> = candidates.iter().copied().filter(|c| c.alive).collect();
     if alive.len() >= width { alive } else { candidates.to_vec() }

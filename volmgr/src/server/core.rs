@@ -65,7 +65,7 @@ impl Core {
         }
     }
 
-    /// State is locked before the manager.
+    /// Locks the state before the manager: the order of all who hold both.
     fn step(&self, conversation: &mut Conversation, event: Event) -> Step {
         let machine = self.group.state().read();
         let mut manager = self.manager.lock();

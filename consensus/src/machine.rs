@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use bytes::Bytes;
 use holdfast_common::LogIndex;
 
-/// A broken invariant: the replica stops this group, loudly, and the process lives on (R26).
+/// A broken invariant: the replica stops this Raft group, loudly, and the process lives on (R26).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Broken(pub String);

@@ -12,7 +12,7 @@ const FREE_SEGMENTS_MIN: u64 = 2;
 /// And the space at which it is taken again, so that one deleted file does not open and shut the door.
 const FREE_SEGMENTS_AGAIN: u64 = 3;
 
-/// The space of a node's disks, as of the last tick.
+/// Space of a node's disks, as of the last tick.
 pub(crate) struct Room {
     reserve: Arc<Reserve>,
     segment_bytes: u64,

@@ -70,7 +70,7 @@ pub struct SteppedMetanode {
     starts: Starts,
     seats: BTreeMap<VolumeId, Seat>,
     waiting: BTreeMap<u64, Waiting>,
-    /// Of consensus, of requests for groups and of deletions alike.
+    /// Of consensus, of requests for block groups and of deletions alike.
     next_ticket: u64,
     reporting: Reporting,
     /// A heartbeat was not answered yet.

@@ -116,7 +116,7 @@ pub struct Table {
     sessions: Tree<SessionId, Session>,
     client_keys: Tree<Bytes, SessionId>,
     groups: Tree<GroupId, Group>,
-    /// (last change, group): what a client has not seen yet is a range.
+    /// (last change, block group): what a client has not seen yet is a range.
     group_changes: Tree<(u64, GroupId), ()>,
     /// Members of which chunks were forgotten before they confirmed.
     owed: Tree<DiskId, Owed>,
@@ -142,7 +142,7 @@ struct Counters {
     next_chunk: u64,
     next_session: u64,
     next_group: u64,
-    /// Raised by every change of a group's membership or state.
+    /// Raised by every change of a block group's membership or state.
     groups_version: u64,
     /// Commits of chunks below are refused (R4).
     floor: u64,

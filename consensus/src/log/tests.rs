@@ -30,7 +30,7 @@ fn open(disk: &SimulatedDisk) -> Result<(Log, Groups), RecoveryError> {
     Ok((log, simplified(groups)))
 }
 
-/// What must survive: the tail below a snapshot may be shorter after segments were recycled.
+/// The part that must survive: the tail below a snapshot may be shorter after segments were recycled.
 fn simplified(groups: BTreeMap<RaftGroupId, Replayed>) -> Groups {
     let needed = |group: Replayed| {
         let snapshot = group.state.snapshot.index;

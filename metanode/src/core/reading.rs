@@ -179,7 +179,7 @@ impl<V: View> Reader<'_, V> {
         if is_there { Ok(()) } else { Err(Code::SessionExpired) }
     }
 
-    /// `groups_version` is for clients that know no cursor: it changes when groups, addresses or liveness do, and is the
+    /// `groups_version` is for clients that know no cursor: it changes when block groups, addresses or liveness do, and is the
     /// same on every metanode that knows the same.
     fn say_versions(&self, table: &Table, response: &mut ReadResponse) {
         let addresses = self.view.known(Known::fingerprint);

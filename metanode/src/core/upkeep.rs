@@ -80,7 +80,7 @@ pub(crate) struct Upkeep {
     switches: VecDeque<(GroupId, GroupState)>,
     /// Block groups from the volume manager, to be proposed.
     given: Option<Vec<BlockGroup>>,
-    /// The table had no group when it asked.
+    /// The table had no block group when it asked.
     had_no_group: bool,
     report: bool,
     /// Not before this are block groups asked for again.

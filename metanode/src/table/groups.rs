@@ -39,7 +39,7 @@ impl Table {
         Ok(MutateResponse::default())
     }
 
-    /// Adds groups that are not there yet: a retry brings the same ones.
+    /// Adds block groups that are not there yet: a retry brings the same ones.
     pub(super) fn add_groups(&mut self, op: &AddGroups) -> Outcome<MutateResponse> {
         let shards_count =
             self.configuration.as_ref().map_or(0, |c| usize::from(c.data_shards) + usize::from(c.parity_shards));
@@ -79,7 +79,7 @@ impl Table {
         Ok(MutateResponse::default())
     }
 
-    /// Membership or state of a group changed: clients are to fetch it again.
+    /// Membership or state of a block group changed: clients are to fetch it again.
     fn group_changed(&mut self, id: GroupId) -> Result<(), Broken> {
         self.counters.groups_version += 1;
         if self.feature_level() < 1 {

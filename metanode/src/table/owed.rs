@@ -66,7 +66,7 @@ impl Table {
         self.owed.get(&disk).copied()
     }
 
-    /// Every disk that is a member of a group, with its node, ascending.
+    /// Every disk that is a member of a block group, with its node, ascending.
     #[must_use]
     pub fn members(&self) -> BTreeSet<(NodeId, DiskId)> {
         let slots = self.groups.iter().flat_map(|(_, group)| group.slots.iter());

@@ -29,11 +29,11 @@ pub struct DirectoryPage {
     pub end: bool,
 }
 
-/// Most groups of one page, and about how many bytes of them: a frame's header holds 1 MiB.
+/// Most block groups of one page, and about how many bytes of them: a frame's header holds 1 MiB.
 const GROUPS_PAGE_MAX: usize = 1024;
 const GROUPS_PAGE_BYTES_MAX: usize = 256 << 10;
 
-/// Groups in the order of their last changes, and where the next page begins.
+/// Block groups in the order of their last changes, and where the next page begins.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GroupsPage {
     /// As they are now, those that changed longest ago first.
@@ -224,7 +224,7 @@ impl Table {
         FsStat { used_bytes, quota_bytes, available_bytes, inodes: self.inodes.len() as u64 }
     }
 
-    /// Changes when a group's membership or state does.
+    /// Changes when a block group's membership or state does.
     #[must_use]
     pub fn groups_version(&self) -> u64 {
         self.counters.groups_version
@@ -236,7 +236,7 @@ impl Table {
         Some(self.groups.get(&group)?.block_group(group))
     }
 
-    /// Groups that changed behind a cursor. At its end the cursor stands at the newest change, or at the start of all if
+    /// Block groups that changed behind a cursor. At its end the cursor stands at the newest change, or at the start of all if
     /// changes are not recorded yet (feature level 0).
     #[must_use]
     pub fn groups_since(&self, cursor: (u64, GroupId)) -> GroupsPage {

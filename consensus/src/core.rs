@@ -1,4 +1,5 @@
-//! One Raft group as a sans-IO core around raft-rs: inputs in, effects out. Pure; knows eraftpb, which nothing above does.
+//! One Raft group as a sans-IO core around raft-rs: inputs in, effects out. Pure; knows eraftpb, which nothing above
+//! does.
 //!
 //! The order that must hold is `inputs -> collect -> (shell makes records durable) -> persisted -> collect ...`: votes,
 //! append responses and answers leave only after what they promise is durable; a leader's own messages may go before.

@@ -1,4 +1,5 @@
-//! From what the disks hold to Raft groups that can go on: the log replayed, current snapshots restored, the rest cleared away.
+//! From what the disks hold to Raft groups that can go on: the log replayed, current snapshots restored, the rest
+//! cleared away.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -21,7 +21,8 @@ use crate::turn::NodeCore;
 pub(crate) trait Site<P, R> {
     fn send(&mut self, to: NodeId, messages: Vec<GroupMessage>);
     fn send_snapshot(&mut self, out: SnapshotOut);
-    /// Puts the restored state of a delivered snapshot in the place of the Raft group's. False if the restored state is lost.
+    /// Puts the restored state of a delivered snapshot in the place of the Raft group's. False if the restored state is
+    /// lost.
     fn install(&mut self, install: Install) -> bool;
     /// Applies commands, best by [`apply_all`], and answers. An error says why the state broke; nobody reads it then.
     fn apply(&mut self, apply: Apply<P>) -> Result<(), StopReason>;

@@ -1,6 +1,6 @@
-//! A node that lost its log, on its way back (R23): it hosts no Raft group, takes a snapshot of each from that group's leader, and
-//! writes it down with the leader's term and a vote for it. Once it has all, [`crate::Node`] opens what is written, gives no vote
-//! for an election time-out, as after every start, and takes part again.
+//! A node that lost its log, on its way back (R23): it hosts no Raft group, takes a snapshot of each from that group's
+//! leader, and writes it down with the leader's term and a vote for it. Once it has all, [`crate::Node`] opens what is
+//! written, gives no vote for an election time-out, as after every start, and takes part again.
 //!
 //! It dies anywhere: what is durable stands, because it took part in nothing since; the rest is asked for again.
 

@@ -1,5 +1,5 @@
-//! The Raft groups of a node without threads, sockets or clocks: a value that is handed messages and times and says what it
-//! wants to send. It shares every decision with [`crate::Node`]; for simulations of whole clusters.
+//! The Raft groups of a node without threads, sockets or clocks: a value that is handed messages and times and says
+//! what it wants to send. It shares every decision with [`crate::Node`]; for simulations of whole clusters.
 //!
 //! A process that dies is a value that is dropped. What a [`Turn`] wants sent may get lost; the rest of it has happened.
 

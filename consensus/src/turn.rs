@@ -1,5 +1,5 @@
-//! All Raft groups of a node as one sans-IO core: a turn takes inputs, says what must be durable, and then what follows. Pure;
-//! driven by `driver` and by the simulation alike.
+//! All Raft groups of a node as one sans-IO core: a turn takes inputs, says what must be durable, and then what
+//! follows. Pure; driven by `driver` and by the simulation alike.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};

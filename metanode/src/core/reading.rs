@@ -179,8 +179,8 @@ impl<V: View> Reader<'_, V> {
         if is_there { Ok(()) } else { Err(Code::SessionExpired) }
     }
 
-    /// `groups_version` is for clients that know no cursor: it changes when block groups, addresses or liveness do, and is the
-    /// same on every metanode that knows the same.
+    /// `groups_version` is for clients that know no cursor: it changes when block groups, addresses or liveness do, and
+    /// is the same on every metanode that knows the same.
     fn say_versions(&self, table: &Table, response: &mut ReadResponse) {
         let addresses = self.view.known(Known::fingerprint);
         let mixed = addresses.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(table.groups_version());

@@ -236,8 +236,8 @@ impl Table {
         Some(self.groups.get(&group)?.block_group(group))
     }
 
-    /// Block groups that changed behind a cursor. At its end the cursor stands at the newest change, or at the start of all if
-    /// changes are not recorded yet (feature level 0).
+    /// Block groups that changed behind a cursor. At its end the cursor stands at the newest change, or at the start of
+    /// all if changes are not recorded yet (feature level 0).
     #[must_use]
     pub fn groups_since(&self, cursor: (u64, GroupId)) -> GroupsPage {
         let mut page = GroupsPage { cursor, ..GroupsPage::default() };

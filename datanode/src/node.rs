@@ -11,14 +11,13 @@ use std::sync::Arc;
 
 use holdfast_common::{DiskId, NodeId};
 use holdfast_node::superblock::{self, SuperblockError};
-use holdfast_node::{ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
+use holdfast_node::{Complaint, ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::RegisterResponse;
 use holdfast_storage::{DirectoryLock, RealDirectory, create_directories, sync_parent};
 use holdfast_transport::{Identity, Server, ServerLimits};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tonic::Status;
 
 use crate::disks::{self, Found, lock_disk};
 use crate::error::StartError;
@@ -213,13 +212,8 @@ async fn identify(
     let disks: Vec<_> = told.map(|disk| (disk.id, disk.first_look())).collect();
     let request = heartbeat::registration(&superblock, address, &disks);
     let answer = if newcomer {
-        let mut complained = false;
-        let silent = |status: &Status| {
-            if !std::mem::replace(&mut complained, true) {
-                tracing::warn!(reason = status.message(), "waiting for the volume manager to register");
-            }
-        };
-        volmgr.register_at_last(|| ready(request.clone()), silent).await
+        let mut complaint = Complaint::new("waiting for the volume manager to register");
+        volmgr.register_at_last(|| ready(request.clone()), |status| complaint.about(status)).await
     } else {
         volmgr.register(request).await
     };

@@ -11,7 +11,7 @@ use crate::service::MetaService;
 use holdfast_common::{ClusterId, NodeId};
 use holdfast_consensus::{ExpectedLog, Node, NodeConfig, OpenError, format_log, release_reserve};
 use holdfast_node::superblock::{self, SuperblockError};
-use holdfast_node::{ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
+use holdfast_node::{Complaint, ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::Role;
 use holdfast_storage::{DirectoryLock, LockError, is_no_space, sync_parent};
 use holdfast_transport::{Client, ClientLimits, Server, ServerLimits};
@@ -24,7 +24,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError};
-use tonic::Status;
 
 /// Configuration of a metanode.
 #[derive(Clone, Debug)]
@@ -292,13 +291,8 @@ async fn first_registration(
     address: SocketAddr,
 ) -> Result<NodeSuperblock, StartError> {
     let request = identity.registration(Role::Metanode, address, Vec::new());
-    let mut told = false;
-    let silent = |status: &Status| {
-        if !std::mem::replace(&mut told, true) {
-            tracing::warn!(reason = status.message(), "waiting for the volume manager to register this node");
-        }
-    };
-    let registered = volmgr.register_at_last(|| ready(request.clone()), silent).await;
+    let mut complaint = Complaint::new("waiting for the volume manager to register this node");
+    let registered = volmgr.register_at_last(|| ready(request.clone()), |status| complaint.about(status)).await;
     let answer = registered.map_err(|status| StartError::Refused(status.message().to_owned()))?;
     let identity = identity.registered(&answer).ok_or(StartError::BadRegistration)?;
     let (directory, written) = (directory.to_owned(), identity.clone());

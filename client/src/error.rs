@@ -1,11 +1,11 @@
-//! Why an operation failed, and the one place where that becomes an errno.
+//! Failures of operations, and the one place where they become an errno.
 
 use bytes::Bytes;
 use holdfast_common::InodeId;
 use holdfast_proto::meta::Code;
 use holdfast_transport::RpcError;
 
-/// Why a call to another process got no answer. It may have been executed all the same.
+/// Reason why a call to another process got no answer. It may have been executed all the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallFailed {
     /// No answer of a metanode or datanode within the time, or none that can be understood.

@@ -49,7 +49,7 @@ impl FileSystem {
         Self::mount_in(Arc::new(TokioRuntime::current()), config, volume, network, seed).await
     }
 
-    /// The same, carried and timed by a runtime of the caller's: for simulations.
+    /// As [`FileSystem::mount_over`], carried and timed by a runtime of the caller's: for simulations.
     ///
     /// # Errors
     /// As [`FileSystem::mount`].

@@ -1,4 +1,4 @@
-//! What callers of the library give and get: attributes, entries, modes.
+//! Arguments and results of the library: attributes, entries, modes.
 
 use bytes::Bytes;
 use holdfast_common::InodeId;

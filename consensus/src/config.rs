@@ -1,4 +1,4 @@
-//! What a node can be told, with the defaults and their reasons.
+//! Settings of a node, with the defaults and their reasons.
 
 use std::path::PathBuf;
 use std::time::Duration;

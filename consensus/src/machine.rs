@@ -1,4 +1,4 @@
-//! What a replicated state machine must offer. The consensus crate knows its commands as bytes only.
+//! Interface of a replicated state machine. The consensus crate knows its commands as bytes only.
 
 use std::io::{self, Read, Write};
 

@@ -1,4 +1,4 @@
-//! What waits for the driver, bounded in count and bytes and taken in turns, and who may drive.
+//! Inputs that wait for the driver, bounded in count and bytes and taken in turns, and the right to drive.
 //!
 //! The driver's thread does, and sleeps when there is nothing to do. Whoever then brings a proposal, a read or a message
 //! drives it himself, as a visitor, as far as nothing waits for the disk; what is left is the thread's. So an entry that

@@ -21,7 +21,7 @@ use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use crate::status::OpenError;
 use crate::stepped::SteppedOptions;
 
-/// Why a snapshot was not taken. Nothing has changed then, and it can be asked for again.
+/// Reason why a snapshot was not taken. Nothing has changed then, and it can be asked for again.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// It was meant for another node, or another start of this one.

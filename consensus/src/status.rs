@@ -104,7 +104,7 @@ pub enum GroupError {
     Stopped,
 }
 
-/// Why a voter that lost its log was not given a snapshot. It may ask again.
+/// Reason why a voter that lost its log was not given a snapshot. It may ask again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdmissionError {
     /// Another replica leads, or none does.

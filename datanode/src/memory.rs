@@ -1,5 +1,6 @@
-//! What a datanode remembers for disks that are away: floors that were set and volumes that were dropped meanwhile. A disk that
-//! returns learns it before it serves; otherwise it would take puts below a floor, and keep a deleted volume for ever.
+//! Memory of a datanode for disks that are away: floors that were set and volumes that were dropped meanwhile. A disk
+//! that returns learns it before it serves; otherwise it would take puts below a floor, and keep a deleted volume for
+//! ever.
 
 use std::io;
 use std::sync::Arc;

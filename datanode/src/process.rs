@@ -1,5 +1,6 @@
-//! What the datanodes of one process know of each other: those whose disks lie on one file system must not promise the same
-//! free bytes twice. Processes do not know each other's promises; their clients count free bytes by file system.
+//! Knowledge of each other that datanodes of one process have: those whose disks lie on one file system must not
+//! promise the same free bytes twice. Processes do not know each other's promises; their clients count free bytes by
+//! file system.
 
 use std::sync::Arc;
 

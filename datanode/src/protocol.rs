@@ -1,5 +1,5 @@
-//! What a request of the shard protocol means, and what its outcome answers. Pure: the service and the stepped datanode
-//! decide here and do elsewhere.
+//! Meaning of the requests of the shard protocol, and answers to their outcomes. Pure: the service and the stepped
+//! datanode decide here and do elsewhere.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,4 +1,4 @@
-//! What the volume manager said last ([`Known`]), shared by everything on the node, with addresses resolved. Without what
+//! The volume manager's last word ([`Known`]), shared by everything on the node, with addresses resolved. Without what
 //! changes by the second it is also in a small file, so that a metanode that starts while the volume manager is dead finds
 //! its peers and tells clients where datanodes are.
 

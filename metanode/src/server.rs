@@ -36,7 +36,7 @@ pub struct MetanodeConfig {
     pub volmgr: String,
 }
 
-/// Why a metanode was not formatted or did not start.
+/// Reason why a metanode was not formatted or did not start.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum StartError {
@@ -59,7 +59,7 @@ pub enum StartError {
     /// The log did not open.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// What this node voted and promised is lost (R23). Nothing was hosted.
+    /// This node's votes and promises are lost (R23). Nothing was hosted.
     #[error(
         "{}: {source}; leave this node down, its tables' other replicas serve, or bring it back from them: holdfast metanode recover --dir {0} --volmgr {volmgr}",
         directory.display()

@@ -52,7 +52,7 @@ pub const COMMAND_VERSION: u32 = 1;
 #[error("metadata table broken: {0}")]
 pub struct Broken(pub String);
 
-/// Why an operation did not happen. `Refused` has changed nothing.
+/// Reason why an operation did not happen. `Refused` has changed nothing.
 #[derive(Debug, PartialEq, Eq)]
 enum Fault {
     Refused(Code),

@@ -1,4 +1,4 @@
-//! Who a metanode or a datanode is.
+//! Identity of a metanode or a datanode.
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,7 +36,7 @@ pub struct NodeSuperblock {
     pub recovering: Option<[u8; 16]>,
 }
 
-/// Why a node's directory is not the one that it was started from.
+/// Reason why a node's directory is not the one that it was started from.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum HomeLost {

@@ -1,4 +1,4 @@
-//! What every serving role needs for its life: a superblock that says whose a directory is, an address to listen on, and
+//! Common parts of every serving role: a superblock that says whose a directory is, an address to listen on, and
 //! the volume manager to register with.
 
 mod complaint;

@@ -1,4 +1,4 @@
-//! How much a volume can still store, from what disks report. Pure.
+//! Room that a volume has left, from what disks report. Pure.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Who is alive, by heartbeats and a deadline. Pure: the time, monotonic milliseconds, is passed in.
+//! Liveness of nodes, by heartbeats and a deadline. Pure: the time, monotonic milliseconds, is passed in.
 
 use std::collections::BTreeMap;
 

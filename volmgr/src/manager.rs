@@ -1,5 +1,6 @@
-//! What the volume manager decides, with what only heartbeats know. Pure: times and random numbers are passed in, and the
-//! state of the cluster that it decides by is the one of its log. The gRPC services and the stepped form do what it says.
+//! Decisions of the volume manager, with the knowledge that only heartbeats bring. Pure: times and random numbers are
+//! passed in, and the state of the cluster that it decides by is the one of its log. The gRPC services and the stepped
+//! form do what it says.
 //!
 //! A [`Conversation`](conversation::Conversation) is one request from its first check to its answer, in steps; between two
 //! of them the log accepts an entry.

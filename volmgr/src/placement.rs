@@ -1,4 +1,4 @@
-//! Where block groups and tables go. Pure: the same view gives the same answer.
+//! Placement of block groups and tables. Pure: the same view gives the same answer.
 //!
 //! A block group's members are on distinct disks and on as many nodes as there are. Among disks that are equally good for
 //! that, those with the fewest block groups for their free space come first, then rotation by group id spreads the ties. The

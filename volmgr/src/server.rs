@@ -51,7 +51,7 @@ pub struct VolmgrConfig {
     pub listen: SocketAddr,
 }
 
-/// Why a volume manager was not formatted or did not start.
+/// Reason why a volume manager was not formatted or did not start.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum StartError {

@@ -17,7 +17,7 @@ pub(crate) async fn log_changes(dir: &Path) {
     }
 }
 
-/// Which files are there, and since when.
+/// Identities of the files that are there.
 fn look(dir: &Path) -> [Option<(u64, i64, i64)>; 3] {
     CHANGING.map(|name| {
         let about = std::fs::metadata(dir.join(name)).ok()?;

@@ -87,7 +87,7 @@ impl Started {
     }
 }
 
-/// What happened to a role while the cluster was up.
+/// End of a role while the cluster was up.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// It ended, and will be started again.

@@ -190,7 +190,7 @@ impl Running {
     }
 }
 
-/// Whoever reads the file sees the old id or the new one, never half of it.
+/// A reader of the file sees the old id or the new one, never half of it.
 fn note_pid(run: &Path, info: &RoleInfo) -> std::io::Result<()> {
     std::fs::create_dir_all(run)?;
     let name = format!("{}-{}", info.kind.name(), info.index);

@@ -1,4 +1,4 @@
-//! What is asked of the kernel when the mount begins.
+//! Settings that are agreed on with the kernel when the mount begins.
 //!
 //! Each capability is asked for by itself: one that the kernel does not know would drop all that are asked with it.
 

@@ -1,4 +1,4 @@
-//! What the kernel says in the client's words, and back. Pure.
+//! The kernel's words in the client's, and back. Pure.
 
 use bytes::Bytes;
 use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, RenameFlags, TimeOrNow};
@@ -111,8 +111,8 @@ pub(super) fn open_mode(flags: i32, sync: bool) -> OpenMode {
     }
 }
 
-/// Where a write goes. `flags` are the handle's at the time of the write: fcntl(2) may have changed O_APPEND since open(2).
-/// `cached`: the kernel writes back pages, of a mapping perhaps, and means their offset.
+/// Place of a write. `flags` are the handle's at the time of the write: fcntl(2) may have changed O_APPEND since
+/// open(2). `cached`: the kernel writes back pages, of a mapping perhaps, and means their offset.
 ///
 /// The kernel gives an append the offset at which it believes the end of the file. Of a handle opened with O_APPEND that is
 /// ignored, for the client knows better; the kernel keeps no page of such a write ([`opened_flags`]). A handle that got

@@ -10,9 +10,9 @@
 //! That continues a walk only if the former call ended with the lookup of the very directory (`open(2)` with `O_PATH`,
 //! `mkdir(2)` of what is there). For that case answers are good for [`ANSWER_AGE_MAX`].
 //!
-//! What one thread is told, the kernel keeps for all of them: it reads mode and owner again a little later than it asked
-//! for them. So no thread is told of a directory's former mode or owner after another has been told of the new one, here
-//! as by the kernel, which drops an answer that was overtaken.
+//! The kernel keeps the answer to one thread for all of them: it reads mode and owner again a little later than it
+//! asked for them. So no thread is told of a directory's former mode or owner after another has been told of the new
+//! one, here as by the kernel, which drops an answer that was overtaken.
 //!
 //! Only directories are answered so: the kernel takes a file's size from any answer, and an old one would undo what
 //! another thread has just written. The one exception is a file that the system call has just made: `open(2)` asks for its

@@ -1,5 +1,5 @@
-//! Who keeps a mount busy. Nothing here touches the mount itself, and the look is over after a while whatever happens:
-//! a process that hangs can make reading its `/proc/PID/maps` hang.
+//! Processes and mounts that keep a mount busy. Nothing here touches the mount itself, and the look is over after a
+//! while whatever happens: a process that hangs can make reading its `/proc/PID/maps` hang.
 
 use super::mountinfo::{self, MountEntry};
 use std::fmt;

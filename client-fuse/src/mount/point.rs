@@ -15,7 +15,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(3);
 /// Dead mounts that may lie over each other at one place. Each crash can leave one.
 const DEAD_MOUNTS_MAX: usize = 64;
 
-/// Why nothing was mounted. Nothing was changed either.
+/// Reason why nothing was mounted. Nothing was changed either.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum MountError {
@@ -87,7 +87,7 @@ impl MountPoint {
     /// left there. May take some seconds when a file system on the way hangs; not for an async task.
     ///
     /// # Errors
-    /// What is wrong with it, as a sentence for people.
+    /// Fault of the mount point, as a sentence for people.
     pub fn prepare(path: &Path, create: bool) -> Result<Self, MountError> {
         check_device()?;
         let path = resolve(path, create)?;

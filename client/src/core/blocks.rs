@@ -1,4 +1,5 @@
-//! Which blocks of shards are in memory, and which go: the index and the budget of the block cache. Pure; bytes are opaque.
+//! Blocks of shards in memory, and the choice of those that go: the index and the budget of the block cache. Pure;
+//! bytes are opaque.
 //!
 //! Chunks are immutable, so a block is never stale: nothing here is ever invalidated, only evicted. Each block is loaded once,
 //! however many readers want it at the same time.

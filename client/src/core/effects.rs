@@ -1,4 +1,4 @@
-//! What goes into the core, and what it wants done.
+//! Inputs of the core, and the effects it wants.
 //!
 //! Effects are performed after the core's lock is let go, by whoever brought the input, so that those of two steps may be
 //! performed in either order. None relies on an earlier one having been performed: where order matters, the core waits for
@@ -156,7 +156,7 @@ pub(crate) enum Input {
     Put { write: WriteId, chunk: ChunkId, shard: u8, elapsed: Duration, answer: Result<PutShardResponse, CallFailed> },
     /// Addresses from the volume manager; none if it did not answer.
     Endpoints(Vec<Endpoint>),
-    /// What disks promised, by the addresses of their hosts.
+    /// Promises of disks, by the addresses of their hosts.
     Granted(Vec<(IpAddr, DiskGrant)>),
     /// A member did not answer a reader.
     Unanswered { disk: DiskId },

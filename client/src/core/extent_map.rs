@@ -1,4 +1,4 @@
-//! What this client knows of a file's extents: a cache of the table's map. Pure.
+//! Known part of a file's extents: a cache of the table's map. Pure.
 //!
 //! A range is known or not; within what is known, holes are what no extent covers. The cache belongs to one data
 //! version of the inode; its owner drops it when the version moves on by more than the owner's own commits. A chunk's

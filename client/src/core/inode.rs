@@ -1,4 +1,4 @@
-//! What this client knows and holds of one inode: the newest attributes, written data on its way to the cluster, and
+//! This client's state of one inode: the newest attributes, written data on its way to the cluster, and
 //! the cached extent map. Pure.
 //!
 //! Written data passes three states. *Dirty*: in memory, taking writes. *Frozen*: a numbered generation that will not

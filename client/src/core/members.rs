@@ -1,4 +1,4 @@
-//! Where things are: block groups, node addresses, and which disks failed lately and are avoided for a while. Pure.
+//! Places of things: block groups, node addresses, and which disks failed lately and are avoided for a while. Pure.
 //!
 //! Groups and addresses come from the table's leader, which learns addresses from the volume manager. What the volume
 //! manager thinks of a node is a preference: a member that it calls dead is used when there are too few others, because this

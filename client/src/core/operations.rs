@@ -1,4 +1,4 @@
-//! What callers ask for: from its beginning to its outcome.
+//! Operations of callers, from beginning to outcome.
 
 use super::effects::{Answer, Call, OpId, RequestId, Response};
 use super::inode::{Freeze, Waiter};

@@ -1,4 +1,4 @@
-//! Where the bytes of a range are, put together from layers: the newest first. Pure.
+//! Sources of a range's bytes, put together from layers: the newest first. Pure.
 
 use super::effects::PlanPiece;
 use super::extent_map::MappedRange;

@@ -1,4 +1,4 @@
-//! What a mount does by itself: the session, keep-alives, groups and addresses, unused quota.
+//! Work that a mount does by itself: the session, keep-alives, groups and addresses, unused quota.
 
 use super::effects::Note;
 use super::inode::Inode;

@@ -1,5 +1,5 @@
-//! What a turn wants done. [`crate::order`] says in which order; `records` must be durable before the core is told
-//! `persisted`.
+//! Effects of a turn. [`crate::order`] says in which order they happen; `records` must be durable before the core is
+//! told `persisted`.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! What raft-rs reads back: the entries since a little before the last snapshot, all in memory. Pure.
+//! Entries that raft-rs reads back: those since a little before the last snapshot, all in memory. Pure.
 
 use std::collections::VecDeque;
 

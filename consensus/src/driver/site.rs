@@ -1,4 +1,4 @@
-//! Where the effects of a real node take place: handles, the outbox, and the worker's threads.
+//! Place of a real node's effects: handles, the outbox, and the worker's threads.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};

@@ -1,4 +1,4 @@
-//! What a log holds, and its bytes (docs/disk-format/log.md). Pure. Knows nothing of raft-rs.
+//! Contents of a log, and their bytes (docs/disk-format/log.md). Pure. Knows nothing of raft-rs.
 
 use bytes::{Buf, BufMut, Bytes};
 use holdfast_common::{LogIndex, RaftGroupId, Term};

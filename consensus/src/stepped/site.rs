@@ -1,4 +1,4 @@
-//! Where the effects of a stepped node take place: in its next [`Turn`], and in jobs that wait.
+//! Place of a stepped node's effects: in its next [`Turn`], and in jobs that wait.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

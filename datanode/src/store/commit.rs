@@ -163,9 +163,9 @@ impl Store {
         Ok(None)
     }
 
-    /// What a delete names and is here, ascending, and how many shards it names are of another attempt. `None` if all of the
-    /// volume is deleted. A tombstone need not hold the nonce: of each shard one attempt is here, and only what is older than
-    /// the tombstone dies by it.
+    /// Targets of a delete that are here, ascending, and the count of shards it names that are of another attempt.
+    /// `None` if all of the volume is deleted. A tombstone need not hold the nonce: of each shard one attempt is here,
+    /// and only what is older than the tombstone dies by it.
     fn named_here(
         &self,
         volume: &VolumeKey,

@@ -60,7 +60,7 @@ pub(super) fn note(directory: &dyn Directory, witness: Option<&dyn Directory>, d
     }
 }
 
-/// What a note says, if there is one.
+/// Reason in a note, if there is one.
 ///
 /// # Errors
 /// A directory cannot be read.

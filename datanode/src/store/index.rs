@@ -1,4 +1,4 @@
-//! What a disk holds, in memory: a cache of what its segments say, and the rules by which shards die.
+//! Contents of a disk, in memory: a cache of what its segments say, and the rules by which shards die.
 //!
 //! Pure: no file, no clock. The two rules that matter at a crash:
 //! - a tombstone is needed until every record it killed is gone from the disk for good (R5, R7). Each such record pins

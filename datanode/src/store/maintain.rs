@@ -1,5 +1,5 @@
-//! What a disk does beside serving: punching, compaction, recycling, dropped volumes, checkpoints. Small bounded steps on
-//! the writer's thread, so that nothing changes under a step.
+//! Upkeep of a disk beside serving: punching, compaction, recycling, dropped volumes, checkpoints. Small bounded steps
+//! on the writer's thread, so that nothing changes under a step.
 
 use std::collections::BTreeMap;
 

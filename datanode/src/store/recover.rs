@@ -27,7 +27,7 @@ use super::volumes::{Volumes, VolumesError};
 use super::{Cursor, Sabotage, Shared, State, Store, StoreOptions, failure};
 use holdfast_storage::Directory;
 
-/// Why a disk cannot be opened.
+/// Reason why a disk cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum OpenError {

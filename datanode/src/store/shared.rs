@@ -1,4 +1,4 @@
-//! What the writer of a disk and its readers share: the index, the space, and whether the disk is in service.
+//! State that the writer of a disk and its readers share: the index, the space, and whether the disk is in service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

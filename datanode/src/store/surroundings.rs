@@ -1,4 +1,4 @@
-//! What a store needs of the process around it, so that it names no clock and nothing is shared unseen.
+//! Parts of the process around a store, handed to it so that it names no clock and nothing is shared unseen.
 
 use std::sync::Arc;
 use std::time::Duration;

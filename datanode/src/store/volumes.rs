@@ -1,4 +1,5 @@
-//! What a disk must remember of volumes beyond their shards: floors (R4) and drops. A small file, replaced as a whole.
+//! Facts of volumes that a disk must remember beyond their shards: floors (R4) and drops. A small file, replaced as a
+//! whole.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -13,7 +13,7 @@ const GRANTS_MAX: usize = 16;
 /// A snapshot that nobody asks for is kept open for this long: a piece takes 10 s at most.
 const GRANT_IDLE_MS: u64 = 60_000;
 
-/// Why a request is not heard, whoever leads. `ours` is the incarnation of the table here.
+/// Reason why no replica hears a request. `ours` is the incarnation of the table here.
 pub(crate) fn refusal(request: &AdmitRequest, secret: &ClusterSecret, ours: Incarnation) -> Option<String> {
     let (volume, asked) = (VolumeId(request.volume), Incarnation(request.incarnation));
     let claim = Claim::Admit(NodeId(request.from), request.generation);

@@ -1,4 +1,4 @@
-//! Who is there: the leader's soft knowledge of sessions and of what they have open. Pure: the monotonic time is
+//! Attendance: the leader's soft knowledge of sessions and of what they have open. Pure: the monotonic time is
 //! passed in, in milliseconds.
 //!
 //! Nothing of it is replicated. A new leader knows nobody's open files until every session has attached in its term
@@ -153,7 +153,7 @@ impl Attendance {
         true
     }
 
-    /// What was registered turned out not to exist.
+    /// Takes back an open that was registered of an inode that turned out not to exist.
     pub(crate) fn close(&mut self, session: SessionId, inode: InodeId) {
         if self.sessions.get_mut(&session).is_some_and(|attendee| attendee.open.remove(&inode)) {
             self.uncount(inode);

@@ -92,7 +92,7 @@ enum Stage {
 }
 
 impl Stage {
-    /// What follows a page: the next one above `after`, if there is one.
+    /// Place behind a page: the next one is above `after`, if there is one.
     fn behind(after: Option<ChunkId>) -> Self {
         after.map_or(Self::Settle, |after| Self::List(Some(after)))
     }

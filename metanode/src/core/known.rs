@@ -1,5 +1,5 @@
-//! What the volume manager said last: where nodes are, whether they live, which tables belong here. Pure: the monotonic time
-//! is passed in, in nanoseconds.
+//! The volume manager's last word: where nodes are, whether they live, which tables belong here. Pure: the monotonic
+//! time is passed in, in nanoseconds.
 
 use holdfast_common::{DiskId, NodeId, VolumeId};
 use holdfast_proto::control::{Endpoint, HeartbeatResponse, TableAssignment};

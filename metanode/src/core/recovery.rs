@@ -1,5 +1,5 @@
-//! What a metanode decides that lost its log and is on its way back (R23): which tables it needs, whom it asks, what it waits for, and
-//! which pieces of a snapshot it takes.
+//! Decisions of a metanode that lost its log and is on its way back (R23): which tables it needs, whom it asks, what it
+//! waits for, and which pieces of a snapshot it takes.
 
 use holdfast_common::checksum::crc32c;
 use holdfast_common::{Incarnation, NodeId, VolumeId};

@@ -1,4 +1,4 @@
-//! What a leader does for its table by itself: configuration, spare block groups, silent sessions, orphans. Pulled: each step is
+//! A leader's work for its table: configuration, spare block groups, silent sessions, orphans. Pulled: each step is
 //! done by the caller, its outcome told, the next step asked for, until the round rests.
 
 use super::view::View;

@@ -1,5 +1,5 @@
-//! What decisions about one table stand on. The server takes a lock for every look, in the order attendance, table, known;
-//! the stepped form borrows.
+//! Grounds of the decisions about one table. The server takes a lock for every look, in the order attendance, table,
+//! known; the stepped form borrows.
 
 use super::attendance::Attendance;
 use super::known::Known;

@@ -32,7 +32,7 @@ pub(super) enum Outcome {
     Waits(String),
 }
 
-/// Why an attempt ended, while another one may do better.
+/// Reason why an attempt ended, while another one may do better.
 #[derive(Debug, thiserror::Error)]
 enum AttemptEnded {
     #[error(transparent)]

@@ -1,4 +1,4 @@
-//! What goes into a stepped metanode and what comes out.
+//! Inputs and outputs of a stepped metanode.
 
 use super::*;
 use holdfast_common::{LogIndex, RaftGroupId};

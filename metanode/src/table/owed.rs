@@ -1,5 +1,5 @@
-//! What disks still hold that the table has forgotten, or never knew: the floor (R4), and what a member owes that did not
-//! confirm a deletion. Both are settled by comparing the disk with the table, below the floor.
+//! Debts of disks: chunks that they still hold and the table has forgotten, or never knew. The floor (R4), and what a
+//! member owes that did not confirm a deletion. Both are settled by comparing the disk with the table, below the floor.
 
 use super::records::Owed;
 use super::{Outcome, Table};

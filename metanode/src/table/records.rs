@@ -1,4 +1,4 @@
-//! What the trees of the table hold.
+//! Records in the trees of the table.
 
 use super::tree::Tree;
 use bytes::Bytes;

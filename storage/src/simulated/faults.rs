@@ -1,4 +1,4 @@
-//! What goes wrong while a simulated machine runs, by chance or on request.
+//! Faults of a simulated machine while it runs, by chance or on request.
 
 use std::collections::BTreeMap;
 

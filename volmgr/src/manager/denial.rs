@@ -1,4 +1,4 @@
-//! Why a request was not done, in words and in a kind that a program decides by.
+//! Reasons why a request was not done, in words and in a kind that a program decides by.
 
 use crate::state::{Refusal, RefusalKind};
 

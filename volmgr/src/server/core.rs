@@ -1,4 +1,4 @@
-//! What all requests share: the Raft group, the decisions, and the clocks. A request is a
+//! Parts that all requests share: the Raft group, the decisions, and the clocks. A request is a
 //! [`Conversation`]; here it waits for the log.
 
 use std::time::{Duration, Instant, SystemTime};

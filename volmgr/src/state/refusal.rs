@@ -1,4 +1,5 @@
-//! Why the cluster refuses a command. The text is what a person reads; the kind is what a program decides by.
+//! Reasons for which the cluster refuses a command. The text is what a person reads; the kind is what a program decides
+//! by.
 
 use holdfast_common::{DiskId, GroupId, NodeId, VolumeId};
 use holdfast_erasure::{CodeMode, CodeModeError};

@@ -21,7 +21,8 @@ use tokio::time::Instant;
 /// The environment variable that turns it on or off.
 const VARIABLE: &str = "HOLDFAST_KEEP_AWAKE";
 const YES: &str = "yes";
-/// File that names the driver of idle cores. `haltpoll` is the driver for virtual machines; of others nothing was measured.
+/// File that names the driver of idle cores. `haltpoll` is the driver for virtual machines; of others nothing was
+/// measured.
 const IDLE_DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
 const IDLE_DRIVER_OF_GUESTS: &str = "haltpoll";
 const LATENCY_DEVICE: &str = "/dev/cpu_dma_latency";

@@ -1,4 +1,4 @@
-//! What must hold when all has come to rest.
+//! Checks of a cluster that has come to rest.
 
 use std::collections::BTreeSet;
 
@@ -86,7 +86,7 @@ pub(crate) fn state(world: &World) -> String {
     )
 }
 
-/// What happened, from everybody who counted.
+/// Counts of a run, from all that counted.
 pub(crate) fn coverage(world: &World) -> Coverage {
     let mut coverage = world.coverage;
     let truth = world.truth.lock();

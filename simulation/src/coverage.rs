@@ -1,4 +1,4 @@
-//! What happened in a run: a fault that never happens in many runs is not tested.
+//! Counts of a run's events: a fault that never happens in many runs is not tested.
 
 use holdfast_storage::simulated::Counts;
 

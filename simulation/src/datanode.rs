@@ -20,10 +20,10 @@ use crate::stranger::STRANGER_VOLUMES;
 use crate::truth::shards::{name_of, volume_key};
 use crate::truth::{Stage, Truth};
 
-/// How often the volume manager is told.
+/// Interval of heartbeats.
 const BEAT: Duration = Duration::from_secs(1);
 const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often upkeep looks for something to do, and how often when there is more.
+/// Interval of looks for upkeep; shorter while there is more to do.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Once in so many looks the machine dies in one of the next operations of its disk: most are upkeep's.
@@ -35,7 +35,7 @@ const HOME: &str = "home";
 /// The only ticket: at most one call is under way.
 const BEAT_TICKET: u64 = 1;
 
-/// What a datanode keeps for all its lives.
+/// Properties of a datanode that outlive its process.
 #[derive(Clone)]
 pub(crate) struct DatanodeIdentity {
     pub(crate) cluster: ClusterId,

@@ -18,12 +18,12 @@ pub(crate) const PATIENCE: Patience =
 /// Chunks freed by one entry, at most.
 const FREED_MAX: usize = 1 << 20;
 
-/// What became of all chunks.
+/// Fates of all chunks.
 #[derive(Default)]
 pub(crate) struct Chunks {
-    /// When the range that begins here was given out.
+    /// Times at which ranges were given out, by first id.
     given: BTreeMap<u64, u64>,
-    /// When a chunk was freed.
+    /// Times at which chunks were freed.
     freed: BTreeMap<u64, u64>,
     /// Disks with a shard of a freed chunk that did not confirm its deletion yet.
     unconfirmed: BTreeMap<u64, BTreeSet<DiskId>>,
@@ -86,7 +86,7 @@ impl Chunks {
         })
     }
 
-    /// Whoever writes must have had his time: ids below a floor were given out two deadlines ago (R4).
+    /// Writers must have had their time: ids below a floor were given out two deadlines ago (R4).
     fn check_floor(&self, now: u64, floor: u64) -> Result<(), String> {
         let least = shortest_ns(PATIENCE.floor_delay_ms());
         match self.given.range(..floor).find(|(_, given)| now - **given < least) {

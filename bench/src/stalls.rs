@@ -47,7 +47,6 @@ const AFTER: Duration = Duration::from_secs(3);
 /// Longest wait for `up` to start the dead again.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The figures' names.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     STALLS.iter().map(|(name, _)| *name)
 }
@@ -112,7 +111,7 @@ fn stall(holdfast: &Holdfast, victims: &[(&str, u64)]) -> anyhow::Result<Duratio
     })
 }
 
-/// When they died.
+/// Kills roles after a while of calm; returns the time of it.
 fn kill_and_wait(holdfast: &Holdfast, victims: &[(&str, u64)]) -> anyhow::Result<Instant> {
     std::thread::sleep(BEFORE);
     let find = |role: &str, index| holdfast.process(role, index).with_context(|| format!("there is no {role} {index}"));

@@ -80,7 +80,6 @@ impl Options {
     }
 }
 
-/// The figures' names.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     WORKLOADS.iter().map(|workload| workload.name)
 }

@@ -10,7 +10,7 @@ use crate::output::parse_size;
 
 /// Address at which commands look for a volume manager unless told.
 pub(crate) const VOLMGR_DEFAULT: &str = "127.0.0.1:7400";
-/// The environment variable that says otherwise.
+/// Environment variable with another address.
 pub(crate) const VOLMGR_VARIABLE: &str = "HOLDFAST_VOLMGR";
 
 const EXAMPLES: &str = "\

@@ -8,7 +8,6 @@ use holdfast_storage::DirectoryLock;
 use crate::args::DestroyArgs;
 use crate::up::layout::Layout;
 
-/// Runs the command.
 pub(crate) fn run(args: &DestroyArgs) -> Result<()> {
     let dir = args.dir.canonicalize().with_context(|| format!("cannot find {}", args.dir.display()))?;
     let layout = Layout::new(dir.clone());

@@ -21,7 +21,6 @@ pub(crate) struct MountRequest<'a> {
     pub(crate) memory_bytes: usize,
 }
 
-/// A mounted volume.
 pub(crate) struct Mounted {
     file_system: FileSystem,
     mount: Mount,

@@ -8,7 +8,6 @@ use holdfast_datanode::{Datanode, DatanodeConfig, Process};
 use holdfast_metanode::{Metanode, MetanodeConfig, StartError};
 use holdfast_volmgr::{Volmgr, VolmgrConfig};
 
-/// Which role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RoleKind {
     Volmgr,
@@ -65,7 +64,6 @@ impl Lost {
     }
 }
 
-/// A running role.
 pub(crate) enum Role {
     Volmgr(Volmgr),
     Metanode(Metanode),

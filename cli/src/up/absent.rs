@@ -4,7 +4,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-/// Between two looks.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// Paths of a metanode's directory that change when it is brought back, or its log is put back where it was.
 const CHANGING: [&str; 3] = ["superblock", "consensus", "consensus/log"];
@@ -17,7 +16,7 @@ pub(crate) async fn log_changes(dir: &Path) {
     }
 }
 
-/// Identities of the files that are there.
+/// Inode and time of change of each file that is there.
 fn look(dir: &Path) -> [Option<(u64, i64, i64)>; 3] {
     CHANGING.map(|name| {
         let about = std::fs::metadata(dir.join(name)).ok()?;

@@ -15,7 +15,7 @@ use crate::roles::{Lost, Role, RoleConfig};
 /// Pause before a metanode that is being brought back is tried again.
 const ABSENT_PAUSE: Duration = Duration::from_secs(2);
 
-/// The running roles.
+/// Roles that run in this process.
 #[derive(Default)]
 pub(crate) struct InProcess {
     volmgr: Option<Role>,

@@ -40,10 +40,10 @@ pub(crate) struct AttemptId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct WriteId(pub(crate) u64);
 
-/// Purpose of a read, which says what may be loaded besides.
+/// Purpose of a look-up of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reading {
-    /// For read(2): exactly this range is wanted.
+    /// For read(2).
     Wanted,
     /// Again, because what was told before was of no use: the map is asked for anew.
     Again,
@@ -61,48 +61,24 @@ pub(crate) enum Call {
     /// A change of names or attributes that needs nothing else.
     Mutate(mutation::Op),
     /// A change of an inode that everything written before must precede, and nothing written later (R9).
-    Barrier {
-        inode: InodeId,
-        op: mutation::Op,
-    },
-    Create {
-        request: CreateNode,
-        mode: OpenMode,
-    },
-    Open {
-        inode: InodeId,
-        mode: OpenMode,
-    },
-    Write {
-        handle: FileHandle,
-        at: WriteAt,
-        data: Bytes,
-        mtime_ns: i64,
-        kill_suid_sgid: bool,
-    },
+    Barrier { inode: InodeId, op: mutation::Op },
+    /// Makes a file and opens it, in one request.
+    Create { request: CreateNode, mode: OpenMode },
+    /// Opens a regular file.
+    Open { inode: InodeId, mode: OpenMode },
+    /// Takes data in, once there is room for it.
+    Write { handle: FileHandle, at: WriteAt, data: Bytes, mtime_ns: i64, kill_suid_sgid: bool },
     /// Makes what was written durable. `closing`: tells of a lost write and leaves it to be told again.
-    Flush {
-        handle: FileHandle,
-        closing: bool,
-    },
+    Flush { handle: FileHandle, closing: bool },
     /// The last close.
-    Release {
-        handle: FileHandle,
-    },
+    Release { handle: FileHandle },
     /// Finds out where the bytes of a range are.
-    Plan {
-        handle: FileHandle,
-        offset: FileOffset,
-        length_bytes: u64,
-        reading: Reading,
-    },
-    Seek {
-        handle: FileHandle,
-        offset: FileOffset,
-        whence: Whence,
-    },
+    Plan { handle: FileHandle, offset: FileOffset, length_bytes: u64, reading: Reading },
+    /// lseek(2) for data and holes.
+    Seek { handle: FileHandle, offset: FileOffset, whence: Whence },
     /// Flushes all inodes.
     Sync,
+    /// Ends the session for good: no other is opened.
     Close,
 }
 
@@ -126,11 +102,8 @@ pub(crate) enum PlanPiece {
     Bytes(Bytes),
     /// Nothing was ever written there.
     Zeros(u64),
-    Chunk {
-        chunk: Arc<ChunkRecord>,
-        offset: u64,
-        length_bytes: u64,
-    },
+    /// `length_bytes` of a chunk, from `offset` in it on.
+    Chunk { chunk: Arc<ChunkRecord>, offset: u64, length_bytes: u64 },
 }
 
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-/// What a figure counts.
+/// Unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Unit {
     /// Megabytes (10^6) per second.
@@ -46,7 +46,7 @@ pub(crate) enum Outcome {
     Failed { error: String },
 }
 
-/// What one system reached.
+/// Figures of one system.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) system: String,
@@ -67,7 +67,7 @@ impl Report {
     }
 }
 
-/// How often the first system is as good as the second.
+/// Merit of the first system's figure as a multiple of the second's.
 fn ratio(first: &Outcome, second: &Outcome) -> Option<f64> {
     let (Outcome::Measured(first), Outcome::Measured(second)) = (first, second) else { return None };
     let ratio = match first.unit {

@@ -50,7 +50,7 @@ enum Command {
     },
     /// Run the workloads in a directory that is there already.
     Dir {
-        /// The directory.
+        /// Directory to measure in.
         dir: PathBuf,
         /// Shell command that unmounts and mounts the directory's file system, for cold caches.
         #[arg(long)]

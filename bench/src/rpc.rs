@@ -1,4 +1,4 @@
-//! What the transport costs: CPU time of both ends together, as decision D7 (docs/RULES.md) states it.
+//! Cost of the transport: CPU time of both ends together, as decision D7 (docs/RULES.md) states it.
 //!
 //! Client and server run in this process on runtimes of their own, so the process's CPU time is that of both ends.
 

@@ -1,5 +1,5 @@
-//! How long a mount stands still when a part of the cluster dies: every role a process of its own, a writer that syncs and
-//! a reader at work, `kill -9`, and the longest time in which one of them finished nothing.
+//! Time for which a mount stands still when a part of the cluster dies: every role a process of its own, a writer that
+//! syncs and a reader at work, `kill -9`, and the longest time in which one of them finished nothing.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -16,7 +16,7 @@ use crate::interrupt;
 use crate::systems::holdfast::Holdfast;
 use crate::workloads::{Aligned, HangWatch, Options, System};
 
-/// What dies at the same time, one case after the other.
+/// Roles that die at the same time, one case after the other.
 type Cases = &'static [&'static [(&'static str, u64)]];
 
 /// A figure is the worst of its cases. Each metanode once, because one of them leads.
@@ -47,7 +47,6 @@ const AFTER: Duration = Duration::from_secs(3);
 /// Longest wait for `up` to start the dead again.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The figures' names.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     STALLS.iter().map(|(name, _)| *name)
 }
@@ -112,7 +111,7 @@ fn stall(holdfast: &Holdfast, victims: &[(&str, u64)]) -> anyhow::Result<Duratio
     })
 }
 
-/// When they died.
+/// Kills roles after a while of calm; returns the time of it.
 fn kill_and_wait(holdfast: &Holdfast, victims: &[(&str, u64)]) -> anyhow::Result<Instant> {
     std::thread::sleep(BEFORE);
     let find = |role: &str, index| holdfast.process(role, index).with_context(|| format!("there is no {role} {index}"));

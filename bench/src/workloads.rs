@@ -80,12 +80,11 @@ impl Options {
     }
 }
 
-/// The figures' names.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     WORKLOADS.iter().map(|workload| workload.name)
 }
 
-/// What the workloads ask of the system under test.
+/// Interface of the system under test to the workloads.
 pub(crate) trait System {
     /// Its name, as a column's head.
     fn name(&self) -> &str;

@@ -8,9 +8,9 @@ use holdfast_erasure::CodeMode;
 
 use crate::output::parse_size;
 
-/// Where commands look for a volume manager unless told.
+/// Address at which commands look for a volume manager unless told.
 pub(crate) const VOLMGR_DEFAULT: &str = "127.0.0.1:7400";
-/// The environment variable that says otherwise.
+/// Environment variable with another address.
 pub(crate) const VOLMGR_VARIABLE: &str = "HOLDFAST_VOLMGR";
 
 const EXAMPLES: &str = "\

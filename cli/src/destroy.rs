@@ -3,12 +3,11 @@
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result, bail};
-use holdfast_storage::durable::DirectoryLock;
+use holdfast_storage::DirectoryLock;
 
 use crate::args::DestroyArgs;
 use crate::up::layout::Layout;
 
-/// Runs the command.
 pub(crate) fn run(args: &DestroyArgs) -> Result<()> {
     let dir = args.dir.canonicalize().with_context(|| format!("cannot find {}", args.dir.display()))?;
     let layout = Layout::new(dir.clone());

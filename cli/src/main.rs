@@ -23,7 +23,7 @@ use tracing_subscriber::EnvFilter;
 use args::{Cli, Command, VolmgrCommand};
 use roles::RoleConfig;
 
-/// The environment variable that says what is logged.
+/// Environment variable with the filter of the log.
 const LOG_VARIABLE: &str = "HOLDFAST_LOG";
 /// Threads of the runtime at least; one alone slows large transfers down. Half as many as cores otherwise: disks, Raft and
 /// FUSE have threads of their own, and small requests spend their time waking one thread after the other.

@@ -19,7 +19,7 @@ use crate::output::parse_size;
 use crate::signals::Signals;
 use crate::wakefulness;
 
-/// What the child sends when the mount is ready; anything else is why it is not.
+/// Word of the child when the mount is ready; anything else is the reason why it is not.
 const READY: &str = "ready";
 /// Least budget that holds a few chunks being written.
 const MEMORY_BYTES_MIN: u64 = 32 << 20;

@@ -12,7 +12,7 @@ pub(crate) const MEMORY_BYTES_DEFAULT: usize = 512 << 20;
 /// Longest wait for a volume to answer when it is being mounted.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(30);
 
-/// What to mount and how.
+/// Volume to mount, and options of the mount.
 pub(crate) struct MountRequest<'a> {
     pub(crate) volmgr: &'a str,
     pub(crate) volume: &'a str,
@@ -21,7 +21,6 @@ pub(crate) struct MountRequest<'a> {
     pub(crate) memory_bytes: usize,
 }
 
-/// A mounted volume.
 pub(crate) struct Mounted {
     file_system: FileSystem,
     mount: Mount,

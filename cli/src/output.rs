@@ -1,4 +1,4 @@
-//! What people type and read: sizes, tables.
+//! Text for people and from them: sizes, tables.
 
 use std::fmt::Write as _;
 

@@ -14,7 +14,6 @@ use crate::signals::Signals;
 /// Bytes of a snapshot between two lines about it.
 const REPORT_BYTES: u64 = 64 << 20;
 
-/// Runs the command.
 pub(crate) async fn run(args: RecoverArgs) -> Result<()> {
     let mut signals = Signals::listen()?;
     let volmgr = volmgr_address(args.volmgr);

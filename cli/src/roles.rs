@@ -8,7 +8,6 @@ use holdfast_datanode::{Datanode, DatanodeConfig, Process};
 use holdfast_metanode::{Metanode, MetanodeConfig, StartError};
 use holdfast_volmgr::{Volmgr, VolmgrConfig};
 
-/// Which role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RoleKind {
     Volmgr,
@@ -35,7 +34,7 @@ impl RoleKind {
     }
 }
 
-/// What a role needs to start.
+/// Settings that a role starts with.
 #[derive(Clone, Debug)]
 pub(crate) enum RoleConfig {
     Volmgr { dir: PathBuf, listen: SocketAddr },
@@ -43,8 +42,8 @@ pub(crate) enum RoleConfig {
     Datanode { dir: PathBuf, disks: Vec<PathBuf>, listen: SocketAddr, volmgr: String },
 }
 
-/// Why a metanode does not start that others can do without: it lost its log, or is not back yet. A sentence with the command that
-/// brings it back.
+/// Reason why a metanode does not start that others can do without: it lost its log, or is not back yet. A sentence
+/// with the command that brings it back.
 #[derive(Clone, Debug)]
 pub(crate) struct Lost(pub(crate) String);
 
@@ -65,7 +64,6 @@ impl Lost {
     }
 }
 
-/// A running role.
 pub(crate) enum Role {
     Volmgr(Volmgr),
     Metanode(Metanode),

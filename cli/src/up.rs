@@ -171,7 +171,7 @@ async fn stop(cluster: Cluster, mut standing: Standing, teller: &Teller, signals
     Err(forced)
 }
 
-/// What is told: what came up on standard output, as a block for people or a line of JSON; what happens then on standard
+/// Reports: what came up on standard output, as a block for people or a line of JSON; what happens then on standard
 /// error, in sentences, and with `--json` on standard output as well.
 struct Teller {
     json: bool,

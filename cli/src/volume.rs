@@ -42,7 +42,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-/// What a volume manager refused, as a sentence.
+/// Refusal of a volume manager, as a sentence.
 pub(crate) fn refused(status: &tonic::Status) -> anyhow::Error {
     match status.message() {
         "" => anyhow!("the volume manager refuses: {}", status.code().description()),

@@ -21,11 +21,12 @@ use tokio::time::Instant;
 /// The environment variable that turns it on or off.
 const VARIABLE: &str = "HOLDFAST_KEEP_AWAKE";
 const YES: &str = "yes";
-/// What idle cores do is said here. `haltpoll` is the driver for virtual machines; of others nothing was measured.
+/// File that names the driver of idle cores. `haltpoll` is the driver for virtual machines; of others nothing was
+/// measured.
 const IDLE_DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
 const IDLE_DRIVER_OF_GUESTS: &str = "haltpoll";
 const LATENCY_DEVICE: &str = "/dev/cpu_dma_latency";
-/// How often the process is looked at.
+/// Interval of looks at the process.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// So many times in a second its threads go to sleep when it is busy with small requests: an idle cluster in one process
 /// does it 200 times, one that creates files 25,000 times.
@@ -89,7 +90,7 @@ async fn keep_awake_while_busy() -> io::Result<()> {
     }
 }
 
-/// How many times threads of this process went to sleep so far.
+/// Times that threads of this process went to sleep so far.
 fn sleeps() -> io::Result<u64> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
     Ok(u64::try_from(usage.voluntary_context_switches()).unwrap_or(0))

@@ -33,18 +33,18 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-/// What `findmnt` and fstab call our mounts.
-pub const FILE_SYSTEM_TYPE: &str = "fuse.holdfast";
+/// Type of the mounts in the kernel's list, in `findmnt` and in fstab.
+pub(crate) const FILE_SYSTEM_TYPE: &str = "fuse.holdfast";
 const FUSE_DEVICE: &str = "/dev/fuse";
 /// Threads that read requests. They only parse, copy and hand over; two keep up with what two cores ask.
 const EVENT_LOOPS: usize = 2;
-/// How long umount(2) may take. Together with a second, lazy one it leaves time for flushing within the 20 s in which a
+/// Longest time for umount(2). Together with a second, lazy one it leaves time for flushing within the 20 s in which a
 /// process that is told to stop has to.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(6);
-/// How long after a good umount(2) the session may still run. Longer means that somebody else keeps it.
+/// Longest time that a session may run on after a good umount(2). Longer means that somebody else keeps it.
 const LINGER_LIMIT: Duration = Duration::from_secs(3);
 
-/// How a session ended.
+/// End of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionEnd {
     /// It was unmounted, by us or from outside.
@@ -55,17 +55,17 @@ pub enum SessionEnd {
     Failed(String),
 }
 
-/// How to unmount.
+/// Force of an unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnmountHow {
-    /// Only if nobody uses it.
+    /// Fails if the mount is in use.
     IfUnused,
     /// Out of the tree at once, and served until the last user leaves. [`Mount::wait_unmounted`] tells when, and
     /// [`Mount::abort`] ends the wait.
     Lazily,
 }
 
-/// Why it is still mounted.
+/// Reason why it is still mounted.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum UnmountError {
@@ -73,14 +73,14 @@ pub enum UnmountError {
     #[error("{} is in use{}", .point.display(), listed(.holders))]
     Busy {
         point: PathBuf,
-        /// By whom, as far as it could be found out.
+        /// Processes and mounts that use it, as far as they could be found out.
         holders: Vec<Holder>,
     },
     /// Something is mounted over it.
     #[error("{} is covered by another mount: {by}", .point.display())]
     Covered {
         point: PathBuf,
-        /// Its type and source.
+        /// Type and source of that mount.
         by: String,
     },
     /// It is out of this tree, and another mount namespace (a container) still has it.
@@ -150,7 +150,7 @@ impl Mount {
         }
     }
 
-    /// Where it was mounted.
+    /// Directory that it was mounted on, absolute.
     #[must_use]
     pub fn point(&self) -> &Path {
         &self.place.point
@@ -244,7 +244,7 @@ fn session<F: fuser::Filesystem>(adapter: F, device: OwnedFd, options: &MountOpt
 struct Place {
     id: u64,
     device: Device,
-    /// Where it was mounted; it may have been moved since.
+    /// Directory that it was mounted on; it may have been moved since.
     point: PathBuf,
 }
 

@@ -1,11 +1,11 @@
-//! Why an operation failed, and the one place where that becomes an errno.
+//! Failures of operations, and the one place where they become an errno.
 
 use bytes::Bytes;
 use holdfast_common::InodeId;
 use holdfast_proto::meta::Code;
 use holdfast_transport::RpcError;
 
-/// Why a call to another process got no answer. It may have been executed all the same.
+/// Reason why a call to another process got no answer. It may have been executed all the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallFailed {
     /// No answer of a metanode or datanode within the time, or none that can be understood.
@@ -19,7 +19,7 @@ pub enum CallFailed {
     Volmgr(String),
 }
 
-/// Why a file system operation failed.
+/// Failure of a file system operation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum Error {
@@ -70,7 +70,7 @@ pub enum Error {
 /// A file with written data that will not reach the disks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnflushedFile {
-    /// The inode.
+    /// Number of the file's inode.
     pub inode: InodeId,
     /// A path of it from the volume's root, if one is known.
     pub path: Option<Bytes>,
@@ -99,7 +99,7 @@ fn listed(unflushed: &[UnflushedFile]) -> String {
 }
 
 impl Error {
-    /// The errno a system call answers for this. Exhaustive: a new error does not compile until somebody has decided.
+    /// Errno for a system call. Exhaustive: a new error does not compile until somebody has decided.
     #[must_use]
     pub fn errno(&self) -> i32 {
         match self {

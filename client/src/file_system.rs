@@ -49,7 +49,7 @@ impl FileSystem {
         Self::mount_in(Arc::new(TokioRuntime::current()), config, volume, network, seed).await
     }
 
-    /// The same, carried and timed by a runtime of the caller's: for simulations.
+    /// As [`FileSystem::mount_over`], carried and timed by a runtime of the caller's: for simulations.
     ///
     /// # Errors
     /// As [`FileSystem::mount`].
@@ -98,7 +98,7 @@ impl FileSystem {
         self.mounted.shell.with(|core, _| core.held_bytes()) + self.mounted.reader.cache.held_bytes() as u64
     }
 
-    /// The most of each of them that was held after any step of this mount, added up: what a test compares with the budget.
+    /// Sum of the most that each cache held after any step of this mount, in bytes: tests compare it with the budget.
     #[must_use]
     pub fn most_held_bytes(&self) -> u64 {
         self.mounted.shell.with(|core, _| core.most_held_bytes()) + self.mounted.reader.cache.most_held_bytes() as u64

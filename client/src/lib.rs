@@ -6,15 +6,15 @@
 mod block_cache;
 mod chunk_reader;
 mod core;
-pub mod error;
-pub mod file_system;
+mod error;
+mod file_system;
 mod mount;
 pub mod network;
 mod paths;
 pub mod runtime;
 mod shell;
 mod task;
-pub mod types;
+mod types;
 
 pub use error::{CallFailed, Error, UnflushedFile};
 pub use file_system::FileSystem;

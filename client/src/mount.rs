@@ -29,24 +29,23 @@ const SHUTDOWN_NAMING_MAX: Duration = Duration::from_secs(1);
 /// Telling the table that the session ends is a courtesy; the lease ends it anyway.
 const SHUTDOWN_CLOSE_MAX: Duration = Duration::from_secs(2);
 
-/// How to mount a volume.
+/// Volume to mount, and how.
 #[derive(Clone, Debug)]
 pub struct MountConfig {
     /// The volume manager, host:port.
     pub volmgr: String,
-    /// The volume's name.
+    /// Name that the volume was created under.
     pub volume: String,
     /// Names this client on this host: a later mount with the same key fences this one. Host and mount point.
     pub client_key: Vec<u8>,
-    /// For people, in lists of sessions.
+    /// Shown to people in lists of sessions.
     pub description: String,
-    /// Nothing may be changed.
+    /// Every change is refused with [`Error::ReadOnly`].
     pub read_only: bool,
     /// Budget of dirty data, readahead and caches together (D12).
     pub memory_bytes: usize,
 }
 
-/// The parts of a mounted volume.
 pub(crate) struct Mounted {
     pub(crate) read_only: bool,
     pub(crate) volume: VolumeId,

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-/// Something to be carried on until it ends.
+/// A task that the runtime carries on until it ends.
 pub type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Carries tasks and tells the time.
@@ -25,14 +25,13 @@ pub trait Runtime: Send + Sync + 'static {
     fn sleep(&self, duration: Duration) -> Work;
 }
 
-/// The real one.
 pub(crate) struct TokioRuntime {
     handle: Handle,
     started: Instant,
 }
 
 impl TokioRuntime {
-    /// Of the runtime that this is called in.
+    /// The runtime that this is called in; panics outside of one.
     pub(crate) fn current() -> Self {
         Self { handle: Handle::current(), started: Instant::now() }
     }

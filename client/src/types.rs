@@ -1,4 +1,4 @@
-//! What callers of the library give and get: attributes, entries, modes.
+//! Arguments and results of the library: attributes, entries, modes.
 
 use bytes::Bytes;
 use holdfast_common::InodeId;
@@ -7,7 +7,7 @@ use holdfast_common::InodeId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileHandle(pub u64);
 
-/// What an inode is.
+/// Kind of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeKind {
     /// A regular file.
@@ -29,19 +29,19 @@ pub enum NodeKind {
 /// An inode's attributes as stat(2) shows them. Times are nanoseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
-    /// The inode.
+    /// Number of the inode, as `ls -i` shows it.
     pub inode: InodeId,
-    /// What it is.
+    /// Regular file, directory and so on.
     pub kind: NodeKind,
     /// Permission bits with suid, sgid and sticky.
     pub mode: u32,
-    /// Names it has.
+    /// Count of names; a directory has two and one for each directory in it.
     pub nlink: u32,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group id.
     pub gid: u32,
-    /// Device number, of device nodes.
+    /// Device number; 0 but for device nodes.
     pub rdev: u32,
     /// Size, with what this client has written and not yet flushed.
     pub size_bytes: u64,
@@ -51,13 +51,13 @@ pub struct Attributes {
     pub atime_ns: i64,
     /// Last change of data.
     pub mtime_ns: i64,
-    /// Last change of anything.
+    /// Last change of data or attributes.
     pub ctime_ns: i64,
-    /// Birth.
+    /// Creation of the inode.
     pub btime_ns: i64,
 }
 
-/// What to make by [`crate::FileSystem::create_node`].
+/// Kind of node for [`crate::FileSystem::create_node`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NewNode {
     /// An empty regular file.
@@ -85,16 +85,16 @@ pub enum SetTime {
     At(i64),
 }
 
-/// Which attributes to change, as setattr has it. Nothing set is allowed and answers the attributes as they are.
+/// Attributes to change. None of them is allowed, and answers the attributes as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SetAttributes {
-    /// Permission bits.
+    /// Permission bits with suid, sgid and sticky.
     pub mode: Option<u32>,
-    /// Owner.
+    /// User id of the owner.
     pub uid: Option<u32>,
-    /// Group.
+    /// Group id.
     pub gid: Option<u32>,
-    /// Truncate or extend.
+    /// Truncates or extends.
     pub size_bytes: Option<u64>,
     /// Access time.
     pub atime: Option<SetTime>,
@@ -106,7 +106,7 @@ pub struct SetAttributes {
     pub kill_suid_sgid: bool,
 }
 
-/// How a file is opened.
+/// Mode of an open file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenMode {
     /// read(2) is allowed.
@@ -119,7 +119,7 @@ pub struct OpenMode {
     pub sync: bool,
 }
 
-/// Where a write puts its data.
+/// Place of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteAt {
     /// At this offset in bytes.
@@ -127,7 +127,7 @@ pub enum WriteAt {
     /// An append. Of a handle opened with O_APPEND it goes behind the last byte that this mount knows of when the data is
     /// taken in; of another one, which became appending later, to where the caller believes the end.
     End {
-        /// In bytes.
+        /// Offset of the end in the caller's belief.
         believed: u64,
     },
 }
@@ -183,16 +183,16 @@ pub enum Whence {
 /// One entry of a directory. "." and ".." are not among them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirectoryEntry {
-    /// The name, raw bytes.
+    /// Raw bytes, without a slash or a zero.
     pub name: Bytes,
-    /// What it refers to.
+    /// Number of the inode it refers to.
     pub inode: InodeId,
-    /// Its kind.
+    /// Kind of that inode.
     pub kind: NodeKind,
     /// Pass this as `after_cookie` to go on behind this entry; stable for the entry's life. At least 16, so that an
     /// adapter has room for "." and "..".
     pub cookie: u64,
-    /// Attributes, if they were asked for.
+    /// Attributes of that inode, if they were asked for.
     pub attributes: Option<Attributes>,
 }
 
@@ -201,7 +201,7 @@ pub struct DirectoryEntry {
 pub struct FileSystemStat {
     /// Used and available together (the quota, if there is one and it is less).
     pub total_bytes: u64,
-    /// What can still be written.
+    /// Bytes that can still be written.
     pub available_bytes: u64,
     /// Inodes in use.
     pub inodes: u64,

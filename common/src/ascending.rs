@@ -66,7 +66,7 @@ impl<K: Ord, V> Ascending<K, V> {
         self.entries.front().map(|(key, value)| (key, value))
     }
 
-    /// How many entries there are.
+    /// Count of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -3,14 +3,14 @@
 use crate::limits::PAGE_BYTES;
 use crate::{ChunkId, VolumeId};
 
-/// Where a shard belongs; the seed of its pages' checksums.
+/// Place of a shard; the seed of its pages' checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ShardPlace {
     /// The volume the chunk belongs to.
     pub volume: VolumeId,
     /// The chunk.
     pub chunk: ChunkId,
-    /// Which shard of the chunk.
+    /// Number of the shard in the chunk.
     pub shard: u8,
 }
 

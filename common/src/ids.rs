@@ -26,7 +26,7 @@ id!(/// One disk of a datanode.
     DiskId, "d");
 id!(/// A volume: one file system instance.
     VolumeId, "v");
-id!(/// Which life of a volume's table: raised by a restore from backup, so that ids of another life never match (R3).
+id!(/// A life of a volume's table: raised by a restore from backup, so that ids of another life never match (R3).
     Incarnation, "i");
 id!(/// An inode of a volume. The root directory is [`InodeId::ROOT`].
     InodeId, "ino");
@@ -37,7 +37,7 @@ id!(/// A block group of a volume.
 id!(/// One mounted client, as a table knows it.
     SessionId, "s");
 
-/// Which membership of a block group: every change of its members raises it (R12).
+/// A membership of a block group: every change of its members raises it (R12).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
 
@@ -54,7 +54,7 @@ impl Epoch {
 
 shown!(Epoch, "{}", "e{}");
 
-/// Which attempt at putting the shards of a chunk: a random number, that shards of different attempts never combine (R1).
+/// An attempt at putting the shards of a chunk: a random number, that shards of different attempts never combine (R1).
 /// Equal or not is all that it says; it has an order only so that names with it can be sorted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Nonce(pub u64);
@@ -62,7 +62,7 @@ pub struct Nonce(pub u64);
 // Hexadecimal: all bits are random.
 shown!(Nonce, "{:x}", "x{:x}");
 
-/// Which formatting a node's directory is of: a random number that ties its disks to it and repeated registrations to each
+/// A formatting of a node's directory: a random number that ties its disks to it and repeated registrations to each
 /// other (R28). No attempt at a chunk is meant, as a [`Nonce`] means one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct FormatNonce(pub u64);
@@ -78,8 +78,8 @@ impl fmt::Debug for FormatNonce {
     }
 }
 
-/// Whom an inode belongs to, by the numbers that the kernel knows users and groups by. They are passed together, so that nobody
-/// takes one for the other.
+/// Owner of an inode, by the numbers that the kernel knows users and groups by. They are passed together, so that
+/// nobody takes one for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
     /// The user.

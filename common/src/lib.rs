@@ -2,7 +2,7 @@
 
 mod ascending;
 pub mod checksum;
-pub mod ids;
+mod ids;
 pub mod limits;
 mod number;
 mod offset;

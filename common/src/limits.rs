@@ -28,7 +28,7 @@ pub const FILE_BYTES_MAX: u64 = i64::MAX as u64 - 4095;
 pub const SESSION_IN_FLIGHT_MAX: usize = 256;
 /// A session that was not renewed for this long is expired by the leader. Generous until leases make it matter.
 pub const SESSION_LEASE_MS: u32 = 30_000;
-/// How often a client renews.
+/// Interval at which a client renews.
 pub const SESSION_KEEPALIVE_MS: u32 = 1_000;
 /// Longest any request waits, all retries included, before its caller is answered with an error.
 pub const REQUEST_DEADLINE_MS: u32 = 60_000;

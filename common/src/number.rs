@@ -1,4 +1,4 @@
-//! What the 64-bit numbers that are types have in common: how they are shown, and how places are counted with.
+//! Common parts of the 64-bit numbers that are types: how they are shown, and how places are counted with.
 
 /// Shows a number for people by the first format and for debugging by the second.
 macro_rules! shown {

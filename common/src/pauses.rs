@@ -16,7 +16,7 @@ impl Pauses {
         Self { next: first, max }
     }
 
-    /// The same in milliseconds.
+    /// A schedule at its beginning, in milliseconds.
     #[must_use]
     pub const fn from_ms(first_ms: u64, max_ms: u64) -> Self {
         Self::new(Duration::from_millis(first_ms), Duration::from_millis(max_ms))
@@ -29,7 +29,7 @@ impl Pauses {
         pause
     }
 
-    /// The same in milliseconds.
+    /// [`Pauses::next_pause`] in milliseconds.
     pub fn next_ms(&mut self) -> u64 {
         u64::try_from(self.next_pause().as_millis()).unwrap_or(u64::MAX)
     }

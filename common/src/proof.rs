@@ -18,13 +18,13 @@ impl std::fmt::Debug for ClusterSecret {
 pub struct ShardName {
     /// The chunk.
     pub chunk: ChunkId,
-    /// Which of its shards.
+    /// Number of the shard in the chunk.
     pub shard: u8,
     /// The attempt.
     pub nonce: Nonce,
 }
 
-/// What is being asked for.
+/// Request that a proof allows.
 #[derive(Clone, Copy, Debug)]
 pub enum Claim<'a> {
     /// Delete these chunks' shards.

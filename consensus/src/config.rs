@@ -1,4 +1,4 @@
-//! What a node can be told, with the defaults and their reasons.
+//! Settings of a node, with the defaults and their reasons.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use holdfast_common::NodeId;
 /// Largest command. A batch of the log holds a few of them; bigger data belongs in chunks.
 pub const COMMAND_BYTES_MAX: usize = 2 << 20;
 
-/// Where snapshots live, below the directory of a node.
+/// Directory of snapshots, below the directory of a node.
 pub(crate) const SNAPSHOT_DIRECTORY: &str = "snapshots";
-/// And the log.
+/// Directory of the log, likewise.
 pub(crate) const LOG_DIRECTORY: &str = "log";
 
-/// Which log a node must find. A replica that lost its log has forgotten its votes, and must not take part again before it was
-/// recovered (R23).
+/// Log that a node must find. A replica that lost its log has forgotten its votes, and must not take part again before
+/// it was recovered (R23).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ExpectedLog {
     /// One is made if there is none: tests and simulations.
@@ -29,9 +29,9 @@ pub enum ExpectedLog {
 /// Settings of a [`crate::Node`].
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
-    /// This node's id, its identity in every group. Never 0.
+    /// This node's id, its identity in every Raft group. Never 0.
     pub node: NodeId,
-    /// Where log and snapshots live. Made if missing, if the log may be; the caller holds its lock.
+    /// Directory of log and snapshots. Made if missing, if the log may be; the caller holds its lock.
     pub directory: PathBuf,
     /// The log that must be there.
     pub log: ExpectedLog,
@@ -41,7 +41,7 @@ pub struct NodeConfig {
     pub tick: Duration,
     /// Size of one segment of the log. A command may take a quarter of it at most.
     pub segment_bytes: u32,
-    /// Bytes of log above which groups that pin its oldest segment are carried forward or snapshot (R25).
+    /// Bytes of log above which Raft groups that pin its oldest segment are carried forward or snapshot (R25).
     pub log_bytes_max: u64,
     /// A group is snapshot when its log since the last one reaches this, or half of that snapshot if that is more (R25).
     pub snapshot_log_bytes: u64,

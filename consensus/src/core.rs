@@ -1,4 +1,5 @@
-//! One group as a sans-IO core around raft-rs: inputs in, effects out. Pure; knows eraftpb, which nothing above does.
+//! One Raft group as a sans-IO core around raft-rs: inputs in, effects out. Pure; knows eraftpb, which nothing above
+//! does.
 //!
 //! The order that must hold is `inputs -> collect -> (shell makes records durable) -> persisted -> collect ...`: votes,
 //! append responses and answers leave only after what they promise is durable; a leader's own messages may go before.
@@ -32,12 +33,12 @@ mod wire;
 
 /// Entries of one append message, in bytes; a follower that is behind costs this much to probe.
 const APPEND_BYTES_MAX: u64 = 1 << 20;
-/// Append messages in flight to one follower.
+/// Most append messages in flight to one follower.
 const APPENDS_IN_FLIGHT_MAX: usize = 128;
 /// Uncommitted bytes above which a leader refuses proposals.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 
-/// What a core is told about its node.
+/// Settings of a core, the same for all of a node.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CoreOptions {
     pub(crate) node: u64,
@@ -49,7 +50,7 @@ pub(crate) struct CoreOptions {
     pub(crate) sabotage: Sabotage,
 }
 
-/// What a turn's readies left to make durable.
+/// Records that a turn's readies left to make durable.
 struct Awaiting {
     ready: u64,
     messages: Vec<Message>,
@@ -63,7 +64,7 @@ struct Installing {
     old: SnapshotMark,
 }
 
-/// One group. `P` and `R` are what its shell gets back with the answers to proposals and reads.
+/// One Raft group. `P` and `R` are the tickets that its shell gets back with the answers to proposals and reads.
 pub(crate) struct GroupCore<P, R> {
     group: RaftGroupId,
     options: CoreOptions,
@@ -449,7 +450,7 @@ impl<P, R> GroupCore<P, R> {
     }
 }
 
-/// How long after a round's beginning nobody else can lead. Whoever answered the round gives no vote for
+/// Time after a round's beginning for which nobody else can lead. Voters that answered the round give no vote for
 /// [`ELECTION_TICKS`] ticks, the first of which may come at once; a tenth is left to clocks that differ.
 fn lease_ns(options: &CoreOptions) -> u64 {
     let lease_ns = (ELECTION_TICKS as u64 - 1) * options.tick_ns / 10 * 9;

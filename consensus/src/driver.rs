@@ -1,5 +1,5 @@
-//! What drives all groups of a node, and owns the order: send what may go early, apply what is durable, write one batch,
-//! sync once, then send, apply and answer what that allows. One drives at a time: the thread, or a visitor (see
+//! Drives all Raft groups of a node, and owns the order: send what may go early, apply what is durable, write one
+//! batch, sync once, then send, apply and answer what that allows. One drives at a time: the thread, or a visitor (see
 //! [`crate::queue`]), who never gets to the disk and leaves his records to the thread.
 
 use std::collections::BTreeMap;
@@ -29,11 +29,11 @@ use worker::{Job, Make, Restored};
 mod site;
 pub(crate) mod worker;
 
-/// The groups of a node as its handles see them.
+/// The Raft groups of a node as its handles see them.
 pub(crate) type Groups<S> = Arc<RwLock<BTreeMap<RaftGroupId, Group<S>>>>;
 type TurnEffects = Effects<ProposeTicket, ReadTicket>;
 
-/// Everything that driving needs.
+/// Parts that driving needs.
 pub(crate) struct Driver<S> {
     pub(crate) core: NodeCore<ProposeTicket, ReadTicket>,
     pub(crate) log: Log,
@@ -47,7 +47,7 @@ pub(crate) struct Driver<S> {
     pub(crate) restored: Restored<S>,
     pub(crate) tick: Duration,
     pub(crate) command_bytes_max: usize,
-    /// Who waits for an admission, by ticket.
+    /// Callers that wait for an admission, by ticket.
     pub(crate) admissions: BTreeMap<u64, AdmitTicket>,
     pub(crate) next_admission: u64,
     /// Records of a visitor's turn, which ends when they are durable; or what his panic said: nothing can be relied on then.

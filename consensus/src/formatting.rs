@@ -13,7 +13,7 @@ use crate::sabotage::Sabotage;
 use crate::snapshot;
 use crate::status::OpenError;
 
-/// The first segment holds nothing and goes at the first start.
+/// Size of the first segment, which holds nothing and goes at the first start.
 const SEGMENT_BYTES: u32 = 4096;
 
 /// Makes the log of a new node below `directory`, and says its identity; durable when it returns. One that is there already and

@@ -1,4 +1,4 @@
-//! The handle of one group on this node: propose, read, look.
+//! The handle of one Raft group on this node: propose, read, look.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::queue::{Item, Queue};
 use crate::status::{GroupStatus, ProposeError, ReadError};
 use crate::stop::StopReason;
 
-/// A group as its handles and the driver share it.
+/// State of a Raft group that its handles share with the driver.
 pub(crate) struct Shared<S> {
     pub(crate) state: RwLock<S>,
     applied: AtomicU64,
@@ -46,7 +46,7 @@ impl<S> Shared<S> {
         self.applied.store(index.0, Ordering::Release);
     }
 
-    /// Publishes that this group stopped.
+    /// Publishes that this Raft group stopped.
     pub(crate) fn stop(&self, reason: &StopReason) {
         let status = self.status().stopped_by(reason);
         self.publish(status, 0);
@@ -90,7 +90,7 @@ impl<S: StateMachine> Group<S> {
         &self.shared
     }
 
-    /// The group's id.
+    /// Id of the Raft group.
     #[must_use]
     pub fn id(&self) -> RaftGroupId {
         self.id
@@ -125,14 +125,15 @@ impl<S: StateMachine> Group<S> {
         answer.await.unwrap_or(Err(ReadError::Stopped))
     }
 
-    /// The state machine. Hold the guard briefly, never across an await (the driver of all groups waits for it), and never
-    /// while proposing or delivering: who does may find himself driving.
+    /// The state machine. A guard may be held briefly, never across an await (the driver of all Raft groups waits for
+    /// it), and never while proposing or delivering: these may run a turn of the driver on the calling thread, which
+    /// deadlocks on the guard.
     #[must_use]
     pub fn state(&self) -> &RwLock<S> {
         &self.shared.state
     }
 
-    /// What this replica knows of its group now.
+    /// This replica's present view of its Raft group.
     #[must_use]
     pub fn status(&self) -> GroupStatus {
         self.shared.status()

@@ -1,4 +1,4 @@
-//! raft-rs as a sans-IO core, the shared write-ahead log, snapshots, and the multi-group driver.
+//! raft-rs as a sans-IO core, the shared write-ahead log, snapshots, and the driver of many Raft groups.
 
 mod admission;
 mod clock;

@@ -1,4 +1,4 @@
-//! The shared write-ahead log of all groups of a process (R23 to R25, docs/disk-format/log.md).
+//! The shared write-ahead log of all Raft groups of a process (R23 to R25, docs/disk-format/log.md).
 //!
 //! It is written by one thread: `append` batches, then `sync` once. Segments are filled with zeros before they are used
 //! and recycled afterwards, so that `append` and `sync` never change a file's length or blocks. After a failed write
@@ -42,23 +42,23 @@ const SPARES_MAX: usize = 2;
 pub(crate) struct LogOptions {
     /// Size of new segments.
     pub(crate) segment_bytes: u32,
-    /// Size of the log above which [`Log::holders`] names groups to carry forward.
+    /// Size of the log above which [`Log::holders`] names Raft groups to carry forward.
     pub(crate) bytes_max: u64,
     /// Entries below a snapshot that replay keeps.
     pub(crate) tail_entries: u64,
     /// Identity of the log if there is none yet.
     pub(crate) identity: [u8; 16],
-    /// The log that must be there.
+    /// Log that must be there.
     pub(crate) expected: ExpectedLog,
     pub(crate) sabotage: Sabotage,
 }
 
-/// Why nothing can be written any more.
+/// Failure after which nothing can be written any more.
 #[derive(Debug, thiserror::Error)]
 #[error("the log failed: {0}")]
 pub struct LogFailed(#[from] pub(crate) io::Error);
 
-/// The segment being written.
+/// Segment that is being written.
 struct Current {
     header: SegmentHeader,
     file: Arc<dyn DiskFile>,
@@ -66,15 +66,14 @@ struct Current {
     offset: u32,
 }
 
-/// Where segments are prepared ahead of their use.
+/// Takes segments to prepare ahead of their use.
 pub(crate) type Filler = mpsc::Sender<(Preparation, mpsc::Sender<io::Result<Arc<dyn DiskFile>>>)>;
 
-/// The log.
 pub(crate) struct Log {
     disk: Arc<dyn Directory>,
     options: LogOptions,
     current: Current,
-    /// Everything before this is durable.
+    /// Position before which everything is durable.
     durable: Position,
     pins: AllPins,
     /// Oldest segment needed, as the next batch will say.
@@ -89,7 +88,7 @@ pub(crate) struct Log {
     spares: Spares,
     /// Batches that wait for room.
     waiting: VecDeque<Vec<Record>>,
-    /// The bytes of a batch that the current segment has a place for, but the disk has not.
+    /// Bytes of a batch that the current segment has a place for, but the disk has not.
     unwritten: Option<Vec<u8>>,
     unsynced: bool,
     poisoned: bool,
@@ -102,12 +101,11 @@ impl Log {
         self.order_next();
     }
 
-    /// Tells it from all other logs.
+    /// Identity that tells it from all other logs.
     pub(crate) fn identity(&self) -> [u8; 16] {
         self.current.header.log
     }
 
-    /// Room of the largest batch.
     fn batch_bytes_max(&self) -> usize {
         self.options.segment_bytes as usize - SEGMENT_HEADER_BYTES
     }
@@ -145,7 +143,6 @@ impl Log {
         self.pins.holders(self.start)
     }
 
-    /// Space of its disk.
     pub(crate) fn space(&self) -> io::Result<FileSystemSpace> {
         self.disk.space()
     }

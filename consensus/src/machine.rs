@@ -1,11 +1,11 @@
-//! What a replicated state machine must offer. The consensus crate knows its commands as bytes only.
+//! Interface of a replicated state machine. The consensus crate knows its commands as bytes only.
 
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 use holdfast_common::LogIndex;
 
-/// A broken invariant: the replica stops this group, loudly, and the process lives on (R26).
+/// A broken invariant: the replica stops this Raft group, loudly, and the process lives on (R26).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Broken(pub String);

@@ -1,4 +1,4 @@
-//! A node: the log, the snapshots and the driver of all groups of a process.
+//! A node: the log, the snapshots and the driver of all Raft groups of a process.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,7 +29,7 @@ use crate::status::{AdmissionError, GroupError, OpenError};
 use crate::turn::NodeCore;
 use holdfast_storage::{Directory, RealDirectory, create_directories};
 
-/// All groups of this process, their shared log and their driver. Dropping it shuts it down.
+/// All Raft groups of this process, their shared log and their driver. Dropping it shuts it down.
 pub struct Node<S> {
     queue: Arc<Queue>,
     groups: Groups<S>,
@@ -166,13 +166,13 @@ impl<S: StateMachine> Node<S> {
         self.identity
     }
 
-    /// The groups of this node.
+    /// Ids of the Raft groups of this node, ascending.
     #[must_use]
     pub fn groups(&self) -> Vec<RaftGroupId> {
         self.groups.read().keys().copied().collect()
     }
 
-    /// The handle of a group.
+    /// Handle of a Raft group, if it is here.
     #[must_use]
     pub fn group(&self, group: RaftGroupId) -> Option<Group<S>> {
         self.groups.read().get(&group).cloned()
@@ -184,8 +184,8 @@ impl<S: StateMachine> Node<S> {
         self.queue.push_all(messages.into_iter().map(|message| Item::Message { from, message }));
     }
 
-    /// Where files for [`Self::deliver_snapshot`] are best put: same file system, cleared at open. Names that do not
-    /// end in `.snap` are free to use.
+    /// Directory for files that [`Self::deliver_snapshot`] is to take: on the same file system, cleared at open. Names
+    /// that do not end in `.snap` are free to use.
     #[must_use]
     pub fn snapshot_directory(&self) -> PathBuf {
         self.snapshot_directory.clone()
@@ -215,7 +215,7 @@ impl<S: StateMachine> Node<S> {
         self.reserve.give_back()
     }
 
-    /// Says how [`Outbox::send_snapshot`] went.
+    /// Reports how an [`Outbox::send_snapshot`] ended.
     pub fn report_snapshot(&self, group: RaftGroupId, to: NodeId, ok: bool) {
         let _ = self.queue.push_always(Item::SnapshotReported { group, to, ok });
     }

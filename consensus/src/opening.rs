@@ -1,4 +1,5 @@
-//! From what the disks hold to groups that can go on: the log replayed, current snapshots restored, the rest cleared away.
+//! From what the disks hold to Raft groups that can go on: the log replayed, current snapshots restored, the rest
+//! cleared away.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,13 +17,13 @@ use crate::reserve::{RESERVE, Reserve};
 use crate::snapshot::{self, SNAPSHOT_VERSION, SnapshotError};
 use crate::status::OpenError;
 
-/// The groups of a node as its disks have them.
+/// The Raft groups of a node as its disks have them.
 pub(crate) struct Opened<S> {
     pub(crate) log: Log,
     pub(crate) groups: BTreeMap<RaftGroupId, Replayed>,
-    /// State of each group as of its snapshot.
+    /// State of each Raft group as of its snapshot.
     pub(crate) states: BTreeMap<RaftGroupId, S>,
-    /// Above the numbers of all snapshot files.
+    /// Higher than the numbers of all snapshot files.
     pub(crate) next_file: u64,
     /// Room for a snapshot.
     pub(crate) reserve: Arc<Reserve>,

@@ -17,25 +17,24 @@ use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError, Role};
 use crate::stop::{Panicked, StopReason};
 use crate::turn::NodeCore;
 
-/// Where effects take place. `P` and `R` wait for the answers to proposals and reads.
+/// Place where effects are performed. `P` and `R` wait for the answers to proposals and reads.
 pub(crate) trait Site<P, R> {
-    /// Sends messages to a node.
     fn send(&mut self, to: NodeId, messages: Vec<GroupMessage>);
-    /// Ships a snapshot file.
     fn send_snapshot(&mut self, out: SnapshotOut);
-    /// Puts the restored state of a delivered snapshot in the place of the group's. False if the restored state is lost.
+    /// Puts the restored state of a delivered snapshot in the place of the Raft group's. False if the restored state is
+    /// lost.
     fn install(&mut self, install: Install) -> bool;
     /// Applies commands, best by [`apply_all`], and answers. An error says why the state broke; nobody reads it then.
     fn apply(&mut self, apply: Apply<P>) -> Result<(), StopReason>;
     /// Tells a proposal that it has no answer.
     fn fail(&mut self, ticket: P, error: ProposeError);
-    /// Tells of a group that stopped.
+    /// Tells of a Raft group that stopped.
     fn broken(&mut self, group: RaftGroupId, reason: StopReason);
     /// Lets handles see a group's status, and until when its lease lets them read.
     fn publish(&mut self, group: RaftGroupId, status: GroupStatus, lease_until_ns: u64);
     /// Lets a read go ahead, or refuses it.
     fn answer_read(&mut self, ticket: R, result: Result<(), ReadError>);
-    /// Freezes a group's state and has it written.
+    /// Freezes a Raft group's state and has it written.
     fn freeze(&mut self, freeze: Freeze);
     /// Gives a voter that lost its log a snapshot, or says why not. The file is there until [`Site::remove`].
     fn admitted(&mut self, ticket: u64, result: Result<Admitted, AdmissionError>);
@@ -108,13 +107,13 @@ fn is_stopped<P, R>(core: &NodeCore<P, R>, group: RaftGroupId) -> bool {
     core.status(group).is_none_or(|(status, _)| status.role == Role::Stopped)
 }
 
-/// How a list of commands went.
+/// Outcome of applying a list of commands.
 pub(crate) struct Applied<P> {
     /// To be given when the state may be read again.
     pub(crate) answers: Vec<(P, Bytes)>,
     /// Proposals at or behind the command that broke the state: their outcome is unknown.
     pub(crate) unanswered: Vec<P>,
-    /// Why the state broke, if it did.
+    /// Reason why the state broke, if it did.
     pub(crate) broken: Option<StopReason>,
 }
 

@@ -8,12 +8,12 @@ use holdfast_common::{NodeId, RaftGroupId};
 /// Largest message handed to an outbox. Most are far smaller.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 
-/// One message of one group, opaque to its carrier.
+/// One message of one Raft group, opaque to its carrier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupMessage {
-    /// The group it belongs to.
+    /// Raft group that the message belongs to.
     pub group: RaftGroupId,
-    /// The encoded message.
+    /// An eraftpb message, encoded.
     pub bytes: Bytes,
 }
 

@@ -1,4 +1,4 @@
-//! What waits for the driver, bounded in count and bytes and taken in turns, and who may drive.
+//! Inputs that wait for the driver, bounded in count and bytes and taken in turns, and the right to drive.
 //!
 //! The driver's thread does, and sleeps when there is nothing to do. Whoever then brings a proposal, a read or a message
 //! drives it himself, as a visitor, as far as nothing waits for the disk; what is left is the thread's. So an entry that
@@ -24,7 +24,7 @@ use crate::status::{AdmissionError, GroupError, ProposeError, ReadError};
 pub(crate) type ProposeTicket = oneshot::Sender<Result<Bytes, ProposeError>>;
 /// Waits to read.
 pub(crate) type ReadTicket = oneshot::Sender<Result<(), ReadError>>;
-/// Waits for a group to be made or dropped.
+/// Waits for a Raft group to be made or dropped.
 pub(crate) type ControlTicket = mpsc::Sender<Result<(), GroupError>>;
 
 /// Waits for a voter to be admitted.
@@ -33,10 +33,10 @@ pub(crate) type AdmitTicket = oneshot::Sender<Result<Admitted, AdmissionError>>;
 /// Input of one turn, in bytes; what is more waits for the next. Bounds what raft puts into one message, too.
 pub(crate) const TURN_BYTES_MAX: usize = 2 << 20;
 const _: () = assert!(TURN_BYTES_MAX + 2 * COMMAND_BYTES_MAX <= MESSAGE_BYTES_MAX);
-/// What an item costs beside its bytes.
+/// Bytes that an item is counted with beside its own.
 const ITEM_COST_BYTES: usize = 64;
 
-/// One thing for the driver to do.
+/// One input for the driver.
 pub(crate) enum Item {
     Propose { group: RaftGroupId, command: Bytes, ticket: ProposeTicket },
     Read { group: RaftGroupId, ticket: ReadTicket },
@@ -66,7 +66,7 @@ impl Item {
     }
 }
 
-/// Why an item was not taken.
+/// Reason why an item was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     Full,
@@ -100,18 +100,18 @@ impl From<Refused> for AdmissionError {
     }
 }
 
-/// Those that make or drop a group come seldom and are always taken: only a node that is closed refuses one.
+/// Those that make or drop a Raft group come seldom and are always taken: only a node that is closed refuses one.
 impl From<Refused> for GroupError {
     fn from(_: Refused) -> Self {
         Self::Stopped
     }
 }
 
-/// Who drives.
+/// Present holder of the driver.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Drives {
     Thread,
-    /// The thread sleeps: whoever comes may visit.
+    /// The thread sleeps: a caller that comes may visit.
     Nobody,
     Visitor,
 }
@@ -128,7 +128,6 @@ struct State {
 /// Drives a turn without waiting for the disk. Says whether anything is left for the thread.
 pub(crate) type Visit = Box<dyn Fn(Vec<Item>) -> bool + Send + Sync>;
 
-/// The queue.
 pub(crate) struct Queue {
     state: Mutex<State>,
     woken: Condvar,

@@ -1,6 +1,6 @@
-//! A node that lost its log, on its way back (R23): it hosts no group, takes a snapshot of each from that group's leader, and
-//! writes it down with the leader's term and a vote for it. Once it has all, [`crate::Node`] opens what is written, gives no vote
-//! for an election time-out, as after every start, and takes part again.
+//! A node that lost its log, on its way back (R23): it hosts no Raft group, takes a snapshot of each from that group's
+//! leader, and writes it down with the leader's term and a vote for it. Once it has all, [`crate::Node`] opens what is
+//! written, gives no vote for an election time-out, as after every start, and takes part again.
 //!
 //! It dies anywhere: what is durable stands, because it took part in nothing since; the rest is asked for again.
 
@@ -21,7 +21,7 @@ use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use crate::status::OpenError;
 use crate::stepped::SteppedOptions;
 
-/// Why a snapshot was not taken. Nothing has changed then, and it can be asked for again.
+/// Reason why a snapshot was not taken. Nothing has changed then, and it can be asked for again.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// It was meant for another node, or another start of this one.
@@ -38,7 +38,7 @@ pub enum RecoverError {
     Log(#[from] LogFailed),
 }
 
-/// See the module.
+/// A log that is recovered; see the module.
 pub struct Recovering {
     node: NodeId,
     generation: u64,
@@ -100,7 +100,7 @@ impl Recovering {
         Ok(Self { node, generation, log, snapshots, recovered, next_file })
     }
 
-    /// Whether a group is recovered, durably.
+    /// Whether a Raft group is recovered, durably.
     #[must_use]
     pub fn has(&self, group: RaftGroupId) -> bool {
         self.recovered.contains_key(&group)

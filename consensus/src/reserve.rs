@@ -26,7 +26,7 @@ struct State {
 }
 
 impl Reserve {
-    /// The one of a directory of snapshots.
+    /// Opens the one of a directory of snapshots.
     pub(crate) fn open(disk: Arc<dyn Directory>) -> io::Result<Self> {
         let held_bytes = match disk.open(RESERVE) {
             Ok(file) => file.length_bytes()?,
@@ -36,7 +36,6 @@ impl Reserve {
         Ok(Self { disk, state: Mutex::new(State { held_bytes, writers: 0 }) })
     }
 
-    /// Space of its disk.
     pub(crate) fn space(&self) -> io::Result<FileSystemSpace> {
         self.disk.space()
     }

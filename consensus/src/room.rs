@@ -1,4 +1,4 @@
-//! What a node does about the space of its disks: room for segments and a snapshot is kept from the start, what grows is refused
+//! Care for the space of a node's disks: room for segments and a snapshot is kept from the start, what grows is refused
 //! before it is used up, and what frees goes on.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ const FREE_SEGMENTS_MIN: u64 = 2;
 /// And the space at which it is taken again, so that one deleted file does not open and shut the door.
 const FREE_SEGMENTS_AGAIN: u64 = 3;
 
-/// The space of a node's disks, as of the last tick.
+/// Space of a node's disks, as of the last tick.
 pub(crate) struct Room {
     reserve: Arc<Reserve>,
     segment_bytes: u64,

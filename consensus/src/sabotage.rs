@@ -22,7 +22,7 @@ pub enum Sabotage {
     TailNotRewritten,
     /// Recovery takes torn batches, and those of a segment's former life, for whole (R24).
     ChecksumsIgnored,
-    /// The log recycles segments that groups still need (R25).
+    /// The log recycles segments that Raft groups still need (R25).
     NeededSegmentsRecycled,
     /// A snapshot is named by the log before it is durable (R25).
     SnapshotUnsynced,

@@ -21,14 +21,14 @@ mod ledger;
 mod replica;
 mod sabotage;
 
-/// The group that clients use.
+/// Raft group that clients use.
 const GROUP: RaftGroupId = RaftGroupId(7);
-/// A group nobody uses, whose records pin the log.
+/// Raft group that nobody uses, whose records pin the log.
 const IDLE_GROUP: RaftGroupId = RaftGroupId(9);
 const REPLICAS: u64 = 3;
 const MS: u64 = 1_000_000;
 const TICK_NS: u64 = 100 * MS;
-/// Time with faults, and time to heal.
+/// Durations of time with faults, and of time to heal.
 const FAULTS_NS: u64 = 25_000 * MS;
 const HEALING_NS: u64 = 20_000 * MS;
 /// Time without new writes and reads at the end.
@@ -95,14 +95,14 @@ pub(super) enum Event {
     },
 }
 
-/// What everybody has seen, to be contradicted by nobody.
+/// Everything seen so far, which nothing later may contradict.
 #[derive(Default)]
 struct Truth {
     leaders: BTreeMap<Term, u64>,
     commands: BTreeMap<LogIndex, Vec<u8>>,
     acknowledged: BTreeMap<u64, LogIndex>,
     refused: BTreeSet<u64>,
-    /// Highest index that anybody was told of.
+    /// Highest index that was told to a client.
     visible: LogIndex,
     /// Index that a read must see, by read that was not answered.
     reads: BTreeMap<u64, LogIndex>,
@@ -114,7 +114,6 @@ struct Truth {
     recoveries: u64,
 }
 
-/// The world.
 pub(super) struct World {
     pub(super) random: Random,
     sabotage: Sabotage,
@@ -345,7 +344,7 @@ impl World {
         }
     }
 
-    /// How long a message takes, if it gets there.
+    /// Time that a message takes, if it gets there.
     pub(super) fn transit(&mut self, from: u64, to: u64) -> Option<u64> {
         let lost = self.cut.contains(&(from, to)) || self.random.below(100) < self.loss_percent;
         let slow = self.random.below(20) == 0;

@@ -13,14 +13,14 @@ use crate::reserve::Reserve;
 use crate::sabotage::Sabotage;
 use holdfast_storage::{Cursor, Directory, DiskFile};
 
-/// Version written; newer ones are refused.
+/// Version that is written; newer ones are refused.
 pub(crate) const SNAPSHOT_VERSION: u32 = 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"HFSN");
 /// Bytes of a header without its members and checksum.
 const FIXED_BYTES: usize = 56;
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// Whose state, and when.
+/// Raft group and time of a state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SnapshotHeader {
     pub(crate) group: RaftGroupId,
@@ -30,7 +30,7 @@ pub(crate) struct SnapshotHeader {
     pub(crate) learners: Vec<u64>,
 }
 
-/// Why a file is no usable snapshot.
+/// Reason why a file is no usable snapshot.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SnapshotError {
     #[error(transparent)]
@@ -43,7 +43,6 @@ pub(crate) enum SnapshotError {
     Refused(Broken),
 }
 
-/// The file name of a snapshot.
 pub(crate) fn name(group: RaftGroupId, file: u64) -> String {
     format!("{:016x}-{file:016x}.snap", group.0)
 }
@@ -77,7 +76,7 @@ impl SnapshotHeader {
     }
 }
 
-/// What a header says of the bytes behind it.
+/// Description of the bytes behind a header.
 struct Payload {
     offset: u64,
     bytes: u64,
@@ -116,7 +115,7 @@ fn read_header(file: &dyn DiskFile) -> Result<(SnapshotHeader, Payload), Snapsho
     Ok((SnapshotHeader { group, index, term, voters, learners }, Payload { offset: length as u64, bytes, crc }))
 }
 
-/// Sums up what passes through.
+/// Sums up the bytes that pass through.
 struct Summing<W> {
     inner: W,
     crc: u32,
@@ -199,7 +198,7 @@ pub(crate) fn restore<S: StateMachine>(
     Ok((header, total))
 }
 
-/// Makes `machine`, which is fresh, the current snapshot of a group.
+/// Makes `machine`, which is fresh, the current snapshot of a Raft group.
 pub(crate) fn restore_current<S: StateMachine>(
     disk: &dyn Directory,
     group: RaftGroupId,

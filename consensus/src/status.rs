@@ -1,4 +1,4 @@
-//! What a group says about itself, and why it refuses.
+//! A Raft group's report of itself, and its reasons to refuse.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use holdfast_common::{LogIndex, NodeId, RaftGroupId, Term};
 use crate::machine::Broken;
 use crate::stop::StopReason;
 
-/// The part a replica plays in its group.
+/// Part that a replica plays in its Raft group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Role {
     /// Follows a leader, or waits for one.
@@ -22,38 +22,38 @@ pub enum Role {
     Stopped,
 }
 
-/// A replica's view of its group.
+/// A replica's view of its Raft group.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct GroupStatus {
-    /// The part this replica plays.
+    /// Part that this replica plays.
     pub role: Role,
-    /// The term it is in.
+    /// Term that it is in.
     pub term: Term,
-    /// The leader of that term, if known.
+    /// Leader of that term, if known.
     pub leader: Option<NodeId>,
     /// Index of the last command in the state.
     pub applied: LogIndex,
     /// Index of the last entry known to be committed.
     pub commit: LogIndex,
-    /// Why it is [`Role::Stopped`].
+    /// Reason why it is [`Role::Stopped`].
     pub stopped: Option<StopReason>,
 }
 
 impl GroupStatus {
-    /// The same of a group that stopped. A reason that is there already stays.
+    /// The view of a Raft group that stopped. A reason that is there already stays.
     pub(crate) fn stopped_by(&self, reason: &StopReason) -> Self {
         let stopped = self.stopped.clone().or_else(|| Some(reason.clone()));
         Self { role: Role::Stopped, leader: None, stopped, ..self.clone() }
     }
 }
 
-/// Why a proposal has no answer.
+/// Reason why a proposal has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// Certainly not executed: another replica leads, or none does.
     #[error("not the leader")]
     NotLeader {
-        /// Who leads, if known.
+        /// Leader, if known.
         leader: Option<NodeId>,
     },
     /// It may have happened or may still happen: retry under the same sequence number.
@@ -73,13 +73,13 @@ pub enum ProposeError {
     Stopped,
 }
 
-/// Why a read may not go ahead.
+/// Reason why a read may not go ahead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// Another replica leads, or none does.
     #[error("not the leader")]
     NotLeader {
-        /// Who leads, if known.
+        /// Leader, if known.
         leader: Option<NodeId>,
     },
     /// Too much is waiting.
@@ -90,7 +90,7 @@ pub enum ReadError {
     Stopped,
 }
 
-/// Why a group was not created or dropped.
+/// Reason why a Raft group was not created or dropped.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GroupError {
     /// The voters are none, have a double or a zero, or do not name this node.
@@ -104,16 +104,16 @@ pub enum GroupError {
     Stopped,
 }
 
-/// Why a voter that lost its log was not given a snapshot. It may ask again.
+/// Reason why a voter that lost its log was not given a snapshot. It may ask again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdmissionError {
     /// Another replica leads, or none does.
     #[error("not the leader")]
     NotLeader {
-        /// Who leads, if known.
+        /// Leader, if known.
         leader: Option<NodeId>,
     },
-    /// It is no other voter of the group.
+    /// It is no other voter of the Raft group.
     #[error("it is no other voter of the group")]
     NotAVoter,
     /// Too much is waiting.
@@ -122,7 +122,7 @@ pub enum AdmissionError {
     /// Not every other voter acknowledged an entry in time: all of them must run; or the snapshot took too long.
     #[error("other replicas do not answer, or the snapshot takes long")]
     Late {
-        /// Who did not.
+        /// The voters that did not.
         missing: Vec<NodeId>,
     },
     /// This replica takes part no more.
@@ -130,48 +130,48 @@ pub enum AdmissionError {
     Stopped,
 }
 
-/// Why a node did not open.
+/// Reason why a node did not open.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum OpenError {
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The directory worked in.
+        /// Directory that was worked in.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// There is no log where there must be one: this replica must not vote and has to be rebuilt (R23).
     #[error("{}: there is no log; this replica must be rebuilt from the others", path.display())]
     Missing {
-        /// The directory looked in.
+        /// Directory that was looked in.
         path: PathBuf,
     },
     /// Another log than the one expected: this replica must not vote and has to be rebuilt (R23).
     #[error("{}: this is another log than this node's; this replica must be rebuilt from the others", path.display())]
     Foreign {
-        /// The directory looked in.
+        /// Directory that was looked in.
         path: PathBuf,
     },
     /// A log that holds something is no new one.
     #[error("{}: there is a log in use; look whose it is, and move it away before a new one is made", path.display())]
     InUse {
-        /// The directory looked in.
+        /// Directory that was looked in.
         path: PathBuf,
     },
     /// The log or a snapshot is damaged where it was durable: this replica must not vote and has to be rebuilt (R24).
     #[error("{}: {what}; this replica must be rebuilt from the others", path.display())]
     Damaged {
-        /// The directory worked in.
+        /// Directory that was worked in.
         path: PathBuf,
-        /// What is damaged.
+        /// Damaged file, and how.
         what: String,
     },
     /// Written by a newer version.
     #[error("{}: format version {found} is newer than this program knows ({known})", path.display())]
     NewerVersion {
-        /// The directory worked in.
+        /// Directory that was worked in.
         path: PathBuf,
         found: u32,
         /// Newest version known.

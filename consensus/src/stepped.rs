@@ -1,5 +1,5 @@
-//! The groups of a node without threads, sockets or clocks: a value that is handed messages and times and says what it
-//! wants to send. It shares every decision with [`crate::Node`]; for simulations of whole clusters.
+//! The Raft groups of a node without threads, sockets or clocks: a value that is handed messages and times and says
+//! what it wants to send. It shares every decision with [`crate::Node`]; for simulations of whole clusters.
 //!
 //! A process that dies is a value that is dropped. What a [`Turn`] wants sent may get lost; the rest of it has happened.
 
@@ -34,7 +34,7 @@ mod tests;
 /// Settings of a [`SteppedNode`]; see [`crate::NodeConfig`] for what they mean.
 #[derive(Clone, Copy, Debug)]
 pub struct SteppedOptions {
-    /// This node's id, its identity in every group. Never 0.
+    /// This node's id, its identity in every Raft group. Never 0.
     pub node: NodeId,
     /// Seed of the election timeouts; nodes should differ, and lives of a node too.
     pub seed: u64,
@@ -52,9 +52,9 @@ pub struct SteppedOptions {
     pub snapshot_log_bytes: u64,
     /// Identity of the log if there is none yet; nodes should differ.
     pub identity: [u8; 16],
-    /// The log that must be there.
+    /// Log that must be there.
     pub log: ExpectedLog,
-    /// The rule that this node breaks.
+    /// Rule that this node breaks.
     pub sabotage: Sabotage,
 }
 
@@ -112,24 +112,24 @@ impl Default for SteppedOptions {
 /// A snapshot to ship, for [`SteppedNode::deliver_snapshot`] at the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotOut {
-    /// The node it is for.
+    /// Node that it is for.
     pub to: NodeId,
-    /// What goes with the file.
+    /// Message that goes with the file.
     pub message: GroupMessage,
-    /// The file's content.
+    /// Content of the file.
     pub bytes: Vec<u8>,
 }
 
 /// A snapshot for a voter that lost its log, for [`crate::Recovering::receive`] there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdmissionOut {
-    /// What goes with the file.
+    /// Description that goes with the file.
     pub admission: Admission,
-    /// The file's content.
+    /// Content of the file.
     pub bytes: Vec<u8>,
 }
 
-/// What happened in a turn, in the order of its fields.
+/// Outcome of a turn, to be performed in the order of its fields.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Turn {
     /// The log is being written: [`SteppedNode::synced`] is due, and what comes waits for it.
@@ -144,15 +144,15 @@ pub struct Turn {
     pub applied: Vec<(RaftGroupId, LogIndex, Bytes)>,
     /// Answers by ticket.
     pub proposals: Vec<(u64, Result<Bytes, ProposeError>)>,
-    /// Groups that stopped on this node, and why.
+    /// Raft groups that stopped on this node, and why.
     pub broken: Vec<(RaftGroupId, StopReason)>,
     /// Reads by ticket: those allowed may look at [`SteppedNode::state`] now.
     pub reads: Vec<(u64, Result<(), ReadError>)>,
     /// Answers to [`SteppedNode::admit`] by ticket.
     pub admitted: Vec<(u64, Result<AdmissionOut, AdmissionError>)>,
-    /// Groups whose creation is durable.
+    /// Raft groups whose creation is durable.
     pub created: Vec<RaftGroupId>,
-    /// Groups whose drop is durable.
+    /// Raft groups whose drop is durable.
     pub dropped: Vec<RaftGroupId>,
 }
 
@@ -162,14 +162,14 @@ impl Turn {
     }
 }
 
-/// A group to be made or dropped in the next turn.
+/// A Raft group to be made or dropped in the next turn.
 enum Control {
     Create { group: RaftGroupId, voters: Vec<NodeId> },
     Drop { group: RaftGroupId },
 }
 
-/// The groups of a node, driven by whoever calls. All times are of one clock of the node, which counts from anywhere, never
-/// goes back and need not run at the rate of others, within a tenth.
+/// The Raft groups of a node, driven by its caller. All times are of one clock of the node, which counts from anywhere,
+/// never goes back and need not run at the rate of others, within a tenth.
 pub struct SteppedNode<S> {
     core: NodeCore<u64, u64>,
     log: Log,
@@ -179,7 +179,7 @@ pub struct SteppedNode<S> {
     controls: VecDeque<Control>,
     ticked: bool,
     syncing: bool,
-    /// How the write went whose sync is due.
+    /// Outcome of the write whose sync is due.
     appended: Result<(), LogFailed>,
     /// Groups whose creation or drop becomes durable with the sync under way.
     created: Vec<RaftGroupId>,
@@ -379,19 +379,19 @@ impl<S: StateMachine> SteppedNode<S> {
         self.site.jobs.len()
     }
 
-    /// The state machine of a group.
+    /// State machine of a Raft group.
     #[must_use]
     pub fn state(&self, group: RaftGroupId) -> Option<&S> {
         self.site.known(group).map(|held| &held.state)
     }
 
-    /// What this replica knows of its group now.
+    /// This replica's view of its Raft group.
     #[must_use]
     pub fn status(&self, group: RaftGroupId) -> Option<GroupStatus> {
         self.site.known(group).map(|held| held.status.clone())
     }
 
-    /// The groups of this node.
+    /// Ids of the Raft groups of this node, ascending.
     #[must_use]
     pub fn groups(&self) -> Vec<RaftGroupId> {
         self.site.groups.iter().filter(|(_, held)| held.is_durable).map(|(group, _)| *group).collect()
@@ -418,7 +418,7 @@ impl<S: StateMachine> SteppedNode<S> {
         }
     }
 
-    /// A turn's worth, as a node's queue gives it.
+    /// Takes the inputs of one turn, as many as a node's queue gives at once.
     fn take_inputs(&mut self) -> Vec<Input<u64, u64>> {
         let (mut inputs, mut bytes) = (Vec::new(), 0);
         while bytes < TURN_BYTES_MAX

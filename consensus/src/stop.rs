@@ -1,4 +1,4 @@
-//! Why a group takes part no more on a node, or all groups of it.
+//! Reasons why one Raft group, or all of them, take part no more on a node.
 
 use std::any::Any;
 
@@ -7,7 +7,7 @@ use holdfast_common::LogIndex;
 use crate::log::LogFailed;
 use crate::machine::Broken;
 
-/// Why a group takes part no more on this node. Its other replicas go on.
+/// Reason why a Raft group takes part no more on this node. Its other replicas go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StopReason {
     /// It was dropped here.
@@ -22,7 +22,7 @@ pub enum StopReason {
     /// The log failed: nothing may be acknowledged or voted any more on this node.
     #[error("the log failed: {what}")]
     LogFailed {
-        /// What the system said.
+        /// Words of the system.
         what: String,
     },
     /// The log has an entry whose kind only a newer version knows.
@@ -34,17 +34,17 @@ pub enum StopReason {
     /// A command met a broken invariant (R26).
     #[error("apply of {index}: {broken}")]
     Broken {
-        /// The command's.
+        /// Index of the command's entry.
         index: LogIndex,
-        /// What the state machine said.
+        /// Reason that the state machine gave.
         broken: Broken,
     },
     /// The state machine panicked over a command.
     #[error("apply of {index}: {panicked}")]
     ApplyPanicked {
-        /// The command's.
+        /// Index of the command's entry.
         index: LogIndex,
-        /// What it said.
+        /// Words of the panic.
         panicked: Panicked,
     },
     /// Consensus panicked: a bug, or a peer that lost what it had acknowledged.
@@ -64,13 +64,13 @@ impl From<LogFailed> for StopReason {
     }
 }
 
-/// What a panic said.
+/// Words of a panic.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("panicked: {0}")]
 pub struct Panicked(pub String);
 
 impl Panicked {
-    /// Out of what [`std::panic::catch_unwind`] caught.
+    /// Takes the words out of a payload that [`std::panic::catch_unwind`] caught.
     pub(crate) fn of(panic: &(dyn Any + Send)) -> Self {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         Self(text.unwrap_or("without a text").to_owned())

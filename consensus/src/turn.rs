@@ -1,5 +1,5 @@
-//! All groups of a node as one sans-IO core: a turn takes inputs, says what must be durable, and then what follows. Pure;
-//! driven by `driver` and by the simulation alike.
+//! All Raft groups of a node as one sans-IO core: a turn takes inputs, says what must be durable, and then what
+//! follows. Pure; driven by `driver` and by the simulation alike.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,12 +14,12 @@ use crate::log::replay::Replayed;
 use crate::status::{AdmissionError, GroupError, GroupStatus, ProposeError, ReadError};
 use crate::stop::{Panicked, StopReason};
 
-/// Live entries of one group that are written again when it pins the log; a group with more is snapshot instead.
+/// Most live entries of one Raft group that are written again when it pins the log; one with more is snapshot instead.
 const CARRY_BYTES_MAX: u64 = 256 << 10;
-/// Groups carried forward in one turn.
+/// Most Raft groups carried forward in one turn.
 const CARRY_GROUPS_MAX: usize = 16;
 
-/// What a node is told.
+/// One input of a node.
 pub(crate) enum Input<P, R> {
     Tick,
     Propose {
@@ -75,15 +75,15 @@ impl<P, R> Input<P, R> {
     }
 }
 
-/// The groups of a node.
+/// The Raft groups of a node.
 pub(crate) struct NodeCore<P, R> {
     options: CoreOptions,
     groups: BTreeMap<RaftGroupId, GroupCore<P, R>>,
     /// Number of the next snapshot file.
     next_file: u64,
-    /// When this turn's inputs were taken.
+    /// Time at which this turn's inputs were taken.
     now: u64,
-    /// Groups with something to be durable.
+    /// Raft groups with something to be durable.
     recorded: BTreeSet<RaftGroupId>,
     /// The disks are nearly full: only what frees is proposed.
     is_tight: bool,
@@ -91,7 +91,7 @@ pub(crate) struct NodeCore<P, R> {
 }
 
 impl<P, R> NodeCore<P, R> {
-    /// The groups as the log has them. `next_file` is above all snapshot files there are.
+    /// Starts with the Raft groups as the log has them. `next_file` is above all snapshot files there are.
     pub(crate) fn new(options: CoreOptions, groups: BTreeMap<RaftGroupId, Replayed>, next_file: u64) -> Self {
         let groups: BTreeMap<RaftGroupId, GroupCore<P, R>> =
             groups.into_iter().map(|(id, replayed)| (id, GroupCore::new(id, options, replayed, true))).collect();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::store::surroundings::Clock;
 
-/// The machine's monotonic clock, from now on.
+/// A clock of the machine that starts at zero when it is made.
 pub(crate) fn monotonic() -> Clock {
     let started = Instant::now();
     Arc::new(move || started.elapsed())
@@ -17,12 +17,11 @@ pub(crate) fn monotonic() -> Clock {
 pub(crate) struct HandClock(Arc<AtomicU64>);
 
 impl HandClock {
-    /// Sets it. It never goes back.
+    /// Never takes it back: an earlier time changes nothing.
     pub(crate) fn set(&self, now: Duration) {
         self.0.fetch_max(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// The same clock, as a store reads it.
     pub(crate) fn reader(&self) -> Clock {
         let at = self.0.clone();
         Arc::new(move || Duration::from_nanos(at.load(Ordering::Relaxed)))

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_common::{DiskId, NodeId};
 use holdfast_node::superblock::SuperblockError;
-use holdfast_storage::Directory;
-use holdfast_storage::durable::DirectoryLock;
+use holdfast_storage::{Directory, DirectoryLock};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
@@ -37,10 +36,10 @@ const READ_THREADS: usize = 3;
 const BATCHES_PER_UPKEEP: u32 = 16;
 /// A disk without requests for this long is idle.
 const IDLE_AFTER: Duration = Duration::from_millis(200);
-/// How long an idle writer sleeps between looks at upkeep.
+/// Sleep of an idle writer between looks at upkeep.
 const IDLE_SLEEP: Duration = Duration::from_secs(1);
 
-/// Why a disk is out of service whose writer met a broken invariant.
+/// Reason of a disk whose writer met a broken invariant.
 const WRITER_PANICKED: &str = "its writer panicked; the next start of the node opens it again";
 
 struct Job {
@@ -73,7 +72,7 @@ struct ReadSide {
     wake: Condvar,
 }
 
-/// Where a disk is, and what was there when it was opened.
+/// Directory of a disk, with the superblock that was there when it was opened.
 pub(crate) struct Home {
     path: PathBuf,
     directory: Arc<dyn Directory>,
@@ -81,7 +80,7 @@ pub(crate) struct Home {
     superblock: DiskSuperblock,
 }
 
-/// Why a disk's directory is not the one that it was opened from.
+/// Reason why a disk's directory is not the one that it was opened from.
 #[derive(Debug, thiserror::Error)]
 enum DiskLost {
     #[error("{} is gone", .0.display())]
@@ -95,7 +94,7 @@ enum DiskLost {
 }
 
 impl Home {
-    /// What is there now. Blocks.
+    /// Looks at what is there now. Blocks.
     ///
     /// # Errors
     /// The directory or its superblock cannot be read.
@@ -129,7 +128,6 @@ impl Home {
     }
 }
 
-/// A disk in service.
 pub(crate) struct Disk {
     pub(crate) id: DiskId,
     home: Option<Home>,

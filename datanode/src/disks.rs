@@ -8,9 +8,10 @@ use holdfast_common::DiskId;
 use holdfast_node::NodeSuperblock;
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::node::{KnownDisk, KnownDisks};
-use holdfast_storage::descriptors::{self, Descriptors};
-use holdfast_storage::durable::DirectoryLock;
-use holdfast_storage::{Directory, RealDirectory};
+use holdfast_storage::{
+    Directory, DirectoryLock, RealDirectory,
+    descriptors::{self, Descriptors},
+};
 
 use crate::disk::{Disk, Home};
 use crate::error::StartError;
@@ -27,7 +28,7 @@ use crate::superblock::DiskSuperblock;
 const DISK_DESCRIPTORS_MIN: u64 = 64;
 /// And at most: beyond some ten thousand, opening again costs nothing against the reads in between.
 const DISK_DESCRIPTORS_MAX: u64 = 16_384;
-/// Which disks the node has had where.
+/// File in a node's directory: the disks that the node has had, and where.
 const KNOWN_DISKS: Kind = Kind {
     file: "disks",
     second: None,
@@ -52,12 +53,12 @@ pub(crate) enum State {
 }
 
 impl Found {
-    /// Whether the volume manager can be told of it.
+    /// Whether it is reported to the volume manager: it is here, or its id is known.
     pub(crate) fn is_told_of(&self) -> bool {
         matches!(self.state, State::Claimed(_)) || self.id.0 != 0
     }
 
-    /// What can be said of it before it is open.
+    /// Status before it is open.
     pub(crate) fn first_look(&self) -> DiskStatus {
         let space = RealDirectory::new(&self.path).space();
         let (State::Claimed(_), Ok(space)) = (&self.state, space) else { return DiskStatus::lost() };

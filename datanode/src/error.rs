@@ -1,17 +1,17 @@
-//! Why a datanode was not formatted or did not start.
+//! Reasons why a datanode was not formatted or did not start.
 
 use std::io;
 use std::path::PathBuf;
 
 use holdfast_node::ListenError;
 use holdfast_node::superblock::SuperblockError;
-use holdfast_storage::durable::LockError;
+use holdfast_storage::LockError;
 use tokio::task::JoinError;
 
 use crate::store::recover::OpenError;
 use crate::store::volumes::VolumesError;
 
-/// Why a datanode was not formatted or did not start.
+/// Reason why a datanode was not formatted or did not start.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum StartError {
@@ -26,15 +26,11 @@ pub enum StartError {
     Listen(#[from] ListenError),
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
-    Io {
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// A disk was made by a newer version, or no disk opens.
     #[error("{}: {source}", path.display())]
     Disk { path: PathBuf, source: OpenError },
-    /// What the node remembers for disks that are away cannot be used.
+    /// The node's memory for disks that are away cannot be used.
     #[error("{}: {source}; remove it only if no disk of this node was ever away", path.display())]
     Memory { path: PathBuf, source: VolumesError },
     /// A node stores shards on disks.

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_common::{ClusterId, DiskId, NodeId};
-use holdfast_node::{HomeLost, NodeSuperblock, VolumeManager, is_final};
+use holdfast_node::{Complaint, HomeLost, NodeSuperblock, VolumeManager, is_final};
 use holdfast_proto::control::{
     Disk, DroppedVolume, HeartbeatRequest, HeartbeatResponse, RegisterRequest, Role, VolumeDrop,
 };
-use tonic::Status;
 
 use crate::service::DataService;
 use crate::store::DiskStatus;
@@ -26,12 +25,11 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Drops executed for one heartbeat; the rest comes with the next.
 const DROPS_PER_HEARTBEAT_MAX: usize = 64;
 
-/// What the conversation needs.
+/// State of the conversation with the volume manager.
 pub(crate) struct Heart {
     pub(crate) service: Arc<DataService>,
     pub(crate) volmgr: VolumeManager,
     pub(crate) superblock: NodeSuperblock,
-    /// The node's directory.
     pub(crate) directory: PathBuf,
     pub(crate) address: SocketAddr,
 }
@@ -45,7 +43,7 @@ pub(crate) fn registration(
     superblock.registration(Role::Datanode, address, disks.iter().map(report).collect())
 }
 
-/// What a disk says to the volume manager.
+/// One disk's line in a registration or heartbeat.
 pub(crate) fn report((disk, status): &(DiskId, DiskStatus)) -> Disk {
     Disk {
         disk: disk.0,
@@ -87,10 +85,10 @@ pub(crate) fn ordered_drops(response: &HeartbeatResponse) -> impl Iterator<Item 
 /// the volume manager refuses it for good, or its directory is gone or another.
 pub(crate) async fn run(heart: Heart, registered: bool) -> String {
     let interval = Duration::from_millis(heart.superblock.heartbeat_interval_ms.max(10).into());
-    let mut silent = Silence::default();
+    let mut complaint = Complaint::new("the volume manager does not answer");
     if !registered {
         let request = || async { registration(&heart.superblock, heart.address, &heart.service.statuses().await) };
-        if let Err(status) = heart.volmgr.register_at_last(request, |status| silent.note(status)).await {
+        if let Err(status) = heart.volmgr.register_at_last(request, |status| complaint.about(status)).await {
             return status.message().to_owned();
         }
     }
@@ -101,11 +99,11 @@ pub(crate) async fn run(heart: Heart, registered: bool) -> String {
         }
         match heart.volmgr.heartbeat(heart.request(&dropped).await).await {
             Ok(response) => {
-                silent = Silence::default();
+                complaint.end();
                 reported = std::mem::replace(&mut dropped, heart.obey(response).await);
             }
             Err(status) if is_final(&status) => return status.message().to_owned(),
-            Err(status) => silent.note(&status),
+            Err(status) => complaint.about(&status),
         }
         // What was newly dropped is reported at once: the volume's deletion waits for it.
         if dropped.is_subset(&reported) {
@@ -144,17 +142,5 @@ impl Heart {
             done.extend(self.service.obey_drop(order, Instant::now() + DROP_TIMEOUT).await);
         }
         done
-    }
-}
-
-/// Says once that the volume manager is silent, however often it is tried.
-#[derive(Default)]
-struct Silence(bool);
-
-impl Silence {
-    fn note(&mut self, status: &Status) {
-        if !std::mem::replace(&mut self.0, true) {
-            tracing::warn!(reason = status.message(), "the volume manager does not answer");
-        }
     }
 }

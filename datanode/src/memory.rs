@@ -1,5 +1,6 @@
-//! What a datanode remembers for disks that are away: floors that were set and volumes that were dropped meanwhile. A disk that
-//! returns learns it before it serves; otherwise it would take puts below a floor, and keep a deleted volume for ever.
+//! Memory of a datanode for disks that are away: floors that were set and volumes that were dropped meanwhile. A disk
+//! that returns learns it before it serves; otherwise it would take puts below a floor, and keep a deleted volume for
+//! ever.
 
 use std::io;
 use std::sync::Arc;
@@ -34,7 +35,6 @@ impl Memory {
         self.directory.clone()
     }
 
-    /// Everything there is.
     pub(crate) fn all(&self) -> Vec<(VolumeKey, VolumeState)> {
         self.volumes.lock().0.iter().map(|(key, state)| (*key, *state)).collect()
     }

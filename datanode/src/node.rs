@@ -11,15 +11,13 @@ use std::sync::Arc;
 
 use holdfast_common::{DiskId, NodeId};
 use holdfast_node::superblock::{self, SuperblockError};
-use holdfast_node::{ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
+use holdfast_node::{Complaint, ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::RegisterResponse;
-use holdfast_storage::durable::{DirectoryLock, sync_parent};
-use holdfast_storage::{RealDirectory, create_directories};
+use holdfast_storage::{DirectoryLock, RealDirectory, create_directories, sync_parent};
 use holdfast_transport::{Identity, Server, ServerLimits};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tonic::Status;
 
 use crate::disks::{self, Found, lock_disk};
 use crate::error::StartError;
@@ -32,14 +30,14 @@ use crate::store::recover;
 use crate::store::volumes::VOLUMES_FILE;
 use crate::superblock::{DiskSuperblock, NODE_KIND};
 
-/// Where a datanode lives and listens, and whom it belongs to.
+/// Configuration of a datanode.
 #[derive(Clone, Debug)]
 pub struct DatanodeConfig {
-    /// Its own directory, formatted before.
+    /// Its own directory, formatted before; not one of `disks`.
     pub directory: PathBuf,
     /// The directories of its disks, formatted with it.
     pub disks: Vec<PathBuf>,
-    /// Where it listens; port 0 takes a free one.
+    /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The volume manager, host:port.
     pub volmgr: String,
@@ -214,13 +212,8 @@ async fn identify(
     let disks: Vec<_> = told.map(|disk| (disk.id, disk.first_look())).collect();
     let request = heartbeat::registration(&superblock, address, &disks);
     let answer = if newcomer {
-        let mut complained = false;
-        let silent = |status: &Status| {
-            if !std::mem::replace(&mut complained, true) {
-                tracing::warn!(reason = status.message(), "waiting for the volume manager to register");
-            }
-        };
-        volmgr.register_at_last(|| ready(request.clone()), silent).await
+        let mut complaint = Complaint::new("waiting for the volume manager to register");
+        volmgr.register_at_last(|| ready(request.clone()), |status| complaint.about(status)).await
     } else {
         volmgr.register(request).await
     };
@@ -272,13 +265,13 @@ fn persist_ids(
 }
 
 impl Datanode {
-    /// Where it listens.
+    /// Address it listens on, with the port that it got.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Its id.
+    /// Id that the volume manager gave it.
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.node

@@ -37,7 +37,7 @@ const SECRET: [u8; 32] = [0x5e; 32];
 const TIMEOUT: Duration = Duration::from_secs(10);
 const KIB: usize = 1024;
 
-/// A volume manager that says what a test wants.
+/// A volume manager that gives the answers a test wants.
 #[derive(Clone, Default)]
 struct FakeVolmgr(Arc<Mutex<Script>>);
 
@@ -239,15 +239,16 @@ async fn a_node_gets_its_ids_once_and_serves_without_the_volume_manager_afterwar
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_start_waits_for_the_volume_manager() {
     let rig = Rig::new().await;
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = closed.local_addr().unwrap();
-    drop(closed);
-    let starting = tokio::spawn(start(DatanodeConfig { volmgr: address.to_string(), ..rig.config() }));
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let volmgr = listener.local_addr().unwrap().to_string();
+    let starting = tokio::spawn(start(DatanodeConfig { volmgr, ..rig.config() }));
+    // A volume manager that hangs up: when the node comes again it has heard no answer, and waits.
+    for _ in 0..2 {
+        drop(tokio::time::timeout(TIMEOUT, listener.accept()).await.unwrap().unwrap());
+    }
     assert!(!starting.is_finished());
-    let incoming = TcpIncoming::bind(address).unwrap();
-    let serving =
-        tonic::transport::Server::builder().serve_with_incoming(NodesServer::new(rig.volmgr.clone()), incoming);
+    let serving = tonic::transport::Server::builder()
+        .serve_with_incoming(NodesServer::new(rig.volmgr.clone()), TcpIncoming::from(listener));
     tokio::spawn(async move { serving.await.unwrap() });
     let node = tokio::time::timeout(TIMEOUT, starting).await.unwrap().unwrap().unwrap();
     assert_eq!(node.node().0, 5);

@@ -1,5 +1,6 @@
-//! What the datanodes of one process know of each other: those whose disks lie on one file system must not promise the same
-//! free bytes twice. Processes do not know each other's promises; their clients count free bytes by file system.
+//! Knowledge of each other that datanodes of one process have: those whose disks lie on one file system must not
+//! promise the same free bytes twice. Processes do not know each other's promises; their clients count free bytes by
+//! file system.
 
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ impl Default for Process {
 }
 
 impl Process {
-    /// What the stores of a node find around them; `witness` is the node's own directory.
+    /// Surroundings of the stores of one node; `witness` is the node's own directory.
     pub(crate) fn surroundings(&self, witness: Arc<dyn Directory>) -> Surroundings {
         Surroundings { clock: self.clock.clone(), shelves: self.shelves.clone(), witness: Some(witness) }
     }

@@ -1,5 +1,5 @@
-//! What a request of the shard protocol means, and what its outcome answers. Pure: the service and the stepped datanode
-//! decide here and do elsewhere.
+//! Meaning of the requests of the shard protocol, and answers to their outcomes. Pure: the service and the stepped
+//! datanode decide here and do elsewhere.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,11 +24,11 @@ use crate::store::types::{
 use crate::store::units::{saturating_u32, to_usize};
 use crate::store::{DiskStatus, Granted, Sabotage};
 
-/// Ranges of one read request.
+/// Most ranges of one read request.
 pub const READ_RANGES_MAX: usize = 8192;
-/// Shards of one page of a list.
+/// Most shards of one page of a list.
 pub const LIST_SHARDS_MAX: usize = 4096;
-/// Disks one reservation request names.
+/// Most disks that one reservation request names.
 const RESERVE_DISKS_MAX: usize = 4096;
 
 /// A refusal of one request, as it travels.
@@ -56,7 +56,7 @@ fn invalid(why: &str) -> Denied {
     Denied(Status::Invalid, why.to_owned())
 }
 
-/// Status and detail of an answer.
+/// Status and detail of an answer; detail is empty if all went well.
 fn said<T>(result: &Result<T, Denied>) -> (i32, String) {
     match result {
         Ok(_) => (Status::Ok.into(), String::new()),
@@ -131,7 +131,7 @@ impl Judge {
     }
 }
 
-/// The disk of a put and what it is to do.
+/// Plans a put: its disk, and the request to that disk's writer.
 pub(crate) fn put<D>(
     request: PutShardRequest,
     payload: Bytes,
@@ -150,7 +150,7 @@ pub(crate) fn put_answer(result: Result<u64, Denied>) -> PutShardResponse {
     PutShardResponse { status, detail, available_bytes: result.unwrap_or_default() }
 }
 
-/// The disk of a delete and what it is to do, if it is proven (R30).
+/// Plans a delete that is proven (R30): its disk, and the request to that disk's writer.
 pub(crate) fn delete<D>(
     request: DeleteShardsRequest,
     judge: &Judge,
@@ -179,7 +179,7 @@ pub(crate) fn delete_answer(result: Result<Done, Denied>) -> DeleteShardsRespons
     DeleteShardsResponse { status, detail, deleted_count, kept_count }
 }
 
-/// What every disk is to do about a floor, if it is proven (R30).
+/// Plans a floor that is proven (R30): the request to the writer of each disk.
 pub(crate) fn set_floor(request: SetFloorRequest, judge: &Judge) -> Result<Request, Denied> {
     let volume = volume_key(request.volume, request.incarnation);
     let floor = ChunkId(request.floor);
@@ -192,7 +192,7 @@ pub(crate) fn set_floor_answer(result: &Result<(), Denied>) -> SetFloorResponse 
     SetFloorResponse { status, detail }
 }
 
-/// What every disk is to do about a deleted volume, if it is proven (R30).
+/// Plans the end of a volume's life, if it is proven (R30): the request to the writer of each disk.
 pub(crate) fn drop_volume(request: DropVolumeRequest, judge: &Judge) -> Result<Request, Denied> {
     let volume = volume_key(request.volume, request.incarnation);
     judge.check(&volume, Claim::DropVolume, request.proof)?;
@@ -204,7 +204,8 @@ pub(crate) fn drop_volume_answer(result: &Result<(), Denied>) -> DropVolumeRespo
     DropVolumeResponse { status, detail }
 }
 
-/// What every disk is to do about a drop that the volume manager's heartbeat asks for; `None` if it proves nothing.
+/// Plans a drop that the answer to a heartbeat asks for: the request to the writer of each disk; `None` if it proves
+/// nothing.
 pub(crate) fn ordered_drop(order: &VolumeDrop, judge: &Judge) -> Option<(VolumeKey, Request)> {
     let volume = volume_key(order.volume, order.incarnation);
     if !judge.holds(&volume, Claim::DropVolume, &order.mac) {
@@ -342,7 +343,7 @@ pub(crate) fn list_answer(result: Result<(Vec<(ShardKey, Entry)>, bool), Denied>
     ListShardsResponse { status, shards: shards.into_iter().map(summary).collect(), end }
 }
 
-/// Whose space is to be reserved, and for how long.
+/// Session to reserve space for, and for how long.
 pub(crate) fn reservation(request: &ReserveSpaceRequest) -> Result<(SessionKey, Duration), Refusal> {
     if request.disks.len() > RESERVE_DISKS_MAX {
         return Err(Refusal::Malformed("too many disks in one reservation"));

@@ -28,7 +28,7 @@ const READ_PARTS_MAX: usize = 3;
 /// A part of a read has this many bytes at least, unless it is the last.
 const READ_PART_BYTES_MIN: u64 = 256 << 10;
 
-/// What the node serves.
+/// Serves the shard protocol.
 pub(crate) struct DataService {
     judge: Judge,
     disks: NodeDisks<Arc<Disk>>,
@@ -153,7 +153,7 @@ impl DataService {
         Ok(ReserveSpaceResponse { grants })
     }
 
-    /// What every disk says of itself; disks that were lost are out of service.
+    /// Status of every disk; disks that were lost are out of service.
     pub(crate) async fn statuses(&self) -> Vec<(DiskId, DiskStatus)> {
         let mut statuses: Vec<_> = self.disks.lost().iter().map(|disk| (*disk, DiskStatus::lost())).collect();
         for disk in self.disks() {

@@ -34,14 +34,14 @@ use crate::store::types::{Outcome, Request, ShardError, ShardKey, VolumeKey};
 use crate::store::volumes::VOLUMES_FILE;
 use crate::store::{DiskStatus, Store, StoreOptions, make_segment};
 
-/// Whose a datanode is and how its stores are.
+/// Identity of a datanode, and sizes of its stores.
 #[derive(Clone, Debug)]
 pub struct DatanodeOptions {
-    /// Its id, as the volume manager gave it.
+    /// Id that the volume manager gave it.
     pub node: NodeId,
-    /// The cluster's secret, which proofs are made with (R30).
+    /// The cluster's secret: proofs are checked with it (R30).
     pub secret: ClusterSecret,
-    /// Sizes of its stores, and which rule they break.
+    /// Sizes of its stores, and the rule that they break.
     pub store: StoreOptions,
 }
 
@@ -89,14 +89,14 @@ pub enum DataResponse {
     Refused(Refusal),
 }
 
-/// A shard that a disk holds.
+/// One shard on a disk, for checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HeldShard {
-    /// Its name.
+    /// Volume, chunk and number of the shard.
     pub key: ShardKey,
     /// The attempt it is of (R1).
     pub nonce: Nonce,
-    /// Its bytes.
+    /// Length of its payload, in whole pages.
     pub length_bytes: u32,
 }
 
@@ -108,7 +108,7 @@ pub struct SteppedDatanode {
     clock: HandClock,
 }
 
-/// What a write waits for.
+/// State of a request until its group commit has ended.
 enum Pending {
     Put(Result<DiskId, Denied>),
     Delete(Result<DiskId, Denied>),
@@ -121,7 +121,7 @@ enum Pending {
 #[derive(Default)]
 struct Batches(BTreeMap<DiskId, (Vec<usize>, Vec<Request>)>);
 
-/// What became of them.
+/// Outcomes by number of the request and disk.
 type Outcomes = BTreeMap<(usize, DiskId), Outcome>;
 
 impl Batches {
@@ -330,7 +330,7 @@ impl SteppedDatanode {
         }
     }
 
-    /// The heartbeat that the node would send; `dropped` is what [`SteppedDatanode::obey`] said last.
+    /// The heartbeat that is due. `dropped` is the last answer of [`SteppedDatanode::obey`].
     #[must_use]
     pub fn heartbeat(&self, cluster: ClusterId, generation: u64, dropped: &BTreeSet<VolumeKey>) -> HeartbeatRequest {
         heartbeat::message(cluster, self.disks.node(), generation, &self.statuses(), dropped)
@@ -352,20 +352,20 @@ impl SteppedDatanode {
         done
     }
 
-    /// Its id.
+    /// Id that the volume manager gave it.
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.disks.node()
     }
 
-    /// What every disk says of itself, at the time of the last step; disks that were lost are out of service.
+    /// Status of every disk at the time of the last step; disks that were lost are out of service.
     #[must_use]
     pub fn statuses(&self) -> Vec<(DiskId, DiskStatus)> {
         let lost = self.disks.lost().iter().map(|disk| (*disk, DiskStatus::lost()));
         lost.chain(self.disks.open().iter().map(|(disk, store)| (*disk, store.reader().status()))).collect()
     }
 
-    /// The same as a registration or a heartbeat says it.
+    /// Status of every disk as registrations and heartbeats carry it.
     #[must_use]
     pub fn disk_reports(&self) -> Vec<Disk> {
         self.statuses().iter().map(heartbeat::report).collect()

@@ -13,8 +13,7 @@ use holdfast_proto::data::{
     DeleteShardsRequest, DiskReservation, ListShardsRequest, ProbeRequest, Proof, PutShardRequest, ReadShardsRequest,
     ReserveSpaceRequest, SetFloorRequest, ShardName, ShardRange, Status,
 };
-use holdfast_storage::simulated::faults::Fault;
-use holdfast_storage::{Directory, SimulatedDisk};
+use holdfast_storage::{Directory, SimulatedDisk, simulated::Fault};
 
 use crate::store::tests::{SMALL, VOLUME, key, options, payload, put};
 use crate::store::{Sabotage, StoreOptions};

@@ -10,24 +10,24 @@
 //! missing descriptor. A place that cannot be read is the damage of what stands there.
 
 mod batch;
-pub mod checkpoint;
-pub mod commit;
-pub mod failure;
+pub(crate) mod checkpoint;
+mod commit;
+mod failure;
 mod fields;
-pub mod index;
+pub(crate) mod index;
 mod maintain;
 mod read;
-pub mod record;
-pub mod recover;
+mod record;
+pub(crate) mod recover;
 mod sabotage;
 mod scan;
-pub mod segment;
+pub(crate) mod segment;
 mod shared;
-pub mod space;
-pub mod surroundings;
-pub mod types;
+pub(crate) mod space;
+pub(crate) mod surroundings;
+pub(crate) mod types;
 pub(crate) mod units;
-pub mod volumes;
+pub(crate) mod volumes;
 
 #[cfg(test)]
 mod checkpoint_tests;
@@ -66,9 +66,9 @@ const ZERO_PIECE_BYTES: u64 = 1 << 20;
 /// Sizes and habits of a store. Tests make them small.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// The first segment of small shards; each next one is twice as long.
+    /// Length of the first segment of small shards; each next one is twice as long.
     pub small_segment_bytes_min: u64,
-    /// No segment of small shards is longer.
+    /// Greatest length of a segment of small shards.
     pub small_segment_bytes_max: u64,
     /// Length of a bulk segment; sparse.
     pub bulk_segment_bytes: u64,
@@ -93,19 +93,19 @@ impl Default for StoreOptions {
     }
 }
 
-/// What readers and the writer share.
+/// State that readers share with the writer.
 pub(crate) struct State {
     pub(crate) index: Index,
     pub(crate) segments: BTreeMap<u32, Arc<Segment>>,
     pub(crate) volumes: Volumes,
 }
 
-/// Where the next record of a kind goes.
+/// Append position of one kind of segment.
 #[derive(Clone)]
 pub(crate) struct Cursor {
     pub(crate) segment: Arc<Segment>,
     pub(crate) append: u64,
-    /// What the page of `append` holds before it; `None` until it was read or written.
+    /// Bytes of the page of `append` that stand before it; `None` until it was read or written.
     tail: Option<Vec<u8>>,
 }
 
@@ -114,7 +114,7 @@ impl Cursor {
         Self { segment, append, tail: None }
     }
 
-    /// How far into its page `append` is.
+    /// Bytes of the page of `append` that stand before it.
     pub(crate) fn tail_bytes(&self) -> usize {
         to_usize(self.append % BLOCK_BYTES)
     }
@@ -152,12 +152,12 @@ impl Cursor {
 }
 
 /// The writing end of a disk's store. One thread owns it.
-pub struct Store {
+pub(crate) struct Store {
     pub(crate) shared: Arc<Shared>,
     pub(crate) options: StoreOptions,
-    /// The next append's number.
+    /// Number of the next append.
     pub(crate) next_sequence: u64,
-    /// Every append up to this is durable.
+    /// Number up to which every append is durable.
     pub(crate) durable_sequence: u64,
     pub(crate) next_segment: u32,
     pub(crate) small: Option<Cursor>,
@@ -169,7 +169,7 @@ pub struct Store {
     /// Whether upkeep writes checkpoints itself, rather than leave them to another thread.
     pub(crate) checkpoints_here: bool,
     pub(crate) checkpoint_wanted: bool,
-    /// One is being written by another thread.
+    /// Another thread writes one.
     pub(crate) checkpoint_runs: bool,
     pub(crate) bulk_buffer: AlignedBuffer,
     pub(crate) compaction: Option<maintain::Compaction>,
@@ -177,26 +177,26 @@ pub struct Store {
 
 /// The reading end; cheap to clone.
 #[derive(Clone)]
-pub struct Reader {
+pub(crate) struct Reader {
     pub(crate) shared: Arc<Shared>,
 }
 
-/// What a disk says of itself.
+/// A disk's report to volume manager and clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskStatus {
-    /// Out of service after an I/O error.
+    /// Out of service after an I/O error, until the disk is formatted anew.
     pub failed: bool,
-    /// Its size.
+    /// Size of the disk: of the file system, or the configured limit if that is less.
     pub total_bytes: u64,
-    /// What clients may still write, its share if it shares a file system.
+    /// Bytes that clients may still write; a share, if other disks of the process use the file system.
     pub available_bytes: u64,
-    /// What clients could write if the file system were its own and nobody had reserved anything.
+    /// Bytes that clients could write if the file system were its own and nobody had reserved any.
     pub unreserved_bytes: u64,
-    /// Records of shards.
+    /// Bytes of its records of shards, with those that wait to be punched.
     pub used_bytes: u64,
-    /// Shards.
+    /// Shards that can be read.
     pub shards_count: u64,
-    /// Bytes that the scan could not explain.
+    /// Bytes that no scan could explain (R6).
     pub damaged_bytes: u64,
     /// Reads that found damage since the start.
     pub corrupt_reads: u64,
@@ -205,15 +205,13 @@ pub struct DiskStatus {
 }
 
 impl Store {
-    /// A reading end.
     #[must_use]
-    pub fn reader(&self) -> Reader {
+    pub(crate) fn reader(&self) -> Reader {
         Reader { shared: self.shared.clone() }
     }
 
-    /// Whether the disk is out of service.
     #[must_use]
-    pub fn is_failed(&self) -> bool {
+    pub(crate) fn is_failed(&self) -> bool {
         self.shared.is_failed()
     }
 
@@ -243,7 +241,7 @@ impl Store {
 
     /// A segment to be made ahead of need by [`make_segment`], on any thread, and then handed to [`Store::add_spare`].
     /// `None` when there is a spare one, or one is being made.
-    pub fn plan_spare(&mut self) -> Option<SegmentHeader> {
+    pub(crate) fn plan_spare(&mut self) -> Option<SegmentHeader> {
         if !self.spares.is_empty() || self.spare_planned || self.is_failed() {
             return None;
         }
@@ -258,13 +256,12 @@ impl Store {
         tracing::warn!(disk = self.shared.disk.0, error = %why, "no segment is prepared");
     }
 
-    /// The directory of the disk.
     pub(crate) fn directory(&self) -> Arc<dyn Directory> {
         self.shared.directory.clone()
     }
 
     /// The segment asked for by [`Store::plan_spare`] is ready, or could not be made.
-    pub fn add_spare(&mut self, made: std::io::Result<Arc<Segment>>) {
+    pub(crate) fn add_spare(&mut self, made: std::io::Result<Arc<Segment>>) {
         self.spare_planned = false;
         match made {
             Ok(segment) => {
@@ -331,7 +328,11 @@ impl Store {
 ///
 /// # Errors
 /// Any I/O error; what was made of the file is then removed if it can be.
-pub fn make_segment(directory: &dyn Directory, header: SegmentHeader, zeroed: bool) -> std::io::Result<Arc<Segment>> {
+pub(crate) fn make_segment(
+    directory: &dyn Directory,
+    header: SegmentHeader,
+    zeroed: bool,
+) -> std::io::Result<Arc<Segment>> {
     let name = file_name(header.kind, header.number);
     let made = try_make_segment(directory, header, zeroed, &name);
     if made.is_err() {
@@ -365,7 +366,7 @@ fn try_make_segment(
 }
 
 impl DiskStatus {
-    /// Of a disk that cannot even be asked.
+    /// Status of a disk that was not opened.
     #[must_use]
     pub fn lost() -> Self {
         Self {
@@ -383,9 +384,9 @@ impl DiskStatus {
 }
 
 impl Reader {
-    /// What clients may still write: the disk's share, from the last look at the file system.
+    /// Bytes that clients may still write: the disk's share, from the last look at the file system.
     #[must_use]
-    pub fn available_bytes(&self) -> u64 {
+    pub(crate) fn available_bytes(&self) -> u64 {
         let used_bytes = self.shared.state.read().index.used_bytes();
         let space = self.shared.space.lock().space;
         let mut budget = Budget::new(&space, used_bytes, self.shared.limit_bytes);
@@ -393,9 +394,8 @@ impl Reader {
         budget.share()
     }
 
-    /// What the disk says of itself.
     #[must_use]
-    pub fn status(&self) -> DiskStatus {
+    pub(crate) fn status(&self) -> DiskStatus {
         let now = self.shared.now();
         let budget = self.shared.budget(now).ok().map(|mut budget| {
             self.shared.book.fill(&mut budget, SessionKey::NOBODY, now);
@@ -418,7 +418,7 @@ impl Reader {
 
     /// Whether the disk is out of service.
     #[must_use]
-    pub fn is_failed(&self) -> bool {
+    pub(crate) fn is_failed(&self) -> bool {
         self.shared.is_failed()
     }
 
@@ -431,7 +431,12 @@ impl Reader {
     ///
     /// # Errors
     /// [`ShardError::DiskFailed`].
-    pub fn reserve(&self, session: SessionKey, wanted_bytes: u64, lease: Duration) -> Result<Granted, ShardError> {
+    pub(crate) fn reserve(
+        &self,
+        session: SessionKey,
+        wanted_bytes: u64,
+        lease: Duration,
+    ) -> Result<Granted, ShardError> {
         if self.is_failed() {
             return Err(ShardError::DiskFailed);
         }
@@ -451,15 +456,15 @@ impl Reader {
     }
 }
 
-/// An answer to a reservation.
+/// Answer to a reservation, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Granted {
-    /// What the session has reserved now.
-    pub granted_bytes: u64,
-    /// What it could have beyond that.
-    pub available_bytes: u64,
+pub(crate) struct Granted {
+    /// Reserved for the session now.
+    pub(crate) granted_bytes: u64,
+    /// Free for it beyond that.
+    pub(crate) available_bytes: u64,
     /// The file system whose free bytes disks of this host share; 0 if this disk has a limit of its own.
-    pub file_system: u64,
+    pub(crate) file_system: u64,
     /// Bytes clients could write there if nobody had reserved any.
-    pub file_system_free_bytes: u64,
+    pub(crate) file_system_free_bytes: u64,
 }

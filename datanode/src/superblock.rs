@@ -7,32 +7,32 @@ use holdfast_common::{ClusterId, DiskId, FormatNonce, NodeId};
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::node::DiskSuperblock as Record;
 
-/// What a datanode's directory is.
+/// Superblock of a datanode's directory.
 pub const NODE_KIND: Kind = Kind::superblock(*b"HFDATA\0\n", "a datanode's directory").with_second_copy();
-/// What a disk's directory is.
-pub const DISK_KIND: Kind = Kind::superblock(*b"HFDISK\0\n", "a datanode's disk").with_second_copy();
+/// Superblock of a disk's directory.
+pub(crate) const DISK_KIND: Kind = Kind::superblock(*b"HFDISK\0\n", "a datanode's disk").with_second_copy();
 
-/// Whose a disk is.
+/// Identity of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSuperblock {
-    /// Its cluster; zeros until its node registered.
+    /// Zeros until its node registered.
     pub cluster: ClusterId,
-    /// Its node; 0 likewise.
+    /// 0 until its node registered.
     pub node: NodeId,
-    /// Its id; 0 likewise.
+    /// 0 until its node registered.
     pub disk: DiskId,
-    /// The node's.
+    /// Drawn when its node was formatted, the same on all of the node's disks.
     pub format_nonce: FormatNonce,
 }
 
 impl DiskSuperblock {
-    /// Of a disk that is being formatted.
+    /// Superblock of a disk that is being formatted.
     #[must_use]
     pub fn fresh(format_nonce: FormatNonce) -> Self {
         Self { cluster: ClusterId([0; 16]), node: NodeId(0), disk: DiskId(0), format_nonce }
     }
 
-    /// Its cluster, once its node has one.
+    /// The cluster, once its node has registered.
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
         (self.node.0 != 0).then_some(self.cluster)

@@ -18,7 +18,7 @@ use matrix::Row;
 /// Bytes of every shard that are worked on at once, so that a wide stripe's parity stays in the second-level cache.
 const BLOCK_BYTES: usize = 16 << 10;
 
-/// Why shards could not be rebuilt.
+/// Reason why shards could not be rebuilt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum ReconstructError {

@@ -1,4 +1,4 @@
-//! Where the bytes of a chunk lie: how many shards, how long, which bytes in which.
+//! Shape of a chunk's stripe: how many shards, how long, which bytes in which.
 
 use std::ops::Range;
 
@@ -18,11 +18,11 @@ pub struct Geometry {
 /// A part of a data shard that holds wanted bytes of the chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Which shard.
+    /// Number of the shard in the chunk.
     pub shard: u8,
-    /// Where to read in it: a multiple of 4 KiB.
+    /// Offset to read at in the shard: a multiple of 4 KiB.
     pub offset: u32,
-    /// How much to read: a multiple of 4 KiB, not zero, within the shard.
+    /// Bytes to read: a multiple of 4 KiB, not zero, within the shard.
     pub length_bytes: u32,
     /// Bytes of what was read before the wanted ones.
     pub skip_bytes: u32,
@@ -98,13 +98,14 @@ impl Geometry {
         usize::from(self.data_shards) + usize::from(self.parity_shards)
     }
 
-    /// What to read for a range of the chunk, in the chunk's order, widened to whole pages. What lies beyond the
+    /// Pieces to read for a range of the chunk, in the chunk's order, widened to whole pages. What lies beyond the
     /// chunk's end is left out.
     pub fn pieces(&self, range: Range<u32>) -> impl Iterator<Item = Piece> + use<> {
         self.pieces_by_block(range, self.shard_length_bytes)
     }
 
-    /// The same, with no piece across a multiple of `block_bytes` of its shard: a multiple of 4 KiB, not zero.
+    /// As [`Geometry::pieces`], with no piece across a multiple of `block_bytes` of its shard: a multiple of 4 KiB, not
+    /// zero.
     pub fn pieces_by_block(&self, range: Range<u32>, block_bytes: u32) -> impl Iterator<Item = Piece> + use<> {
         assert!(block_bytes > 0 && block_bytes.is_multiple_of(PAGE_BYTES), "a block is whole pages");
         let shard_length = self.shard_length_bytes;

@@ -4,7 +4,7 @@
 //! of length L. d follows the chunk's length and the members at hand, so a short chunk is a short stripe with the full
 //! parity, coded by a code of its own (d, m). With d = 1 the parity shards are copies.
 
-pub mod code_mode;
+mod code_mode;
 mod codec;
 pub mod geometry;
 mod placement;

@@ -1,4 +1,4 @@
-//! Which slots of a block group hold a chunk's shards.
+//! Choice of the slots of a block group that hold a chunk's shards.
 
 use holdfast_common::ChunkId;
 

@@ -23,10 +23,10 @@ pub(crate) mod view;
 use holdfast_common::{NodeId, Term};
 use holdfast_consensus::{GroupStatus, Role};
 
-/// Why a replica does not answer.
+/// Reason why a replica does not answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NotLed {
-    /// Another one leads, if anybody does.
+    /// Another one leads; `None` if no leader is known.
     By(Option<NodeId>),
     /// It met a broken invariant and stands still (R26).
     Stopped,

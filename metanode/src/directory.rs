@@ -2,7 +2,6 @@
 
 use holdfast_node::superblock::Kind;
 
-/// Log and snapshots, below the directory.
+/// Directory of log and snapshots, in the metanode's.
 pub(crate) const CONSENSUS_DIRECTORY: &str = "consensus";
-/// The superblock's kind.
 pub(crate) const KIND: Kind = Kind::superblock(*b"HFMETA\0\n", "a metanode's directory").with_second_copy();

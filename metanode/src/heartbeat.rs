@@ -9,7 +9,7 @@ use crate::machine::raft_group;
 use holdfast_common::VolumeId;
 use holdfast_consensus::GroupError;
 use holdfast_node::superblock::SuperblockError;
-use holdfast_node::{HomeLost, NodeSuperblock, is_final};
+use holdfast_node::{Complaint, HomeLost, NodeSuperblock, is_final};
 use holdfast_proto::control::{HeartbeatRequest, HeartbeatResponse, Role, TableAssignment, VolumeDrop};
 use std::future::ready;
 use std::net::SocketAddr;
@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
-use tonic::Status;
 
 /// Registers unless that was done, then sends heartbeats. Returns only when the node must serve no more, with the reason:
 /// the volume manager refuses it for good, or `home`, its directory, is gone or another.
@@ -28,7 +27,7 @@ pub(crate) async fn run(
     registered: bool,
     interval: Duration,
 ) -> String {
-    let mut complaint = Complaint::default();
+    let mut complaint = Complaint::new("the volume manager does not answer");
     if !registered {
         let registration = context.identity.registration(Role::Metanode, address, Vec::new());
         let request = || ready(registration.clone());
@@ -44,7 +43,7 @@ pub(crate) async fn run(
         context.grants.lock().expire(context.now_ms());
         match context.volmgr.heartbeat(report(&context, &reporting)).await {
             Ok(response) => {
-                complaint = Complaint::default();
+                complaint.end();
                 reporting.answered();
                 obey(&context, response, &mut reporting).await;
             }
@@ -65,19 +64,6 @@ async fn check_home(context: &Arc<Context>, home: &Path) -> Result<(), HomeLost>
     let (context, home) = (Arc::clone(context), home.to_owned());
     let looked = tokio::task::spawn_blocking(move || context.identity.check_home(&home, KIND)).await;
     looked.unwrap_or(Ok(()))
-}
-
-/// Says the same thing once, however often it happens.
-#[derive(Default)]
-struct Complaint(String);
-
-impl Complaint {
-    fn about(&mut self, status: &Status) {
-        if self.0 != status.message() {
-            status.message().clone_into(&mut self.0);
-            tracing::warn!(reason = status.message(), "the volume manager does not answer");
-        }
-    }
 }
 
 fn report(context: &Context, reporting: &Reporting) -> HeartbeatRequest {
@@ -125,7 +111,7 @@ async fn create(context: &Arc<Context>, assignment: &TableAssignment) {
     }
 }
 
-/// Why a replica was not dropped.
+/// Reason why a replica was not dropped.
 #[derive(Debug, thiserror::Error)]
 enum DropFailed {
     #[error(transparent)]

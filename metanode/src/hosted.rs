@@ -26,7 +26,7 @@ use tokio::task::AbortHandle;
 /// Longest wait for an entry that the leader proposes for itself.
 const UPKEEP_PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What everything on the node shares.
+/// Parts of the node that its tasks share.
 pub(crate) struct Context {
     pub(crate) identity: NodeSuperblock,
     pub(crate) node: Arc<Node<TableMachine>>,

@@ -19,14 +19,14 @@ use std::path::{Path, PathBuf};
 /// Snapshots coming in at once; the one that was begun first gives way to a further one.
 const TRANSFERS_MAX: usize = 16;
 
-/// What came from other metanodes and is not yet whole.
+/// Messages and snapshots from other metanodes that are not whole yet.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     starts: Mutex<Starts>,
     transfers: Mutex<Transfers>,
 }
 
-/// Why a piece of a snapshot was not taken.
+/// Reason why a piece of a snapshot was not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PieceRefused {
     #[error("of an older start")]

@@ -1,6 +1,6 @@
 //! The metadata table of a volume and the server that hosts its replicas.
 //!
-//! [`table`] and `core` decide and do no I/O. Around them: `machine` puts the table into a Raft group, `outbox` and
+//! `table` and `core` decide and do no I/O. Around them: `machine` puts the table into a Raft group, `outbox` and
 //! `inbox` carry Raft over transport, `service` answers clients, `upkeep`, `sweep` and `collect` do a leader's work once `leading` has started them, `heartbeat` talks
 //! to the volume manager, `server` starts and stops it all, `recover` brings back one that lost its log. `stepped` is a metanode without any of that, for simulations.
 
@@ -20,7 +20,7 @@ mod server;
 mod service;
 mod stepped;
 mod sweep;
-pub mod table;
+mod table;
 mod upkeep;
 
 pub use self::core::patience::Patience;
@@ -30,3 +30,4 @@ pub use server::{Metanode, MetanodeConfig, StartError, cluster_of, format, start
 pub use stepped::{
     Answer, Event, MetanodeOptions, Now, Output, Question, RecoveryStopped, SteppedMetanode, SteppedRecovery,
 };
+pub use table::{COMMAND_VERSION, FEATURE_LEVEL, Table, is_leader_only, refusal};

@@ -1,4 +1,4 @@
-//! What the volume manager said last ([`Known`]), shared by everything on the node, with addresses resolved. Without what
+//! The volume manager's last word ([`Known`]), shared by everything on the node, with addresses resolved. Without what
 //! changes by the second it is also in a small file, so that a metanode that starts while the volume manager is dead finds
 //! its peers and tells clients where datanodes are.
 
@@ -13,7 +13,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// The file.
+/// File of the addresses that were heard last.
 const NEIGHBOURS: Kind = Kind {
     file: "neighbours",
     second: None,
@@ -46,7 +46,7 @@ struct Resolved {
 }
 
 impl Neighbours {
-    /// What the directory's file says; nothing if there is none or it is damaged. Blocks: it may resolve names.
+    /// Loads the directory's file; empty if there is none or it is damaged. Blocks: it may resolve names.
     pub(crate) fn load(directory: &Path) -> Result<Self, SuperblockError> {
         let record = match superblock::read::<Record>(directory, NEIGHBOURS) {
             Ok(record) => record,
@@ -73,7 +73,7 @@ impl Neighbours {
         self.told.read().resolved.get(&node)?.address
     }
 
-    /// As [`Known::stamp_ns`], now.
+    /// [`Known::stamp_ns`] of now.
     pub(crate) fn stamp_ns(&self, wall_ns: i64) -> i64 {
         let now_ns = self.now_ns();
         self.known(|known| known.stamp_ns(wall_ns, now_ns))

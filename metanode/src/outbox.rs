@@ -26,7 +26,7 @@ const BATCH_BYTES: usize = 4 << 20;
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
 /// Longest wait for one piece.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Snapshots on their way at once; others wait.
+/// Most snapshots on their way at once; others wait.
 const SNAPSHOTS_MAX: usize = 2;
 
 const _: () = assert!(2 * BATCH_BYTES <= BODY_BYTES_MAX as usize);
@@ -61,7 +61,7 @@ impl RaftOutbox {
         Self { shared: Arc::new(shared), runtime: Handle::current() }
     }
 
-    /// Whom outcomes of snapshots are told.
+    /// Sets the node that is told how the sending of snapshots ended.
     pub(crate) fn report_to(&self, node: &Arc<Node<TableMachine>>) {
         // Set once, right after the node opened.
         let _ = self.shared.node.set(Arc::downgrade(node));
@@ -97,7 +97,7 @@ impl Outbox for RaftOutbox {
     }
 }
 
-/// Why a snapshot was not delivered.
+/// Reason why a snapshot was not delivered.
 #[derive(Debug, thiserror::Error)]
 enum ShipFailed {
     #[error(transparent)]
@@ -110,7 +110,7 @@ enum ShipFailed {
     Task(#[from] JoinError),
     #[error(transparent)]
     Call(#[from] RpcError),
-    /// In the words of the other metanode.
+    /// The other metanode's words.
     #[error("{0}")]
     Refused(String),
 }

@@ -24,25 +24,25 @@ use tonic::Status;
 
 /// Pause between two rounds of questions, while something is waited for.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
-/// How long the volume manager may go on hearing this node: it calls nobody dead before three seconds of silence, and after its own
-/// start takes everybody for alive as long.
+/// Longest time that the volume manager may go on hearing this node: it calls nobody dead before three seconds of
+/// silence, and after its own start takes everybody for alive as long.
 const HEARD_MAX: Duration = Duration::from_secs(10);
 
-/// Which metanode is to be brought back.
+/// Metanode that is to be brought back.
 #[derive(Clone, Debug)]
 pub struct RecoverConfig {
-    /// Its directory.
+    /// Directory that was formatted for it and lost its log.
     pub directory: PathBuf,
     /// The volume manager, host:port.
     pub volmgr: String,
 }
 
-/// What happens while a metanode is brought back.
+/// Event of a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecoverProgress {
     /// It begins; what was left of the old log is kept there.
     Begun {
-        /// What was wrong with the log.
+        /// Failure of the old log to open.
         lost: String,
         /// Below the metanode's directory; `None` if nothing was left.
         set_aside: Option<PathBuf>,
@@ -53,13 +53,13 @@ pub enum RecoverProgress {
     Waits(String),
     /// A snapshot is on its way.
     Receiving {
-        /// The volume's name.
+        /// Name of its volume.
         volume: String,
-        /// Who gives it.
+        /// Replica that gives it.
         from: NodeId,
-        /// Bytes that are here.
+        /// Bytes received.
         done_bytes: u64,
-        /// Of so many.
+        /// Its length.
         bytes: u64,
     },
     /// A table is back.
@@ -69,24 +69,24 @@ pub enum RecoverProgress {
 /// A table that is back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveredTable {
-    /// The volume's name.
+    /// Name of its volume.
     pub volume: String,
-    /// Who gave its snapshot.
+    /// Replica that gave its snapshot.
     pub from: NodeId,
-    /// The snapshot's length.
+    /// Length of the snapshot.
     pub bytes: u64,
 }
 
 /// A metanode that may serve again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
-    /// Its id.
+    /// Id that it keeps in the cluster.
     pub node: NodeId,
     /// Tables that this run brought back; one that was resumed may have had some before.
     pub tables: Vec<RecoveredTable>,
 }
 
-/// Why a metanode was not brought back.
+/// Reason why a metanode was not brought back.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum RecoverFailed {
@@ -102,18 +102,18 @@ pub enum RecoverFailed {
     /// Nothing was changed.
     #[error("no volume manager answers at {address} ({reason}): it says which tables are to be recovered (--volmgr)")]
     Unreachable {
-        /// Where it was asked.
+        /// Address it was asked at.
         address: String,
-        /// What went wrong.
+        /// Failure of the last attempt.
         reason: String,
     },
     /// Another copy of the directory runs. Nothing was changed.
     #[error("the volume manager hears node {node} at {address}: another copy of {} runs; stop it first", directory.display())]
     Living {
         node: NodeId,
-        /// Where it is heard.
+        /// Address it is heard at.
         address: String,
-        /// The directory of this one.
+        /// Directory that was to be brought back.
         directory: PathBuf,
     },
     /// Nothing was changed.
@@ -124,14 +124,14 @@ pub enum RecoverFailed {
         "volume '{volume}' cannot be recovered: its table has too few other replicas; bring the log back from a backup, or delete the volume"
     )]
     Hopeless {
-        /// The volume's name.
+        /// Name of the volume.
         volume: String,
     },
     /// The disk of the new log failed or is full.
     #[error("{}: {reason}; make sure that its disk is well and has room, and run the same command again", directory.display())]
     Disk {
         directory: PathBuf,
-        /// What went wrong.
+        /// Failure of the disk.
         reason: String,
     },
 }

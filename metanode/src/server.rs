@@ -11,10 +11,9 @@ use crate::service::MetaService;
 use holdfast_common::{ClusterId, NodeId};
 use holdfast_consensus::{ExpectedLog, Node, NodeConfig, OpenError, format_log, release_reserve};
 use holdfast_node::superblock::{self, SuperblockError};
-use holdfast_node::{ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
+use holdfast_node::{Complaint, ListenError, NodeSuperblock, Reserved, VolumeManager, is_final};
 use holdfast_proto::control::Role;
-use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
-use holdfast_storage::is_no_space;
+use holdfast_storage::{DirectoryLock, LockError, is_no_space, sync_parent};
 use holdfast_transport::{Client, ClientLimits, Server, ServerLimits};
 use parking_lot::Mutex;
 use std::future::ready;
@@ -25,20 +24,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError};
-use tonic::Status;
 
-/// Where a metanode lives and listens, and whom it belongs to.
+/// Configuration of a metanode.
 #[derive(Clone, Debug)]
 pub struct MetanodeConfig {
-    /// Its directory, formatted before.
+    /// Formatted before; holds superblock, log and snapshots.
     pub directory: PathBuf,
-    /// Where it listens; port 0 takes a free one.
+    /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The volume manager, host:port.
     pub volmgr: String,
 }
 
-/// Why a metanode was not formatted or did not start.
+/// Reason why a metanode was not formatted or did not start.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum StartError {
@@ -55,13 +53,13 @@ pub enum StartError {
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// The log did not open.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// What this node voted and promised is lost (R23). Nothing was hosted.
+    /// This node's votes and promises are lost (R23). Nothing was hosted.
     #[error(
         "{}: {source}; leave this node down, its tables' other replicas serve, or bring it back from them: holdfast metanode recover --dir {0} --volmgr {volmgr}",
         directory.display()
@@ -69,7 +67,7 @@ pub enum StartError {
     Lost {
         directory: PathBuf,
         volmgr: String,
-        /// What is wrong with its log.
+        /// Failure of its log to open.
         source: OpenError,
     },
     /// It lost its log, and has not got all of its tables back yet. Nothing was hosted.
@@ -224,13 +222,13 @@ async fn stop_server(server: &Mutex<Option<Server>>) {
 }
 
 impl Metanode {
-    /// Where it listens.
+    /// Address it listens on, with the port that it got.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its id in the cluster.
+    /// Id that the volume manager gave it.
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.context.identity.node
@@ -293,13 +291,8 @@ async fn first_registration(
     address: SocketAddr,
 ) -> Result<NodeSuperblock, StartError> {
     let request = identity.registration(Role::Metanode, address, Vec::new());
-    let mut told = false;
-    let silent = |status: &Status| {
-        if !std::mem::replace(&mut told, true) {
-            tracing::warn!(reason = status.message(), "waiting for the volume manager to register this node");
-        }
-    };
-    let registered = volmgr.register_at_last(|| ready(request.clone()), silent).await;
+    let mut complaint = Complaint::new("waiting for the volume manager to register this node");
+    let registered = volmgr.register_at_last(|| ready(request.clone()), |status| complaint.about(status)).await;
     let answer = registered.map_err(|status| StartError::Refused(status.message().to_owned()))?;
     let identity = identity.registered(&answer).ok_or(StartError::BadRegistration)?;
     let (directory, written) = (directory.to_owned(), identity.clone());

@@ -14,7 +14,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-/// What a metanode answers on its port.
+/// Serves a metanode's port.
 pub(crate) struct MetaService {
     context: Arc<Context>,
 }

@@ -46,7 +46,7 @@ mod types;
 /// Tickets of one start are told from those of others by what is above.
 const TICKET_BITS: u32 = 40;
 
-/// What an answer of consensus is for.
+/// Purpose of an answer of consensus.
 enum Waiting {
     Mutate {
         volume: VolumeId,
@@ -73,7 +73,7 @@ enum Waiting {
     },
 }
 
-/// A metanode, driven by whoever calls.
+/// A metanode that its caller steps.
 pub struct SteppedMetanode {
     options: MetanodeOptions,
     node: SteppedNode<TableMachine>,
@@ -81,7 +81,7 @@ pub struct SteppedMetanode {
     starts: Starts,
     seats: BTreeMap<VolumeId, Seat>,
     waiting: BTreeMap<u64, Waiting>,
-    /// Of consensus, of requests for groups and of deletions alike.
+    /// Of consensus, of requests for block groups and of deletions alike.
     next_ticket: u64,
     reporting: Reporting,
     /// A heartbeat was not answered yet.
@@ -136,7 +136,7 @@ impl SteppedMetanode {
         })
     }
 
-    /// What the real one keeps in its file of neighbours.
+    /// Record that the real one keeps in its file of neighbours.
     #[must_use]
     pub fn neighbours(&self) -> Neighbours {
         self.known.record()
@@ -454,7 +454,6 @@ impl SteppedMetanode {
         self.next_ticket
     }
 
-    /// How the replica of a served table is.
     fn served(&self, volume: VolumeId) -> Option<GroupStatus> {
         self.seats.get(&volume).and_then(|_| self.node.status(raft_group(volume)))
     }

@@ -27,11 +27,9 @@ mod tests;
 mod tree;
 mod xattr;
 
-pub use check::CheckError;
-pub use groups::Capacity;
 pub use level::FEATURE_LEVEL;
-pub use read::{DirectoryPage, FreedChunk, GroupsPage};
-pub use snapshot::{FrozenTable, RestoreError};
+pub(crate) use read::FreedChunk;
+pub(crate) use snapshot::FrozenTable;
 
 use crate::sabotage::Sabotage;
 use bytes::Bytes;
@@ -42,7 +40,7 @@ use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, FallocateMode, MutateResponse};
 use holdfast_proto::record::TableCommand;
 use key::NameKey;
-pub use records::Owed;
+pub(crate) use records::Owed;
 use records::{Chunk, Dentry, Group, Inode, Session};
 use tree::Tree;
 
@@ -54,7 +52,7 @@ pub const COMMAND_VERSION: u32 = 1;
 #[error("metadata table broken: {0}")]
 pub struct Broken(pub String);
 
-/// Why an operation did not happen. `Refused` has changed nothing.
+/// Reason why an operation did not happen. `Refused` has changed nothing.
 #[derive(Debug, PartialEq, Eq)]
 enum Fault {
     Refused(Code),
@@ -76,20 +74,20 @@ fn broken<T>(what: impl Into<String>) -> Result<T, Broken> {
     Err(Broken(what.into()))
 }
 
-/// What the volume manager decided about the volume.
+/// The volume manager's decisions about the volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configuration {
-    /// The volume; also the number of its Raft group.
+    /// Volume of the table; also the number of its Raft group.
     pub volume: VolumeId,
-    /// Which life of the volume's table (R3).
+    /// Life of the volume's table (R3).
     pub incarnation: Incarnation,
-    /// k.
+    /// k: data shards of a full stripe.
     pub data_shards: u8,
-    /// m.
+    /// m: parity shards of every stripe.
     pub parity_shards: u8,
     /// Most mapped bytes; 0: no quota.
     pub quota_bytes: u64,
-    /// For people.
+    /// Name that people gave the volume.
     pub name: String,
 }
 
@@ -118,7 +116,7 @@ pub struct Table {
     sessions: Tree<SessionId, Session>,
     client_keys: Tree<Bytes, SessionId>,
     groups: Tree<GroupId, Group>,
-    /// (last change, group): what a client has not seen yet is a range.
+    /// (last change, block group): what a client has not seen yet is a range.
     group_changes: Tree<(u64, GroupId), ()>,
     /// Members of which chunks were forgotten before they confirmed.
     owed: Tree<DiskId, Owed>,
@@ -144,16 +142,16 @@ struct Counters {
     next_chunk: u64,
     next_session: u64,
     next_group: u64,
-    /// Raised by every change of a group's membership or state.
+    /// Raised by every change of a block group's membership or state.
     groups_version: u64,
     /// Commits of chunks below are refused (R4).
     floor: u64,
     last_time_ns: i64,
-    /// Touched and allocated ones.
+    /// Pages that extents touch or that are allocated.
     mapped_pages: u64,
     allocated_pages: u64,
     reserved_bytes: u64,
-    /// Which behaviour apply has (R26); 0 in tables made before levels were.
+    /// Behaviour that apply has (R26); 0 in tables made before levels were.
     feature_level: u32,
 }
 
@@ -175,7 +173,7 @@ impl Default for Counters {
     }
 }
 
-/// The answer to a command: made now, or remembered from the first time (R8).
+/// Answer to a command: made now, or remembered from the first time (R8).
 enum Answer {
     Fresh(MutateResponse),
     FreshEncoded(MutateResponse, Bytes),
@@ -213,7 +211,7 @@ impl Table {
     ///
     /// # Errors
     /// As [`Table::apply`].
-    pub fn apply_encoded(&mut self, command: &TableCommand) -> Result<Bytes, Broken> {
+    pub(crate) fn apply_encoded(&mut self, command: &TableCommand) -> Result<Bytes, Broken> {
         Ok(match self.answer(command)? {
             Answer::Fresh(response) => prost::Message::encode_to_vec(&response).into(),
             Answer::FreshEncoded(_, bytes) | Answer::Remembered(bytes) => bytes,
@@ -281,7 +279,7 @@ impl Table {
     }
 }
 
-/// Whether only the leader itself may propose this.
+/// Whether only the leader itself may propose this: a client that sends it is refused.
 #[must_use]
 pub fn is_leader_only(op: &Op) -> bool {
     match op {
@@ -316,7 +314,7 @@ pub fn is_leader_only(op: &Op) -> bool {
 /// or changes what is there, or ends what was begun. Commits are bounded by the chunk ids that sessions reserved before, and a
 /// session is what deleting begins with.
 #[must_use]
-pub fn frees(op: &Op) -> bool {
+pub(crate) fn frees(op: &Op) -> bool {
     match op {
         Op::ExpireSessions(_)
         | Op::ReapOrphans(_)
@@ -342,7 +340,7 @@ pub fn frees(op: &Op) -> bool {
     }
 }
 
-/// A response that refuses.
+/// A response of this code and nothing else.
 #[must_use]
 pub fn refusal(code: Code) -> MutateResponse {
     MutateResponse { code: code.into(), ..MutateResponse::default() }

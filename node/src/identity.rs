@@ -1,4 +1,4 @@
-//! Who a metanode or a datanode is.
+//! Identity of a metanode or a datanode.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,20 +14,20 @@ use crate::superblock::{self, Kind, SuperblockError};
 /// Between heartbeats until the volume manager said otherwise.
 const HEARTBEAT_INTERVAL_MS_DEFAULT: u32 = 500;
 
-/// Who a node is, as its directory's superblock says (R28).
+/// Identity of a node, as its directory's superblock says it (R28).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSuperblock {
-    /// Its cluster; zeros until it registered.
+    /// Zeros until it registered.
     pub cluster: ClusterId,
-    /// Its id; 0 until it registered.
+    /// 0 until it registered.
     pub node: NodeId,
     /// Raised at every start: peers remember the highest they saw, so that a cloned or rolled back node is known.
     pub generation: u64,
-    /// The cluster's secret; zeros until it registered.
+    /// Zeros until it registered: proofs are made and checked with it (R30).
     pub secret: ClusterSecret,
     /// Random, of the formatting, not 0: ties disks to their node, and repeated registrations to each other.
     pub format_nonce: FormatNonce,
-    /// As the volume manager wants it.
+    /// Given by the volume manager at each registration.
     pub heartbeat_interval_ms: u32,
     /// Identity of a metanode's log (R23); none of a datanode, and in directories made before it was written down.
     pub log: Option<[u8; 16]>,
@@ -36,7 +36,7 @@ pub struct NodeSuperblock {
     pub recovering: Option<[u8; 16]>,
 }
 
-/// Why a node's directory is not the one that it was started from.
+/// Reason why a node's directory is not the one that it was started from.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum HomeLost {
@@ -47,9 +47,9 @@ pub enum HomeLost {
     )]
     Taken {
         path: PathBuf,
-        /// The node that it names.
+        /// Node of the superblock that is there now.
         found_node: NodeId,
-        /// The start that it names.
+        /// Start of the superblock that is there now.
         found_generation: u64,
         node: NodeId,
         generation: u64,
@@ -84,7 +84,7 @@ impl NodeSuperblock {
         self.node.0 != 0
     }
 
-    /// Its cluster, once it has one.
+    /// The cluster, once it has registered.
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
         self.is_registered().then_some(self.cluster)
@@ -174,7 +174,7 @@ impl NodeSuperblock {
         (self.node, self.generation, self.format_nonce)
     }
 
-    /// The request by which it says who and where it is.
+    /// The request by which it registers its address and disks.
     #[must_use]
     pub fn registration(&self, role: Role, address: SocketAddr, disks: Vec<Disk>) -> RegisterRequest {
         RegisterRequest {
@@ -188,7 +188,8 @@ impl NodeSuperblock {
         }
     }
 
-    /// What it is after the volume manager's answer; `None` if that makes no sense, or contradicts what it is.
+    /// Its superblock after the volume manager's answer; `None` if the answer makes no sense, or contradicts what it
+    /// is.
     #[must_use]
     pub fn registered(&self, answer: &RegisterResponse) -> Option<Self> {
         let cluster: ClusterId = answer.cluster.parse().ok()?;

@@ -1,11 +1,13 @@
-//! What every serving role needs for its life: a superblock that says whose a directory is, an address to listen on, and
+//! Common parts of every serving role: a superblock that says whose a directory is, an address to listen on, and
 //! the volume manager to register with.
 
+mod complaint;
 mod identity;
 mod listen;
 pub mod superblock;
 mod volmgr;
 
+pub use complaint::Complaint;
 pub use identity::{HomeLost, NodeSuperblock};
 pub use listen::{ListenError, Reserved};
 pub use volmgr::{VolumeManager, is_final};

@@ -3,13 +3,13 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
-/// Why an address cannot be listened on.
+/// Reason why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {}", reason(source))]
 pub struct ListenError {
-    /// The address.
+    /// As it was configured.
     pub address: SocketAddr,
-    /// What the system said.
+    /// Error of the system.
     pub source: io::Error,
 }
 
@@ -40,7 +40,7 @@ impl Reserved {
         Ok(Self { address: listener.local_addr().map_err(error)?, _listener: listener })
     }
 
-    /// The address, with the port that was chosen.
+    /// Address listened on, with the port that was chosen.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address

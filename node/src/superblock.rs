@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use holdfast_common::checksum::crc32c;
-use holdfast_storage::durable::replace_file;
+use holdfast_storage::replace_file;
 
 /// A superblock's name in its directory.
 pub const FILE_NAME: &str = "superblock";
@@ -24,10 +24,10 @@ const SUPERBLOCK_RECORD_BYTES_MAX: usize = 64 << 10;
 const HEADER_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
 
-/// Which file of which kind of directory, and the newest format this program knows of it.
+/// A kind of file: its name and format in one kind of directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// The file's name.
+    /// Name of the file in its directory.
     pub file: &'static str,
     /// The name of its second copy, if it has one: written first, read when the file itself is unreadable or older.
     pub second: Option<&'static str>,
@@ -35,9 +35,9 @@ pub struct Kind {
     pub magic: [u8; 8],
     /// Newest known format version.
     pub version: u32,
-    /// Longest record; a file is refused above.
+    /// Longest record that is read: a longer one is damage.
     pub record_bytes_max: usize,
-    /// What the directory is, for people.
+    /// The directory's kind, as errors tell it to people.
     pub name: &'static str,
 }
 
@@ -49,14 +49,14 @@ impl Kind {
         Self { file: FILE_NAME, second: None, magic, version: 1, record_bytes_max, name }
     }
 
-    /// The same with a second copy, so that one bad sector does not take the directory.
+    /// The same kind with a second copy, so that one bad sector does not take the directory.
     #[must_use]
     pub const fn with_second_copy(self) -> Self {
         Self { second: Some(SECOND_NAME), ..self }
     }
 }
 
-/// Why a superblock could not be read or written.
+/// Reason why a superblock could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum SuperblockError {
@@ -64,14 +64,14 @@ pub enum SuperblockError {
     #[error("{} is not formatted as {name}", path.display())]
     NotFormatted {
         path: PathBuf,
-        /// What it should be.
+        /// Kind that was expected.
         name: &'static str,
     },
     /// There is one of another kind.
     #[error("{} is not {name}: its {file} is of another kind", path.display())]
     OtherKind {
         path: PathBuf,
-        /// What it should be.
+        /// Kind that was expected.
         name: &'static str,
         file: &'static str,
     },
@@ -80,7 +80,7 @@ pub enum SuperblockError {
     Newer {
         path: PathBuf,
         found: u32,
-        /// The newest known one.
+        /// Newest version that this program knows.
         known: u32,
     },
     /// It does not verify.
@@ -93,7 +93,7 @@ pub enum SuperblockError {
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
-        /// What it said.
+        /// Error of the system.
         source: io::Error,
     },
 }

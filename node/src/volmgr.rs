@@ -50,8 +50,8 @@ impl VolumeManager {
         bounded(self.nodes().register(request)).await
     }
 
-    /// The same, again and again until the volume manager answers. `request` is made anew each time; `silent` is told each
-    /// time why there is no answer.
+    /// Registers again and again until the volume manager answers. `request` is made anew each time; `silent` is told
+    /// each time why there is no answer.
     ///
     /// # Errors
     /// The volume manager refuses for good ([`is_final`]).

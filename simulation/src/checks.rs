@@ -1,9 +1,9 @@
-//! What must hold when all has come to rest.
+//! Checks of a cluster that has come to rest.
 
 use std::collections::BTreeSet;
 
 use holdfast_common::LogIndex;
-use holdfast_metanode::table::Table;
+use holdfast_metanode::Table;
 
 use crate::coverage::Coverage;
 use crate::machines::{DATANODES, METANODES};
@@ -86,7 +86,7 @@ pub(crate) fn state(world: &World) -> String {
     )
 }
 
-/// What happened, from everybody who counted.
+/// Counts of a run, from all that counted.
 pub(crate) fn coverage(world: &World) -> Coverage {
     let mut coverage = world.coverage;
     let truth = world.truth.lock();

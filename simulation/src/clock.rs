@@ -6,10 +6,10 @@ use holdfast_common::Random;
 
 pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const SECOND: u64 = 1000 * MS;
-/// Where wall clocks are at the start of the simulation: some day in 2027.
+/// Time of wall clocks at the start of the simulation: some day in 2027.
 const WALL_START_NS: i64 = 1_800_000_000 * 1_000_000_000;
 
-/// What a machine's clocks say.
+/// Times on a machine's clocks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     /// Since the machine's start; never goes back.
@@ -37,7 +37,7 @@ impl Clock {
         Self { rate: 980 + random.below(41), offset: random.below(1000) * MS, wall_offset_ns: 0 }
     }
 
-    /// What it says at a true time, in nanoseconds.
+    /// Its times at a true time, in nanoseconds.
     pub(crate) fn times(&self, now: u64) -> Times {
         let passed = now / 1000 * self.rate;
         let wall = WALL_START_NS + i64::try_from(passed).unwrap_or(i64::MAX) + self.wall_offset_ns;

@@ -1,4 +1,4 @@
-//! How the machines are set up, and how each one's process starts.
+//! Setup of the machines, and starts of their processes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ const CLUSTER: ClusterId = ClusterId([7; 16]);
 /// Size of a disk.
 const DISK_BYTES: u64 = 1 << 36;
 
-/// What registration told everybody, kept for all lives.
+/// Ids and secret from the registration, kept for all lives.
 struct Registered {
     secret: ClusterSecret,
     disks: BTreeMap<NodeId, DiskId>,

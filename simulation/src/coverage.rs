@@ -1,6 +1,6 @@
-//! What happened in a run: a fault that never happens in many runs is not tested.
+//! Counts of a run's events: a fault that never happens in many runs is not tested.
 
-use holdfast_storage::simulated::faults::Counts;
+use holdfast_storage::simulated::Counts;
 
 macro_rules! coverage {
     ($($(#[$doc:meta])* $name:ident,)*) => {

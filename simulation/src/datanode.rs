@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use holdfast_common::proof::{Claim, ClusterSecret, ShardName};
 use holdfast_common::{ChunkId, ClusterId, DiskId, Incarnation, NodeId, VolumeId};
-use holdfast_datanode::store::types::ChunkKey;
-use holdfast_datanode::{DataRequest, DataResponse, DatanodeOptions, SteppedDatanode, StoreOptions};
+use holdfast_datanode::{ChunkKey, DataRequest, DataResponse, DatanodeOptions, SteppedDatanode, StoreOptions};
 use holdfast_proto::control::{HeartbeatResponse, RegisterRequest, Role as NodeRole};
 use holdfast_proto::data::{Proof, ReadShardsRequest};
 use holdfast_storage::SimulatedDisk;
@@ -21,10 +20,10 @@ use crate::stranger::STRANGER_VOLUMES;
 use crate::truth::shards::{name_of, volume_key};
 use crate::truth::{Stage, Truth};
 
-/// How often the volume manager is told.
+/// Interval of heartbeats.
 const BEAT: Duration = Duration::from_secs(1);
 const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often upkeep looks for something to do, and how often when there is more.
+/// Interval of looks for upkeep; shorter while there is more to do.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Once in so many looks the machine dies in one of the next operations of its disk: most are upkeep's.
@@ -36,7 +35,7 @@ const HOME: &str = "home";
 /// The only ticket: at most one call is under way.
 const BEAT_TICKET: u64 = 1;
 
-/// What a datanode keeps for all its lives.
+/// Properties of a datanode that outlive its process.
 #[derive(Clone)]
 pub(crate) struct DatanodeIdentity {
     pub(crate) cluster: ClusterId,

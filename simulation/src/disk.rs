@@ -1,4 +1,4 @@
-//! What the processes with a log have in common: directories, small logs, and syncs and jobs that take their time.
+//! Common parts of the processes with a log: directories, small logs, and syncs and jobs that take their time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +60,7 @@ pub(crate) fn log_options(node: NodeId, seed: u64, tick: Duration, sabotage: Sab
     options
 }
 
-/// What takes its time on a disk: the syncs of the log, and the jobs of background threads.
+/// Waits for a disk: the syncs of the log, and the jobs of background threads.
 #[derive(Default)]
 pub(crate) struct Waits {
     sync_armed: bool,

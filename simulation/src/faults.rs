@@ -1,4 +1,4 @@
-//! What goes wrong, when, and how much of it: never more than Raft and the code mode tolerate for good.
+//! Faults of a run: which, when, and how many. Never more than Raft and the code mode tolerate for good.
 
 mod disks;
 mod leaders;
@@ -6,7 +6,7 @@ mod mishaps;
 mod silence;
 
 use holdfast_common::{NodeId, Random};
-use holdfast_storage::simulated::faults::Faults;
+use holdfast_storage::simulated::Faults;
 
 use crate::clock::{MS, SECOND};
 use crate::machines::{CLIENTS, DATANODES, METANODES, VOLMGR, client_node};
@@ -20,7 +20,7 @@ const LEADER_PERCENT: u64 = 15;
 /// More operations than a run has.
 const FAR: u64 = 1 << 60;
 
-/// When the world calls upon this module.
+/// Calls of the world upon this module.
 pub(crate) const FATE: Fate = Fate {
     strike,
     come,

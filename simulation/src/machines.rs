@@ -1,4 +1,4 @@
-//! Which machines there are, by their numbers.
+//! The machines, by their numbers.
 
 use holdfast_common::NodeId;
 
@@ -6,7 +6,7 @@ pub(crate) const VOLMGR: NodeId = NodeId(1);
 pub(crate) const METANODES: [NodeId; 3] = [NodeId(2), NodeId(3), NodeId(4)];
 pub(crate) const DATANODES: [NodeId; 4] = [NodeId(5), NodeId(6), NodeId(7), NodeId(8)];
 pub(crate) const CLIENTS: usize = 2;
-/// Whoever sends datanodes what no client and no table does.
+/// Machine that sends datanodes what no client and no table does.
 pub(crate) const STRANGER: NodeId = NodeId(900);
 /// Clients' machines have numbers from here on.
 const FIRST_CLIENT: u64 = 1000;
@@ -17,7 +17,7 @@ pub(crate) fn client_node(client: usize) -> NodeId {
     NodeId(FIRST_CLIENT + client as u64)
 }
 
-/// Which client a machine is, if it is one.
+/// Index of the client on a machine, if there is one.
 pub(crate) fn client_of(node: NodeId) -> Option<usize> {
     usize::try_from(node.0.checked_sub(FIRST_CLIENT)?).ok()
 }

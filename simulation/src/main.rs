@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 #[derive(Parser)]
 #[command(name = "sim")]
 struct Arguments {
-    /// How many seeds to run.
+    /// Count of seeds to run.
     #[arg(long, default_value_t = 500)]
     seeds: u64,
     /// The first of them.

@@ -24,7 +24,7 @@ use crate::truth::chunks::PATIENCE;
 use crate::truth::{Stage, Truth};
 
 const TICK: Duration = Duration::from_millis(150);
-/// How often upkeep, sweep and heartbeat are let look.
+/// Interval at which upkeep, sweep and heartbeat may look.
 const LOOK: Duration = Duration::from_millis(250);
 /// Once in so many looks the answers to creates are held, for at most a round of upkeep and what follows from it.
 const HOLDS_ONE_IN: u64 = 10;
@@ -36,7 +36,7 @@ const GROUPS_TIMEOUT: Duration = Duration::from_secs(5);
 const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a metanode keeps for all its lives.
+/// Properties of a metanode that outlive its process.
 #[derive(Clone)]
 pub(crate) struct MetanodeIdentity {
     pub(crate) cluster: ClusterId,
@@ -48,11 +48,11 @@ pub(crate) struct MetanodeIdentity {
     pub(crate) volmgr: NodeId,
     /// The volume that clients work on; others come and go.
     pub(crate) volume: VolumeId,
-    /// The file in which it keeps what the volume manager said last.
+    /// The volume manager's last word, as the real one keeps it in a file.
     pub(crate) neighbours: Arc<Mutex<Neighbours>>,
 }
 
-/// What an answer is for.
+/// Purpose of an answer.
 enum Asked {
     Registration,
     Heartbeat,
@@ -346,7 +346,7 @@ impl MetanodeRole {
         tables.find(|(volume, ..)| *volume == self.identity.volume).map(|(.., status)| status)
     }
 
-    /// What the truth must know of this replica.
+    /// Shows this replica to the truth.
     fn compare(&self, truth: &mut Truth) {
         for (volume, table, status) in self.node.tables() {
             if volume != self.identity.volume {

@@ -1,4 +1,4 @@
-//! What travels: calls with their answers, and Raft's one-way messages.
+//! Packets: calls with their answers, and Raft's one-way messages.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -69,7 +69,7 @@ pub(crate) enum Request {
     },
 }
 
-/// What it is answered with.
+/// Answer to a [`Request`].
 #[derive(Clone, Debug)]
 pub(crate) enum Response {
     Mutated(MutateResponse),

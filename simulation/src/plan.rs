@@ -1,19 +1,20 @@
-//! What a run does to its cluster, as its seed decides.
+//! Plan of a run's faults, as its seed decides.
 
 use holdfast_common::{NodeId, Random};
-use holdfast_storage::simulated::faults::Faults;
+use holdfast_storage::simulated::Faults;
 
 use crate::clock::{MS, SECOND};
 use crate::machines::{DATANODES, METANODES};
 
 /// Percent of runs in which a log is lost, and as many in which a copy is started.
 const MISHAP_PERCENT: u64 = 20;
-/// What a run does to the cluster, by its seed.
+
+/// Faults of a run, by its seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// Faults happen; else all is well.
+    /// Whether there are faults at all.
     pub(crate) on: bool,
-    /// How long they go on.
+    /// Duration of the time of faults.
     pub(crate) faults_ns: u64,
     /// Packets lost all the time.
     pub(crate) loss_percent: u64,
@@ -23,7 +24,7 @@ pub(crate) struct Plan {
     dies_once_in: u64,
     /// Clients are cut off or stopped for longer than their lease.
     pub(crate) long: bool,
-    /// When a client goes.
+    /// Time at which a client goes.
     pub(crate) away_at: Option<u64>,
     /// The one datanode whose disk fails: parity is there for as many.
     pub(crate) bad_disk: Option<NodeId>,

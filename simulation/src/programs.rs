@@ -1,4 +1,4 @@
-//! What runs on a simulated client: programs that use the file system and say to the truth what they were told.
+//! Programs on a simulated client, which use the file system and tell the truth what they were told.
 
 mod burnt;
 mod data;
@@ -22,14 +22,14 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::truth::{Stage, Truth};
 
-/// What a program has at hand.
+/// Tools of a program.
 #[derive(Clone)]
 pub(crate) struct Desk {
     pub(crate) fs: FileSystem,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) truth: Arc<Mutex<Truth>>,
     pub(crate) random: Random,
-    /// Which client it is, and its key.
+    /// Index of the client, and its key.
     pub(crate) client: usize,
     pub(crate) key: Vec<u8>,
     /// Sessions that the client had lost when it mounted.

@@ -1,4 +1,4 @@
-//! What every simulated process is to the world: packets and timers go in, wishes come out.
+//! Every simulated process as the world sees it: packets and timers go in, wishes come out.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::clock::Times;
 use crate::packet::{Answer, Packet, Request};
 use crate::truth::Truth;
 
-/// Why a process is driven that got no packet.
+/// Reason to drive a process that got no packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
     /// Raft's time passes.
@@ -30,7 +30,7 @@ pub(crate) enum Timer {
     Sleep(u64),
 }
 
-/// What a process wants done.
+/// Wish of a process to the world.
 pub(crate) enum Wish {
     /// Sent and forgotten.
     Send { to: NodeId, packet: Packet },
@@ -46,7 +46,7 @@ pub(crate) enum Wish {
     Die(String),
 }
 
-/// What a process is handed when it is driven.
+/// Moment at which a process is driven, with what it is handed.
 pub(crate) struct Moment<'a> {
     pub(crate) times: Times,
     pub(crate) random: &'a mut Random,
@@ -69,12 +69,12 @@ pub(crate) trait Role {
         false
     }
 
-    /// How far its replica of the volume's table has come.
+    /// Last applied index of its replica of the volume's table.
     fn applied(&self) -> LogIndex {
         LogIndex::ZERO
     }
 
-    /// How many tables it hosts beside the volume's.
+    /// Count of tables it hosts beside the volume's.
     fn other_tables(&self) -> usize {
         0
     }

@@ -23,14 +23,15 @@ const MOUNT_NS_MAX: u64 = 30 * SECOND;
 const STOP_NS_MAX: u64 = 180 * SECOND;
 /// Everybody has heard of everybody within this after all is well: a heartbeat's longest wait, and the next one.
 const KNOWN_NS: u64 = 5 * SECOND;
-/// Replicas agree within this.
+/// Longest time until replicas agree.
 const CONVERGE_NS_MAX: u64 = 60 * SECOND;
 /// Everything is read, removed and unmounted within this.
 const LEAVE_NS_MAX: u64 = 180 * SECOND;
-/// What was removed is deleted and forgotten within this: a freed chunk's delay, and the floor's behind what is owed.
+/// Longest time until removed files are deleted and forgotten: a freed chunk's delay, and the floor's behind what is
+/// owed.
 const FORGET_NS_MAX: u64 = 600 * SECOND;
 
-/// How a seed is run.
+/// Options of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// The rule that is broken.
@@ -39,19 +40,19 @@ pub struct Options {
     pub shown: bool,
 }
 
-/// What a run that held showed.
+/// Findings of a run in which everything held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Equal for equal runs.
     pub trace: u64,
-    /// What happened.
+    /// Counts of its events.
     pub coverage: Coverage,
 }
 
 /// Runs a seed.
 ///
 /// # Errors
-/// What did not hold, in words.
+/// The claim that did not hold, in words.
 pub fn run(seed: u64, options: Options) -> Result<Report, String> {
     let ran = catch_unwind(AssertUnwindSafe(|| live(seed, options)));
     ran.map_err(|panic| {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::proof::{Claim, ClusterSecret};
 use holdfast_common::{ChunkId, DiskId, Epoch, NodeId, Nonce, Random};
-use holdfast_datanode::store::types::{ShardKey, VolumeKey};
+use holdfast_datanode::{ShardKey, VolumeKey};
 use holdfast_proto::data::{
     DeleteShardsRequest, DiskReservation, DropVolumeRequest, ListShardsRequest, Proof, PutShardRequest,
     ReadShardsRequest, ReserveSpaceRequest, SetFloorRequest, ShardHeader, ShardName, ShardRange,

@@ -1,5 +1,5 @@
-//! What everybody has seen, to be contradicted by nobody: the log and its outcomes, a model of names, what files may hold, who
-//! was heard when.
+//! Everything seen so far, which nothing later may contradict: the log and its outcomes, a model of names, what files
+//! may hold, who was heard when.
 
 pub(crate) mod chunks;
 pub(crate) mod files;
@@ -43,7 +43,7 @@ const LEASE_NS: u64 = shortest_ns(SESSION_LEASE_MS as u64);
 /// Length of the keys that clients here have.
 pub(crate) const BASE_KEY_BYTES: usize = 8;
 
-/// What clients are to do.
+/// Stage of a run, by which clients act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     Work,
@@ -106,7 +106,7 @@ pub(crate) struct Truth {
     pub(crate) held_creates: u64,
     /// Starts that the volume manager refused for good.
     pub(crate) refused_starts: u64,
-    /// Who led, by term.
+    /// Leaders by term.
     pub(crate) leaders: BTreeMap<Term, NodeId>,
 }
 
@@ -191,7 +191,7 @@ impl Truth {
         self.opens.not_opened(&key_of(client));
     }
 
-    /// How many clients are mounted.
+    /// Count of mounted clients.
     pub(crate) fn mounted(&self) -> usize {
         self.clients.iter().filter(|client| client.mounted).count()
     }
@@ -364,7 +364,7 @@ impl Truth {
         self.answered.iter().filter(|(session, _)| is_its(session)).map(|(_, sent)| *sent).max()
     }
 
-    /// How many sessions a client has lost.
+    /// Count of sessions that a client has lost.
     pub(crate) fn losses_of(&self, client_key: &[u8]) -> u64 {
         self.lost_sessions.get(client_key).copied().unwrap_or(0)
     }
@@ -430,7 +430,7 @@ fn base_key(key: &[u8]) -> Vec<u8> {
     key[..key.len().min(BASE_KEY_BYTES)].to_vec()
 }
 
-/// What an outcome says for certain; nothing if it leaves open what happened.
+/// Code of an outcome; nothing if it leaves open what happened.
 fn code_of(outcome: Result<(), &Error>) -> Option<Code> {
     match outcome {
         Ok(()) => Some(Code::Ok),

@@ -77,7 +77,7 @@ pub(crate) enum Heal {
     Loss,
 }
 
-/// What the network does at present.
+/// Present state of the network.
 #[derive(Default)]
 pub(crate) struct Network {
     /// Pairs that cannot talk, from the first to the second.
@@ -89,7 +89,7 @@ pub(crate) struct Network {
     pub(crate) doubled_percent: u64,
 }
 
-/// What befalls the machines. It is decided elsewhere; the world says when.
+/// Fates of the machines. They are decided elsewhere; the world says when.
 #[derive(Clone, Copy)]
 pub(crate) struct Fate {
     /// The next fault is due.
@@ -222,7 +222,7 @@ impl World {
         }
     }
 
-    /// How long a packet travels; `None` if it is lost.
+    /// Time that a packet travels; `None` if it is lost.
     fn transit(&mut self, from: NodeId, to: NodeId) -> Option<u64> {
         if self.network.cut.contains((from, to)) || self.random.chance(self.network.loss_percent) {
             self.coverage.lost_packets += 1;

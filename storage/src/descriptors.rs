@@ -37,7 +37,6 @@ pub fn raise_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
-/// A place for one descriptor of a file.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     file: RwLock<Option<Arc<File>>>,
@@ -98,7 +97,7 @@ impl Slots {
     }
 }
 
-/// The open files of a disk, or of several.
+/// Bound on the open descriptors of a disk, or of several.
 #[derive(Debug)]
 pub struct Descriptors {
     max_count: usize,
@@ -119,13 +118,13 @@ impl Descriptors {
         })
     }
 
-    /// Descriptors open now.
+    /// Count of descriptors that are open now.
     #[must_use]
     pub fn open_count(&self) -> usize {
         self.open_count.load(Ordering::Relaxed)
     }
 
-    /// The descriptor of a slot, opened by `open` if it is not.
+    /// Returns the descriptor of a slot, opened by `open` if it is not there.
     pub(crate) fn get(
         &self,
         slots: &Arc<Slots>,

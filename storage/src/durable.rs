@@ -9,8 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long a lock that is held is tried again. A process that forks while it holds one passes it to the child, which
-/// keeps it until it has become another program: for a moment after the holder has let go.
+/// Time for which a lock that is held is tried again. A process that forks while it holds one passes it to the child,
+/// which keeps it until it has become another program: for a moment after the holder has let go.
 const LOCK_GRACE: Duration = Duration::from_millis(1500);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -57,7 +57,7 @@ impl Drop for DirectoryLock {
     }
 }
 
-/// Why a directory could not be locked.
+/// Reason why a directory could not be locked.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum LockError {
@@ -68,7 +68,7 @@ pub enum LockError {
     #[error("cannot lock {}: {source}", path.display())]
     Io {
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
 }

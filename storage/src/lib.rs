@@ -6,12 +6,13 @@
 
 pub mod descriptors;
 mod directories;
-pub mod durable;
+mod durable;
 mod real;
 mod seam;
 pub mod simulated;
 
 pub use directories::{create_directories, make_directories};
+pub use durable::{DirectoryLock, LockError, replace_file, sync_parent};
 pub use real::RealDirectory;
 pub use seam::{
     BLOCK_BYTES, Cursor, Directory, DiskFile, FileSystemSpace, SECTOR_BYTES, is_no_space, is_out_of_descriptors,

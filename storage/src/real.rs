@@ -259,7 +259,7 @@ impl DiskFile for RealFile {
     }
 }
 
-/// What fallocate does in a mode after which the range reads as zeros.
+/// Calls fallocate in a mode after which the range reads as zeros.
 fn allocate(file: &File, mode: i32, offset: u64, length_bytes: u64) -> io::Result<()> {
     let signed = |n: u64| i64::try_from(n).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG));
     // SAFETY: the descriptor is open for as long as `file`; fallocate touches no memory of ours.

@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 /// Alignment of a direct write: offset, length and memory (O_DIRECT on any disk we know).
 pub const BLOCK_BYTES: u64 = 4096;
-/// Unit that a disk writes whole or not at all.
+/// Bytes that a disk writes whole or not at all.
 pub const SECTOR_BYTES: u64 = 512;
 
 /// Space of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileSystemSpace {
-    /// Size in bytes.
+    /// Size in bytes, as statvfs(2) tells it.
     pub total_bytes: u64,
     /// Bytes this process may still allocate.
     pub available_bytes: u64,
-    /// Which file system (st_dev): directories that share one share its space.
+    /// Device number (st_dev): directories that have the same one share its space.
     pub file_system: u64,
 }
 

@@ -1,5 +1,5 @@
 //! A disk in memory, a tree of directories on one file system, that does everything a disk and a file system may do to a
-//! program: see [`faults::Faults`] for what goes wrong while it runs and [`SimulatedDisk::lose_power`] for what a crash takes.
+//! program: see [`Faults`] for what goes wrong while it runs and [`SimulatedDisk::lose_power`] for what a crash takes.
 //!
 //! It is deterministic: everything follows from its seed and the order of calls. It takes no time; how long operations
 //! would have taken is added up for whoever asks ([`SimulatedDisk::take_elapsed_ns`]).
@@ -13,12 +13,14 @@ use holdfast_common::Random;
 use parking_lot::Mutex;
 
 use crate::{Directory, DiskFile, FileSystemSpace};
-use faults::{Counts, Fault, Faults, Trouble};
+use faults::Trouble;
 use file::FileNode;
 use handle::SimulatedDirectory;
 use names::Names;
 
-pub mod faults;
+pub use faults::{Counts, Fault, Faults};
+
+mod faults;
 mod file;
 mod handle;
 mod names;
@@ -122,7 +124,7 @@ impl Machine {
         inode
     }
 
-    /// Finds what a path from the top leads to.
+    /// Finds the inode that a path from the top leads to.
     fn find(&mut self, path: &str) -> io::Result<u64> {
         path.split('/').try_fold(ROOT, |at, name| self.names(at)?.get(name).ok_or(io::ErrorKind::NotFound.into()))
     }
@@ -217,13 +219,13 @@ impl SimulatedDisk {
         self.0.lock().operations
     }
 
-    /// What the last one of them was.
+    /// Name of the last operation.
     #[must_use]
     pub fn last_operation(&self) -> &'static str {
         self.0.lock().last
     }
 
-    /// Sets what goes wrong by chance from now on.
+    /// Sets the faults that happen by chance from now on.
     pub fn set_faults(&self, faults: Faults) {
         self.0.lock().trouble.faults = faults;
     }
@@ -253,13 +255,13 @@ impl SimulatedDisk {
         self.0.lock().descriptors_max = max_count;
     }
 
-    /// How long the operations since the last call would have taken.
+    /// Time that the operations since the last call would have taken, in nanoseconds.
     #[must_use]
     pub fn take_elapsed_ns(&self) -> u64 {
         std::mem::take(&mut self.0.lock().elapsed_ns)
     }
 
-    /// What has happened so far, for the coverage of a simulation.
+    /// Counts so far, for the coverage of a simulation.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.0.lock().trouble.counts

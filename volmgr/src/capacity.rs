@@ -1,30 +1,28 @@
-//! How much a volume can still store, from what disks report. Pure.
+//! Room that a volume has left, from what disks report. Pure.
 
 use std::collections::BTreeMap;
 
 use holdfast_common::{DiskId, NodeId};
 use holdfast_erasure::CodeMode;
 
-/// What is known of one disk in service.
+/// Space of one disk in service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskSpace {
-    /// The disk.
-    pub disk: DiskId,
-    /// Its node.
-    pub node: NodeId,
-    /// The host its node runs on: the address without the port.
-    pub host: String,
+pub(crate) struct DiskSpace {
+    pub(crate) disk: DiskId,
+    pub(crate) node: NodeId,
+    /// Host that its node runs on: the address without the port.
+    pub(crate) host: String,
     /// st_dev on that host; 0: a file system of its own.
-    pub file_system: u64,
+    pub(crate) file_system: u64,
     /// Free space of that file system.
-    pub available_bytes: u64,
-    /// Its node is alive.
-    pub alive: bool,
+    pub(crate) available_bytes: u64,
+    /// Its node answers heartbeats.
+    pub(crate) alive: bool,
 }
 
 /// The free space that each disk can count as its own: disks that share a file system of a host share its free space.
 #[must_use]
-pub fn own_space(disks: &[DiskSpace]) -> BTreeMap<DiskId, u64> {
+pub(crate) fn own_space(disks: &[DiskSpace]) -> BTreeMap<DiskId, u64> {
     let key = |d: &DiskSpace| match d.file_system {
         0 => (String::new(), d.disk.0),
         file_system => (d.host.clone(), file_system),
@@ -40,7 +38,7 @@ pub fn own_space(disks: &[DiskSpace]) -> BTreeMap<DiskId, u64> {
 /// and as many data shards as living disks allow (R13). When too few disks live for any stripe, writes wait for them, so
 /// that the answer is then what all of them could take.
 #[must_use]
-pub fn available_bytes(disks: &[DiskSpace], code: CodeMode) -> u64 {
+pub(crate) fn available_bytes(disks: &[DiskSpace], code: CodeMode) -> u64 {
     let own = own_space(disks);
     let living: Vec<u64> = disks.iter().filter(|d| d.alive).filter_map(|d| own.get(&d.disk).copied()).collect();
     let (k, m) = (usize::from(code.k()), usize::from(code.m()));

@@ -1,11 +1,11 @@
-//! Who is alive, by heartbeats and a deadline. Pure: the time, monotonic milliseconds, is passed in.
+//! Liveness of nodes, by heartbeats and a deadline. Pure: the time, monotonic milliseconds, is passed in.
 
 use std::collections::BTreeMap;
 
 use holdfast_common::NodeId;
 
 /// A node that was silent for this long is dead: six heartbeats of 500 ms.
-pub const LIVENESS_DEADLINE_MS: u64 = 3_000;
+pub(crate) const LIVENESS_DEADLINE_MS: u64 = 3_000;
 /// Longest time between two ticks that does not mean that this process itself stood still.
 const TICK_GAP_MS_MAX: u64 = 1_000;
 
@@ -13,7 +13,7 @@ const _: () = assert!(TICK_GAP_MS_MAX < LIVENESS_DEADLINE_MS);
 
 /// Heartbeats heard.
 #[derive(Clone, Debug, Default)]
-pub struct Liveness {
+pub(crate) struct Liveness {
     /// When silence began to count for nodes that were not heard yet: the start, so that a volume manager that comes
     /// back calls nobody dead before it listened.
     started_ms: u64,
@@ -24,19 +24,19 @@ pub struct Liveness {
 impl Liveness {
     /// Starts to listen.
     #[must_use]
-    pub fn new(now_ms: u64) -> Self {
+    pub(crate) fn new(now_ms: u64) -> Self {
         Self { started_ms: now_ms, last_tick_ms: now_ms, heard_ms: BTreeMap::new() }
     }
 
-    /// A node gave a sign of life.
-    pub fn heard(&mut self, now_ms: u64, node: NodeId) {
+    /// Takes note of a node's sign of life.
+    pub(crate) fn heard(&mut self, now_ms: u64, node: NodeId) {
         self.tick(now_ms);
         self.heard_ms.insert(node, now_ms);
     }
 
     /// Time passes; to be called several times a second. A gap means that this process stood still and could not hear:
     /// it is nobody's silence.
-    pub fn tick(&mut self, now_ms: u64) {
+    pub(crate) fn tick(&mut self, now_ms: u64) {
         let gap = now_ms.saturating_sub(self.last_tick_ms);
         if gap > TICK_GAP_MS_MAX {
             self.started_ms += gap;
@@ -47,22 +47,21 @@ impl Liveness {
         self.last_tick_ms = self.last_tick_ms.max(now_ms);
     }
 
-    /// Whether the node counts as alive.
     #[must_use]
-    pub fn is_alive(&self, now_ms: u64, node: NodeId) -> bool {
+    pub(crate) fn is_alive(&self, now_ms: u64, node: NodeId) -> bool {
         let since = self.heard_ms.get(&node).copied().unwrap_or(self.started_ms);
         now_ms.saturating_sub(since) <= LIVENESS_DEADLINE_MS
     }
 
     /// Whether the node was heard within the deadline: stronger than alive, which a start takes for granted.
     #[must_use]
-    pub fn is_heard(&self, now_ms: u64, node: NodeId) -> bool {
+    pub(crate) fn is_heard(&self, now_ms: u64, node: NodeId) -> bool {
         self.heard_ms.get(&node).is_some_and(|heard| now_ms.saturating_sub(*heard) <= LIVENESS_DEADLINE_MS)
     }
 
     /// Milliseconds since the node was heard, if ever.
     #[must_use]
-    pub fn silent_ms(&self, now_ms: u64, node: NodeId) -> Option<u64> {
+    pub(crate) fn silent_ms(&self, now_ms: u64, node: NodeId) -> Option<u64> {
         self.heard_ms.get(&node).map(|heard| now_ms.saturating_sub(*heard))
     }
 }
@@ -73,7 +72,7 @@ mod tests {
 
     const NODE: NodeId = NodeId(5);
 
-    /// Ticks as the shell does.
+    /// Ticks every 250 ms, as the shell does.
     fn pass(liveness: &mut Liveness, from_ms: u64, to_ms: u64) {
         for now in (from_ms..=to_ms).step_by(250) {
             liveness.tick(now);

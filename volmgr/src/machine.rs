@@ -15,14 +15,13 @@ use crate::state::{BrokenCommand, ClusterState};
 
 /// The state machine of the volume manager's Raft group.
 #[derive(Clone, Debug, Default)]
-pub struct ClusterMachine {
+pub(crate) struct ClusterMachine {
     state: Arc<ClusterState>,
 }
 
 impl ClusterMachine {
-    /// The state as of the last applied entry.
     #[must_use]
-    pub fn state(&self) -> &ClusterState {
+    pub(crate) fn state(&self) -> &ClusterState {
         &self.state
     }
 }

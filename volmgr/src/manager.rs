@@ -1,5 +1,6 @@
-//! What the volume manager decides, with what only heartbeats know. Pure: times and random numbers are passed in, and the
-//! state of the cluster that it decides by is the one of its log. The gRPC services and the stepped form do what it says.
+//! Decisions of the volume manager, with the knowledge that only heartbeats bring. Pure: times and random numbers are
+//! passed in, and the state of the cluster that it decides by is the one of its log. The gRPC services and the stepped
+//! form do what it says.
 //!
 //! A [`Conversation`](conversation::Conversation) is one request from its first check to its answer, in steps; between two
 //! of them the log accepts an entry.
@@ -36,7 +37,7 @@ use crate::placement::{place_groups, place_table};
 use crate::state::{ClusterState, Refusal, VolumeInfo, check_volume_name};
 use view::View;
 
-/// How often nodes say that they live; [`crate::liveness::LIVENESS_DEADLINE_MS`] is six of these.
+/// Interval of heartbeats; [`crate::liveness::LIVENESS_DEADLINE_MS`] is six of these.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
 /// Most block groups of one request: a table asks for two or so at a time.
 const GROUPS_PER_REQUEST_MAX: u32 = 64;
@@ -59,14 +60,14 @@ impl Now {
 /// A full disk takes data again once this part of it may be written.
 const ROOM_AGAIN_PART: u64 = 100;
 
-/// What the last leader's report said of a table.
+/// The last leader's report of a table.
 #[derive(Clone, Debug)]
 struct LeaderReport {
     node: NodeId,
     report: TableReport,
 }
 
-/// What only heartbeats know, rebuilt by them after a restart, and the decisions that use it.
+/// Knowledge that only heartbeats bring, rebuilt by them after a restart, and the decisions that use it.
 pub(crate) struct Manager {
     cluster: ClusterId,
     sabotage: Sabotage,
@@ -121,7 +122,7 @@ impl Manager {
         )))
     }
 
-    /// The entry of a registration. `random` names a node that brings no nonce of its own.
+    /// Makes the entry of a registration. `random` names a node that brings no nonce of its own.
     fn registration(&self, now: Now, request: RegisterRequest, random: u64) -> Result<RegisterNode, Denial> {
         self.check_cluster(&request.cluster, request.node == 0)?;
         if request.address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
@@ -145,7 +146,7 @@ impl Manager {
         })
     }
 
-    /// The registration is in the log.
+    /// Answers a registration that is in the log.
     fn registered(&mut self, now: Now, state: &ClusterState, reply: ClusterReply) -> RegisterResponse {
         self.liveness.heard(now.ms(), NodeId(reply.node));
         RegisterResponse {
@@ -208,7 +209,7 @@ impl Manager {
             .then_some(ActivateVolume { volume: report.volume, incarnation: report.incarnation })
     }
 
-    /// The drops that the node has executed and the log still waits for.
+    /// Confirms the drops that the node has executed and the log still waits for.
     fn confirmation(&self, state: &ClusterState, heard: &Heard) -> Option<ConfirmDrops> {
         let pending = |info: &VolumeInfo| info.drop_pending.contains(&heard.node);
         let key = |volume, incarnation| VolumeKey { volume, incarnation };
@@ -229,7 +230,7 @@ impl Manager {
         self.tables.retain(|(volume, _), _| known.contains(volume));
     }
 
-    /// What a node should host, whom it can reach, and what it should drop.
+    /// Orders to a node: tables to host, addresses of others, volumes to drop.
     fn orders(&self, now: Now, state: &ClusterState, node: NodeId) -> HeartbeatResponse {
         let view = View::new(self, state, now.ms());
         let hosted =

@@ -1,10 +1,10 @@
-//! Where block groups and tables go. Pure: the same view gives the same answer; [`check_group`] says what always holds.
+//! Placement of block groups and tables. Pure: the same view gives the same answer.
 //!
 //! A block group's members are on distinct disks and on as many nodes as there are. Among disks that are equally good for
 //! that, those with the fewest block groups for their free space come first, then rotation by group id spreads the ties. The
 //! number of copysets is not bounded yet; a bound would narrow the candidates before [`place_group`] chooses.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use holdfast_common::{DiskId, GroupId, NodeId};
 
@@ -12,34 +12,32 @@ use crate::state::Member;
 
 /// A disk that a block group may be placed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate {
-    /// The disk.
-    pub disk: DiskId,
-    /// Its node.
-    pub node: NodeId,
+pub(crate) struct Candidate {
+    pub(crate) disk: DiskId,
+    pub(crate) node: NodeId,
     /// Free space that is its own, in bytes: its share where several disks use one file system.
-    pub free_bytes: u64,
-    /// Groups it is a member of already.
-    pub groups_count: u64,
-    /// Its node is alive. A disk of a dead node is taken only when there are not enough others.
-    pub alive: bool,
+    pub(crate) free_bytes: u64,
+    /// Block groups it is a member of already, of all volumes.
+    pub(crate) groups_count: u64,
+    /// Its node answers heartbeats. A disk of a dead node is taken only when there are not enough others.
+    pub(crate) alive: bool,
 }
 
 /// The candidates cannot give a group of this width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a block group needs {width} disks, {have} are in service")]
-pub struct TooFew {
+pub(crate) struct TooFew {
     /// Members wanted.
-    pub width: usize,
+    pub(crate) width: usize,
     /// Distinct disks there are.
-    pub have: usize,
+    pub(crate) have: usize,
 }
 
 /// Chooses the members of one block group.
 ///
 /// # Errors
 /// [`TooFew`] distinct disks.
-pub fn place_group(candidates: &[Candidate], width: usize, group: GroupId) -> Result<Vec<Member>, TooFew> {
+pub(crate) fn place_group(candidates: &[Candidate], width: usize, group: GroupId) -> Result<Vec<Member>, TooFew> {
     let distinct: BTreeMap<DiskId, Candidate> = candidates.iter().map(|c| (c.disk, *c)).collect();
     if distinct.len() < width {
         return Err(TooFew { width, have: distinct.len() });
@@ -69,7 +67,7 @@ pub fn place_group(candidates: &[Candidate], width: usize, group: GroupId) -> Re
 ///
 /// # Errors
 /// [`TooFew`] distinct disks.
-pub fn place_groups(
+pub(crate) fn place_groups(
     mut candidates: Vec<Candidate>,
     width: usize,
     first: GroupId,
@@ -120,64 +118,14 @@ fn rotated(index: usize, count: usize, group: GroupId) -> usize {
     (index + count - shift) % count.max(1)
 }
 
-/// What is wrong with a placement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
-    /// Not one member for each shard.
-    #[error("the group has not one member for each shard")]
-    Width,
-    /// A disk twice.
-    #[error("disk {0} is a member twice")]
-    SameDisk(DiskId),
-    /// A disk that is none of the candidates, or under another node.
-    #[error("disk {0} is none of the candidates")]
-    UnknownDisk(DiskId),
-    /// One node could be relieved by another.
-    #[error("node {crowded} has two members more than node {idle}, which has a disk left")]
-    Crowded {
-        /// The node with too many members.
-        crowded: NodeId,
-        /// The node with too few.
-        idle: NodeId,
-    },
-}
-
-/// Checks what every placement promises: the width, distinct disks, and as even over the nodes as their disks allow.
-/// `candidates` are those that were to choose from: the living ones if they suffice.
-///
-/// # Errors
-/// The first [`Violation`].
-pub fn check_group(candidates: &[Candidate], width: usize, members: &[Member]) -> Result<(), Violation> {
-    if members.len() != width {
-        return Err(Violation::Width);
-    }
-    let mut used = BTreeSet::new();
-    for member in members {
-        if !candidates.iter().any(|c| c.disk == member.disk && c.node == member.node) {
-            return Err(Violation::UnknownDisk(member.disk));
-        }
-        if !used.insert(member.disk) {
-            return Err(Violation::SameDisk(member.disk));
-        }
-    }
-    let count = |node: NodeId| members.iter().filter(|m| m.node == node).count();
-    for idle in candidates.iter().filter(|c| !used.contains(&c.disk)) {
-        if let Some(crowded) = members.iter().find(|m| count(m.node) >= count(idle.node) + 2) {
-            return Err(Violation::Crowded { crowded: crowded.node, idle: idle.node });
-        }
-    }
-    Ok(())
-}
-
 /// A metanode that a table may be placed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TableCandidate {
-    /// The metanode.
-    pub node: NodeId,
+pub(crate) struct TableCandidate {
+    pub(crate) node: NodeId,
     /// Tables it hosts already.
-    pub tables_count: u64,
-    /// It is alive.
-    pub alive: bool,
+    pub(crate) tables_count: u64,
+    /// It answers heartbeats.
+    pub(crate) alive: bool,
 }
 
 /// Most replicas a table is made with.
@@ -186,7 +134,7 @@ const TABLE_REPLICAS_MAX: usize = 3;
 /// Chooses a table's metanodes: three if there are as many, else one; living ones first, then those with the fewest
 /// tables. Empty if a majority of them would be dead: such a table could not start.
 #[must_use]
-pub fn place_table(candidates: &[TableCandidate]) -> Vec<NodeId> {
+pub(crate) fn place_table(candidates: &[TableCandidate]) -> Vec<NodeId> {
     let count = if candidates.len() >= TABLE_REPLICAS_MAX { TABLE_REPLICAS_MAX } else { candidates.len().min(1) };
     let mut order = candidates.to_vec();
     order.sort_by_key(|c| (!c.alive, c.tables_count, c.node));

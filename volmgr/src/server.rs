@@ -19,8 +19,7 @@ use holdfast_consensus::{
 use holdfast_node::ListenError;
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::cluster::VolmgrSuperblock;
-use holdfast_storage::durable::{DirectoryLock, LockError, sync_parent};
-use holdfast_storage::is_no_space;
+use holdfast_storage::{DirectoryLock, LockError, is_no_space, sync_parent};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
@@ -29,9 +28,8 @@ use self::core::Core;
 use crate::machine::ClusterMachine;
 use crate::state::{VOLMGR_GROUP, VOLMGR_NODE};
 
-/// What a volume manager's directory is.
 const KIND: Kind = Kind::superblock(*b"HFVOLMGR", "a volume manager's directory");
-/// Where its log and snapshots live, below its directory.
+/// Directory of its log and snapshots, below its own.
 const CONSENSUS_DIRECTORY: &str = "consensus";
 /// A Raft group of one voter has nobody to wait for: short ticks make its only election short.
 const TICK: Duration = Duration::from_millis(20);
@@ -39,21 +37,21 @@ const TICK: Duration = Duration::from_millis(20);
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// Requests of one connection at work at once; more wait in the connection. A client has a handful.
 const REQUESTS_PER_CONNECTION_MAX: usize = 256;
-/// How often a silent connection is asked whether it lives, so that those of lost hosts do not pile up.
+/// Interval at which a silent connection is asked whether it lives, so that those of lost hosts do not pile up.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// How often time is told to the liveness.
+/// Interval at which time is told to the liveness.
 const LIVENESS_TICK: Duration = Duration::from_millis(250);
 
-/// Where a volume manager lives and listens.
+/// Configuration of a volume manager.
 #[derive(Clone, Debug)]
 pub struct VolmgrConfig {
-    /// Its directory, formatted before.
+    /// Formatted before; holds superblock, log and snapshots.
     pub directory: PathBuf,
-    /// Where it listens; port 0 takes a free one.
+    /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
 }
 
-/// Why a volume manager was not formatted or did not start.
+/// Reason why a volume manager was not formatted or did not start.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum StartError {
@@ -70,7 +68,7 @@ pub enum StartError {
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// The log did not open.
@@ -242,13 +240,13 @@ impl Outbox for NoPeers {
 }
 
 impl Volmgr {
-    /// Where it listens.
+    /// Address it listens on, with the port that it got.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// The cluster it manages.
+    /// Id of the cluster that it manages.
     #[must_use]
     pub fn cluster(&self) -> ClusterId {
         self.cluster

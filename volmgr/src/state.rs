@@ -10,7 +10,7 @@ mod persist;
 mod refusal;
 mod volumes;
 
-pub use refusal::{Refusal, RefusalKind};
+pub(crate) use refusal::{Refusal, RefusalKind};
 pub use volumes::check_volume_name;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,11 +23,11 @@ use holdfast_proto::cluster::{ClusterCommand, ClusterReply, Initialise};
 use holdfast_proto::control::{Role, VolumeState};
 
 /// Version of [`ClusterCommand`] that this code writes and understands.
-pub const COMMAND_VERSION: u32 = 1;
+pub(crate) const COMMAND_VERSION: u32 = 1;
 /// The node id of the first volume manager; other nodes' ids start above.
-pub const VOLMGR_NODE: NodeId = NodeId(1);
+pub(crate) const VOLMGR_NODE: NodeId = NodeId(1);
 /// The volume manager's own Raft group; volume ids, which name Raft groups too, start above.
-pub const VOLMGR_GROUP: RaftGroupId = RaftGroupId(1);
+pub(crate) const VOLMGR_GROUP: RaftGroupId = RaftGroupId(1);
 
 /// The first volume id.
 const FIRST_VOLUME: u64 = VOLMGR_GROUP.0 + 1;
@@ -47,9 +47,9 @@ pub enum BrokenCommand {
     /// A log of one cluster in the directory of another.
     #[error("the log initialises cluster {got}, the state is of {have}")]
     OtherCluster {
-        /// The state's cluster.
+        /// Cluster of the state.
         have: ClusterId,
-        /// The command's cluster.
+        /// Cluster of the command.
         got: ClusterId,
     },
     /// An initialise command with an id or a secret of a wrong length.
@@ -60,7 +60,7 @@ pub enum BrokenCommand {
 /// A disk as it was registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskState {
-    /// Size, when it registered last.
+    /// Size when it registered last, in bytes.
     pub total_bytes: u64,
     /// Free space, when it registered last: what is known until the first heartbeat.
     pub available_bytes: u64,
@@ -71,55 +71,55 @@ pub struct DiskState {
 /// A node as it was registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeState {
-    /// What it does.
+    /// Metanode or datanode; it never changes.
     pub role: Role,
-    /// Where it listens, host:port.
+    /// Address that it listens on, host:port.
     pub address: String,
     /// Raised at each of its starts (R28).
     pub generation: u64,
-    /// Its disks, for a datanode.
+    /// Of a datanode.
     pub disks: BTreeMap<DiskId, DiskState>,
-    /// Chosen when it was formatted.
+    /// Drawn when it was formatted; names it before it has an id.
     pub format_nonce: FormatNonce,
 }
 
 /// One member of a block group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Member {
-    /// The disk.
+    /// Disk that keeps its shards.
     pub disk: DiskId,
-    /// The node it is in.
+    /// Node that the disk is in.
     pub node: NodeId,
 }
 
-/// A volume.
+/// A volume as it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {
-    /// Which life of its table (R3).
+    /// Life of its table (R3).
     pub incarnation: Incarnation,
-    /// Its name, unique among the volumes that are not being deleted.
+    /// Unique among the volumes that are not being deleted.
     pub name: String,
     /// Creating, active or being deleted.
     pub state: VolumeState,
-    /// k + m.
+    /// Its k + m, for life.
     pub code: CodeMode,
     /// Most logical bytes mapped; 0: no quota.
     pub quota_bytes: u64,
-    /// The metanodes of its table.
+    /// Metanodes that host its table.
     pub replicas: BTreeSet<NodeId>,
-    /// Group ids below were given out.
+    /// First id of a block group that was not given out.
     pub next_group: GroupId,
     /// Groups with the members they were made with; the table owns what became of them (R12).
     pub groups: BTreeMap<GroupId, Vec<Member>>,
-    /// Wall time of its creation.
+    /// Wall time of its creation, nanoseconds since the epoch.
     pub created_ns: i64,
-    /// The random number of the proposal that made it.
+    /// Random number of the proposal that made it: a repetition of that one is answered alike.
     pub request: u64,
     /// While it is deleted: nodes that have not confirmed yet.
     pub drop_pending: BTreeSet<NodeId>,
 }
 
-/// The cluster.
+/// State of the cluster: what the volume manager's log says, and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterState {
     cluster: Option<ClusterId>,
@@ -188,7 +188,7 @@ impl ClusterState {
         Ok(ClusterReply::default())
     }
 
-    /// The cluster's id, once initialised.
+    /// Id of the cluster, once initialised.
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
         self.cluster

@@ -24,20 +24,20 @@ use crate::manager::{
 };
 use crate::state::{ClusterState, VOLMGR_GROUP, VOLMGR_NODE};
 
-/// Whose a volume manager is and how its log is.
+/// Identity of a volume manager, and its log.
 #[derive(Clone, Copy, Debug)]
 pub struct VolmgrOptions {
-    /// Its cluster, as it was formatted.
+    /// Cluster, as it was formatted.
     pub cluster: ClusterId,
-    /// Its log. The node in it is always [`VOLMGR_NODE`].
+    /// Settings of its log. The node in it is always [`VOLMGR_NODE`].
     pub consensus: SteppedOptions,
     /// Seed of the random numbers in its entries: the cluster's secret, and names of requests. Lives should differ.
     pub seed: u64,
-    /// The rule that it breaks.
+    /// Rule that it breaks.
     pub sabotage: Sabotage,
 }
 
-/// Why a stepped volume manager was not opened.
+/// Reason why a stepped volume manager was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SteppedOpenError {
     /// The log did not open.
@@ -54,7 +54,7 @@ pub type Answers = Vec<(u64, Result<VolmgrResponse, Denial>)>;
 /// The volume manager's own ticket: the entry that initialises the log.
 const OWN: Option<u64> = None;
 
-/// What waits: a request, or the volume manager's own start.
+/// Ticket that waits: of a request, or the volume manager's own start.
 type Waiter = Option<u64>;
 
 /// Something asked of the log, again and again until the deadline.
@@ -77,7 +77,7 @@ struct Talk {
     waits_until_ms: Option<u64>,
 }
 
-/// How far the start is.
+/// Progress of the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// The Raft group is being made.
@@ -100,7 +100,7 @@ pub struct SteppedVolmgr {
     attempts: BTreeMap<u64, Attempt>,
     next_attempt: u64,
     answers: Answers,
-    /// What the state is while the Raft group is not made yet.
+    /// State that is shown while the Raft group is not made yet.
     nothing: ClusterState,
 }
 

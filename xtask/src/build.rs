@@ -10,14 +10,14 @@ use std::process::Stdio;
 /// A program that cargo built to run tests.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TestProgram {
-    /// `holdfast-common`, say.
+    /// As `holdfast-common`.
     pub(crate) package: String,
     /// The target's name: the crate for unit tests, the file for integration tests.
     pub(crate) target: String,
     /// Whether it is a file of the package's `tests/`.
     pub(crate) integration: bool,
     pub(crate) executable: PathBuf,
-    /// Where cargo would run it.
+    /// Directory that cargo would run it in.
     pub(crate) directory: PathBuf,
 }
 

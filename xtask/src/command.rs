@@ -48,7 +48,7 @@ fn show(command: &Command) -> String {
     words.join(" ")
 }
 
-/// How a captured run ended, with all it printed.
+/// End of a captured run, with all it printed.
 pub(crate) struct Captured {
     pub(crate) status: Option<ExitStatus>,
     pub(crate) output: String,

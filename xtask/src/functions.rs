@@ -1,9 +1,9 @@
-//! How long functions are: nine of ten are to be read at a glance.
+//! Lengths of functions: nine of ten are to be read at a glance.
 
 /// Nine of ten functions have fewer lines than this.
 const NINE_IN_TEN_BELOW: usize = 30;
 
-/// What is wrong with the `lengths` of all functions of the tree, if nine in ten are not short enough.
+/// Complaint about the `lengths` of all functions of the tree, if nine in ten are not short enough.
 pub(crate) fn judge(mut lengths: Vec<usize>) -> Option<String> {
     lengths.sort_unstable();
     let nine_in_ten = *lengths.get(lengths.len() * 9 / 10)?;

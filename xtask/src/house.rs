@@ -1,6 +1,6 @@
-//! What no tool of others checks: every rule and decision that the code cites is one of `docs/RULES.md`, every decision record
-//! that is named exists, no file is too long to be read in one go, nine in ten functions are short, and what only decides names
-//! nothing that does.
+//! Checks that no tool of others makes: every rule and decision that the code cites is one of `docs/RULES.md`, every
+//! decision record that is named exists, no file is too long to be read in one go, nine in ten functions are short, and
+//! what only decides names nothing that does.
 
 use crate::{functions, purity};
 use anyhow::{Context, Result};
@@ -84,7 +84,7 @@ fn is_citation(word: &str) -> bool {
     digits.is_some_and(|digits| !digits.is_empty() && digits.len() <= 2 && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// What the rules' page defines: the first cell of a row, or what stands in bold at the start of an item.
+/// Rules that their page defines: the first cell of a row, or what stands in bold at the start of an item.
 fn definitions(rules: &str) -> BTreeSet<String> {
     let heads = rules.lines().filter_map(|line| {
         let row = line.strip_prefix("| ").and_then(|row| row.split_once(" |"));

@@ -43,7 +43,7 @@ pub(crate) fn tools_of_soak() -> Result<()> {
     debian_packages(TEST_PROGRAMS)
 }
 
-/// What the benchmark needs.
+/// Needs of the benchmark.
 pub(crate) fn tools_of_bench() -> Result<()> {
     debian_packages(BENCH_PROGRAMS)
 }

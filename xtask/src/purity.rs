@@ -1,5 +1,5 @@
-//! Which modules decide and do nothing else (D11), and the words that they must not name: a simulation that steps them sees
-//! the same run each time.
+//! Modules that decide and do nothing else (D11), and the words that they must not name: a simulation that steps them
+//! sees the same run each time.
 
 /// Words that mean I/O, waiting, a clock, a thread, randomness, or an order that differs from run to run.
 const FORBIDDEN: [&str; 15] = [
@@ -63,7 +63,7 @@ const ROOMS: &[Room] = &[
     },
 ];
 
-/// What a source names that it must not. Comments may say what is not there, and tests may do what they like.
+/// Names in a source that it must not have. Comments may say what is not there, and tests may do what they like.
 pub(crate) fn wrongs_of(name: &str, text: &str) -> Vec<String> {
     let rooms = ROOMS.iter().filter(|room| room.modules.iter().any(|module| is_of(name, module)));
     let forbidden: Vec<&str> = rooms.flat_map(|room| FORBIDDEN.iter().chain(room.also)).copied().collect();

@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     filters: Vec<String>,
 }
 
-/// What the stages have come to so far.
+/// Results of the stages so far.
 struct Run {
     reports: Vec<StageReport>,
 }

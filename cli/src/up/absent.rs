@@ -4,7 +4,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-/// Between two looks.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// Paths of a metanode's directory that change when it is brought back, or its log is put back where it was.
 const CHANGING: [&str; 3] = ["superblock", "consensus", "consensus/log"];
@@ -17,7 +16,7 @@ pub(crate) async fn log_changes(dir: &Path) {
     }
 }
 
-/// Which files are there, and since when.
+/// Inode and time of change of each file that is there.
 fn look(dir: &Path) -> [Option<(u64, i64, i64)>; 3] {
     CHANGING.map(|name| {
         let about = std::fs::metadata(dir.join(name)).ok()?;
@@ -35,10 +34,10 @@ mod tests {
         let path = dir.path();
         let same = look(path);
         assert_eq!(look(path), same);
-        holdfast_storage::durable::replace_file(&path.join("superblock"), b"one").unwrap();
+        holdfast_storage::replace_file(&path.join("superblock"), b"one").unwrap();
         let with_superblock = look(path);
         assert_ne!(with_superblock, same);
-        holdfast_storage::durable::replace_file(&path.join("superblock"), b"two").unwrap();
+        holdfast_storage::replace_file(&path.join("superblock"), b"two").unwrap();
         assert_ne!(look(path), with_superblock);
         let waiting = log_changes(path);
         tokio::pin!(waiting);

@@ -31,7 +31,7 @@ pub(crate) struct Cluster {
     roles: Roles,
 }
 
-/// What came up.
+/// A cluster that came up.
 pub(crate) struct Ready {
     pub(crate) cluster: ClusterId,
     pub(crate) volmgr: String,

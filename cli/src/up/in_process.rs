@@ -15,7 +15,7 @@ use crate::roles::{Lost, Role, RoleConfig};
 /// Pause before a metanode that is being brought back is tried again.
 const ABSENT_PAUSE: Duration = Duration::from_secs(2);
 
-/// The running roles.
+/// Roles that run in this process.
 #[derive(Default)]
 pub(crate) struct InProcess {
     volmgr: Option<Role>,
@@ -28,7 +28,7 @@ pub(crate) struct InProcess {
 impl InProcess {
     /// Starts the volume manager; answers its address.
     pub(crate) async fn start_volmgr(&mut self, config: RoleConfig) -> Result<RoleInfo> {
-        let role = config.clone().start(&self.process).await?;
+        let role = Box::pin(config.clone().start(&self.process)).await?;
         let info = RoleInfo::new(&config, 0, role.address().to_string(), std::process::id());
         self.volmgr = Some(role);
         Ok(info)

@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use holdfast_common::ClusterId;
-use holdfast_datanode::superblock::{DiskSuperblock, NODE_KIND};
+use holdfast_datanode::{DiskSuperblock, NODE_KIND};
 use holdfast_node::NodeSuperblock;
 use holdfast_node::superblock::{self, FILE_NAME, Kind};
 use holdfast_proto::cluster::UpSuperblock;
 
-/// What an `up` directory is.
+/// Superblock of an `up` directory.
 const KIND: Kind = Kind::superblock(*b"HOLDFSUP", "the directory of a cluster made by 'holdfast up'");
 
 /// The paths of a cluster's directory.
@@ -27,7 +27,7 @@ pub(crate) struct Layout {
     dir: PathBuf,
 }
 
-/// What is known of a cluster's directory.
+/// A cluster's directory, as its superblock describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     /// `None`: its first `up` did not get as far as a cluster.
@@ -66,7 +66,7 @@ impl Layout {
         self.datanode(index).join("disk")
     }
 
-    /// What the superblock says; `None` if the directory is missing or empty.
+    /// Reads the superblock; `None` if the directory is missing or empty.
     pub(crate) fn read(&self) -> Result<Option<Record>> {
         match std::fs::read_dir(&self.dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

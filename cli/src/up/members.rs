@@ -13,7 +13,7 @@ use crate::roles::{RoleConfig, RoleKind};
 #[derive(Clone, Debug)]
 pub(crate) struct RoleInfo {
     pub(crate) kind: RoleKind,
-    /// From 0.
+    /// Counts from 0; the names of directories from 1.
     pub(crate) index: u32,
     pub(crate) address: String,
     pub(crate) pid: u32,
@@ -87,26 +87,20 @@ impl Started {
     }
 }
 
-/// What happened to a role while the cluster was up.
+/// End or return of a role while the cluster was up.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// It ended, and will be started again.
     Died {
-        /// Which one it was.
         role: RoleInfo,
-        /// How it ended.
+        /// Exit status or reason, for people.
         how: String,
     },
     /// It was started again.
     Restarted {
-        /// As it is now.
+        /// With its present address.
         role: RoleInfo,
     },
     /// It could not be started again yet.
-    NotRestarted {
-        /// Which one it was.
-        role: RoleInfo,
-        /// Why.
-        reason: String,
-    },
+    NotRestarted { role: RoleInfo, reason: String },
 }

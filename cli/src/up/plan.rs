@@ -1,4 +1,4 @@
-//! What `up` is going to do, checked before anything is changed; and how it is taken back if the first `up` fails.
+//! Plan of an `up`, checked before anything is changed; and how it is taken back if the first `up` fails.
 
 use std::fs::Permissions;
 use std::net::{SocketAddr, TcpListener};
@@ -8,8 +8,8 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use holdfast_client_fuse::MountPoint;
 use holdfast_erasure::CodeMode;
-use holdfast_storage::durable::DirectoryLock;
-use holdfast_volmgr::state::check_volume_name;
+use holdfast_storage::DirectoryLock;
+use holdfast_volmgr::check_volume_name;
 
 use super::layout::{Layout, Record};
 use crate::args::UpArgs;
@@ -31,7 +31,7 @@ pub(crate) struct Plan {
     undo: Undo,
 }
 
-/// What to remove if this `up` fails.
+/// Files and directories to remove if this `up` fails.
 struct Undo {
     /// The cluster is made by this `up`.
     first: bool,

@@ -37,7 +37,7 @@ const EVENTS_MAX: usize = 256;
 
 type Spawned = std::io::Result<Child>;
 
-/// The running roles.
+/// Roles that run as processes of their own.
 pub(crate) struct Processes {
     run: PathBuf,
     spawner: Spawner,
@@ -190,7 +190,7 @@ impl Running {
     }
 }
 
-/// Whoever reads the file sees the old id or the new one, never half of it.
+/// A reader of the file sees the old id or the new one, never half of it.
 fn note_pid(run: &Path, info: &RoleInfo) -> std::io::Result<()> {
     std::fs::create_dir_all(run)?;
     let name = format!("{}-{}", info.kind.name(), info.index);
@@ -268,7 +268,7 @@ impl Watcher {
         }
     }
 
-    /// The same for a metanode that lost its log.
+    /// As [`Self::run`], for a metanode that lost its log.
     async fn run_when_back(self, role: RoleInfo, mut stop: watch::Receiver<bool>) {
         let running = tokio::select! {
             running = self.restart(&role, true) => running,

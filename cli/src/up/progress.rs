@@ -1,4 +1,4 @@
-//! What `up` is doing, shown on a terminal while it comes up, and told if it does not come up in time.
+//! Progress of `up`, shown on a terminal while it comes up, and told if it does not come up in time.
 
 use std::io::{IsTerminal as _, Write as _};
 

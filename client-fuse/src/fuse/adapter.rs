@@ -17,16 +17,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 
-/// How long the kernel may believe an entry without asking. The kernel counts in its clock's ticks: the least time that is
-/// not zero is up to 8 ms.
+/// Time for which the kernel may believe an entry without asking. The kernel counts in its clock's ticks: the least
+/// time that is not zero is up to 8 ms.
 pub(super) const ENTRY_VALIDITY: Duration = Duration::ZERO;
-/// The same of attributes. At zero a stat(2) is a lookup and a getattr for each directory on its path and for the file:
-/// the kernel asks again for what the lookup has just brought, to check permissions. See [`super::walk`].
+/// As above, of attributes. At zero a stat(2) is a lookup and a getattr for each directory on its path and for the
+/// file: the kernel asks again for what the lookup has just brought, to check permissions. See [`super::walk`].
 pub(super) const ATTRIBUTE_VALIDITY: Duration = Duration::ZERO;
 /// Inode numbers are never reused, so that one generation does.
 pub(super) const GENERATION: Generation = Generation(0);
 
-/// A volume as fuser wants it.
+/// A volume as the file system that fuser drives.
 #[derive(Debug)]
 pub struct Adapter {
     pub(super) file_system: FileSystem,
@@ -58,7 +58,7 @@ impl Adapter {
         &self.server
     }
 
-    /// Hands over what ends without a result.
+    /// Sends the end of an operation without a result.
     pub(super) fn empty<F>(
         &self,
         server: &Server,
@@ -72,7 +72,7 @@ impl Adapter {
         server.serve(operation, reply, work, |reply, ()| reply.ok());
     }
 
-    /// Hands over what ends with an entry.
+    /// Sends an entry.
     pub(super) fn entry<F>(
         &self,
         server: &Server,
@@ -89,7 +89,7 @@ impl Adapter {
         });
     }
 
-    /// Hands over what ends with attributes.
+    /// Sends attributes.
     pub(super) fn attributes<F>(
         &self,
         server: &Server,
@@ -148,7 +148,6 @@ impl Adapter {
     }
 }
 
-/// Answers a statfs.
 pub(super) fn tell_space(reply: ReplyStatfs, stat: FileSystemStat) {
     let block = u64::from(PAGE_BYTES);
     let (blocks, free) = (stat.total_bytes / block, stat.available_bytes / block);

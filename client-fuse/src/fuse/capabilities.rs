@@ -1,4 +1,4 @@
-//! What is asked of the kernel when the mount begins.
+//! Settings that are agreed on with the kernel when the mount begins.
 //!
 //! Each capability is asked for by itself: one that the kernel does not know would drop all that are asked with it.
 
@@ -9,7 +9,7 @@ pub(crate) const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// Requests that nobody waits for in a system call (readahead, asynchronous direct I/O, write-back of mappings). fuser's
 /// default of 16 starves a pipeline over six datanodes.
 const BACKGROUND_MAX: u16 = 128;
-/// From here on the kernel starts no new readahead.
+/// Requests in the background above which the kernel starts no new readahead.
 const CONGESTION_THRESHOLD: u16 = 96;
 const _: () = assert!(CONGESTION_THRESHOLD <= BACKGROUND_MAX);
 
@@ -33,7 +33,7 @@ const WANTED: [InitFlags; 6] = [
 /// a readdirplus brought: listing 20,000 entries and looking at each took as many lookups and getattrs with it as without.
 const WANTED_WITH_VALIDITY: [InitFlags; 2] = [InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO];
 
-/// What the kernel agreed to that changes what the adapter does.
+/// Capabilities agreed on with the kernel, as far as the adapter heeds them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Agreed {
     /// Dropping suid and sgid on write, truncate and chown is ours (`HANDLE_KILLPRIV_V2`). Else the kernel does it by setattr.

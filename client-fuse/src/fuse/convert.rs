@@ -1,4 +1,4 @@
-//! What the kernel says in the client's words, and back. Pure.
+//! The kernel's words in the client's, and back. Pure.
 
 use bytes::Bytes;
 use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, RenameFlags, TimeOrNow};
@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const NS_PER_S: i128 = 1_000_000_000;
 /// Permission bits with suid, sgid and sticky.
 const PERMISSIONS: u32 = 0o7777;
-/// What stat(2) counts blocks in.
+/// Unit in which stat(2) counts blocks.
 const STAT_BLOCK_BYTES: u64 = 512;
 /// st_blksize: what stdio and coreutils write and read at once. Each of their calls is one request here, so larger than a
 /// page; glibc also reads directories by it.
@@ -88,7 +88,7 @@ pub(super) fn permissions(mode: u32) -> u32 {
     mode & PERMISSIONS
 }
 
-/// What mknod(2) asks for. None: not something a directory can hold.
+/// Kind of node that mknod(2) asks for; none if a directory cannot hold it.
 pub(super) fn new_node(mode: u32, rdev: u32) -> Option<NewNode> {
     match mode & libc::S_IFMT {
         0 | libc::S_IFREG => Some(NewNode::File),
@@ -100,7 +100,7 @@ pub(super) fn new_node(mode: u32, rdev: u32) -> Option<NewNode> {
     }
 }
 
-/// How open(2)'s flags want the file. `sync` makes every file as if opened with O_SYNC.
+/// Mode for the flags of open(2). `sync` makes every file as if opened with O_SYNC.
 pub(super) fn open_mode(flags: i32, sync: bool) -> OpenMode {
     let access = flags & libc::O_ACCMODE;
     OpenMode {
@@ -111,8 +111,8 @@ pub(super) fn open_mode(flags: i32, sync: bool) -> OpenMode {
     }
 }
 
-/// Where a write goes. `flags` are the handle's at the time of the write: fcntl(2) may have changed O_APPEND since open(2).
-/// `cached`: the kernel writes back pages, of a mapping perhaps, and means their offset.
+/// Place of a write. `flags` are the handle's at the time of the write: fcntl(2) may have changed O_APPEND since
+/// open(2). `cached`: the kernel writes back pages, of a mapping perhaps, and means their offset.
 ///
 /// The kernel gives an append the offset at which it believes the end of the file. Of a handle opened with O_APPEND that is
 /// ignored, for the client knows better; the kernel keeps no page of such a write ([`opened_flags`]). A handle that got
@@ -121,7 +121,8 @@ pub(super) fn write_at(offset: u64, flags: i32, cached: bool) -> WriteAt {
     if flags & libc::O_APPEND != 0 && !cached { WriteAt::End { believed: offset } } else { WriteAt::Offset(offset) }
 }
 
-/// How the kernel should treat the open file. Never FOPEN_KEEP_CACHE: an open sees what others closed.
+/// Flags that tell the kernel how to treat the open file. Never FOPEN_KEEP_CACHE: an open sees the writes that others
+/// closed.
 pub(crate) fn opened_flags(flags: i32) -> FopenFlags {
     let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
     let mut opened = FopenFlags::empty();
@@ -182,7 +183,7 @@ pub(super) fn xattr_refusal(name: &[u8]) -> Option<Errno> {
     }
 }
 
-/// The names as listxattr(2) wants them: each ends with a zero byte.
+/// List for listxattr(2): each name ends with a zero byte.
 pub(super) fn xattr_list(names: &[Bytes]) -> Vec<u8> {
     let mut list = Vec::with_capacity(names.iter().map(|name| name.len() + 1).sum());
     for name in names {

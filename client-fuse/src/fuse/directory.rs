@@ -18,18 +18,17 @@ const _: () = assert!(BEHIND_PARENT < FIRST_COOKIE);
 
 /// Entries asked for at once, at least and at most. The upper bound keeps an answer well below a frame.
 const BATCH_ENTRIES: (usize, usize) = (16, 1024);
-/// What glibc reads with when nothing else is known.
+/// Bytes that glibc reads at once: the guess before a reply was seen full.
 const CAPACITY_BYTES_GUESS: usize = 32 << 10;
 /// An entry's size before its name: struct fuse_dirent.
 const PLAIN_BYTES: usize = 24;
-/// The same with attributes: struct fuse_direntplus.
+/// Head of an entry with attributes: struct fuse_direntplus.
 const PLUS_BYTES: usize = 152;
-/// The length of a name when none has been seen.
+/// Guessed length of a name before any was seen.
 const NAME_BYTES_GUESS: usize = 16;
 
-/// Where entries go: a reply's buffer.
+/// Buffer of a reply that takes entries.
 pub(super) trait Buffer {
-    /// Whether attributes go with the entries.
     const WITH_ATTRIBUTES: bool;
     /// Takes "." or "..". True: it is full and did not take it.
     fn dot(&mut self, name: &'static str, inode: InodeId, offset: u64) -> bool;
@@ -37,13 +36,13 @@ pub(super) trait Buffer {
     fn entry(&mut self, entry: &DirectoryEntry) -> bool;
 }
 
-/// What is known over all listings.
+/// Experience of all listings, by which replies are sized.
 #[derive(Debug)]
 pub(super) struct Directories {
     next_handle: AtomicU64,
     /// Open directories, and the offset behind which a listing found nothing. Bounded by the kernel's open files.
     open: Mutex<HashMap<u64, Option<u64>>>,
-    /// How much the last reply that was filled had taken: the reply's size is not told.
+    /// Bytes that the last full reply had taken: the kernel does not tell the size of a reply.
     capacity_bytes: AtomicUsize,
 }
 
@@ -121,7 +120,7 @@ impl Directories {
     }
 }
 
-/// How full a reply is, as far as one can tell from outside.
+/// Fill of a reply, as far as it shows from outside.
 struct Fill {
     capacity_bytes: usize,
     bytes: usize,

@@ -11,13 +11,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-/// A listing's reply: a buffer that can be sent.
+/// Reply to a listing: a buffer that can be sent.
 pub(super) trait Reply: Buffer + Answerable {
-    /// Sends what was taken.
     fn send(self);
 }
 
-/// Names and kinds.
+/// Reply with names and kinds only.
 pub(super) struct Plain(pub(super) ReplyDirectory);
 
 impl Buffer for Plain {
@@ -99,18 +98,16 @@ pub(super) fn directory_of_no_attributes(inode: InodeId) -> Attributes {
     }
 }
 
-/// What a request for a listing asks.
+/// Place at which a request wants the listing to go on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Position {
-    /// The directory.
     pub(super) inode: InodeId,
-    /// As which it is open.
+    /// Handle under which the directory is open.
     pub(super) handle: u64,
-    /// Behind what.
+    /// Offset of the entry that came last; 0 at the start.
     pub(super) offset: u64,
 }
 
-/// Serves a request for a listing.
 pub(super) fn serve<R: Reply>(
     server: &Server,
     operation: &'static str,

@@ -10,9 +10,9 @@
 //! That continues a walk only if the former call ended with the lookup of the very directory (`open(2)` with `O_PATH`,
 //! `mkdir(2)` of what is there). For that case answers are good for [`ANSWER_AGE_MAX`].
 //!
-//! What one thread is told, the kernel keeps for all of them: it reads mode and owner again a little later than it asked
-//! for them. So no thread is told of a directory's former mode or owner after another has been told of the new one, here
-//! as by the kernel, which drops an answer that was overtaken.
+//! The kernel keeps the answer to one thread for all of them: it reads mode and owner again a little later than it
+//! asked for them. So no thread is told of a directory's former mode or owner after another has been told of the new
+//! one, here as by the kernel, which drops an answer that was overtaken.
 //!
 //! Only directories are answered so: the kernel takes a file's size from any answer, and an old one would undo what
 //! another thread has just written. The one exception is a file that the system call has just made: `open(2)` asks for its
@@ -29,19 +29,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long after it was asked for an answer may be given.
+/// Maximum age of a prefetched answer, from when it was asked for.
 const ANSWER_AGE_MAX: Duration = Duration::from_millis(2);
 /// Walks remembered of a thread: it may take turns between a few directories where they start.
 const WALKS_PER_THREAD_MAX: usize = 4;
 /// Threads remembered. All are forgotten when there are more.
 const THREADS_MAX: usize = 1024;
-/// The same of directories.
+/// Most directories that walks are kept of.
 const DIRECTORIES_MAX: usize = 16 * 1024;
 
-/// What the kernel calls threads that the PID namespace of the mount does not see, all of them.
+/// Id that the kernel gives to all threads that the PID namespace of the mount does not see.
 const UNKNOWN_THREAD: u32 = 0;
 
-/// The walks of all threads.
+/// Walks of all threads.
 #[derive(Debug, Default)]
 pub(super) struct Walks {
     state: Mutex<State>,
@@ -57,16 +57,16 @@ struct State {
     seen: HashMap<InodeId, (u32, u32, u32)>,
 }
 
-/// How a question is to be answered.
+/// Way to answer a question.
 #[derive(Debug, PartialEq)]
 pub(super) enum Answer {
-    /// So.
+    /// At once, with these.
     Known(Attributes),
     /// By asking; these names too if there are any, with [`Walks::walked`] behind it.
     Ask(Asking, Vec<Bytes>),
 }
 
-/// A question on its way.
+/// Moment of a question, and the changes known then.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Asking {
     thread: u32,
@@ -88,19 +88,19 @@ impl Drop for Change {
 struct Thread {
     /// The walk under way.
     walk: Option<Walk>,
-    /// The last walks from different directories, the latest first.
+    /// Last walks from different directories, the latest first.
     known: Vec<Walk>,
-    /// What it will ask next if it goes the same way, and the answers.
+    /// Next questions if it goes the same way, with the answers.
     ahead: VecDeque<(Question, Attributes)>,
     asking: Option<Asking>,
-    /// The file that its last request made.
+    /// File that its last request made.
     made: Option<(InodeId, Asking)>,
 }
 
 #[derive(Clone, Debug)]
 struct Walk {
     start: InodeId,
-    /// Names, and the directories they led to.
+    /// Names with the directories they led to.
     steps: Vec<(Bytes, InodeId)>,
     /// The attributes of the last one were asked for: asking again begins another walk.
     entered: bool,
@@ -131,14 +131,14 @@ impl Walk {
 }
 
 impl Asking {
-    /// Whether what was true then may be said now.
+    /// Whether an answer from then is still good now.
     fn holds(&self, now: &Self) -> bool {
         self.changes == now.changes && now.since.saturating_duration_since(self.since) <= ANSWER_AGE_MAX
     }
 }
 
 impl Thread {
-    /// The answer if this is what was expected, and still good. Whatever else was expected is forgotten otherwise.
+    /// The answer, if this question was expected and the answer is still good; otherwise nothing is expected any more.
     fn expected(&mut self, question: &Question, now: Asking) -> Option<Attributes> {
         self.made = None;
         let expected = self.ahead.front().is_some_and(|(next, _)| next == question);
@@ -193,7 +193,7 @@ impl Walks {
         })
     }
 
-    /// What an inode's attributes are, as was asked.
+    /// Takes note of an inode's attributes that the table gave.
     pub(super) fn seen(&self, attributes: &Attributes) {
         if attributes.kind != NodeKind::Directory {
             return;
@@ -238,7 +238,7 @@ impl Walks {
         })
     }
 
-    /// What the name led to, as was asked.
+    /// Takes note of the inode that a name led to.
     pub(super) fn found(&self, asking: Asking, parent: InodeId, name: &Bytes, attributes: &Attributes) {
         if attributes.kind != NodeKind::Directory {
             return;

@@ -8,10 +8,10 @@ use nix::mount::{MsFlags, mount};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Where systemd and others mount the control file system.
+/// Usual mount point of the control file system.
 const CONTROL_DIRECTORY: &str = "/sys/fs/fuse/connections";
-/// How far the kernel reads ahead of a sequential reader: a request of the largest size. Its default is 128 KiB, and what
-/// is agreed on when the mount begins can only lower it.
+/// Bytes that the kernel reads ahead of a sequential reader: a request of the largest size. Its default is 128 KiB, and
+/// what is agreed on when the mount begins can only lower it.
 const READ_AHEAD_KIB: u32 = crate::fuse::REQUEST_BYTES_MAX / 1024;
 
 /// The file which, written to, aborts the connection. There only where the control file system is mounted.

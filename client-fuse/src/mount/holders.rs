@@ -1,5 +1,5 @@
-//! Who keeps a mount busy. Nothing here touches the mount itself, and the look is over after a while whatever happens:
-//! a process that hangs can make reading its `/proc/PID/maps` hang.
+//! Processes and mounts that keep a mount busy. Nothing here touches the mount itself, and the look is over after a
+//! while whatever happens: a process that hangs can make reading its `/proc/PID/maps` hang.
 
 use super::mountinfo::{self, MountEntry};
 use std::fmt;
@@ -8,40 +8,40 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
-/// How long to look.
+/// Longest search: a process may hang in a way that hangs its observers.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
-/// As many holders as are worth naming.
+/// Most holders named.
 const HOLDERS_MAX: usize = 16;
 
-/// Somebody who keeps a mount busy.
+/// A process or mount that keeps a mount busy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// A process.
+    /// A process of the PID namespace of this one.
     Process {
-        /// Its id.
+        /// As `kill` takes it.
         pid: u32,
-        /// Its name.
+        /// Name of its program, cut by the kernel to 15 bytes.
         command: String,
-        /// By what.
+        /// The first use that was found; it may have others.
         holding: Holding,
     },
     /// Another file system mounted below.
     Mount {
-        /// Where.
+        /// Mount point of the other one.
         point: PathBuf,
     },
 }
 
-/// How a process keeps a mount busy.
+/// A process's use of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holding {
-    /// Its working directory, this one.
+    /// Its working directory is this one.
     WorkingDirectory(PathBuf),
     /// Its root directory.
     RootDirectory,
     /// It runs a program from there.
     Program(PathBuf),
-    /// An open file.
+    /// It has this file open.
     OpenFile(PathBuf),
     /// A mapping of a file that it may have closed.
     Mapping,
@@ -62,7 +62,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Who holds `mount`, as far as it can be found out in time; one line for each process.
+/// Finds the holders of `mount` as far as the time allows; one line for each process.
 pub(super) fn of(mount: &MountEntry) -> Vec<Holder> {
     let (sender, found) = mpsc::channel();
     let mount = mount.clone();
@@ -109,7 +109,7 @@ fn processes() -> Vec<u32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// What the process's links say. readlink(2) there answers from the kernel's own memory.
+/// The use that a process's links show. readlink(2) there answers from the kernel's own memory.
 fn links(pid: u32, mount: &MountEntry) -> Option<Holding> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let target = |link: &str| fs::read_link(proc.join(link)).ok().filter(|path| path.starts_with(&mount.point));

@@ -16,7 +16,6 @@ pub(super) struct Device {
     pub(super) minor: u32,
 }
 
-/// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MountEntry {
     pub(super) id: u64,
@@ -81,7 +80,7 @@ fn octal(digits: [u8; 3]) -> Option<u8> {
     u8::try_from(value).ok()
 }
 
-/// What one meets when one goes to `path`: the last mount there.
+/// The mount that a path lookup of `path` ends in: the last one there.
 pub(super) fn topmost<'list>(list: &'list [MountEntry], path: &Path) -> Option<&'list MountEntry> {
     list.iter().rfind(|entry| entry.point == path)
 }

@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 /// Smallest read request that makes sense: a page. The kernel raises less to it anyway.
 const READ_BYTES_MIN: u32 = 4096;
 
-/// How to mount.
+/// Options of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
     flags: MsFlags,
@@ -16,7 +16,7 @@ pub struct MountOptions {
     max_read_bytes: u32,
 }
 
-/// An option cannot be used.
+/// Reason why an option cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
     /// Nobody knows it.
@@ -51,14 +51,14 @@ impl MountOptions {
         Ok(options)
     }
 
-    /// The same, and nothing can be changed.
+    /// The same options for a mount on which nothing can be changed.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.flags |= MsFlags::MS_RDONLY;
         self
     }
 
-    /// Whether nothing can be changed.
+    /// Whether the mount refuses changes.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.flags.contains(MsFlags::MS_RDONLY)
@@ -107,7 +107,7 @@ impl MountOptions {
         }
     }
 
-    /// mount(2)'s flags.
+    /// Flags for mount(2).
     pub(super) fn flags(&self) -> MsFlags {
         self.flags
     }

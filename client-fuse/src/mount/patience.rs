@@ -18,7 +18,7 @@ pub(super) fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> 
     receiver.recv_timeout(limit).ok()
 }
 
-/// The same for an async task, which does not block a thread of its runtime by it.
+/// As [`within`], for an async task: blocks no thread of its runtime.
 pub(super) async fn within_async<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,

@@ -15,7 +15,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(3);
 /// Dead mounts that may lie over each other at one place. Each crash can leave one.
 const DEAD_MOUNTS_MAX: usize = 64;
 
-/// Why nothing was mounted. Nothing was changed either.
+/// Reason why nothing was mounted. Nothing was changed either.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum MountError {
@@ -40,21 +40,21 @@ pub enum MountError {
         #[source]
         cause: io::Error,
     },
-    /// It is something else.
+    /// It is no directory.
     #[error("the mount point {} is not a directory", .0.display())]
     NotADirectory(PathBuf),
-    /// What is in it would be hidden.
+    /// A mount would hide its entries.
     #[error("the mount point {} is not empty: it holds '{entry}'", .path.display())]
     NotEmpty {
         path: PathBuf,
-        /// One of its entries.
+        /// The first of its entries.
         entry: String,
     },
     /// Something is mounted there.
     #[error("something is mounted at {} already: {by}", .path.display())]
     AlreadyMounted {
         path: PathBuf,
-        /// Its type and source.
+        /// Type and source of that mount.
         by: String,
     },
     /// Something on the way does not answer.
@@ -87,7 +87,7 @@ impl MountPoint {
     /// left there. May take some seconds when a file system on the way hangs; not for an async task.
     ///
     /// # Errors
-    /// What is wrong with it, as a sentence for people.
+    /// Fault of the mount point, as a sentence for people.
     pub fn prepare(path: &Path, create: bool) -> Result<Self, MountError> {
         check_device()?;
         let path = resolve(path, create)?;

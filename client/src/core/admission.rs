@@ -20,7 +20,7 @@ use std::time::Duration;
 pub(crate) const QUOTA_SLACK_BYTES: u64 = 64 << 20;
 /// Space covered beyond the present need, so that one round of requests serves many writes.
 pub(crate) const SPACE_SLACK_BYTES: u64 = 128 << 20;
-/// How long a reservation of space lasts at the datanodes.
+/// Lifetime of a reservation of space at the datanodes.
 pub(crate) const SPACE_LEASE: Duration = Duration::from_secs(20);
 /// A cover older than this is renewed before it is relied on.
 pub(super) const SPACE_RENEW_AFTER: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ pub(crate) fn charge(offset: FileOffset, length: u64) -> u64 {
 /// later pages need.
 #[derive(Debug, Default)]
 pub(crate) struct Charges {
-    /// Pages, each charged once.
+    /// Pages that were charged, each once.
     pages: Ranges,
     /// Charges that belong to no page: for pages that were charged before, for an append that touched one page less than it might
     /// have, and for a write whose unmapped pages were counted.
@@ -112,7 +112,7 @@ impl Memory {
 /// The session's reservation of the volume's quota.
 #[derive(Debug, Default)]
 pub(crate) struct Quota {
-    /// Without a limit nothing is reserved.
+    /// False without a limit: nothing is reserved then.
     pub(crate) limited: bool,
     /// Bytes that the table holds for the session.
     reserved_bytes: u64,
@@ -187,7 +187,7 @@ impl Cover {
         self.bytes >= dirty_bytes && self.is_fresh(now)
     }
 
-    /// Whether the disks were asked a short while ago.
+    /// Whether the disks' promises are young enough to be relied on.
     pub(crate) fn is_fresh(&self, now: Moment) -> bool {
         self.stale_at(now).is_some()
     }
@@ -241,8 +241,9 @@ fn storable_bytes(mut grants: Vec<u64>, code: CodeMode) -> u64 {
         .unwrap_or(0)
 }
 
-/// What each disk can be relied on for, without what records take: disks that share a file system with others of their
-/// host get their part of its free bytes at most, less a margin for what else grows there (logs, segments made ahead).
+/// Bytes that each disk can be relied on for, without the records' own: disks that share a file system with others of
+/// their host get their part of its free bytes at most, less a margin for what else grows there (logs, segments made
+/// ahead).
 fn shared_once(granted: &[(IpAddr, DiskGrant)]) -> Vec<u64> {
     let mut sharers: BTreeMap<(IpAddr, u64), u64> = BTreeMap::new();
     for (host, grant) in granted {

@@ -1,4 +1,5 @@
-//! Which blocks of shards are in memory, and which go: the index and the budget of the block cache. Pure; bytes are opaque.
+//! Blocks of shards in memory, and the choice of those that go: the index and the budget of the block cache. Pure;
+//! bytes are opaque.
 //!
 //! Chunks are immutable, so a block is never stale: nothing here is ever invalidated, only evicted. Each block is loaded once,
 //! however many readers want it at the same time.
@@ -21,7 +22,7 @@ pub(crate) const BLOCK_BYTES: u32 = 256 << 10;
 /// Memory of a block beside its bytes: its places in the tree and in its body's list, rounded up.
 const ENTRY_BYTES: usize = 256;
 
-/// Which part of which shard.
+/// Name of a block: a part of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BlockKey {
     pub(crate) chunk: ChunkId,
@@ -29,21 +30,21 @@ pub(crate) struct BlockKey {
     pub(crate) block: u32,
 }
 
-/// State of a block for whoever looks it up.
+/// State of a block that is looked up.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Looked<B> {
     Here(B),
-    /// Somebody loads it.
+    /// Another reader loads it.
     Loading,
-    /// Nobody has it.
+    /// No reader has asked for it.
     Absent,
 }
 
 #[derive(Debug)]
 enum Slot<B> {
-    /// With what it is counted.
+    /// Bytes that it is counted with until they are here.
     Loading(usize),
-    /// The bytes, and whether they were used since they were last looked at for eviction.
+    /// The bytes, and whether they were used since eviction last passed them.
     Ready(B, bool),
 }
 
@@ -83,7 +84,7 @@ impl<B: Clone> Blocks<B> {
         self.ready_bytes + self.loading_bytes
     }
 
-    /// The most that was held after any change.
+    /// Most bytes held after any change.
     pub(crate) fn most_held_bytes(&self) -> usize {
         self.most_held_bytes
     }

@@ -12,12 +12,10 @@ use std::ops::Bound::{Excluded, Unbounded};
 /// A buffer grows up to this; beyond, the next write starts another. One kernel write request is at most 1 MiB.
 const GROWING_BYTES_MAX: usize = 256 << 10;
 
-/// Bytes of one range.
 #[derive(Debug, Clone)]
 enum Piece {
     /// Still taking adjoining writes.
     Growing(BytesMut),
-    /// Final.
     Frozen(Part),
 }
 
@@ -29,7 +27,6 @@ struct Part {
 }
 
 impl Part {
-    /// All of a buffer.
     fn whole(bytes: Bytes) -> Self {
         Self { buffer_bytes: bytes.len(), bytes }
     }
@@ -71,7 +68,6 @@ fn end(offset: FileOffset, piece: &Piece) -> FileOffset {
 }
 
 impl DirtyMap {
-    /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -85,7 +81,6 @@ impl DirtyMap {
         self.pieces.last_key_value().map_or(FileOffset(0), |(offset, piece)| end(*offset, piece))
     }
 
-    /// Ranges held.
     pub(crate) fn pieces_count(&self) -> usize {
         self.pieces.len()
     }
@@ -122,7 +117,7 @@ impl DirtyMap {
         true
     }
 
-    /// Forgets what lies in `from..to`.
+    /// Forgets the data in `from..to`.
     pub(crate) fn cut(&mut self, from: FileOffset, to: FileOffset) {
         let first = self
             .pieces
@@ -189,7 +184,6 @@ impl DirtyMap {
         parts
     }
 
-    /// The ranges, ascending.
     #[cfg(test)]
     pub(crate) fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.pieces.iter().map(|(offset, piece)| (offset.0, end(*offset, piece).0))
@@ -256,7 +250,7 @@ mod tests {
         assert_eq!(map.bytes(), 50);
     }
 
-    /// A buffer that says when it is let go.
+    /// A buffer that tells when it is let go.
     struct Buffer {
         _kept: Arc<()>,
     }

@@ -1,4 +1,4 @@
-//! What goes into the core, and what it wants done.
+//! Inputs of the core, and the effects it wants.
 //!
 //! Effects are performed after the core's lock is let go, by whoever brought the input, so that those of two steps may be
 //! performed in either order. None relies on an earlier one having been performed: where order matters, the core waits for
@@ -40,7 +40,7 @@ pub(crate) struct AttemptId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct WriteId(pub(crate) u64);
 
-/// Why a range is looked up.
+/// Purpose of a look-up of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reading {
     /// For read(2).
@@ -51,7 +51,7 @@ pub(crate) enum Reading {
     Ahead,
 }
 
-/// What a caller wants.
+/// Operation that a caller begins.
 #[derive(Debug)]
 pub(crate) enum Call {
     /// To be told when the first session is open and the groups are known.
@@ -62,27 +62,27 @@ pub(crate) enum Call {
     Mutate(mutation::Op),
     /// A change of an inode that everything written before must precede, and nothing written later (R9).
     Barrier { inode: InodeId, op: mutation::Op },
-    /// Creates and opens.
+    /// Makes a file and opens it, in one request.
     Create { request: CreateNode, mode: OpenMode },
-    /// Opens.
+    /// Opens a regular file.
     Open { inode: InodeId, mode: OpenMode },
-    /// Takes data in.
+    /// Takes data in, once there is room for it.
     Write { handle: FileHandle, at: WriteAt, data: Bytes, mtime_ns: i64, kill_suid_sgid: bool },
     /// Makes what was written durable. `closing`: tells of a lost write and leaves it to be told again.
     Flush { handle: FileHandle, closing: bool },
     /// The last close.
     Release { handle: FileHandle },
-    /// Where the bytes of a range are.
+    /// Finds out where the bytes of a range are.
     Plan { handle: FileHandle, offset: FileOffset, length_bytes: u64, reading: Reading },
-    /// lseek(2).
+    /// lseek(2) for data and holes.
     Seek { handle: FileHandle, offset: FileOffset, whence: Whence },
-    /// Makes everything durable.
+    /// Flushes all inodes.
     Sync,
-    /// Ends the session.
+    /// Ends the session for good: no other is opened.
     Close,
 }
 
-/// What a caller is told.
+/// Result of a caller's operation.
 #[derive(Debug)]
 pub(crate) enum Answer {
     Done,
@@ -102,18 +102,17 @@ pub(crate) enum PlanPiece {
     Bytes(Bytes),
     /// Nothing was ever written there.
     Zeros(u64),
-    /// A part of a chunk.
+    /// `length_bytes` of a chunk, from `offset` in it on.
     Chunk { chunk: Arc<ChunkRecord>, offset: u64, length_bytes: u64 },
 }
 
-/// The answer to a metadata request.
 #[derive(Debug)]
 pub(crate) enum Response {
     Mutate(Box<MutateResponse>),
     Read(Box<ReadResponse>),
 }
 
-/// What happened.
+/// Event that steps the core.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// [`Effects::wake`] has come.
@@ -130,7 +129,7 @@ pub(crate) enum Input {
     Put { write: WriteId, chunk: ChunkId, shard: u8, elapsed: Duration, answer: Result<PutShardResponse, CallFailed> },
     /// Addresses from the volume manager; none if it did not answer.
     Endpoints(Vec<Endpoint>),
-    /// What disks promised, by the addresses of their hosts.
+    /// Promises of disks, by the addresses of their hosts.
     Granted(Vec<(IpAddr, DiskGrant)>),
     /// A member did not answer a reader.
     Unanswered { disk: DiskId },
@@ -160,7 +159,7 @@ pub(crate) struct PutChunk {
     pub(crate) write: WriteId,
     pub(crate) record: ChunkRecord,
     pub(crate) geometry: Geometry,
-    /// In the order of shards.
+    /// One for each shard, in the order of shards.
     pub(crate) members: Vec<Member>,
     pub(crate) pieces: Vec<Bytes>,
     pub(crate) session: SessionId,
@@ -176,7 +175,7 @@ pub(crate) struct Reserve {
     pub(crate) timeout: Duration,
 }
 
-/// What is to be done, in any order. Mostly it is one send or one outcome, which are kept without an allocation.
+/// Work for the shell, in any order. Mostly it is one send or one outcome, which are kept without an allocation.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) sends: SmallVec<[Send; 1]>,
@@ -184,16 +183,16 @@ pub(crate) struct Effects {
     pub(crate) own_sends: usize,
     pub(crate) puts: Vec<PutChunk>,
     pub(crate) reserve: Option<Reserve>,
-    /// Ask the volume manager for addresses.
+    /// The volume manager is to be asked for addresses.
     pub(crate) ask_volmgr: bool,
     pub(crate) outcomes: SmallVec<[(OpId, Result<Answer, Error>); 1]>,
-    /// For people.
+    /// Lines for the log.
     pub(crate) notes: Vec<Note>,
     /// When the core wants [`Input::Tick`]; `None`: never. Of two steps the later one's holds.
     pub(crate) wake: Option<Moment>,
 }
 
-/// Something that people want to know of.
+/// Event that is logged for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Note {
     /// Written data will never reach the disks.

@@ -1,4 +1,4 @@
-//! What this client knows of a file's extents: a cache of the table's map. Pure.
+//! Known part of a file's extents: a cache of the table's map. Pure.
 //!
 //! A range is known or not; within what is known, holes are what no extent covers. The cache belongs to one data
 //! version of the inode; its owner drops it when the version moves on by more than the owner's own commits. A chunk's
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// Extents of one file kept at most; beyond, the cache starts anew. About 10 MB.
 const CACHED_EXTENTS_MAX: usize = 1 << 16;
-/// What an extent, a chunk's record and a known range take in memory, with their places in the trees, rounded up.
+/// Memory of an extent, a chunk's record and a known range, with their places in the trees, rounded up.
 const EXTENT_BYTES: usize = 64;
 const RECORD_BYTES: usize = 256;
 const KNOWN_BYTES: usize = 32;
@@ -33,7 +33,7 @@ struct CachedExtent {
     chunk_offset: u64,
 }
 
-/// A chunk's record, and how many extents name it.
+/// A chunk's record with the count of extents that name it.
 #[derive(Debug)]
 struct Named {
     record: Arc<ChunkRecord>,
@@ -89,7 +89,6 @@ impl ExtentMap {
         }
     }
 
-    /// Bytes of memory held.
     pub(crate) fn held_bytes(&self) -> usize {
         self.extents.len() * EXTENT_BYTES + self.chunks.len() * RECORD_BYTES + self.known.len() * KNOWN_BYTES
     }
@@ -145,7 +144,7 @@ impl ExtentMap {
         self.known.first_missing(from.0, to.0).map(FileOffset)
     }
 
-    /// The mapped parts of `from..to`, ascending; what lies between is holes. Only for known ranges.
+    /// The mapped parts of `from..to`, ascending, with holes between them. Only for known ranges.
     pub(crate) fn ranges(&self, from: FileOffset, to: FileOffset) -> Vec<MappedRange> {
         let start = self.extents.range(..=from).next_back().map_or(from, |(o, _)| *o);
         self.extents

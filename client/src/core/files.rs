@@ -11,7 +11,6 @@ use holdfast_proto::meta::{Attr, MutateResponse, ReadResponse};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 
-/// One open file.
 #[derive(Debug)]
 pub(crate) struct OpenFile {
     pub(crate) inode: InodeId,
@@ -21,7 +20,6 @@ pub(crate) struct OpenFile {
     pub(crate) error: Option<Error>,
 }
 
-/// All open files of one mount.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     handles: BTreeMap<u64, OpenFile>,

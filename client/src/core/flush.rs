@@ -185,8 +185,9 @@ impl Core {
         }
     }
 
-    /// What was refused is written anew after a pause, when it is known what holds now: attributes, groups, chunk ids above
-    /// the floor. A vacated slot, a raised floor or another mount's truncation cost a writer nothing but time.
+    /// Arranges that what was refused is written anew: after a pause, when it is known what holds now: attributes,
+    /// groups, chunk ids above the floor. A vacated slot, a raised floor or another mount's truncation cost a writer
+    /// nothing but time.
     fn refused(&mut self, id: JobId, again: &[(Work, CommitResult)]) {
         let mut unknown = Vec::new();
         for (work, result) in again {

@@ -1,4 +1,4 @@
-//! What this client knows and holds of one inode: the newest attributes, written data on its way to the cluster, and
+//! This client's state of one inode: the newest attributes, written data on its way to the cluster, and
 //! the cached extent map. Pure.
 //!
 //! Written data passes three states. *Dirty*: in memory, taking writes. *Frozen*: a numbered generation that will not
@@ -27,39 +27,38 @@ use std::time::Duration;
 const GENERATION_BYTES_MAX: usize = 4 * CHUNK_BYTES_MAX as usize;
 /// Ranges of one generation at most: half a commit, as cutting at chunk ends adds some.
 const GENERATION_PIECES_MAX: usize = COMMIT_EXTENTS_MAX / 2;
-/// How long an inode that was created here is taken to have no extended attributes still.
+/// Time for which an inode that was created here is taken to have no extended attributes.
 const PRISTINE_FOR: Duration = Duration::from_secs(1);
 
-/// A generation on its way.
+/// A generation of written data on its way to the disks.
 #[derive(Debug)]
 pub(crate) struct Frozen {
     pub(crate) generation: u64,
     pub(crate) ranges: Arc<FrozenRanges>,
     pub(crate) mtime_ns: i64,
     pub(crate) kill_suid_sgid: bool,
-    /// What its writes were charged of the quota.
+    /// Bytes of quota that its writes were charged.
     pub(crate) charged_bytes: u64,
 }
 
-/// How much to freeze.
+/// Part of the dirty data that is to be flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Freeze {
-    /// Only what fills chunks.
+    /// Only data that fills chunks.
     FullChunks,
-    /// Everything.
     All,
 }
 
-/// What a read finds without the network.
+/// Result of a look for data without the network.
 #[derive(Debug)]
 pub(crate) enum Found {
-    /// The map of this offset is not known: ask the table from there on.
+    /// The map of this offset is not known: it is to be asked for from there on.
     MapUnknown { offset: FileOffset },
     /// Everything; nothing at or behind the end of the file.
     Pieces(Vec<PlanPiece>),
 }
 
-/// Who waits for generations to end.
+/// Waits for generations to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waiter {
     Op(OpId),
@@ -67,7 +66,7 @@ pub(crate) enum Waiter {
     Release,
 }
 
-/// What a write did to the dirty map.
+/// Change of the dirty map by a write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Written {
     pub(crate) replaced_bytes: usize,
@@ -77,27 +76,25 @@ pub(crate) struct Written {
     pub(crate) first: bool,
 }
 
-/// Data given up.
+/// Data that was given up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Dropped {
     pub(crate) bytes: usize,
     pub(crate) charged_bytes: u64,
 }
 
-/// One inode in use by this client.
 #[derive(Debug)]
 pub(crate) struct Inode {
     pub(crate) id: InodeId,
-    /// By which it was opened last, if that is known.
+    /// Name by which it was opened last, if that is known.
     pub(crate) name: Option<Name>,
     attributes: Attr,
-    /// Handles that are open.
     pub(crate) handles: BTreeSet<u64>,
     dirty: DirtyMap,
     dirty_since: Option<Moment>,
     mtime_ns: i64,
     kill_suid_sgid: bool,
-    /// What the writes that are dirty now were charged of the quota.
+    /// Quota charged for the writes that are dirty now.
     charges: Charges,
     flushing: VecDeque<Frozen>,
     next_generation: u64,
@@ -106,13 +103,13 @@ pub(crate) struct Inode {
     map_version: u64,
     /// Until then it is [pristine](Inode::is_pristine).
     pristine_until: Option<Moment>,
-    /// A write that was lost when no handle was open.
+    /// Loss of a write while no handle was open: the next one tells it.
     pub(crate) error: Option<Error>,
-    /// Who waits for all generations below a number to end.
+    /// Each waits for all generations below a number to end.
     waiters: Vec<(u64, Waiter)>,
     /// Its first generation is being committed.
     pub(crate) committing: bool,
-    /// Who waits for the map, from any offset.
+    /// Operations that wait for the map, from any offset.
     pub(crate) map_waiters: Vec<OpId>,
     /// A part of the map was asked for and not answered yet.
     pub(crate) map_asked: bool,
@@ -193,7 +190,7 @@ impl Inode {
         self.doubtful
     }
 
-    /// The size as this client's user sees it.
+    /// Size as this client's user sees it: with what is not flushed yet.
     pub(crate) fn size_bytes(&self) -> u64 {
         let flushing = self.flushing.iter().map(|f| f.ranges.end()).max().unwrap_or_default();
         self.attributes.size_bytes.max(flushing.0).max(self.dirty.end().0)
@@ -222,7 +219,7 @@ impl Inode {
         self.attributes.truncate_generation
     }
 
-    /// Where a write goes: the end is chosen when the data is taken in.
+    /// Offset of a write; the end is taken when the data is.
     pub(crate) fn offset_of(&self, at: WriteAt) -> FileOffset {
         match at {
             WriteAt::Offset(offset) => FileOffset(offset),
@@ -256,7 +253,7 @@ impl Inode {
         Ok(Written { replaced_bytes, dirty_bytes, pieces_count, first })
     }
 
-    /// Since when there is dirty data.
+    /// Time of the first write that is dirty still.
     pub(crate) fn dirty_since(&self) -> Option<Moment> {
         self.dirty_since
     }
@@ -316,7 +313,7 @@ impl Inode {
         self.waiters.push((through, waiter));
     }
 
-    /// Those whose wait is over.
+    /// Takes out the waiters whose wait is over.
     pub(crate) fn take_waiters(&mut self) -> Vec<Waiter> {
         let oldest = self.flushing.front().map_or(u64::MAX, |f| f.generation);
         let mut over = Vec::new();
@@ -333,7 +330,6 @@ impl Inode {
         self.dirty.is_empty() && self.flushing.is_empty()
     }
 
-    /// Whether its state may be forgotten.
     pub(crate) fn is_unused(&self) -> bool {
         self.handles.is_empty() && self.is_clean() && self.map_waiters.is_empty() && self.error.is_none()
     }
@@ -360,7 +356,7 @@ impl Inode {
         self.end(generation)
     }
 
-    /// Ends a generation; what it held.
+    /// Ends a generation and returns what it held.
     pub(crate) fn end(&mut self, generation: u64) -> Dropped {
         let Some(at) = self.flushing.iter().position(|f| f.generation == generation) else { return Dropped::default() };
         self.flushing.remove(at).map_or(Dropped::default(), |frozen| Dropped {
@@ -401,12 +397,11 @@ impl Inode {
         self.map.clear();
     }
 
-    /// Bytes that the cached map takes.
     pub(crate) fn map_bytes(&self) -> usize {
         self.map.held_bytes()
     }
 
-    /// What is at `offset`, at most `length_bytes` of it.
+    /// Finds what is at `offset`, at most `length_bytes` of it.
     pub(crate) fn find(&mut self, offset: FileOffset, length_bytes: u64) -> Found {
         if self.doubtful {
             return Found::MapUnknown { offset };
@@ -447,8 +442,8 @@ fn is_untouched(attributes: &Attr) -> bool {
     attributes.btime_ns != 0 && attributes.ctime_ns == attributes.btime_ns
 }
 
-/// What a write by an unprivileged caller leaves of a mode, as the table does it: sgid without group execution is
-/// mandatory locking's mark and stays.
+/// The mode after a write by an unprivileged caller, as the table changes it: sgid without group execution is mandatory
+/// locking's mark and stays.
 fn without_suid_sgid(mode: u32) -> u32 {
     let sgid = if mode & 0o010 == 0 { 0 } else { 0o2000 };
     mode & !(0o4000 | sgid)

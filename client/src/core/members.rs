@@ -1,4 +1,4 @@
-//! Where things are: block groups, node addresses, and which disks failed lately and are avoided for a while. Pure.
+//! Places of things: block groups, node addresses, and which disks failed lately and are avoided for a while. Pure.
 //!
 //! Groups and addresses come from the table's leader, which learns addresses from the volume manager. What the volume
 //! manager thinks of a node is a preference: a member that it calls dead is used when there are too few others, because this
@@ -17,13 +17,13 @@ use std::time::Duration;
 const AVOID_FIRST: Duration = Duration::from_millis(250);
 /// Longest time a failing disk is left out: so long after its return it is used again at the latest.
 const AVOID_MAX: Duration = Duration::from_secs(5);
-/// A disk without space is asked again after this.
+/// Time for which a disk without space is not asked.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 struct NodePlace {
     address: SocketAddr,
-    /// The volume manager's opinion, of the node and of its disks.
+    /// In the volume manager's opinion; `failed_disks` and `full_disks` likewise.
     alive: bool,
     failed_disks: Vec<u64>,
     full_disks: Vec<u64>,
@@ -35,31 +35,30 @@ struct Health {
     avoid_until: Moment,
 }
 
-/// Where a shard is to be found or put.
+/// Place of a shard: slot, disk, and the address to send to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) slot: u8,
     pub(crate) disk: DiskId,
     pub(crate) node: NodeId,
     pub(crate) address: SocketAddr,
-    /// The volume manager thinks so, of the node and of the disk.
+    /// The volume manager thinks that node and disk serve.
     pub(crate) alive: bool,
     /// The volume manager thinks that the disk takes no more data.
     pub(crate) full: bool,
 }
 
-/// The client's view of the cluster.
 #[derive(Debug, Default)]
 pub(crate) struct Members {
     groups: BTreeMap<GroupId, Arc<BlockGroup>>,
     /// Groups that take chunks, in a stable order.
     open: Vec<GroupId>,
     nodes: BTreeMap<NodeId, NodePlace>,
-    /// Where the next page of groups begins: (last change, group) of what was seen.
+    /// Place of the next page of groups: (last change, group) of the last one seen.
     pub(crate) cursor: (u64, u64),
     /// Every change of groups up to this number is known.
     changes: u64,
-    /// Of the addresses and of who is alive.
+    /// Of addresses and liveness, as the table told them last: equal for equal ones, not ordered.
     nodes_version: u64,
     health: BTreeMap<DiskId, Health>,
 }
@@ -116,7 +115,6 @@ impl Members {
         self.nodes.get(&node).map(|n| n.address)
     }
 
-    /// The open groups, in a stable order.
     pub(crate) fn open_groups(&self) -> &[GroupId] {
         &self.open
     }
@@ -137,7 +135,6 @@ impl Members {
         members
     }
 
-    /// The members of a group whose addresses are known.
     pub(crate) fn all(&self, group: &BlockGroup) -> Vec<Member> {
         (0u8..).zip(&group.slots).filter_map(|(slot, at)| self.member(slot, DiskId(at.disk), NodeId(at.node))).collect()
     }
@@ -149,7 +146,7 @@ impl Members {
         (disk.0 != 0).then_some(Member { slot, disk, node, address: place.address, alive, full })
     }
 
-    /// Where shard `shard` of a chunk is, if its slot and node are known.
+    /// Place of shard `shard` of a chunk, if its slot and node are known.
     pub(crate) fn locate(&self, chunk: &ChunkRecord, shard: usize) -> Option<Member> {
         let slot = *chunk.slots.get(shard)?;
         let at = self.groups.get(&GroupId(chunk.group))?.slots.get(usize::from(slot))?;

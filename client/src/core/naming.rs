@@ -11,14 +11,13 @@ use std::collections::VecDeque;
 /// Names remembered. Between a lookup and the open that it was for, others may look something up.
 const REMEMBERED_MAX: usize = 64;
 
-/// A name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Name {
     pub(crate) parent: InodeId,
     pub(crate) name: Bytes,
 }
 
-/// The names that were looked up last.
+/// The last names looked up, oldest first, with the inodes they led to.
 #[derive(Debug)]
 pub(crate) struct LookedUp(VecDeque<(InodeId, Name)>);
 

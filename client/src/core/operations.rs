@@ -1,4 +1,4 @@
-//! What callers ask for: from its beginning to its outcome.
+//! Operations of callers, from beginning to outcome.
 
 use super::effects::{Answer, Call, OpId, RequestId, Response};
 use super::inode::{Freeze, Waiter};
@@ -17,21 +17,20 @@ use std::time::Duration;
 /// The same for all, so that the oldest operation has the first deadline.
 const DEADLINE: Duration = Duration::from_millis(REQUEST_DEADLINE_MS as u64);
 
-/// An operation of a caller.
 #[derive(Debug)]
 pub(super) struct Operation {
     pub(super) deadline: Moment,
     pub(super) state: State,
 }
 
-/// What an operation waits for.
+/// Event that an operation waits for.
 #[derive(Debug)]
 pub(super) enum State {
     /// The first session and the first groups.
     Starting,
     /// The answer to a request.
     Asked(RequestId),
-    /// The same of a lookup of this name.
+    /// The answer to a lookup of this name.
     LookingUp(RequestId, Name),
     /// The answer to a request that opens something, which is closed again if nobody waits for it.
     Opening(OpenMode, Option<Name>),
@@ -59,7 +58,7 @@ pub(super) enum State {
     },
 }
 
-/// What comes after a flush.
+/// Next step after a flush.
 #[derive(Debug)]
 pub(super) enum Then {
     Nothing,
@@ -169,7 +168,8 @@ impl Core {
         }
     }
 
-    /// What the outcome gave away comes back: a handle that nobody knows is closed, a lost write is told to somebody else.
+    /// Takes back what an outcome gave away, because nobody waits for it: the handle is closed, the lost write is told
+    /// to somebody else.
     pub(super) fn undelivered(&mut self, outcome: Result<Answer, Error>) {
         match outcome {
             Ok(Answer::Opened(_, handle)) => {

@@ -14,7 +14,7 @@ pub(crate) struct PlannedChunk {
     pub(crate) pieces: Vec<Bytes>,
     /// Length of all the pieces.
     pub(crate) length_bytes: u32,
-    /// Which file ranges it holds, in the order of `pieces`.
+    /// File ranges that it holds, in the order of `pieces`.
     pub(crate) extents: Vec<PlannedExtent>,
 }
 

@@ -4,7 +4,7 @@ use crate::{FileHandle, WriteAt};
 use bytes::Bytes;
 use holdfast_common::FileOffset;
 
-/// How far the search for space has come.
+/// Progress of the search for space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Space {
     Fresh,
@@ -16,7 +16,7 @@ pub(super) enum Space {
     Unknown,
 }
 
-/// How far the search for quota has come.
+/// Progress of the search for quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Share {
     Fresh,
@@ -25,7 +25,7 @@ pub(super) enum Share {
     Asked,
     /// The quota seems used up: what is dirty is flushed, which turns cautious charges into true ones.
     Flushing,
-    /// What the write will really map is counted, from this offset on, so far so many bytes.
+    /// The unmapped bytes under the write are counted: from this offset on, so far so many.
     Counting {
         at: FileOffset,
         unmapped: u64,
@@ -41,14 +41,14 @@ pub(super) struct PendingWrite {
     pub(super) data: Bytes,
     pub(super) mtime_ns: i64,
     pub(super) kill_suid_sgid: bool,
-    /// What it is charged of the quota.
+    /// Quota that it is charged.
     pub(super) charge_bytes: u64,
     pub(super) space: Space,
     pub(super) share: Share,
 }
 
 impl PendingWrite {
-    /// What it waits for, for people.
+    /// Reason of its wait, as its timeout tells it.
     pub(super) fn wanting(&self) -> &'static str {
         match (self.space, self.share) {
             (Space::Asked | Space::AskedAgain | Space::Flushing, _) => "the disks did not promise space in time",

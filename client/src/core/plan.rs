@@ -1,4 +1,4 @@
-//! Where the bytes of a range are, put together from layers: the newest first. Pure.
+//! Sources of a range's bytes, put together from layers: the newest first. Pure.
 
 use super::effects::PlanPiece;
 use super::extent_map::MappedRange;
@@ -40,7 +40,7 @@ impl Plan {
         gaps
     }
 
-    /// What no layer has given yet, ascending.
+    /// The parts of the range that no layer has given yet, ascending.
     pub(crate) fn gaps(&self) -> Vec<(FileOffset, FileOffset)> {
         self.gaps_in(self.from, self.to)
     }

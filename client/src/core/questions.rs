@@ -26,7 +26,7 @@ pub(crate) struct Questions {
     next: u64,
     under_way: Ascending<u64>,
     let_go: BTreeMap<InodeId, LetGo>,
-    /// The same in the order of letting go.
+    /// As above, in the order of letting go.
     order: VecDeque<(u64, InodeId)>,
 }
 
@@ -60,7 +60,7 @@ impl Questions {
         self.order.push_back((before, inode));
     }
 
-    /// The answer, or what is known to be newer.
+    /// The newer one: this answer, or what was kept.
     pub(crate) fn not_older(&self, fresh: Attr) -> Attr {
         let known = self.let_go.get(&InodeId(fresh.inode)).map(|kept| &kept.attributes);
         known.map_or(fresh, |known| newest(fresh, known))

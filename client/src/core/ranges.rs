@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 pub(crate) struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
-    /// Ranges held.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

@@ -19,7 +19,7 @@ pub(crate) struct Readahead {
     window_bytes: u64,
 }
 
-/// What to do for one read.
+/// Advice for one read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Advice {
     /// Fetch whole blocks: neighbours will be wanted.

@@ -1,5 +1,5 @@
-//! Where the bytes of a range are: maps asked for as far as they are not known. A map too large for the budget is forgotten at the
-//! end of the step that has made use of it.
+//! Finds the bytes of a range: maps asked for as far as they are not known. A map too large for the budget is forgotten
+//! at the end of the step that has made use of it.
 
 use super::effects::{Answer, OpId, Reading};
 use super::inode::{Found, Inode};

@@ -23,7 +23,6 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Pause before a named leader is asked: two replicas that name each other during an election must not make a busy loop.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(1);
 
-/// What is asked.
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
     Mutation(mutation::Op),
@@ -35,16 +34,16 @@ struct Request<A> {
     asker: A,
     body: Body,
     sequence: Option<u64>,
-    /// The session it was sent under last.
+    /// Session of the last attempt.
     session: SessionId,
     pauses: Pauses,
     retry_at: Option<Moment>,
     attempts: u32,
-    /// Where the last attempt went, until it is answered.
+    /// Address of the last attempt, until it is answered.
     sent_to: Option<SocketAddr>,
 }
 
-/// What an answer means to the asker.
+/// Meaning of an answer for the asker.
 #[derive(Debug)]
 pub(crate) enum Outcome<A> {
     /// An answer, or the table's refusal.
@@ -79,11 +78,11 @@ pub(crate) struct Requests<A> {
     waiting: VecDeque<RequestId>,
 }
 
-/// What to do with an answer.
+/// Meaning of an answer's code.
 enum Verdict {
     Done,
     Expired,
-    /// Ask this one next.
+    /// This one leads: it is asked next.
     Follow(SocketAddr),
     /// Ask another one, after a pause.
     Another,
@@ -333,7 +332,7 @@ impl<A> Requests<A> {
         }
     }
 
-    /// When [`Requests::tick`] has something to do.
+    /// Time of the next [`Requests::tick`] that has something to do.
     pub(crate) fn wake(&self) -> Option<Moment> {
         self.retries.first().map(|((at, _), ())| *at)
     }

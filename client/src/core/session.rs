@@ -12,14 +12,14 @@ use std::time::Duration;
 
 /// Inodes released at most in one keep-alive; the rest goes with the next.
 const RELEASED_MAX: usize = 16 << 10;
-/// How long the table keeps a session that is silent.
+/// Silence after which the table ends a session.
 pub(crate) const LEASE: Duration = Duration::from_millis(SESSION_LEASE_MS as u64);
 
 /// Ids that were asked for longer ago are left: a chunk that gets its id now may take a request deadline until it is committed,
 /// and two deadlines after they were given out the floor may pass them. They cost nothing, another range one entry.
 const CHUNKS_AGE_MAX: Duration = Duration::from_millis(REQUEST_DEADLINE_MS as u64);
 
-/// What is known of the session's life.
+/// Knowledge of the session's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// It is being opened; requests wait.
@@ -43,7 +43,6 @@ struct Opening {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OpeningId(u64);
 
-/// One mount's session.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) phase: Phase,
@@ -97,7 +96,7 @@ impl Session {
         runs_out
     }
 
-    /// When [`Session::look`] will find it unsure.
+    /// Time at which [`Session::look`] will find it unsure.
     pub(crate) fn unsure_at(&self) -> Option<Moment> {
         (self.phase == Phase::Live).then_some(self.lease_until)
     }

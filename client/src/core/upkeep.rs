@@ -1,4 +1,4 @@
-//! What a mount does by itself: the session, keep-alives, groups and addresses, unused quota.
+//! Work that a mount does by itself: the session, keep-alives, groups and addresses, unused quota.
 
 use super::effects::Note;
 use super::inode::Inode;
@@ -22,7 +22,8 @@ pub(super) const VOLMGR_INTERVAL: Duration = Duration::from_secs(1);
 const QUOTA_RETURN_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause before another session is asked for, after one was refused.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
-/// What is kept of the mount's key in the key of a later session; with eight bytes more it is within the table's limit.
+/// Bytes of the mount's key that go into the key of a later session; with eight bytes more it is within the table's
+/// limit.
 const KEY_BYTES_MAX: usize = 512;
 /// Chunk ids reserved at once. A range costs one Raft entry; unused ids cost nothing.
 const CHUNK_RANGE_COUNT: u32 = 4096;
@@ -206,7 +207,7 @@ impl Core {
         self.writeback.groups_learnt();
     }
 
-    /// Tells whoever mounts.
+    /// Ends the mount's wait for its first session.
     fn end_starting(&mut self, outcome: &Result<(), Error>) {
         let starting: Vec<_> = self
             .operations

@@ -12,7 +12,7 @@ use holdfast_proto::meta::{ChunkRecord, Extent};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// Bytes of one job at most: four chunks.
+/// Most bytes of one job: four chunks.
 const JOB_BYTES_MAX: usize = 4 * CHUNK_BYTES_MAX as usize;
 /// Generations of one job at most: as many files as one commit answers for.
 const JOB_GENERATIONS_MAX: usize = 512;
@@ -39,7 +39,7 @@ pub(crate) struct Work {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct JobId(u64);
 
-/// What a job waits for.
+/// Event that a job waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JobState {
     /// Until so many chunks are durable.
@@ -184,12 +184,11 @@ impl WriteBack {
         }
     }
 
-    /// When [`WriteBack::rested`] has another one.
+    /// Time at which [`WriteBack::rested`] has another one.
     pub(crate) fn wake(&self) -> Option<Moment> {
         self.jobs.values().filter_map(Job::rests_until).min()
     }
 
-    /// Ends a job.
     pub(crate) fn end(&mut self, id: JobId) -> Option<Job> {
         let job = self.jobs.remove(&id)?;
         self.permits += job.weight;

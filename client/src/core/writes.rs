@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// Attempts that all ended in "no space" before the data is given up (R16).
 const NO_SPACE_ATTEMPTS_MAX: u32 = 3;
 
-/// An attempt's choice.
+/// Group, shape and members that an attempt has chosen.
 #[derive(Debug)]
 pub(crate) struct Stripe {
     pub(crate) group: Arc<BlockGroup>,
@@ -27,7 +27,7 @@ pub(crate) struct Stripe {
     pub(crate) members: Vec<Member>,
 }
 
-/// The group whose turn it is by the chunk's id and that can take the widest stripe.
+/// Chooses the group: by the chunk's id, among those that can take the widest stripe.
 pub(crate) fn choose_stripe(
     members: &Members,
     code: CodeMode,
@@ -56,7 +56,7 @@ pub(crate) fn choose_stripe(
     best
 }
 
-/// What an answer to a put says.
+/// Meaning of an answer to a put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Put {
     Stored,
@@ -92,13 +92,12 @@ pub(crate) fn judge(answer: &Result<PutShardResponse, CallFailed>) -> Put {
     }
 }
 
-/// An attempt under way.
 #[derive(Debug)]
 struct Putting {
     record: ChunkRecord,
     members: Vec<Member>,
     left: BTreeSet<u8>,
-    /// The worst that a member said.
+    /// The worst answer of a member so far.
     failure: Option<Put>,
 }
 
@@ -106,7 +105,7 @@ struct Putting {
 #[derive(Debug)]
 pub(crate) struct ChunkWrite {
     pub(crate) job: JobId,
-    /// Which chunk of the job's plan.
+    /// Its place in the job's plan.
     pub(crate) index: usize,
     pub(crate) pieces: Vec<Bytes>,
     pub(crate) length_bytes: u32,
@@ -114,7 +113,7 @@ pub(crate) struct ChunkWrite {
     putting: Option<Putting>,
 }
 
-/// How an attempt ended.
+/// End of an attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Ended {
     /// Every shard is durable.
@@ -125,7 +124,6 @@ pub(crate) enum Ended {
     NoSpace,
 }
 
-/// All writes of chunks of one mount.
 #[derive(Debug, Default)]
 pub(crate) struct ChunkWrites {
     writes: BTreeMap<WriteId, ChunkWrite>,

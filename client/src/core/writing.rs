@@ -1,4 +1,4 @@
-//! How data is taken in, and how chunks reach their members.
+//! Takes data in, and brings chunks to their members.
 
 use super::admission::{Granted, charge, is_counted};
 use super::admission::{OVERHEAD_DIVISOR, QUOTA_SLACK_BYTES, SPACE_LEASE, SPACE_SLACK_BYTES, SPACE_TIMEOUT};
@@ -27,7 +27,7 @@ const MEMBERS_PAUSE: Duration = Duration::from_millis(100);
 /// Dirty pieces of one file from which on it is flushed although they do not fill a chunk.
 const DIRTY_PIECES_MAX: usize = COMMIT_EXTENTS_MAX / 2;
 
-/// What a waiting write does next.
+/// Next step of a waiting write.
 enum Step {
     Admitted,
     Waits,
@@ -394,7 +394,7 @@ impl Core {
         }
     }
 
-    /// What a member did is known to others before the slowest has answered.
+    /// Takes note of a member's answer at once: others know it before the slowest has answered.
     pub(super) fn put_answered(
         &mut self,
         id: WriteId,

@@ -10,7 +10,7 @@ use holdfast_proto::meta::{
     SetAttr, SetXattr, Unlink, Walk, mutation, read_request,
 };
 
-/// What names of extended attributes may begin with; Linux knows no others that a file system keeps.
+/// Namespaces of extended attributes; Linux knows no others that a file system keeps.
 const XATTR_NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
 
 pub(super) fn name_of(name: &[u8]) -> Bytes {
@@ -45,7 +45,7 @@ pub(super) fn create_request(parent: InodeId, name: &[u8], node: NewNode, mode: 
 /// All methods fail with what the table answers, or when no answer comes before the deadline.
 #[allow(clippy::missing_errors_doc)]
 impl FileSystem {
-    /// What a name in a directory refers to; "." and ".." included.
+    /// Attributes of the inode that a name in a directory refers to; "." and ".." included.
     pub async fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Attributes, Error> {
         let op = Lookup { parent: parent.0, name: name_of(name) };
         shown(self.ask(read_request::Op::Lookup(op)).await?.attr)
@@ -56,7 +56,7 @@ impl FileSystem {
         shown(self.ask(read_request::Op::GetAttr(GetAttr { inode: inode.0 })).await?.attr)
     }
 
-    /// The attributes of a file that this mount created a moment ago and has open, with what it wrote since. Nothing if
+    /// Attributes of a file that this mount created a moment ago and has open, with what it wrote since. None if
     /// anybody is known to have changed it.
     #[must_use]
     pub fn created_attributes(&self, inode: InodeId) -> Option<Attributes> {

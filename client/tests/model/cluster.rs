@@ -5,7 +5,7 @@
 use bytes::{Bytes, BytesMut};
 use holdfast_client::network::{Call, Network};
 use holdfast_common::{ChunkId, FileOffset, GroupId, InodeId, Random, SessionId};
-use holdfast_metanode::table::{COMMAND_VERSION, FEATURE_LEVEL, Table, is_leader_only, refusal};
+use holdfast_metanode::{COMMAND_VERSION, FEATURE_LEVEL, Table, is_leader_only, refusal};
 use holdfast_proto::control::{Endpoint, Volume, VolumeState};
 use holdfast_proto::data::{
     DiskGrant, PutShardRequest, PutShardResponse, ReadShardsRequest, ReadShardsResponse, ReserveSpaceRequest,

@@ -15,7 +15,7 @@ use crate::status::AdmissionError;
 
 /// Ticks that an admission may take; then the voter asks again, of whoever leads then.
 const ADMISSION_TICKS: usize = 10 * ELECTION_TICKS;
-/// Admissions of a group under way; there are never more voters.
+/// Most admissions of a Raft group under way; there are never more voters.
 const ADMISSIONS_MAX: usize = 16;
 
 /// A voter that waits.

@@ -1,5 +1,5 @@
-//! What a turn wants done. [`crate::order`] says in which order; `records` must be durable before the core is told
-//! `persisted`.
+//! Effects of a turn. [`crate::order`] says in which order they happen; `records` must be durable before the core is
+//! told `persisted`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,13 +19,13 @@ pub(crate) struct Command<P> {
     pub(crate) ticket: Option<P>,
 }
 
-/// Committed commands of a group, to be applied in this order.
+/// Committed commands of a Raft group, to be applied in this order.
 pub(crate) struct Apply<P> {
     pub(crate) group: RaftGroupId,
     pub(crate) commands: Vec<Command<P>>,
 }
 
-/// A delivered snapshot is current: its state takes the place of the group's.
+/// A delivered snapshot is current: its state takes the place of the Raft group's.
 pub(crate) struct Install {
     pub(crate) group: RaftGroupId,
     pub(crate) mark: SnapshotMark,
@@ -40,7 +40,7 @@ pub(crate) struct Freeze {
 }
 
 impl Freeze {
-    /// What its file says of it.
+    /// Header of its file.
     pub(crate) fn into_header(self) -> SnapshotHeader {
         let Self { group, mark, voters, learners } = self;
         SnapshotHeader { group, index: mark.index, term: mark.term, voters, learners }
@@ -64,7 +64,7 @@ pub(crate) struct Admitted {
     pub(crate) mark: SnapshotMark,
 }
 
-/// Everything a turn wants done.
+/// Work that a turn leaves to its shell.
 pub(crate) struct Effects<P, R> {
     pub(crate) messages: BTreeMap<NodeId, Vec<GroupMessage>>,
     pub(crate) snapshots: Vec<SnapshotOut>,
@@ -72,16 +72,16 @@ pub(crate) struct Effects<P, R> {
     pub(crate) installs: Vec<Install>,
     pub(crate) applies: Vec<Apply<P>>,
     pub(crate) failed: Vec<(P, ProposeError)>,
-    /// With the group whose state is to be read.
+    /// With the Raft group whose state is to be read.
     pub(crate) reads: Vec<(RaftGroupId, R, Result<(), ReadError>)>,
     pub(crate) freezes: Vec<Freeze>,
     /// Snapshot files nobody needs: (group, file number).
     pub(crate) removals: Vec<(RaftGroupId, u64)>,
-    /// Groups that stop, and why.
+    /// Raft groups that stop, and why.
     pub(crate) broken: Vec<(RaftGroupId, StopReason)>,
     /// Answers to admissions, by ticket.
     pub(crate) admitted: Vec<(u64, Result<Admitted, AdmissionError>)>,
-    /// Groups whose status or lease may have changed.
+    /// Raft groups whose status or lease may have changed.
     pub(crate) touched: BTreeSet<RaftGroupId>,
 }
 

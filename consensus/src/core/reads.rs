@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use holdfast_common::LogIndex;
 use raft::ReadState;
 
-/// Reads that may wait for a lease.
+/// Most reads that wait for a lease.
 const READS_MAX: usize = 64 << 10;
 /// Unanswered rounds remembered. A leader without a majority steps down within two election timeouts.
 const ROUNDS_MAX: usize = 32;
@@ -27,13 +27,13 @@ struct Granted {
 pub(super) struct Reads<R> {
     lease_ns: u64,
     until_ns: u64,
-    /// Confirmed, but to be applied first.
+    /// Confirmed, and to wait until this is applied.
     granted: Option<Granted>,
     /// When the last round began that was confirmed and applied: reads that came before it may go ahead.
     confirmed_ns: Option<u64>,
     rounds: VecDeque<Round>,
     next_context: u64,
-    /// With when they came.
+    /// With the times at which they came.
     waiting: Vec<(u64, R)>,
     pub(super) round_wanted: bool,
 }

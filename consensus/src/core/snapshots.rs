@@ -1,4 +1,4 @@
-//! A group's snapshots: frozen when the log asks for it, taken from the leader, shipped to followers.
+//! A Raft group's snapshots: frozen when the log asks for it, taken from the leader, shipped to followers.
 
 use bytes::Bytes;
 use holdfast_common::{LogIndex, Term};
@@ -19,7 +19,7 @@ const RESTORE_TICK_BYTES: u64 = 512 << 10;
 /// Ticks between two tries to write a snapshot that the log asks for: a large state is not written in vain all the time.
 const FREEZE_PAUSE_TICKS: usize = 3 * ELECTION_TICKS;
 
-/// How many times as often snapshots are written on a nearly full disk.
+/// Factor by which snapshots are written more often on a nearly full disk.
 const TIGHT_SNAPSHOTS: u64 = 4;
 
 impl<P, R> GroupCore<P, R> {
@@ -41,8 +41,9 @@ impl<P, R> GroupCore<P, R> {
         out.remove(self.group, Some(mark));
     }
 
-    /// How a snapshot's way to a follower went. That it arrived is not that it is restored: the follower says so itself,
-    /// and raft would send it again as long as it does not. Only if it never does is it tried again.
+    /// Takes note of how the sending of a snapshot to a follower ended. That it arrived is not that it is restored: the
+    /// follower says so itself, and raft would send it again as long as it does not. Only if it never does is it tried
+    /// again.
     pub(crate) fn snapshot_reported(&mut self, to: u64, ok: bool) {
         if ok {
             self.restoring.insert(to, restore_ticks(self.raw.store().mark().bytes));

@@ -1,4 +1,4 @@
-//! What a group says of its own standing: part, term, leader, and how far it is. Pure.
+//! Standing of a Raft group, in its own words: part, term, leader, and how far it is. Pure.
 
 use holdfast_common::{LogIndex, NodeId, Term};
 use raft::StateRole;
@@ -8,7 +8,7 @@ use crate::status::{GroupStatus, Role};
 use crate::stop::StopReason;
 
 impl<P, R> GroupCore<P, R> {
-    /// Why it is stopped, if it is.
+    /// Reason of its stop, if it is stopped.
     pub(crate) fn stopped(&self) -> Option<&StopReason> {
         self.stopped.as_ref()
     }

@@ -1,4 +1,4 @@
-//! What raft-rs reads back: the entries since a little before the last snapshot, all in memory. Pure.
+//! Entries that raft-rs reads back: those since a little before the last snapshot, all in memory. Pure.
 
 use std::collections::VecDeque;
 
@@ -11,10 +11,10 @@ use super::wire::{conf_state, entry_from_log, log_from_entry};
 use crate::log::record::{GroupState, LogEntry, SnapshotMark};
 use crate::log::replay::Replayed;
 
-/// Bytes an entry counts beside its data.
+/// Bytes that an entry is counted with beside its data.
 const ENTRY_COST_BYTES: u64 = 64;
 
-/// The stable part of a group's Raft log, or what is about to become stable in this turn.
+/// Stable part of a Raft group's log, or entries about to become stable in this turn.
 pub(crate) struct EntryStore {
     hard: HardState,
     conf: ConfState,
@@ -162,7 +162,7 @@ impl EntryStore {
     }
 }
 
-/// What a snapshot message carries beside its metadata: number and length of the sender's file.
+/// Data that a snapshot message carries beside its metadata: number and length of the sender's file.
 pub(crate) fn snapshot_data(mark: SnapshotMark) -> Bytes {
     let mut data = BytesMut::with_capacity(16);
     data.put_u64_le(mark.file);

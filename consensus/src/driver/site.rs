@@ -1,4 +1,4 @@
-//! Where the effects of a real node take place: handles, the outbox, and the worker's threads.
+//! Place of a real node's effects: handles, the outbox, and the worker's threads.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
@@ -19,11 +19,12 @@ use crate::snapshot;
 use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError};
 use crate::stop::StopReason;
 
-/// What performing needs of the driver. Whoever does not wait any more need not be told: answers nobody takes are dropped.
+/// Parts of the driver that performing needs. A caller that waits no more need not be told: answers nobody takes are
+/// dropped.
 pub(super) struct DriverSite<'a, S> {
     pub(super) outbox: &'a dyn Outbox,
     pub(super) groups: &'a Groups<S>,
-    /// Groups of this turn, which no handle knows before they are durable.
+    /// Raft groups of this turn, which no handle knows before they are durable.
     pub(super) created: &'a BTreeMap<RaftGroupId, Group<S>>,
     pub(super) snapshots: &'a dyn Directory,
     pub(super) jobs: &'a mpsc::Sender<Job>,

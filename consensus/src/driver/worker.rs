@@ -16,12 +16,11 @@ use crate::sabotage::Sabotage;
 use crate::snapshot::{self, SnapshotError, SnapshotHeader};
 use holdfast_storage::Directory;
 
-/// Makes the empty state machine of a group.
+/// Makes the empty state machine of a Raft group.
 pub(crate) type Make<S> = Arc<Mutex<dyn Fn(RaftGroupId) -> S + Send>>;
-/// Restored states on their way to the driver, by group and file.
+/// Restored states on their way to the driver, by Raft group and file.
 pub(crate) type Restored<S> = Arc<Mutex<BTreeMap<(RaftGroupId, u64), S>>>;
 
-/// One thing to do.
 pub(crate) enum Job {
     Write { header: SnapshotHeader, mark: SnapshotMark, state: Box<dyn Snapshot> },
     Receive { from: NodeId, message: GroupMessage, path: PathBuf, file: u64 },
@@ -32,7 +31,7 @@ pub(crate) enum Job {
 /// Threads that take jobs in turns: the snapshot of one large table does not hold up those of the others.
 pub(crate) const WORKERS: usize = 3;
 
-/// What the threads share.
+/// Parts that the worker's threads share.
 pub(crate) struct Worker<S> {
     pub(crate) disk: Arc<dyn Directory>,
     pub(crate) reserve: Arc<Reserve>,

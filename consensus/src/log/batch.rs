@@ -13,12 +13,12 @@ pub(crate) const LOG_VERSION: u32 = 2;
 /// Batches start at multiples of this, the smallest unit a disk writes whole: a torn write of one batch leaves the
 /// sectors of those before it alone.
 pub(crate) const ALIGN_BYTES: usize = 512;
-/// Where a segment's first batch starts.
+/// Offset of a segment's first batch.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = ALIGN_BYTES;
-/// The same, as an offset.
+/// [`SEGMENT_HEADER_BYTES`] as an offset.
 pub(crate) const FIRST_BATCH: u32 = 512;
 const _: () = assert!(FIRST_BATCH as usize == SEGMENT_HEADER_BYTES);
-/// Where a batch's records start.
+/// Offset of a batch's records in the batch.
 pub(crate) const BATCH_HEADER_BYTES: usize = 40;
 
 const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"HFLS");
@@ -32,14 +32,14 @@ pub(crate) struct Position {
     pub(crate) offset: u32,
 }
 
-/// Which log a segment belongs to, and where in it.
+/// Log of a segment, and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
     pub(crate) log: [u8; 16],
     pub(crate) segment: u64,
 }
 
-/// Why a segment's header is not one.
+/// Reason why a segment's header is not one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HeaderError {
     #[error("damaged segment header")]
@@ -140,22 +140,21 @@ pub(crate) fn split(records: Vec<Record>, bytes_max: usize) -> Vec<Vec<Record>> 
     batches
 }
 
-/// A batch that verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Batch {
-    /// Where it starts.
+    /// Its offset in the segment.
     pub(crate) offset: u32,
-    /// Where the next one may start.
+    /// Offset of the next one.
     pub(crate) end: u32,
     records: u32,
     payload_end: u32,
     /// Everything before this was durable when the batch was written.
     pub(crate) watermark: Position,
-    /// The oldest segment needed when the batch was written.
+    /// Oldest segment needed when the batch was written.
     pub(crate) start: u64,
 }
 
-/// What a segment's bytes hold.
+/// Contents of a segment's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Scan {
     pub(crate) header: SegmentHeader,
@@ -166,7 +165,7 @@ pub(crate) struct Scan {
 }
 
 impl Scan {
-    /// Where the last batch ends.
+    /// End of the last batch.
     pub(crate) fn end(&self) -> u32 {
         self.batches.last().map_or(FIRST_BATCH, |b| b.end)
     }

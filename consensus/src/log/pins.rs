@@ -1,4 +1,4 @@
-//! Which segments each group still needs. Pure.
+//! Segments that each Raft group still needs. Pure.
 //!
 //! A group needs the segment of its last [`Record::Group`] and those of its entries above its snapshot, as they stand.
 //! Everything older than the oldest need of all groups can be recycled: the log is always a suffix of its history.
@@ -61,7 +61,7 @@ impl Pins {
     }
 }
 
-/// The needs of all groups.
+/// Needs of all Raft groups.
 #[derive(Debug, Default)]
 pub(crate) struct AllPins {
     groups: BTreeMap<RaftGroupId, Pins>,
@@ -96,12 +96,12 @@ impl AllPins {
         }
     }
 
-    /// The oldest segment anybody needs.
+    /// Oldest segment that any Raft group needs.
     pub(crate) fn oldest(&self) -> Option<u64> {
         self.groups.values().map(Pins::oldest).min()
     }
 
-    /// The groups that need `segment` or an older one.
+    /// Raft groups that need `segment` or an older one.
     pub(crate) fn holders(&self, segment: u64) -> Vec<RaftGroupId> {
         self.groups.iter().filter(|(_, pins)| pins.oldest() <= segment).map(|(group, _)| *group).collect()
     }

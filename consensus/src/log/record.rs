@@ -1,9 +1,9 @@
-//! What a log holds, and its bytes (docs/disk-format/log.md). Pure. Knows nothing of raft-rs.
+//! Contents of a log, and their bytes (docs/disk-format/log.md). Pure. Knows nothing of raft-rs.
 
 use bytes::{Buf, BufMut, Bytes};
 use holdfast_common::{LogIndex, RaftGroupId, Term};
 
-/// One entry of a group's Raft log.
+/// One entry of a Raft group's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LogEntry {
     pub(crate) index: LogIndex,
@@ -13,7 +13,7 @@ pub(crate) struct LogEntry {
     pub(crate) data: Bytes,
 }
 
-/// What a replica promised.
+/// Promises of a replica: its term, vote and commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct HardState {
     pub(crate) term: Term,
@@ -21,14 +21,13 @@ pub(crate) struct HardState {
     pub(crate) commit: LogIndex,
 }
 
-/// The current snapshot of a group; index 0 is the empty state machine, which has no file.
+/// The current snapshot of a Raft group; index 0 is the empty state machine, which has no file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct SnapshotMark {
     pub(crate) index: LogIndex,
     pub(crate) term: Term,
     /// Number in the file's name.
     pub(crate) file: u64,
-    /// Length of the file.
     pub(crate) bytes: u64,
 }
 
@@ -43,7 +42,7 @@ pub(crate) struct GroupState {
     pub(crate) learners: Vec<u64>,
 }
 
-/// One record of one group.
+/// One record of one Raft group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
     Group(RaftGroupId, GroupState),
@@ -75,7 +74,7 @@ pub(crate) const ENTRY_OVERHEAD_BYTES: usize = 13;
 pub(crate) struct Malformed(pub(crate) &'static str);
 
 impl Record {
-    /// Whose it is.
+    /// The Raft group whose record it is.
     pub(crate) fn group(&self) -> RaftGroupId {
         match self {
             Self::Group(group, _)
@@ -86,7 +85,7 @@ impl Record {
         }
     }
 
-    /// An upper bound of what [`Self::encode`] adds.
+    /// Upper bound of the bytes that [`Self::encode`] adds.
     pub(crate) fn encoded_bytes(&self) -> usize {
         9 + match self {
             Self::Group(_, state) => 61 + 8 * (state.voters.len() + state.learners.len()),

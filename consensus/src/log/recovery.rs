@@ -25,7 +25,7 @@ use crate::config::ExpectedLog;
 use crate::sabotage::Sabotage;
 use holdfast_storage::{Directory, DiskFile, is_no_space};
 
-/// Why a log could not be opened.
+/// Reason why a log could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RecoveryError {
     #[error(transparent)]
@@ -42,15 +42,15 @@ pub(crate) enum RecoveryError {
     NewerVersion(u32),
 }
 
-/// What of the segments counts, oldest first: (segment, end of its valid part).
+/// Segments that count, oldest first: (segment, end of its valid part).
 struct Extent {
     parts: Vec<(u64, u32)>,
-    /// Where the part begins that no watermark covers.
+    /// Position at which the part begins that no watermark covers.
     covered: Position,
     start: u64,
 }
 
-/// What the segments of a disk hold.
+/// Contents of the segments of a disk.
 struct Found {
     scans: BTreeMap<u64, (Scan, u32)>,
     extent: Extent,
@@ -88,7 +88,7 @@ impl Found {
 }
 
 impl Log {
-    /// The groups of a log that is whole, as [`Self::open`] would find them. Changes nothing.
+    /// The Raft groups of a log that is whole, as [`Self::open`] would find them. Changes nothing.
     pub(crate) fn examine(
         disk: &dyn Directory,
         options: LogOptions,
@@ -143,8 +143,8 @@ impl Log {
         Ok((log, groups))
     }
 
-    /// The state and entries of a group as the segments have them, to be written again: for a group whose memory cannot be
-    /// trusted, so that it does not hold the log for ever. Reads the whole log.
+    /// State and entries of a Raft group as the segments have them, to be written again: for a Raft group whose memory
+    /// cannot be trusted, so that it does not hold the log for ever. Reads the whole log.
     pub(crate) fn recall(&self, group: RaftGroupId) -> Result<Vec<Record>, RecoveryError> {
         let scans = scan_all(&*self.disk, self.options.sabotage)?;
         let mut replay = Replay::new(0);
@@ -223,7 +223,7 @@ fn scan_all(disk: &dyn Directory, sabotage: Sabotage) -> Result<BTreeMap<u64, (S
     Ok(scans)
 }
 
-/// The oldest segment needed, as a batch says that was durable for certain: older ones may be overwritten.
+/// Oldest segment needed, by a batch that was durable for certain: older ones may be overwritten.
 fn durable_start(scans: &BTreeMap<u64, (Scan, u32)>, covered: Position) -> u64 {
     let batches = scans.get(&covered.segment).map_or(&[][..], |(scan, _)| &scan.batches);
     batches.iter().rfind(|batch| batch.end <= covered.offset).map_or(0, |batch| batch.start)

@@ -1,4 +1,4 @@
-//! From records in their order to the groups they describe. Pure.
+//! From records in their order to the Raft groups they describe. Pure.
 //!
 //! The log is a suffix of its history, so entries of a group may come before the first group record that is left: they
 //! wait for it. Whatever has no group record at the end is damage, because its drop record would be there too.
@@ -9,7 +9,7 @@ use holdfast_common::{LogIndex, RaftGroupId, Term};
 
 use super::record::{GroupState, HardState, LogEntry, Record};
 
-/// A group as its records leave it.
+/// A Raft group as its records leave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Replayed {
     /// With the last hard state in it.
@@ -39,7 +39,7 @@ impl Partial {
     }
 }
 
-/// Where records of a group contradict each other.
+/// Contradiction between records of a Raft group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Contradiction {
     #[error("group {group} has entries but no state")]
@@ -99,7 +99,7 @@ impl Replay {
         }
     }
 
-    /// The groups, or what contradicts itself.
+    /// The Raft groups, or the first contradiction.
     pub(crate) fn finish(self) -> Result<BTreeMap<RaftGroupId, Replayed>, Contradiction> {
         self.groups.into_iter().map(|(group, partial)| Ok((group, complete(group, partial)?))).collect()
     }

@@ -9,11 +9,11 @@ use holdfast_storage::{Directory, is_no_space};
 
 /// Segments that a log can begin on a full disk: one for a start, one to write on while old ones are made obsolete.
 pub(super) const SPARES: usize = 2;
-/// How the names of spares end.
+/// Suffix of the names of spares.
 const SUFFIX: &str = ".spare";
 /// Name of a file that is no spare yet. Another than a segment's: those are prepared by another thread.
 const UNFINISHED: &str = "spare.tmp";
-/// Zeros written at once.
+/// Zeros that one write takes.
 const ZEROS_BYTES: usize = 1 << 20;
 
 fn name(number: u64) -> String {
@@ -25,7 +25,6 @@ fn parse_name(name: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
-/// The spares of a log.
 #[derive(Debug, Default)]
 pub(super) struct Spares {
     numbers: Vec<u64>,

@@ -30,7 +30,7 @@ fn open(disk: &SimulatedDisk) -> Result<(Log, Groups), RecoveryError> {
     Ok((log, simplified(groups)))
 }
 
-/// What must survive: the tail below a snapshot may be shorter after segments were recycled.
+/// The part that must survive: the tail below a snapshot may be shorter after segments were recycled.
 fn simplified(groups: BTreeMap<RaftGroupId, Replayed>) -> Groups {
     let needed = |group: Replayed| {
         let snapshot = group.state.snapshot.index;
@@ -185,7 +185,7 @@ fn a_failed_sync_is_never_retried() {
     let (mut log, _) = open(&disk).unwrap();
     write(&mut log, vec![state(0)]);
     log.append(vec![entries(1, 1)]).unwrap();
-    disk.fail_next(holdfast_storage::simulated::faults::Fault::Sync);
+    disk.fail_next(holdfast_storage::simulated::Fault::Sync);
     log.sync().unwrap_err();
     disk.lose_process();
     let operations = disk.operations();

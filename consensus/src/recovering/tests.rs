@@ -19,7 +19,7 @@ impl Snapshot for Bytes {
     }
 }
 
-/// A snapshot file of a group of voters 1 to 3.
+/// A snapshot file of a Raft group of voters 1 to 3.
 fn file(group: RaftGroupId, index: u64) -> Vec<u8> {
     let (index, term) = (LogIndex(index), Term(4));
     let disk = SimulatedDisk::default();

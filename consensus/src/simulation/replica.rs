@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_common::{LogIndex, NodeId, RaftGroupId, Random};
-use holdfast_storage::simulated::faults::Fault;
-use holdfast_storage::{Directory, SimulatedDisk};
+use holdfast_storage::{Directory, SimulatedDisk, simulated::Fault};
 
 use super::ledger::Ledger;
 use super::{Event, FAULTS_NS, GROUP, IDLE_GROUP, MS, REPLICAS, TICK_NS, World};
@@ -17,7 +16,7 @@ use crate::status::{OpenError, Role};
 use crate::stepped::{AdmissionOut, SteppedNode, SteppedOptions, Turn};
 use crate::{Sabotage, StateMachine};
 
-/// What dies with the process.
+/// State that dies with the process.
 enum Process {
     Serving(Box<Living>),
     Recovering(Box<Recovering>),
@@ -46,7 +45,7 @@ pub(super) struct Replica {
     is_wiped: bool,
     /// Of nodes that lost their disks, the start from which on they are heard.
     heard: BTreeMap<NodeId, u64>,
-    /// The last state, for the end.
+    /// State before the process died, for the end.
     last: Ledger,
 }
 
@@ -186,7 +185,7 @@ impl Replica {
         }
     }
 
-    /// Asks for the next group, again and again; serves when it has all.
+    /// Asks for the next Raft group, again and again; serves when it has all.
     pub(super) fn recover(&mut self, world: &mut World) -> io::Result<()> {
         let Some(Process::Recovering(recovering)) = &self.process else { return Ok(()) };
         let Some(group) = [GROUP, IDLE_GROUP].into_iter().find(|group| !recovering.has(*group)) else {
@@ -324,7 +323,7 @@ impl Replica {
         self.go_on(world)
     }
 
-    /// Lets the world know what a turn did.
+    /// Tells the world a turn's outcome.
     fn tell(&mut self, turn: Turn, world: &mut World) {
         for (to, messages) in turn.messages {
             world.send(self.node, self.life, to.0, &messages);

@@ -6,7 +6,7 @@ use super::{World, simulate};
 use crate::Sabotage;
 use crate::stop::Panicked;
 
-/// Where a broken rule comes to light.
+/// Finding of a broken rule.
 struct Known {
     /// The seed that found it when this was written; tried first.
     seed: u64,
@@ -15,7 +15,7 @@ struct Known {
     seeds_max: u64,
 }
 
-/// What was found, in words.
+/// The finding that is known of a broken rule.
 fn known(sabotage: Sabotage) -> Option<Known> {
     let (seed, seeds_max) = match sabotage {
         Sabotage::None => return None,
@@ -35,7 +35,7 @@ fn known(sabotage: Sabotage) -> Option<Known> {
         Sabotage::TailNotRewritten => (1, 20),
         // A segment is missing that bytes of a former life speak of.
         Sabotage::ChecksumsIgnored => (1, 20),
-        // A group's records are gone.
+        // A Raft group's records are gone.
         Sabotage::NeededSegmentsRecycled => (1, 20),
         // The file of the current snapshot is missing.
         Sabotage::SnapshotUnsynced => (1, 20),

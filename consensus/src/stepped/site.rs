@@ -1,4 +1,4 @@
-//! Where the effects of a stepped node take place: in its next [`Turn`], and in jobs that wait.
+//! Place of a stepped node's effects: in its next [`Turn`], and in jobs that wait.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::status::{AdmissionError, GroupStatus, ProposeError, ReadError};
 use crate::stop::StopReason;
 use crate::turn::Input;
 
-/// A group as its handles would see it.
+/// A Raft group as its handles would see it.
 pub(super) struct Held<S> {
     pub(super) state: S,
     pub(super) status: GroupStatus,
@@ -40,7 +40,7 @@ impl<S> Held<S> {
     }
 }
 
-/// What a node's worker would do.
+/// Work that a node's worker would do.
 pub(super) enum Job {
     Write { header: SnapshotHeader, mark: SnapshotMark, state: Box<dyn Snapshot> },
     Remove { group: RaftGroupId, file: u64 },
@@ -53,12 +53,12 @@ pub(super) struct SteppedSite<S> {
     pub(super) groups: BTreeMap<RaftGroupId, Held<S>>,
     pub(super) inbox: VecDeque<Input<u64, u64>>,
     pub(super) jobs: VecDeque<Job>,
-    /// What the next turn says.
+    /// Outcome of the next turn.
     pub(super) out: Turn,
-    /// States of delivered snapshots, by group and file, until the log names them or they are removed.
+    /// States of delivered snapshots, by Raft group and file, until the log names them or they are removed.
     restored: BTreeMap<(RaftGroupId, u64), S>,
     node: NodeId,
-    /// Which start of the voter asked, by ticket.
+    /// Start of the voter that asked, by ticket.
     pub(super) admissions: BTreeMap<u64, u64>,
     sabotage: Sabotage,
 }

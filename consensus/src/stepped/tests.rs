@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
-use holdfast_storage::SimulatedDisk;
-use holdfast_storage::simulated::faults::Fault;
+use holdfast_storage::{SimulatedDisk, simulated::Fault};
 
 use super::*;
 use crate::machine::{Broken, Snapshot};

@@ -21,7 +21,7 @@ pub(crate) struct AlignedBuffer {
 }
 
 impl AlignedBuffer {
-    /// Zeros.
+    /// All zeros.
     pub(crate) fn new(bytes: usize) -> Self {
         const ALIGNMENT: usize = 4096;
         let storage = vec![0; bytes + ALIGNMENT];
@@ -29,7 +29,6 @@ impl AlignedBuffer {
         Self { storage, start }
     }
 
-    /// The first `count` bytes.
     pub(crate) fn bytes(&self, count: usize) -> &[u8] {
         &self.storage[self.start..self.start + count]
     }
@@ -39,7 +38,7 @@ impl AlignedBuffer {
     }
 }
 
-/// What a written record changes in the index once it is durable.
+/// Change of the index that a written record brings once it is durable.
 pub(super) enum Change {
     Put { key: ShardKey, meta: Box<ShardMeta>, version: u64, at: Location },
     Delete { volume: VolumeKey, targets: Vec<Target>, kept_count: u32, version: u64, at: Location },
@@ -49,9 +48,9 @@ pub(super) enum Change {
 
 pub(super) struct Planned {
     pub(super) change: Change,
-    /// Which request it answers, if any.
+    /// Number of the request it answers, if any.
     pub(super) request: Option<usize>,
-    /// Why its record was not written.
+    /// Reason why its record was not written.
     pub(super) failed: Option<ShardError>,
 }
 
@@ -68,7 +67,7 @@ pub(super) struct Lane {
 pub(super) struct Batch {
     pub(super) planned: Vec<Planned>,
     pub(super) outcomes: Vec<Option<Outcome>>,
-    /// Requests that another of the batch answers too.
+    /// Requests that another one of the batch answers too.
     pub(super) twins: Vec<(usize, usize)>,
     pub(super) shards: BTreeMap<ShardKey, usize>,
     pub(super) put_chunks: BTreeSet<ChunkKey>,
@@ -121,7 +120,7 @@ impl Batch {
     }
 }
 
-/// What follows a header.
+/// Bytes behind a header.
 pub(super) enum Payload<'a> {
     None,
     /// From the network: every page is verified while it is copied.

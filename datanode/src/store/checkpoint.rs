@@ -14,14 +14,12 @@ use super::segment::SegmentKind;
 use super::types::{ChunkKey, Grave, ShardKey, Stripe, Target, VolumeKey};
 use super::units::{saturating_u32, to_usize};
 
-/// Name of the file.
-pub const CHECKPOINT_FILE: &str = "checkpoint";
-/// First four bytes.
-pub const CHECKPOINT_MAGIC: [u8; 4] = *b"HFck";
+pub(crate) const CHECKPOINT_FILE: &str = "checkpoint";
+pub(crate) const CHECKPOINT_MAGIC: [u8; 4] = *b"HFck";
 /// Version of the format. Another one is dropped like a damaged one: the scan gives the same index.
-pub const CHECKPOINT_VERSION: u16 = 2;
+pub(crate) const CHECKPOINT_VERSION: u16 = 2;
 
-/// What a checkpoint says.
+/// Contents of a checkpoint.
 #[derive(Debug)]
 pub(super) struct Checkpoint {
     pub(super) index: Index,
@@ -31,7 +29,7 @@ pub(super) struct Checkpoint {
 }
 
 /// A copy of the index as it was at a moment between two batches, to be written by any thread.
-pub struct Frozen {
+pub(crate) struct Frozen {
     pub(super) index: Index,
     pub(super) directory: Arc<dyn Directory>,
     pub(super) disk: DiskId,
@@ -49,14 +47,13 @@ impl Frozen {
     ///
     /// # Errors
     /// Any I/O error.
-    pub fn write(&self) -> io::Result<()> {
+    pub(crate) fn write(&self) -> io::Result<()> {
         let Self { index, disk, durable_sequence, next_sequence, next_segment, .. } = self;
         let bytes = encode(index, *disk, *durable_sequence, *next_sequence, *next_segment);
         self.directory.replace(CHECKPOINT_FILE, &bytes)
     }
 }
 
-/// Encodes a checkpoint of `index`.
 pub(super) fn encode(
     index: &Index,
     disk: DiskId,

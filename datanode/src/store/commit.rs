@@ -25,7 +25,7 @@ use holdfast_storage::{is_no_space, is_out_of_descriptors};
 
 impl Store {
     /// Executes requests in order and makes them durable together. One outcome for each, in the same order.
-    pub fn commit(&mut self, requests: &[Request]) -> Vec<Outcome> {
+    pub(crate) fn commit(&mut self, requests: &[Request]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(requests.len());
         while outcomes.len() < requests.len() {
             let rest = &requests[outcomes.len()..];
@@ -38,7 +38,7 @@ impl Store {
         outcomes
     }
 
-    /// Commits a prefix of the requests, one at least.
+    /// Commits a prefix of the requests, at least one.
     fn commit_some(&mut self, requests: &[Request]) -> Vec<Outcome> {
         match &requests[0] {
             Request::SetFloor { volume, floor } => return vec![self.set_floor(volume, *floor)],
@@ -163,9 +163,9 @@ impl Store {
         Ok(None)
     }
 
-    /// What a delete names and is here, ascending, and how many shards it names are of another attempt. `None` if all of the
-    /// volume is deleted. A tombstone need not hold the nonce: of each shard one attempt is here, and only what is older than
-    /// the tombstone dies by it.
+    /// Targets of a delete that are here, ascending, and the count of shards it names that are of another attempt.
+    /// `None` if all of the volume is deleted. A tombstone need not hold the nonce: of each shard one attempt is here,
+    /// and only what is older than the tombstone dies by it.
     fn named_here(
         &self,
         volume: &VolumeKey,
@@ -420,7 +420,7 @@ impl Store {
     }
 
     /// Records floors and drops, durably, as far as they say more than is known.
-    pub fn learn(&mut self, states: &[(VolumeKey, VolumeState)]) -> Outcome {
+    pub(crate) fn learn(&mut self, states: &[(VolumeKey, VolumeState)]) -> Outcome {
         let mut volumes = self.shared.state.read().volumes.clone();
         let mut dropped = Vec::new();
         let mut learnt = false;

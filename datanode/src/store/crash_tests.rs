@@ -19,10 +19,10 @@ use holdfast_storage::SimulatedDisk;
 /// Chunks the workload uses: few, so that puts and deletes meet.
 const CHUNKS: u64 = 24;
 
-/// What a chunk holds: the nonce and length of its shard.
+/// Content of a chunk: nonce and length of its shard.
 type Content = Option<(u64, usize)>;
 
-/// What was promised of every chunk, and what may be instead because its request was not answered.
+/// Promised contents of every chunk, and those possible besides because their requests were not answered.
 #[derive(Clone, Default)]
 struct Promises {
     acknowledged: BTreeMap<u64, Content>,
@@ -158,7 +158,7 @@ fn raise_floor(store: &mut Store, promises: &mut Promises) {
     }
 }
 
-/// What a store says it holds, each of it read back whole.
+/// Contents of a store as it lists them, each read back whole.
 fn contents(store: &Store, context: &str) -> BTreeMap<u64, Content> {
     let reader = store.reader();
     let (listed, end) = reader.list(&VOLUME, ChunkId(0), usize::MAX).unwrap();

@@ -11,17 +11,14 @@ use holdfast_storage::Directory;
 use super::fields::{FieldReader, FieldWriter};
 
 /// Name of the note on the disk; in the node's directory the disk's id stands behind.
-pub const FAILED_FILE: &str = "failed";
-/// First four bytes.
-pub const FAILED_MAGIC: [u8; 4] = *b"HFfl";
+pub(crate) const FAILED_FILE: &str = "failed";
+pub(crate) const FAILED_MAGIC: [u8; 4] = *b"HFfl";
 /// Version of the format. Of one that is not known, that it is there says enough.
-pub const FAILED_VERSION: u16 = 1;
-/// Longest reason that is written down.
+pub(crate) const FAILED_VERSION: u16 = 1;
 const REASON_BYTES_MAX: usize = 1024;
 
-/// The bytes of a note.
 #[must_use]
-pub fn encode(disk: DiskId, reason: &str) -> Vec<u8> {
+pub(crate) fn encode(disk: DiskId, reason: &str) -> Vec<u8> {
     let reason = &reason[..reason.floor_char_boundary(REASON_BYTES_MAX)];
     let mut out = Vec::with_capacity(24 + reason.len());
     out.extend_from_slice(&FAILED_MAGIC);
@@ -63,7 +60,7 @@ pub(super) fn note(directory: &dyn Directory, witness: Option<&dyn Directory>, d
     }
 }
 
-/// What a note says, if there is one.
+/// Reason in a note, if there is one.
 ///
 /// # Errors
 /// A directory cannot be read.

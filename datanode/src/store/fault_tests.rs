@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use holdfast_common::ChunkId;
-use holdfast_storage::simulated::faults::Fault;
-use holdfast_storage::{Directory, RealDirectory, SimulatedDisk, descriptors};
+use holdfast_storage::{Directory, RealDirectory, SimulatedDisk, descriptors, simulated::Fault};
 
 use super::failure::{self, FAILED_FILE};
 use super::recover::{OpenError, create};

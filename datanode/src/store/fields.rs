@@ -37,7 +37,6 @@ impl<'a> FieldReader<'a> {
     }
 }
 
-/// Appends fields.
 pub(super) trait FieldWriter {
     fn put_u16(&mut self, value: u16);
     fn put_u32(&mut self, value: u32);

@@ -1,4 +1,4 @@
-//! What a disk holds, in memory: a cache of what its segments say, and the rules by which shards die.
+//! Contents of a disk, in memory: a cache of what its segments say, and the rules by which shards die.
 //!
 //! Pure: no file, no clock. The two rules that matter at a crash:
 //! - a tombstone is needed until every record it killed is gone from the disk for good (R5, R7). Each such record pins
@@ -15,42 +15,37 @@ use imbl::{OrdMap, Vector};
 use super::segment::{DATA_START, SegmentHeader, SegmentKind};
 use super::types::{ChunkKey, Grave, ShardKey, Stripe, Target, VolumeKey};
 
-/// A record on disk.
+/// Place and length of a record on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// Segment number.
-    pub segment: u32,
-    /// Offset in its file.
-    pub offset: u64,
-    /// The whole record.
-    pub bytes: u64,
+pub(crate) struct Location {
+    pub(crate) segment: u32,
+    /// Byte offset in the segment's file.
+    pub(crate) offset: u64,
+    /// Length of the whole record.
+    pub(crate) bytes: u64,
 }
 
 /// A shard that can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Its record.
-    pub at: Location,
-    /// Decides against tombstones.
-    pub version: u64,
+pub(crate) struct Entry {
+    pub(crate) at: Location,
+    /// Sequence of the first append of this content: a tombstone of a higher version kills it.
+    pub(crate) version: u64,
     /// The attempt it is of (R1).
-    pub nonce: Nonce,
-    /// Bytes of the shard.
-    pub shard_length_bytes: u32,
-    /// Bytes of its chunk.
-    pub chunk_length_bytes: u32,
-    /// How its chunk is spread.
-    pub stripe: Arc<Stripe>,
+    pub(crate) nonce: Nonce,
+    pub(crate) shard_length_bytes: u32,
+    pub(crate) chunk_length_bytes: u32,
+    pub(crate) stripe: Arc<Stripe>,
 }
 
-/// Where a segment is in its life.
+/// Stage of a segment's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Ready to be written, holds nothing.
     Spare,
     /// Being appended to.
     Open,
-    /// Full.
+    /// Full, or left behind by an earlier start: nothing is appended any more.
     Sealed,
     /// Everything that lived in it was copied elsewhere; free once a checkpoint no longer needs it.
     Drained,
@@ -58,31 +53,28 @@ pub enum Phase {
 
 /// A segment's accounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SegmentState {
-    /// What it holds.
-    pub kind: SegmentKind,
-    /// Which life of the file.
-    pub generation: u64,
-    /// Length of the file.
-    pub size_bytes: u64,
-    /// Where the next record goes.
-    pub append: u64,
+pub(crate) struct SegmentState {
+    pub(crate) kind: SegmentKind,
+    /// Life of the file: rises when it is made anew.
+    pub(crate) generation: u64,
+    pub(crate) size_bytes: u64,
+    /// Offset of the next record.
+    pub(crate) append: u64,
     /// Bytes of records that are needed: live shards and tombstones.
-    pub live_bytes: u64,
-    /// Where it is in its life.
-    pub phase: Phase,
+    pub(crate) live_bytes: u64,
+    pub(crate) phase: Phase,
     /// Bytes the scan could not explain (R6).
-    pub damaged_bytes: u64,
-    /// Punches waiting.
-    pub punches_count: u32,
+    pub(crate) damaged_bytes: u64,
+    /// Dead records that are not punched yet.
+    pub(crate) punches_count: u32,
     /// Tombstones pinned by dead records in here, one item a record.
-    pub pinned: Arc<Vec<Grave>>,
+    pub(crate) pinned: Arc<Vec<Grave>>,
 }
 
 impl SegmentState {
     /// A segment that holds nothing yet.
     #[must_use]
-    pub fn empty(header: &SegmentHeader) -> Self {
+    pub(crate) fn empty(header: &SegmentHeader) -> Self {
         Self {
             kind: header.kind,
             generation: header.generation,
@@ -96,20 +88,18 @@ impl SegmentState {
         }
     }
 
-    /// Bytes appended.
     #[must_use]
-    pub fn written_bytes(&self) -> u64 {
+    pub(crate) fn written_bytes(&self) -> u64 {
         self.append - DATA_START
     }
 }
 
-/// A range of a bulk segment to give back.
+/// Range of a bulk segment that is to be given back to the file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Punch {
-    /// The range.
-    pub at: Location,
-    /// Whose tombstone waits for it; none if the volume's drop record is enough.
-    pub grave: Option<Grave>,
+pub(crate) struct Punch {
+    pub(crate) at: Location,
+    /// Tombstone that waits for it; none if the volume's drop record is enough.
+    pub(crate) grave: Option<Grave>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,13 +115,12 @@ pub(super) struct TombstoneRecord {
     pub(super) targets: BTreeSet<Target>,
 }
 
-/// Shards of one volume.
 pub(super) type Shards = OrdMap<(ChunkId, u8), Entry>;
 
 /// The index of one disk. A copy costs next to nothing, whatever the count of shards: a checkpoint is written from one, by
 /// another thread, while this one goes on.
 #[derive(Clone, Debug, Default)]
-pub struct Index {
+pub(crate) struct Index {
     pub(super) volumes: BTreeMap<VolumeKey, Shards>,
     pub(super) segments: BTreeMap<u32, SegmentState>,
     pub(super) tombstones: OrdMap<Grave, Tombstone>,
@@ -147,24 +136,22 @@ pub struct Index {
 impl Index {
     /// Records of live shards, with what still waits to be punched: the bytes a disk counts as used.
     #[must_use]
-    pub fn used_bytes(&self) -> u64 {
+    pub(crate) fn used_bytes(&self) -> u64 {
         self.live_bytes + self.punch_bytes
     }
 
-    /// Shards that can be read.
     #[must_use]
-    pub fn shards_count(&self) -> u64 {
+    pub(crate) fn shards_count(&self) -> u64 {
         self.shards_count
     }
 
-    /// Bytes that no scan could explain.
     #[must_use]
-    pub fn damaged_bytes(&self) -> u64 {
+    pub(crate) fn damaged_bytes(&self) -> u64 {
         self.segments.values().map(|s| s.damaged_bytes).sum()
     }
 
-    /// One shared copy of a stripe.
-    pub fn intern(&mut self, stripe: &Stripe) -> Arc<Stripe> {
+    /// Returns the one shared copy of a stripe.
+    pub(crate) fn intern(&mut self, stripe: &Stripe) -> Arc<Stripe> {
         if let Some(known) = self.stripes.get(stripe) {
             return known.clone();
         }
@@ -173,25 +160,23 @@ impl Index {
         shared
     }
 
-    /// Forgets stripes that no shard has any more.
     pub(super) fn forget_unused_stripes(&mut self) {
         self.stripes.retain(|stripe| Arc::strong_count(stripe) > 1);
     }
 
-    /// A shard, if it is here.
     #[must_use]
-    pub fn get(&self, key: &ShardKey) -> Option<&Entry> {
+    pub(crate) fn get(&self, key: &ShardKey) -> Option<&Entry> {
         self.volumes.get(&key.chunk.volume)?.get(&(key.chunk.chunk, key.shard))
     }
 
     /// Numbers of the shards of a chunk that are here.
-    pub fn shards_of(&self, key: &ChunkKey) -> impl Iterator<Item = u8> {
+    pub(crate) fn shards_of(&self, key: &ChunkKey) -> impl Iterator<Item = u8> {
         let (shards, chunk) = (self.volumes.get(&key.volume).into_iter(), key.chunk);
         shards.flat_map(move |shards| shards.range((chunk, 0)..=(chunk, u8::MAX))).map(|((_, shard), _)| *shard)
     }
 
     /// Shards of a volume above a chunk, ascending.
-    pub fn list(&self, volume: &VolumeKey, after: ChunkId) -> impl Iterator<Item = (ChunkId, u8, &Entry)> {
+    pub(crate) fn list(&self, volume: &VolumeKey, after: ChunkId) -> impl Iterator<Item = (ChunkId, u8, &Entry)> {
         use std::ops::Bound::{Excluded, Unbounded};
         let after = (after, u8::MAX);
         let shards = self.volumes.get(volume).into_iter();
@@ -200,7 +185,7 @@ impl Index {
     }
 
     /// Adds a shard whose record is durable.
-    pub fn insert_shard(&mut self, key: ShardKey, entry: Entry) {
+    pub(crate) fn insert_shard(&mut self, key: ShardKey, entry: Entry) {
         self.live_bytes += entry.at.bytes;
         self.shards_count += 1;
         self.segment_mut(entry.at.segment).live_bytes += entry.at.bytes;
@@ -209,7 +194,7 @@ impl Index {
     }
 
     /// Adds a shard that a scan found: it may be dead already, or the copy of one that is known.
-    pub fn restore_shard(&mut self, key: ShardKey, entry: Entry) {
+    pub(crate) fn restore_shard(&mut self, key: ShardKey, entry: Entry) {
         if let Some(grave) = self.grave_of(&key, entry.version) {
             self.bury(entry.at, Some(grave));
             return;
@@ -236,7 +221,7 @@ impl Index {
 
     /// Applies a durable tombstone and says how many shards it deleted. Ends with [`Index::release_unpinned`] for what it
     /// names, unless a scan may still find records it killed.
-    pub fn apply_tombstone(&mut self, volume: VolumeKey, targets: &[Target], version: u64, at: Location) -> u32 {
+    pub(crate) fn apply_tombstone(&mut self, volume: VolumeKey, targets: &[Target], version: u64, at: Location) -> u32 {
         // Compaction may have copied it with fewer targets. Those left out are gone from the disk, but an old checkpoint
         // may still call them live, so all targets of all copies count; any of the copies keeps the rest alive.
         if let Some(known) = self.tombstone_records.get_mut(&version) {
@@ -319,7 +304,7 @@ impl Index {
         self.punches.slice(..count).into_iter().collect()
     }
 
-    /// Punches that were taken and could not be made.
+    /// Takes back punches that could not be made.
     pub(super) fn give_back_punches(&mut self, punches: Vec<Punch>) {
         punches.into_iter().rev().for_each(|punch| self.punches.push_front(punch));
     }
@@ -386,7 +371,7 @@ impl Index {
         self.segment_mut(to.segment).live_bytes += to.bytes;
     }
 
-    /// What is left of a tombstone whose record stands at `at`.
+    /// The part of a tombstone that its record at `at` still stands for.
     pub(super) fn live_tombstone(&self, version: u64, at: &Location) -> Option<(VolumeKey, Vec<Target>)> {
         let record = self.tombstone_records.get(&version).filter(|record| record.at == *at)?;
         Some((record.volume, record.targets.iter().copied().collect()))

@@ -1,5 +1,5 @@
-//! What a disk does beside serving: punching, compaction, recycling, dropped volumes, checkpoints. Small bounded steps on
-//! the writer's thread, so that nothing changes under a step.
+//! Upkeep of a disk beside serving: punching, compaction, recycling, dropped volumes, checkpoints. Small bounded steps
+//! on the writer's thread, so that nothing changes under a step.
 
 use std::collections::BTreeMap;
 
@@ -33,13 +33,13 @@ const SPARE_SEGMENTS_MAX: usize = 2;
 /// A segment being emptied.
 pub(crate) struct Compaction {
     segment: Arc<Segment>,
-    /// Records still to look at, last first.
+    /// Records still to look at, last first, with their sequence numbers.
     records: Vec<(Location, u64)>,
 }
 
 impl Store {
     /// Does one bounded piece of upkeep. True if there is more to do. `idle` says that nobody waits for the disk.
-    pub fn maintain(&mut self, idle: bool) -> bool {
+    pub(crate) fn maintain(&mut self, idle: bool) -> bool {
         if self.is_failed() {
             return false;
         }
@@ -81,7 +81,7 @@ impl Store {
 
     /// Whether upkeep should run between all batches, because deletes come faster than their space is given back.
     #[must_use]
-    pub fn is_behind(&self) -> bool {
+    pub(crate) fn is_behind(&self) -> bool {
         self.shared.state.read().index.punches.len() > PUNCHES_PER_STEP * 4
     }
 
@@ -235,13 +235,13 @@ impl Store {
     }
 
     /// Has checkpoints written by another thread from now on: [`Store::plan_checkpoint`] says when.
-    pub fn write_checkpoints_elsewhere(&mut self) {
+    pub(crate) fn write_checkpoints_elsewhere(&mut self) {
         self.checkpoints_here = false;
     }
 
     /// A checkpoint that is due, to be written by [`Frozen::write`] on any thread, and then handed to
     /// [`Store::end_checkpoint`]. `None` while there is none to write or one is being written.
-    pub fn plan_checkpoint(&mut self) -> Option<Frozen> {
+    pub(crate) fn plan_checkpoint(&mut self) -> Option<Frozen> {
         if self.is_failed() || self.checkpoint_runs || !std::mem::take(&mut self.checkpoint_wanted) {
             return None;
         }
@@ -273,7 +273,7 @@ impl Store {
     ///
     /// # Errors
     /// [`ShardError::NoSpace`] and [`ShardError::Busy`] leave the old one; anything else fails the disk.
-    pub fn end_checkpoint(&mut self, frozen: &Frozen, written: std::io::Result<()>) -> Result<(), ShardError> {
+    pub(crate) fn end_checkpoint(&mut self, frozen: &Frozen, written: std::io::Result<()>) -> Result<(), ShardError> {
         self.checkpoint_runs = false;
         match written {
             Ok(()) => self.records_since_checkpoint -= frozen.records_count,
@@ -288,7 +288,7 @@ impl Store {
     ///
     /// # Errors
     /// See [`Store::end_checkpoint`].
-    pub fn checkpoint(&mut self) -> Result<(), ShardError> {
+    pub(crate) fn checkpoint(&mut self) -> Result<(), ShardError> {
         if self.is_failed() {
             return Err(ShardError::DiskFailed);
         }
@@ -328,7 +328,7 @@ impl super::Shared {
         }
     }
 
-    /// What cannot be read is not copied, and keeps its segment as it is.
+    /// Leaves out what cannot be read: it is not copied, and keeps its segment.
     fn skip(&self, segment: &Segment, error: &std::io::Error) -> Result<(), ShardError> {
         match self.unread(&segment.header.number, error) {
             ShardError::Corrupt => Ok(()),

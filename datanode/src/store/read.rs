@@ -24,7 +24,7 @@ impl Reader {
     ///
     /// # Errors
     /// See [`ShardError`]; bytes that do not verify are never returned.
-    pub fn read(&self, range: &ReadRange) -> Result<ReadData, ShardError> {
+    pub(crate) fn read(&self, range: &ReadRange) -> Result<ReadData, ShardError> {
         let shared = &self.shared;
         if shared.is_failed() {
             return Err(ShardError::DiskFailed);
@@ -64,7 +64,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`ShardError::DiskFailed`].
-    pub fn list(
+    pub(crate) fn list(
         &self,
         volume: &VolumeKey,
         after: ChunkId,

@@ -14,40 +14,35 @@ use super::types::{ChunkKey, ShardKey, ShardMeta, Stripe, Target, VolumeKey};
 use super::units::to_usize;
 use holdfast_storage::{BLOCK_BYTES, SECTOR_BYTES};
 
-/// First four bytes of every record.
-pub const RECORD_MAGIC: [u8; 4] = *b"HFrc";
-/// Version of the record format.
-pub const RECORD_VERSION: u16 = 1;
+pub(crate) const RECORD_MAGIC: [u8; 4] = *b"HFrc";
+pub(crate) const RECORD_VERSION: u16 = 1;
 /// Feature bits this code understands; a record with another required bit is refused.
-pub const RECORD_FEATURES_KNOWN: u32 = NAMES_SHARDS;
+pub(crate) const RECORD_FEATURES_KNOWN: u32 = NAMES_SHARDS;
 /// Of a tombstone: it names single shards. Without it, all shards of chunks.
-pub const NAMES_SHARDS: u32 = 1;
-/// Bytes of the header before slots and items.
-pub const FIXED_BYTES: usize = 120;
-/// What one tombstone names at most.
-pub const TOMBSTONE_TARGETS_MAX: usize = 4096;
+pub(crate) const NAMES_SHARDS: u32 = 1;
+pub(crate) const FIXED_BYTES: usize = 120;
+/// Most targets of one tombstone.
+pub(crate) const TOMBSTONE_TARGETS_MAX: usize = 4096;
 /// Bytes of what a tombstone names: a chunk, and a shard's number.
 const CHUNK_BYTES: usize = 8;
 const SHARD_BYTES: usize = CHUNK_BYTES + 1;
 /// Longest header: a tombstone that is full.
-pub const HEADER_BYTES_MAX: usize = FIXED_BYTES + TOMBSTONE_TARGETS_MAX * SHARD_BYTES;
+pub(crate) const HEADER_BYTES_MAX: usize = FIXED_BYTES + TOMBSTONE_TARGETS_MAX * SHARD_BYTES;
 /// Longest record: one data shard that is a whole chunk, with its header.
-pub const RECORD_BYTES_MAX: u64 = CHUNK_BYTES_MAX as u64 + 4 * BLOCK_BYTES;
+pub(crate) const RECORD_BYTES_MAX: u64 = CHUNK_BYTES_MAX as u64 + 4 * BLOCK_BYTES;
 
 const CRC_AT: usize = 116;
 const _: () = assert!(FIXED_BYTES + SHARDS_MAX + (CHUNK_BYTES_MAX / PAGE_BYTES) as usize * 4 <= 4 * 4096);
 
-/// Where a record stands.
+/// Place of a record; the seed of its checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The disk.
-    pub disk: DiskId,
-    /// The segment's number.
-    pub segment: u32,
-    /// Which life of the segment file.
-    pub generation: u64,
-    /// Byte offset in the file.
-    pub offset: u64,
+pub(crate) struct Place {
+    pub(crate) disk: DiskId,
+    /// Number of the segment.
+    pub(crate) segment: u32,
+    /// Life of the segment's file.
+    pub(crate) generation: u64,
+    pub(crate) offset: u64,
 }
 
 impl Place {
@@ -61,42 +56,39 @@ impl Place {
     }
 }
 
-/// What a record is.
+/// Kind of a record, with its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Body {
+pub(crate) enum Body {
     /// A shard; its payload follows the header.
     Shard(ShardMeta),
     /// Every shard that it names of a lower version is deleted.
     Tombstone {
-        /// Whose shards.
         volume: VolumeKey,
-        /// Which: either all of them whole chunks, or none.
+        /// Either whole chunks only, or single shards only.
         targets: Vec<Target>,
     },
     /// Covers bytes that a crash left torn, so that the scan can explain them.
     Filler,
 }
 
-/// A record's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
-    /// Number of this append on this disk; rises.
-    pub sequence: u64,
+pub(crate) struct Header {
+    /// Number of this append on this disk; it rises.
+    pub(crate) sequence: u64,
     /// Every append up to this number was durable when this one was written.
-    pub durable_sequence: u64,
+    pub(crate) durable_sequence: u64,
     /// Decides between a shard and a tombstone: the sequence of the first append of this content. Compaction keeps it.
-    pub version: u64,
+    pub(crate) version: u64,
     /// The whole record with padding and payload.
-    pub record_bytes: u64,
+    pub(crate) record_bytes: u64,
     /// Header with padding: where the payload starts.
-    pub header_area_bytes: u64,
-    /// What it is.
-    pub body: Body,
+    pub(crate) header_area_bytes: u64,
+    pub(crate) body: Body,
 }
 
-/// Why bytes are no record.
+/// Reason why bytes are no record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DecodeError {
+pub(crate) enum DecodeError {
     /// Not a record of this place: damage, torn, or never written.
     NotARecord,
     /// More bytes are needed to tell: this many from the record's start.
@@ -105,28 +97,26 @@ pub enum DecodeError {
     Unsupported,
 }
 
-/// Rounds up to a multiple.
 #[must_use]
-pub fn align_up(bytes: u64, alignment: u64) -> u64 {
+pub(crate) fn align_up(bytes: u64, alignment: u64) -> u64 {
     bytes.next_multiple_of(alignment)
 }
 
-/// Alignment of the records of a segment.
 #[must_use]
-pub fn alignment_bytes(bulk: bool) -> u64 {
+pub(crate) fn alignment_bytes(bulk: bool) -> u64 {
     if bulk { BLOCK_BYTES } else { SECTOR_BYTES }
 }
 
 /// Bytes that a shard's header takes with its padding.
 #[must_use]
-pub fn shard_header_area_bytes(stripe: &Stripe, shard_length_bytes: u32, alignment: u64) -> u64 {
+pub(crate) fn shard_header_area_bytes(stripe: &Stripe, shard_length_bytes: u32, alignment: u64) -> u64 {
     let pages_count = u64::from(shard_length_bytes / PAGE_BYTES);
     align_up(FIXED_BYTES as u64 + stripe.slots.len() as u64 + pages_count * 4, alignment)
 }
 
-/// Bytes that a tombstone takes.
+/// Length of a tombstone's record.
 #[must_use]
-pub fn tombstone_bytes(targets: &[Target]) -> u64 {
+pub(crate) fn tombstone_bytes(targets: &[Target]) -> u64 {
     let target_bytes = if names_shards(targets) { SHARD_BYTES } else { CHUNK_BYTES };
     align_up((FIXED_BYTES + targets.len() * target_bytes) as u64, SECTOR_BYTES)
 }
@@ -148,7 +138,7 @@ fn encode_targets(targets: &[Target]) -> Vec<u8> {
 
 /// Encodes a header without padding. `record_bytes` is the length of the whole record.
 #[must_use]
-pub fn encode(
+pub(crate) fn encode(
     place: &Place,
     sequence: u64,
     durable_sequence: u64,
@@ -218,7 +208,7 @@ fn header_crc(place: &Place, header: &[u8]) -> u32 {
 ///
 /// # Errors
 /// See [`DecodeError`]; never panics, whatever the bytes.
-pub fn decode(bytes: &[u8], place: &Place, alignment: u64) -> Result<Header, DecodeError> {
+pub(crate) fn decode(bytes: &[u8], place: &Place, alignment: u64) -> Result<Header, DecodeError> {
     let mut fields = FieldReader::new(bytes);
     if fields.take(4).is_some_and(|magic| magic != RECORD_MAGIC) {
         return Err(DecodeError::NotARecord);

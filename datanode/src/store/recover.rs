@@ -27,7 +27,7 @@ use super::volumes::{Volumes, VolumesError};
 use super::{Cursor, Sabotage, Shared, State, Store, StoreOptions, failure};
 use holdfast_storage::Directory;
 
-/// Why a disk cannot be opened.
+/// Reason why a disk cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum OpenError {
@@ -45,26 +45,26 @@ pub enum OpenError {
     FailedBefore(String),
 }
 
-/// What opening found.
+/// Findings of an opening.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OpenReport {
+pub(crate) struct OpenReport {
     /// Whether a checkpoint shortened the scan.
-    pub checkpoint_used: bool,
+    pub(crate) checkpoint_used: bool,
     /// Records scanned.
-    pub records_count: u64,
+    pub(crate) records_count: u64,
     /// Records and gaps that a crash had torn.
-    pub torn_count: u64,
+    pub(crate) torn_count: u64,
     /// Bytes that nothing explains (R6).
-    pub damaged_bytes: u64,
+    pub(crate) damaged_bytes: u64,
     /// Files that are named like segments and are none.
-    pub damaged_segments: u64,
+    pub(crate) damaged_segments: u64,
 }
 
 /// Makes the files of an empty disk.
 ///
 /// # Errors
 /// Any I/O error.
-pub fn create(directory: &dyn Directory) -> io::Result<()> {
+pub(crate) fn create(directory: &dyn Directory) -> io::Result<()> {
     Volumes::default().store(directory)
 }
 
@@ -83,7 +83,7 @@ impl Store {
     ///
     /// # Errors
     /// See [`OpenError`]. What a crash leaves behind is never one.
-    pub fn open(
+    pub(crate) fn open(
         directory: Arc<dyn Directory>,
         disk: DiskId,
         options: StoreOptions,

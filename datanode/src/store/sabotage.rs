@@ -1,6 +1,6 @@
 //! One rule of a datanode broken at a time, so that a simulation can show that it would find the mistake.
 
-/// Which rule a datanode breaks. Only the simulation sets another than none; the rules stand in `docs/RULES.md`.
+/// Rule that a datanode breaks. Only the simulation sets another than none; the rules stand in `docs/RULES.md`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sabotage {
     /// None.

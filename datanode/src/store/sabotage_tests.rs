@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_common::{ChunkId, Nonce, Random, SessionId};
-use holdfast_storage::SimulatedDisk;
-use holdfast_storage::simulated::faults::Fault;
+use holdfast_storage::{SimulatedDisk, simulated::Fault};
 
 use super::recover::create;
 use super::segment::file_name;
@@ -32,7 +31,7 @@ fn both<T>(sabotage: Sabotage, scenario: impl Fn(&SimulatedDisk, Store) -> T) ->
     (run(Sabotage::None), run(sabotage))
 }
 
-/// What a start without sabotage serves of chunk 1 after the loss of everything that was not synced.
+/// Chunk 1 as a start without sabotage serves it after the loss of everything that was not synced.
 fn after_power_loss(disk: &SimulatedDisk, bytes: usize) -> Result<Bytes, ShardError> {
     let next = Survival::Nothing.of(disk, &mut Random::new(1));
     read(&open(&next, Sabotage::None).reader(), 1, 1, bytes)

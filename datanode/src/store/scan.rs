@@ -14,7 +14,7 @@ use super::record::{Body, DecodeError, FIXED_BYTES, HEADER_BYTES_MAX, Header, de
 use super::segment::{Segment, SegmentKind, is_unreadable};
 use super::units::to_usize;
 
-/// How much a scan of a log reads at once.
+/// Bytes of a log that a scan reads at once.
 const LOG_WINDOW_BYTES: u64 = 1 << 20;
 
 /// A record that a scan found. Its checksums are left out, because a scan may find millions.
@@ -39,7 +39,7 @@ impl Gap {
     }
 }
 
-/// What a segment holds from some offset on.
+/// Contents of a segment from some offset on.
 #[derive(Debug, Default)]
 pub(super) struct SegmentScan {
     pub(super) records: Vec<Found>,
@@ -48,7 +48,7 @@ pub(super) struct SegmentScan {
     pub(super) end: u64,
 }
 
-/// Why a scan stopped.
+/// Reason why a scan stopped.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ScanError {
     #[error(transparent)]

@@ -14,16 +14,14 @@ use super::fields::{FieldReader, FieldWriter};
 use super::record::{Place, alignment_bytes};
 use holdfast_storage::{BLOCK_BYTES, DiskFile};
 
-/// First four bytes of every segment.
-pub const SEGMENT_MAGIC: [u8; 4] = *b"HFsg";
-/// Version of the segment format.
-pub const SEGMENT_VERSION: u16 = 1;
+pub(crate) const SEGMENT_MAGIC: [u8; 4] = *b"HFsg";
+pub(crate) const SEGMENT_VERSION: u16 = 1;
 /// Feature bits this code understands.
-pub const SEGMENT_FEATURES_KNOWN: u32 = 0;
+pub(crate) const SEGMENT_FEATURES_KNOWN: u32 = 0;
 /// Bytes of a header copy: one sector, written whole or not at all.
-pub const SEGMENT_HEADER_BYTES: usize = 512;
-/// Where the records start: behind the two header copies, each in a block of its own.
-pub const DATA_START: u64 = 2 * BLOCK_BYTES;
+pub(crate) const SEGMENT_HEADER_BYTES: usize = 512;
+/// Offset of the first record: behind the two header copies, each in a block of its own.
+pub(crate) const DATA_START: u64 = 2 * BLOCK_BYTES;
 
 const COPIES_AT: [u64; 2] = [0, BLOCK_BYTES];
 
@@ -32,9 +30,9 @@ pub(super) fn is_unreadable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADMSG | libc::EILSEQ))
 }
 
-/// What a segment holds.
+/// Kind of shards in a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SegmentKind {
+pub(crate) enum SegmentKind {
     /// Shards below 64 KiB and tombstones; written with zeros ahead, reclaimed whole.
     Small,
     /// Larger shards; sparse, punched.
@@ -42,32 +40,28 @@ pub enum SegmentKind {
 }
 
 impl SegmentKind {
-    /// Alignment of its records.
     #[must_use]
-    pub fn alignment_bytes(self) -> u64 {
+    pub(crate) fn alignment_bytes(self) -> u64 {
         alignment_bytes(self == Self::Bulk)
     }
 }
 
-/// What a segment's header says.
+/// Contents of a segment's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SegmentHeader {
-    /// Its number on this disk, in its file name too.
-    pub number: u32,
-    /// What it holds.
-    pub kind: SegmentKind,
-    /// Which life of the file; no two lives on a disk share one.
-    pub generation: u64,
-    /// The disk it was made for.
-    pub disk: DiskId,
-    /// Length of the file.
-    pub size_bytes: u64,
+pub(crate) struct SegmentHeader {
+    /// Its number on this disk, which is in its file name too.
+    pub(crate) number: u32,
+    pub(crate) kind: SegmentKind,
+    /// Life of the file; no two lives on a disk share one.
+    pub(crate) generation: u64,
+    /// Disk it was made for: a file that was copied to another is left alone.
+    pub(crate) disk: DiskId,
+    pub(crate) size_bytes: u64,
 }
 
 impl SegmentHeader {
-    /// The sector as it stands on disk.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(SEGMENT_HEADER_BYTES);
         out.extend_from_slice(&SEGMENT_MAGIC);
         out.put_u16(SEGMENT_VERSION);
@@ -83,7 +77,6 @@ impl SegmentHeader {
         out
     }
 
-    /// Reads one copy.
     fn decode(sector: &[u8]) -> Result<Self, HeaderError> {
         let (fields, crc) = sector.split_at_checked(SEGMENT_HEADER_BYTES - 4).ok_or(HeaderError::Damaged)?;
         if sector.iter().all(|b| *b == 0) {
@@ -115,9 +108,9 @@ impl SegmentHeader {
     }
 }
 
-/// Why a file is no segment.
+/// Reason why a file is no segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum HeaderError {
+pub(crate) enum HeaderError {
     /// Both copies are zeros or missing: a crash while it was made, before anything used it.
     Blank,
     /// Neither copy verifies.
@@ -127,38 +120,34 @@ pub enum HeaderError {
 }
 
 /// An open segment.
-pub struct Segment {
-    /// What its header says.
-    pub header: SegmentHeader,
-    /// Its file.
-    pub file: Arc<dyn DiskFile>,
+pub(crate) struct Segment {
+    pub(crate) header: SegmentHeader,
+    pub(crate) file: Arc<dyn DiskFile>,
     /// Held shared by readers. Taken exclusively, and at once released, it says that every reader that may have
     /// found a location before has finished (R5).
-    pub readers: RwLock<()>,
+    pub(crate) readers: RwLock<()>,
 }
 
 impl Segment {
-    /// The segment of this header over its file.
     #[must_use]
-    pub fn new(header: SegmentHeader, file: Arc<dyn DiskFile>) -> Arc<Self> {
+    pub(crate) fn new(header: SegmentHeader, file: Arc<dyn DiskFile>) -> Arc<Self> {
         Arc::new(Self { header, file, readers: RwLock::new(()) })
     }
 
-    /// The seed for a record at `offset`.
+    /// The seed for the checksum of a record at `offset`.
     #[must_use]
-    pub fn place(&self, offset: u64) -> Place {
+    pub(crate) fn place(&self, offset: u64) -> Place {
         Place { disk: self.header.disk, segment: self.header.number, generation: self.header.generation, offset }
     }
 
     /// Waits until readers that found their location before now have finished.
-    pub fn drain_readers(&self) {
+    pub(crate) fn drain_readers(&self) {
         drop(self.readers.write());
     }
 }
 
-/// The name of a segment's file.
 #[must_use]
-pub fn file_name(kind: SegmentKind, number: u32) -> String {
+pub(crate) fn file_name(kind: SegmentKind, number: u32) -> String {
     match kind {
         SegmentKind::Small => format!("small-{number:010}.seg"),
         SegmentKind::Bulk => format!("bulk-{number:010}.seg"),
@@ -167,7 +156,7 @@ pub fn file_name(kind: SegmentKind, number: u32) -> String {
 
 /// Whether a file is named like a segment, and of which number.
 #[must_use]
-pub fn parse_file_name(name: &str) -> Option<(SegmentKind, u32)> {
+pub(crate) fn parse_file_name(name: &str) -> Option<(SegmentKind, u32)> {
     let stem = name.strip_suffix(".seg")?;
     let (kind, digits) = match stem.strip_prefix("small-") {
         Some(digits) => (SegmentKind::Small, digits),
@@ -181,7 +170,7 @@ pub fn parse_file_name(name: &str) -> Option<(SegmentKind, u32)> {
 ///
 /// # Errors
 /// Any I/O error.
-pub fn write_header(file: &dyn DiskFile, header: &SegmentHeader) -> io::Result<()> {
+pub(crate) fn write_header(file: &dyn DiskFile, header: &SegmentHeader) -> io::Result<()> {
     let sector = header.encode();
     for at in COPIES_AT {
         file.write_at(at, &sector)?;
@@ -194,7 +183,7 @@ pub fn write_header(file: &dyn DiskFile, header: &SegmentHeader) -> io::Result<(
 ///
 /// # Errors
 /// I/O errors outside, what is wrong with the content inside.
-pub fn read_header(file: &dyn DiskFile) -> io::Result<Result<SegmentHeader, HeaderError>> {
+pub(crate) fn read_header(file: &dyn DiskFile) -> io::Result<Result<SegmentHeader, HeaderError>> {
     let length = file.length_bytes()?;
     let mut best: Result<SegmentHeader, HeaderError> = Err(HeaderError::Blank);
     for at in COPIES_AT {

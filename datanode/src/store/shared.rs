@@ -1,4 +1,4 @@
-//! What the writer of a disk and its readers share: the index, the space, and whether the disk is in service.
+//! State that the writer of a disk and its readers share: the index, the space, and whether the disk is in service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use super::surroundings::Clock;
 use super::types::ShardError;
 use super::{Sabotage, State, failure};
 
-/// How long a look at the file system's free space is believed.
+/// Maximum age of a look at the file system's free space.
 const SPACE_BELIEVED: Duration = Duration::from_millis(100);
 
 /// A look at the file system's free space.
@@ -53,7 +53,6 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The node's time.
     pub(crate) fn now(&self) -> Duration {
         (self.clock)()
     }
@@ -82,8 +81,9 @@ impl Shared {
         }
     }
 
-    /// What a failed change means for its request. Without a descriptor nothing was done, and the request is tried again; a
-    /// file that is gone was taken away while the node ran. Anything else leaves open what is on the disk.
+    /// Translates a failed change into the answer to its request. Without a descriptor nothing was done, and the
+    /// request is tried again; a file that is gone was taken away while the node ran. Anything else leaves open what is
+    /// on the disk.
     pub(crate) fn trouble(&self, what: &str, error: &std::io::Error) -> ShardError {
         if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ESTALE)) {
             self.retire(&format!("{what} failed, {error}: its directory was removed or another is in its place"));
@@ -98,7 +98,7 @@ impl Shared {
         ShardError::Busy
     }
 
-    /// What a failed read means: damage of that shard, unless there was no descriptor for it.
+    /// Translates a failed read: damage of that shard, unless there was no descriptor for it.
     pub(crate) fn unread(&self, key: &dyn std::fmt::Debug, error: &std::io::Error) -> ShardError {
         if is_out_of_descriptors(error) {
             return self.trouble("reading", error);
@@ -108,7 +108,7 @@ impl Shared {
         ShardError::Corrupt
     }
 
-    /// Free space at `now`, without what is reserved.
+    /// Free space at `now`, with nothing reserved.
     pub(crate) fn budget(&self, now: Duration) -> Result<Budget, ShardError> {
         let used_bytes = self.state.read().index.used_bytes() + self.unapplied_bytes.load(Ordering::Relaxed);
         let mut look = self.space.lock();

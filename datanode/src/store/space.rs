@@ -14,28 +14,27 @@ use holdfast_storage::FileSystemSpace;
 
 /// Soft threshold as a part of the space: one byte in this many is kept from client writes.
 const SOFT_PART: u64 = 25;
-/// The soft threshold never asks for more than this.
+/// Greatest soft threshold.
 const SOFT_BYTES_MAX: u64 = 4 << 30;
 /// Longest time a reservation lasts.
-pub const RESERVATION_LEASE_MAX: Duration = Duration::from_secs(60);
+pub(crate) const RESERVATION_LEASE_MAX: Duration = Duration::from_secs(60);
 /// Sessions that may hold reservations on a disk at once.
-pub const RESERVING_SESSIONS_MAX: usize = 65_536;
+pub(crate) const RESERVING_SESSIONS_MAX: usize = 65_536;
 
 /// Thresholds of free space, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Thresholds {
+pub(crate) struct Thresholds {
     /// Below: no client writes.
-    pub soft_bytes: u64,
+    pub(crate) soft_bytes: u64,
     /// Below: no repair and no compaction.
-    pub hard_bytes: u64,
+    pub(crate) hard_bytes: u64,
     /// Below: nothing but deletes, tombstones and logs.
-    pub reserve_bytes: u64,
+    pub(crate) reserve_bytes: u64,
 }
 
 impl Thresholds {
-    /// Thresholds of a space of this size.
     #[must_use]
-    pub fn of(total_bytes: u64) -> Self {
+    pub(crate) fn of(total_bytes: u64) -> Self {
         let soft_bytes = (total_bytes / SOFT_PART).min(SOFT_BYTES_MAX);
         Self { soft_bytes, hard_bytes: soft_bytes / 2, reserve_bytes: soft_bytes / 4 }
     }
@@ -59,16 +58,16 @@ impl Room {
 
 /// Free space of a disk and who may use it, at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget {
+pub(crate) struct Budget {
     file_system: Room,
     limit: Option<Room>,
     sharers_count: u64,
 }
 
 impl Budget {
-    /// What a file system has left for a disk that uses `used_bytes` of an optional limit.
+    /// Budget of a disk that uses `used_bytes` of an optional limit.
     #[must_use]
-    pub fn new(space: &FileSystemSpace, used_bytes: u64, limit_bytes: Option<u64>) -> Self {
+    pub(crate) fn new(space: &FileSystemSpace, used_bytes: u64, limit_bytes: Option<u64>) -> Self {
         let room = |total_bytes, free_bytes| Room { total_bytes, free_bytes, reserved_bytes: 0 };
         Self {
             file_system: room(space.total_bytes, space.available_bytes),
@@ -77,22 +76,21 @@ impl Budget {
         }
     }
 
-    /// Size of the disk.
     #[must_use]
-    pub fn total_bytes(&self) -> u64 {
+    pub(crate) fn total_bytes(&self) -> u64 {
         self.limit.map_or(u64::MAX, |limit| limit.total_bytes).min(self.file_system.total_bytes)
     }
 
     /// Bytes a session may write that has `own_bytes` reserved here.
     #[must_use]
-    pub fn for_session(&self, own_bytes: u64) -> u64 {
+    pub(crate) fn for_session(&self, own_bytes: u64) -> u64 {
         let limited = self.limit.map_or(u64::MAX, |limit| limit.for_session(own_bytes));
         self.file_system.for_session(own_bytes).min(limited)
     }
 
     /// Bytes a disk may call available, so that the sum over disks that share a file system counts them once.
     #[must_use]
-    pub fn share(&self) -> u64 {
+    pub(crate) fn share(&self) -> u64 {
         let limited = self.limit.map_or(u64::MAX, |limit| limit.for_session(0));
         (self.file_system.for_session(0) / self.sharers_count.max(1)).min(limited)
     }
@@ -100,14 +98,14 @@ impl Budget {
     /// Bytes clients could write if nobody had reserved any: what the volume manager is told. It knows which disks share
     /// a file system, so this is not divided.
     #[must_use]
-    pub fn unreserved(&self) -> u64 {
+    pub(crate) fn unreserved(&self) -> u64 {
         let room = |room: Room| Room { reserved_bytes: 0, ..room }.for_session(0);
         room(self.file_system).min(self.limit.map_or(u64::MAX, room))
     }
 
     /// Whether compaction may run: it needs room before it gives any back.
     #[must_use]
-    pub fn allows_compaction(&self) -> bool {
+    pub(crate) fn allows_compaction(&self) -> bool {
         self.file_system.free_bytes >= Thresholds::of(self.file_system.total_bytes).hard_bytes
     }
 }
@@ -146,7 +144,7 @@ impl Shelf {
 
 /// The shelves of a process, one a file system. Made once at its start and handed to each store; clones are the same.
 #[derive(Clone, Debug, Default)]
-pub struct Shelves(Arc<Mutex<ByFileSystem>>);
+pub(crate) struct Shelves(Arc<Mutex<ByFileSystem>>);
 
 #[derive(Debug, Default)]
 struct ByFileSystem {
@@ -155,9 +153,9 @@ struct ByFileSystem {
 }
 
 impl Shelves {
-    /// Adds a disk to those on a file system.
+    /// Adds a disk to those that share a file system.
     #[must_use]
-    pub fn join(&self, file_system: u64) -> SpaceBook {
+    pub(crate) fn join(&self, file_system: u64) -> SpaceBook {
         let mut all = self.0.lock();
         all.members_count += 1;
         let member = all.members_count;
@@ -170,19 +168,19 @@ impl Shelves {
 
 /// A disk's view of the shelf it shares. Leaves it when dropped.
 #[derive(Debug)]
-pub struct SpaceBook {
+pub(crate) struct SpaceBook {
     shelf: Arc<Mutex<Shelf>>,
     member: u64,
 }
 
 impl SpaceBook {
     /// Completes a budget with what sharers hold, and says what `session` holds here.
-    pub fn fill(&self, budget: &mut Budget, session: SessionKey, now: Duration) -> u64 {
+    pub(crate) fn fill(&self, budget: &mut Budget, session: SessionKey, now: Duration) -> u64 {
         self.shelf.lock().fill(budget, self.member, session, now)
     }
 
     /// A put of a session was admitted: its reservation shrinks by what it took.
-    pub fn draw(&self, session: SessionKey, bytes: u64) {
+    pub(crate) fn draw(&self, session: SessionKey, bytes: u64) {
         let mut shelf = self.shelf.lock();
         let own = shelf.disks.get_mut(&self.member).and_then(|sessions| sessions.get_mut(&session));
         if let Some(reservation) = own {
@@ -191,7 +189,7 @@ impl SpaceBook {
     }
 
     /// Sets a session's reservation to `wanted_bytes`, or to as much of it as there is; says what was granted.
-    pub fn reserve(
+    pub(crate) fn reserve(
         &self,
         mut budget: Budget,
         session: SessionKey,

@@ -14,9 +14,7 @@ use super::types::{
 };
 use super::{Reader, Sabotage, Store, StoreOptions, make_segment};
 use holdfast_common::Random;
-use holdfast_storage::RealDirectory;
-use holdfast_storage::SimulatedDisk;
-use holdfast_storage::simulated::faults::Fault;
+use holdfast_storage::{RealDirectory, SimulatedDisk, simulated::Fault};
 
 mod failing;
 mod spares;
@@ -24,7 +22,7 @@ mod spares;
 pub(crate) const DISK: DiskId = DiskId(7);
 pub(crate) const VOLUME: VolumeKey = VolumeKey { volume: VolumeId(3), incarnation: Incarnation(1) };
 
-/// How much of what was not synced survives.
+/// Fate of writes that were not synced.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Survival {
     /// A killed process: the page cache lives.
@@ -36,7 +34,7 @@ pub(crate) enum Survival {
 }
 
 impl Survival {
-    /// The disk as a machine finds it that starts after this one stopped.
+    /// The disk as the next start finds it.
     pub(crate) fn of(self, disk: &SimulatedDisk, random: &mut Random) -> SimulatedDisk {
         let next = disk.fork();
         match self {

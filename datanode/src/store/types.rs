@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
 use holdfast_common::limits::{PAGE_BYTES, SHARDS_MAX, SMALL_SHARD_BYTES};
-pub use holdfast_common::proof::ShardName;
+pub(crate) use holdfast_common::proof::ShardName;
 use holdfast_common::{ChunkId, Epoch, GroupId, Incarnation, Nonce, SessionId, VolumeId};
 use holdfast_erasure::geometry;
 use holdfast_proto::data;
@@ -11,41 +11,39 @@ use holdfast_proto::data;
 /// One life of a volume (R3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeKey {
-    /// The volume.
+    /// Given by the volume manager, never twice; not zero in a shard.
     pub volume: VolumeId,
-    /// Its incarnation.
+    /// Raised by a restore of the table from a backup.
     pub incarnation: Incarnation,
 }
 
 /// A session of a volume: numbers of sessions are given by each volume's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SessionKey {
-    /// Whose it is.
-    pub volume: VolumeId,
-    /// The session.
-    pub session: SessionId,
+pub(crate) struct SessionKey {
+    pub(crate) volume: VolumeId,
+    pub(crate) session: SessionId,
 }
 
 impl SessionKey {
-    /// Nobody's: it has reserved nothing.
-    pub const NOBODY: Self = Self { volume: VolumeId(0), session: SessionId(0) };
+    /// Nobody's session: it has reserved nothing.
+    pub(crate) const NOBODY: Self = Self { volume: VolumeId(0), session: SessionId(0) };
 }
 
-/// A chunk of a volume's life.
+/// Name of a chunk on a disk: each volume's table numbers its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkKey {
-    /// Whose it is.
+    /// Volume and life it belongs to.
     pub volume: VolumeKey,
-    /// The chunk.
+    /// Given by the volume's table.
     pub chunk: ChunkId,
 }
 
-/// A shard of a chunk.
+/// Name of a shard on a disk, where it is there once at most (R1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardKey {
-    /// The chunk.
+    /// Chunk it is a part of.
     pub chunk: ChunkKey,
-    /// Which of its shards.
+    /// Number in its chunk: data shards first, then parity.
     pub shard: u8,
 }
 
@@ -57,80 +55,71 @@ impl ShardKey {
     }
 }
 
-/// What a tombstone names of a volume.
+/// Part of a volume that a tombstone names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Target {
-    /// The chunk.
-    pub chunk: ChunkId,
-    /// Which of its shards; `None` in tombstones of the first format, which name all of them.
-    pub shard: Option<u8>,
+pub(crate) struct Target {
+    pub(crate) chunk: ChunkId,
+    /// Number of the shard; `None` in tombstones of the first format, which name all of them.
+    pub(crate) shard: Option<u8>,
 }
 
 /// A tombstone of a disk: what it names, and whose that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Grave {
-    /// The volume.
-    pub volume: VolumeKey,
-    /// What of it is deleted.
-    pub target: Target,
+pub(crate) struct Grave {
+    pub(crate) volume: VolumeKey,
+    pub(crate) target: Target,
 }
 
 impl ShardKey {
     /// The tombstone that names this shard alone.
     #[must_use]
-    pub fn grave(&self) -> Grave {
+    pub(crate) fn grave(&self) -> Grave {
         Grave { volume: self.chunk.volume, target: Target { chunk: self.chunk.chunk, shard: Some(self.shard) } }
     }
 }
 
-/// How a chunk is spread. Many shards share one, so the index interns them.
+/// Spread of a chunk over its block group. Many shards share one, so the index interns them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Stripe {
-    /// Block group.
-    pub group: GroupId,
+pub(crate) struct Stripe {
+    pub(crate) group: GroupId,
     /// Epoch of its membership when the chunk was written.
-    pub epoch: Epoch,
-    /// Data shards.
-    pub data_shards: u8,
-    /// Parity shards.
-    pub parity_shards: u8,
-    /// The slot of each shard: `data_shards + parity_shards` bytes.
-    pub slots: Box<[u8]>,
+    pub(crate) epoch: Epoch,
+    pub(crate) data_shards: u8,
+    pub(crate) parity_shards: u8,
+    /// Slot of each shard in the block group: `data_shards + parity_shards` bytes.
+    pub(crate) slots: Box<[u8]>,
 }
 
 /// Everything a shard says about itself, its payload aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ShardMeta {
-    /// Identity.
-    pub key: ShardKey,
+pub(crate) struct ShardMeta {
+    pub(crate) key: ShardKey,
     /// The attempt (R1).
-    pub nonce: Nonce,
-    /// Geometry and placement.
-    pub stripe: Stripe,
-    /// Data bytes of the chunk.
-    pub chunk_length_bytes: u32,
+    pub(crate) nonce: Nonce,
+    pub(crate) stripe: Stripe,
+    /// Data bytes of the whole chunk.
+    pub(crate) chunk_length_bytes: u32,
     /// Bytes of this shard: a multiple of a page, not zero.
-    pub shard_length_bytes: u32,
-    /// CRC32C of each page, little-endian.
-    pub page_checksums: Bytes,
+    pub(crate) shard_length_bytes: u32,
+    /// CRC32C of each page, little-endian, one after another.
+    pub(crate) page_checksums: Bytes,
 }
 
 impl ShardMeta {
-    /// Pages of the shard.
     #[must_use]
-    pub fn pages_count(&self) -> u32 {
+    pub(crate) fn pages_count(&self) -> u32 {
         self.shard_length_bytes / PAGE_BYTES
     }
 
     /// Whether it belongs into a segment of small shards (R14).
     #[must_use]
-    pub fn is_small(&self) -> bool {
+    pub(crate) fn is_small(&self) -> bool {
         self.shard_length_bytes < SMALL_SHARD_BYTES
     }
 
-    /// The same as it travels.
-    #[must_use]
-    pub fn to_wire(&self) -> data::ShardHeader {
+    /// The header that travels: what [`TryFrom`] takes.
+    #[cfg(test)]
+    pub(crate) fn to_wire(&self) -> data::ShardHeader {
         data::ShardHeader {
             volume: self.key.chunk.volume.volume.0,
             incarnation: self.key.chunk.volume.incarnation.0,
@@ -152,7 +141,7 @@ impl ShardMeta {
     ///
     /// # Errors
     /// What is wrong, in words.
-    pub fn check(&self) -> Result<(), &'static str> {
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
         let stripe = &self.stripe;
         let shards_count = usize::from(stripe.data_shards) + usize::from(stripe.parity_shards);
         if self.key.chunk.volume.volume.0 == 0 || self.key.chunk.chunk.0 == 0 {
@@ -204,79 +193,70 @@ impl TryFrom<data::ShardHeader> for ShardMeta {
     }
 }
 
-/// A shard to store.
 #[derive(Clone, Debug)]
-pub struct Put {
-    /// Its description, already checked by [`ShardMeta::check`].
-    pub meta: ShardMeta,
-    /// Its bytes: `meta.shard_length_bytes` of them.
-    pub payload: Bytes,
-    /// The client session whose reservation it draws on.
-    pub session: SessionKey,
+pub(crate) struct Put {
+    /// Already checked by [`ShardMeta::check`].
+    pub(crate) meta: ShardMeta,
+    /// `meta.shard_length_bytes` bytes.
+    pub(crate) payload: Bytes,
+    /// Client session whose reservation it draws on.
+    pub(crate) session: SessionKey,
 }
 
-/// What the writer of a disk can be asked for. Proofs were checked before (R30).
+/// Request to the writer of a disk. Proofs were checked before (R30).
 #[derive(Clone, Debug)]
-pub enum Request {
-    /// Store a shard.
+pub(crate) enum Request {
     Put(Put),
     /// Delete every shard of these chunks, and these shards; what is not there counts as deleted.
     Delete {
-        /// Whose chunks.
         volume: VolumeKey,
-        /// Which.
+        /// Whole chunks.
         chunks: Vec<ChunkId>,
         /// Single attempts; a shard that is here under another nonce stays.
         shards: Vec<ShardName>,
     },
     /// Refuse puts below this chunk from now on (R4).
     SetFloor {
-        /// Of which volume.
         volume: VolumeKey,
         /// The first chunk still taken.
         floor: ChunkId,
     },
     /// Delete a volume's life as a whole.
     DropVolume {
-        /// Which.
         volume: VolumeKey,
     },
 }
 
-/// What a durable request did.
+/// Counts of a durable request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Done {
+pub(crate) struct Done {
     /// Shards that a delete removed.
-    pub deleted_count: u32,
+    pub(crate) deleted_count: u32,
     /// Shards that a delete named and left, because they are of another attempt.
-    pub kept_count: u32,
+    pub(crate) kept_count: u32,
 }
 
-/// A part of a shard that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadRange {
-    /// The shard.
-    pub key: ShardKey,
+pub(crate) struct ReadRange {
+    pub(crate) key: ShardKey,
     /// The attempt it must be of (R1).
-    pub nonce: Nonce,
-    /// First byte, a multiple of a page.
-    pub offset: u32,
-    /// Bytes, a multiple of a page, not zero.
-    pub length_bytes: u32,
+    pub(crate) nonce: Nonce,
+    /// A multiple of a page.
+    pub(crate) offset: u32,
+    /// A multiple of a page, not zero.
+    pub(crate) length_bytes: u32,
 }
 
-/// Verified bytes of a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReadData {
-    /// The bytes.
-    pub bytes: Bytes,
-    /// The checksums of their pages, as the shard's header has them.
-    pub page_checksums: Bytes,
+pub(crate) struct ReadData {
+    pub(crate) bytes: Bytes,
+    /// Checksums of their pages, as the shard's header has them.
+    pub(crate) page_checksums: Bytes,
 }
 
-/// Why a shard was not stored, deleted or read.
+/// Reason why a shard was not stored, deleted or read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ShardError {
+pub(crate) enum ShardError {
     /// Not here, or here under another nonce.
     #[error("no such shard on this disk")]
     NotFound,
@@ -306,5 +286,4 @@ pub enum ShardError {
     Busy,
 }
 
-/// What became of a request.
-pub type Outcome = Result<Done, ShardError>;
+pub(crate) type Outcome = Result<Done, ShardError>;

@@ -1,4 +1,5 @@
-//! What a disk must remember of volumes beyond their shards: floors (R4) and drops. A small file, replaced as a whole.
+//! Facts of volumes that a disk must remember beyond their shards: floors (R4) and drops. A small file, replaced as a
+//! whole.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,27 +11,23 @@ use super::fields::{FieldReader, FieldWriter};
 use super::types::VolumeKey;
 use holdfast_storage::Directory;
 
-/// Name of the file.
-pub const VOLUMES_FILE: &str = "volumes";
-/// First four bytes of the file.
-pub const VOLUMES_MAGIC: [u8; 4] = *b"HFvo";
-/// Version of its format.
-pub const VOLUMES_VERSION: u16 = 1;
+pub(crate) const VOLUMES_FILE: &str = "volumes";
+pub(crate) const VOLUMES_MAGIC: [u8; 4] = *b"HFvo";
+pub(crate) const VOLUMES_VERSION: u16 = 1;
 
-/// What is remembered of one volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VolumeState {
+pub(crate) struct VolumeState {
     /// Puts below are refused.
-    pub floor: ChunkId,
+    pub(crate) floor: ChunkId,
     /// Its life is over: everything of it is garbage.
-    pub dropped: bool,
+    pub(crate) dropped: bool,
 }
 
 /// Floors and drops of a disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Volumes(pub BTreeMap<VolumeKey, VolumeState>);
+pub(crate) struct Volumes(pub(crate) BTreeMap<VolumeKey, VolumeState>);
 
-/// Why the file could not be used.
+/// Reason why the file could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumesError {
     /// The system says so.
@@ -45,14 +42,13 @@ pub enum VolumesError {
 }
 
 impl Volumes {
-    /// What is known of a volume.
     #[must_use]
-    pub fn get(&self, volume: &VolumeKey) -> VolumeState {
+    pub(crate) fn get(&self, volume: &VolumeKey) -> VolumeState {
         self.0.get(volume).copied().unwrap_or_default()
     }
 
     /// Raises a floor or drops a volume; true if that says more than was known.
-    pub fn learn(&mut self, key: VolumeKey, state: VolumeState) -> bool {
+    pub(crate) fn learn(&mut self, key: VolumeKey, state: VolumeState) -> bool {
         let known = self.get(&key);
         let more = !known.dropped && (state.dropped || state.floor > known.floor);
         if more {
@@ -62,9 +58,8 @@ impl Volumes {
         more
     }
 
-    /// The file's bytes.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(16 + self.0.len() * 25);
         out.extend_from_slice(&VOLUMES_MAGIC);
         out.put_u16(VOLUMES_VERSION);
@@ -85,7 +80,7 @@ impl Volumes {
     ///
     /// # Errors
     /// [`VolumesError::Damaged`] or [`VolumesError::Unsupported`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, VolumesError> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, VolumesError> {
         let damaged = || VolumesError::Damaged;
         let body_bytes = bytes.len().checked_sub(4).ok_or_else(damaged)?;
         let (body, crc) = bytes.split_at(body_bytes);
@@ -113,7 +108,7 @@ impl Volumes {
     ///
     /// # Errors
     /// See [`VolumesError`]; a missing file is an I/O error, because a formatted disk has one.
-    pub fn load(directory: &dyn Directory) -> Result<Self, VolumesError> {
+    pub(crate) fn load(directory: &dyn Directory) -> Result<Self, VolumesError> {
         Self::decode(&directory.read(VOLUMES_FILE)?)
     }
 
@@ -121,7 +116,7 @@ impl Volumes {
     ///
     /// # Errors
     /// Any I/O error; the old content then stands.
-    pub fn store(&self, directory: &dyn Directory) -> io::Result<()> {
+    pub(crate) fn store(&self, directory: &dyn Directory) -> io::Result<()> {
         directory.replace(VOLUMES_FILE, &self.encode())
     }
 }

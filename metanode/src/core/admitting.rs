@@ -13,12 +13,12 @@ const GRANTS_MAX: usize = 16;
 /// A snapshot that nobody asks for is kept open for this long: a piece takes 10 s at most.
 const GRANT_IDLE_MS: u64 = 60_000;
 
-/// Why a request is not heard by a node without the table.
+/// Reason why a request is not heard by a node without the table.
 pub(crate) const NO_REPLICA: &str = "it has no replica of this table";
-/// Why a request of an earlier start of its node is not heard.
+/// Reason why a request of an earlier start of its node is not heard.
 pub(crate) const LATER_START: &str = "a later start of this node was heard";
 
-/// Why a request is not heard, whoever leads. `ours` is the incarnation of the table here.
+/// Reason why no replica hears a request. `ours` is the incarnation of the table here.
 pub(crate) fn refusal(request: &AdmitRequest, secret: &ClusterSecret, ours: Incarnation) -> Option<String> {
     let (volume, asked) = (VolumeId(request.volume), Incarnation(request.incarnation));
     let claim = Claim::Admit(NodeId(request.from), request.generation);
@@ -28,7 +28,7 @@ pub(crate) fn refusal(request: &AdmitRequest, secret: &ClusterSecret, ours: Inca
     (asked != ours).then(|| format!("the table here is of incarnation {ours}, not {asked}"))
 }
 
-/// What the asker hears of an admission that did not come about.
+/// Answer to an asker whose admission did not come about.
 pub(crate) fn not_admitted(error: AdmissionError) -> Outcome {
     match error {
         AdmissionError::NotLeader { leader } => other_leader(leader),
@@ -45,7 +45,7 @@ pub(crate) fn other_leader(leader: Option<NodeId>) -> Outcome {
     Outcome::OtherLeader(OtherLeader { node: leader.map_or(0, |id| id.0) })
 }
 
-/// The snapshots that are being fetched, one of an asker and a table.
+/// Snapshots under way, one for each asker and table.
 #[derive(Debug)]
 pub(crate) struct Grants<F> {
     next_transfer: u64,
@@ -80,7 +80,7 @@ impl<F: Clone> Grants<F> {
         transfer
     }
 
-    /// Where a piece is to be read, and how many bytes there are from its offset on; `None` if the transfer is over.
+    /// Opens the piece that is asked for and says how many bytes follow its offset; `None` if the transfer is over.
     pub(crate) fn piece(&mut self, request: &AdmittedPieceRequest, now_ms: u64) -> Option<(F, u64)> {
         let grant = self.by_asker.get_mut(&(NodeId(request.from), VolumeId(request.volume)))?;
         if (grant.generation, grant.transfer) != (request.generation, request.transfer) {

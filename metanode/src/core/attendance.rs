@@ -1,4 +1,4 @@
-//! Who is there: the leader's soft knowledge of sessions and of what they have open. Pure: the monotonic time is
+//! Attendance: the leader's soft knowledge of sessions and of what they have open. Pure: the monotonic time is
 //! passed in, in milliseconds.
 //!
 //! Nothing of it is replicated. A new leader knows nobody's open files until every session has attached in its term
@@ -39,8 +39,9 @@ impl Attendee {
 /// Inodes that a session says it has open, all of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OpenList<'a> {
-    /// The term whose leader asked for it. A list for another one is not taken: what was opened since may be missing, and would be
-    /// reaped. [`Term::ZERO`]: nobody asked; whoever opened the session in this term takes it. `None`: of a former client, and believed.
+    /// Term of the leader that asked for it. A list for another one is not taken: what was opened since may be missing,
+    /// and would be reaped. [`Term::ZERO`]: nobody asked; the leader of the term in which the session was opened takes
+    /// it. `None`: of a former client, and believed.
     pub(crate) of_term: Option<Term>,
     pub(crate) open: &'a [u64],
 }
@@ -49,7 +50,7 @@ pub(crate) struct OpenList<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Attendance {
     term: Term,
-    /// When the silent were last looked for.
+    /// Time of the last look for silent sessions.
     looked_ms: Option<u64>,
     sessions: BTreeMap<SessionId, Attendee>,
     open_counts: BTreeMap<InodeId, u32>,
@@ -80,7 +81,7 @@ impl Attendance {
         gone.into_iter().for_each(|session| self.leave(session));
     }
 
-    /// Whether it speaks for this term.
+    /// Whether the list answers the leader of this term.
     pub(crate) fn is_of(&self, term: Term) -> bool {
         self.term == term
     }
@@ -104,7 +105,6 @@ impl Attendance {
         }
     }
 
-    /// A sign of life.
     pub(crate) fn renew(&mut self, session: SessionId, now_ms: u64) {
         if let Some(attendee) = self.sessions.get_mut(&session) {
             attendee.renewed_ms = now_ms;
@@ -153,7 +153,7 @@ impl Attendance {
         true
     }
 
-    /// What was registered turned out not to exist.
+    /// Takes back an open that was registered of an inode that turned out not to exist.
     pub(crate) fn close(&mut self, session: SessionId, inode: InodeId) {
         if self.sessions.get_mut(&session).is_some_and(|attendee| attendee.open.remove(&inode)) {
             self.uncount(inode);
@@ -191,7 +191,7 @@ impl Attendance {
         ending
     }
 
-    /// Which of these orphans may be reaped now; they count as going from here on, until [`Self::reaped`].
+    /// Chooses the orphans that may be reaped now; they count as going from here on, until [`Self::reaped`].
     pub(crate) fn choose_orphans(&mut self, orphans: &[InodeId]) -> Vec<u64> {
         let broken = |rule| self.sabotage == rule;
         let oldest_create = self.creates.first().copied().filter(|_| !broken(Sabotage::ReapedUnderCreates));

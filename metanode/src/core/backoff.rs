@@ -13,7 +13,7 @@ pub(crate) struct Backoff {
 
 #[derive(Debug)]
 struct Pause {
-    /// The first failure.
+    /// Time of the first failure.
     since_ms: u64,
     until_ms: u64,
     pauses: Pauses,
@@ -41,7 +41,7 @@ impl Backoff {
         self.pauses.get(&disk).is_some_and(|pause| pause.until_ms > now_ms)
     }
 
-    /// For how long it has failed; 0 if it does not.
+    /// Time since the first failure; 0 if it does not fail.
     pub(crate) fn silent_ms(&self, disk: DiskId, now_ms: u64) -> u64 {
         self.pauses.get(&disk).map_or(0, |pause| now_ms.saturating_sub(pause.since_ms))
     }

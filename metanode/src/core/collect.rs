@@ -25,13 +25,13 @@ use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, MutateResponse, RaiseFloor, Swept};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// How often a leader looks for something to collect.
+/// Pause between a leader's rounds.
 pub(crate) const ROUND_INTERVAL_MS: u64 = 1_000;
-/// Disks that are compared at a time.
+/// Most disks compared at a time.
 const DISKS_AT_ONCE: usize = 4;
 /// Requests to each of these in one round: listing goes on beside everything else that disks do.
 const ASKS_PER_ROUND_MAX: usize = 16;
-/// Shards of one page.
+/// Most shards of one page.
 const PAGE_SHARDS_MAX: u32 = 1024;
 
 /// A request to a datanode.
@@ -42,7 +42,6 @@ pub(crate) enum Question {
     Delete(DeleteShardsRequest),
 }
 
-/// What it is answered with.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Answer {
     FloorSet(SetFloorResponse),
@@ -50,7 +49,7 @@ pub(crate) enum Answer {
     Deleted(DeleteShardsResponse),
 }
 
-/// What the caller does next.
+/// Next step of the caller.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
     /// Propose an entry and tell [`Collector::proposed`].
@@ -65,7 +64,7 @@ pub(crate) enum Step {
     Rest,
 }
 
-/// How far chunk ids had come.
+/// Progress of chunk ids at one time.
 #[derive(Debug)]
 struct Mark {
     at_ms: u64,
@@ -78,7 +77,7 @@ struct Mark {
 #[derive(Debug)]
 struct Visit {
     floor: ChunkId,
-    /// Of what the disk owed when it began.
+    /// Entries of the disk's debt when it began: only these are settled.
     owed_entries: u64,
     stage: Stage,
 }
@@ -93,13 +92,13 @@ enum Stage {
 }
 
 impl Stage {
-    /// What follows a page: the next one above `after`, if there is one.
+    /// Place behind a page: the next one is above `after`, if there is one.
     fn behind(after: Option<ChunkId>) -> Self {
         after.map_or(Self::Settle, |after| Self::List(Some(after)))
     }
 }
 
-/// The entry whose outcome is not told yet.
+/// Entry whose outcome is not told yet.
 #[derive(Debug, Default, PartialEq)]
 enum Proposed {
     #[default]
@@ -108,7 +107,7 @@ enum Proposed {
     Swept(Member),
 }
 
-/// How far collecting has come, in one term.
+/// Progress of collecting in one term.
 #[derive(Debug, Default)]
 pub(crate) struct Collector {
     term: Term,
@@ -117,7 +116,7 @@ pub(crate) struct Collector {
     marks: VecDeque<Mark>,
     raised_ms: Option<u64>,
     proposed: Proposed,
-    /// The members of the table's groups, by the version they are of.
+    /// Members of the table's block groups, with the version they are of.
     members: (Option<u64>, BTreeSet<Member>),
     /// Below which floor a disk was compared, and not away since.
     swept: BTreeMap<DiskId, ChunkId>,
@@ -239,7 +238,7 @@ impl Collector {
         }
     }
 
-    /// Who is a member now. One that is away is to be compared when it returns: deletions went past it.
+    /// Takes note of members. One that is away is to be compared when it returns: deletions went past it.
     fn note_members(&mut self, view: &impl View) {
         let version = view.table(Table::groups_version);
         if self.members.0 != Some(version) {

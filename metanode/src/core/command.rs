@@ -10,7 +10,7 @@ use holdfast_proto::meta::{MutateResponse, Mutation};
 use holdfast_proto::record::TableCommand;
 use prost::Message;
 
-/// Where a client's command stands among its others (R8); zeros for one of the leader's own.
+/// Number of a client's command among the others of its session (R8); zeros for one of the leader's own.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Place {
     pub(crate) session: u64,
@@ -31,7 +31,7 @@ pub(crate) fn encode(view: &impl View, op: Op, place: Place) -> Bytes {
     command.encode_to_vec().into()
 }
 
-/// What became of an entry of the leader's own; `None` if it is not known to have happened, which the log then tells.
+/// Answer to an entry of the leader's own; `None` if it is not known to have happened, which the log then tells.
 pub(crate) fn own_answer(volume: VolumeId, answer: Result<Bytes, ProposeError>) -> Option<MutateResponse> {
     let answer = match answer {
         Ok(answer) => answer,

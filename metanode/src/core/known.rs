@@ -1,5 +1,5 @@
-//! What the volume manager said last: where nodes are, whether they live, which tables belong here. Pure: the monotonic time
-//! is passed in, in nanoseconds.
+//! The volume manager's last word: where nodes are, whether they live, which tables belong here. Pure: the monotonic
+//! time is passed in, in nanoseconds.
 
 use holdfast_common::{DiskId, NodeId, VolumeId};
 use holdfast_proto::control::{Endpoint, HeartbeatResponse, TableAssignment};
@@ -8,8 +8,8 @@ use holdfast_proto::metanode::Neighbours as Record;
 use prost::Message;
 use std::collections::BTreeMap;
 
-/// How far ahead of the volume manager's clock a leader's may be believed, an hour: clocks that are kept at all agree by far
-/// better.
+/// Lead over the volume manager's clock up to which a leader's clock is believed, an hour: clocks that are kept at all
+/// agree by far better.
 const CLOCK_AHEAD_NS_MAX: u64 = 3600 * 1_000_000_000;
 /// About how many bytes of addresses one page has: a frame's header holds 1 MiB.
 pub(crate) const ADDRESSES_PAGE_BYTES_MAX: usize = 256 << 10;
@@ -35,7 +35,7 @@ struct Place {
 }
 
 impl Known {
-    /// As it was written down by a former run.
+    /// Takes over what a former run wrote down.
     pub(crate) fn recalled(record: Record) -> Self {
         // Nodes may have come back with an older build since: what they know must be heard in this run.
         let unheard = |table: TableAssignment| TableAssignment { feature_level: 0, ..table };
@@ -45,7 +45,7 @@ impl Known {
         known
     }
 
-    /// To be written down.
+    /// Record to be written down.
     pub(crate) fn record(&self) -> Record {
         let endpoint = |(node, place): (&NodeId, &Place)| Endpoint {
             node: node.0,
@@ -71,12 +71,12 @@ impl Known {
         changed
     }
 
-    /// Whether it was known.
+    /// Returns whether it was known.
     pub(crate) fn forget_table(&mut self, volume: VolumeId) -> bool {
         self.tables.remove(&volume).is_some()
     }
 
-    /// Whether an address changed.
+    /// Returns whether an address changed.
     fn note_nodes(&mut self, nodes: &[Endpoint]) -> bool {
         let mut changed = false;
         for node in nodes {
@@ -89,7 +89,7 @@ impl Known {
         changed
     }
 
-    /// As the volume manager wrote it, or nothing.
+    /// As the volume manager wrote it; empty if it is not known.
     pub(crate) fn address_text(&self, node: NodeId) -> &str {
         self.nodes.get(&node).map_or("", |place| &place.address)
     }

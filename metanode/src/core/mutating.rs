@@ -14,7 +14,7 @@ use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, MutateRequest, MutateResponse};
 use prost::Message;
 
-/// What the leader notes when the operation was done.
+/// Note for the leader once the operation is done.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Note {
     Nothing,
@@ -36,7 +36,7 @@ fn not_leader(leader: Option<NodeId>, known: &Known) -> MutateResponse {
     MutateResponse { leader, ..refusal(Code::NotLeader) }
 }
 
-/// The entry to propose for a client, and what to note once it is answered.
+/// Prepares the entry to propose for a client, and the note for when it is answered.
 pub(crate) fn begin(view: &mut impl View, request: MutateRequest) -> Result<(Bytes, Note), Code> {
     let op = request.mutation.and_then(|mutation| mutation.op);
     let mut op = op.filter(|op| !is_leader_only(op)).ok_or(Code::Invalid)?;
@@ -87,7 +87,7 @@ fn check_incarnation(table: &Table, incarnation: Incarnation) -> Result<(), Code
     }
 }
 
-/// What only heartbeats know rides in the command (docs/decisions/0007), whatever the client wrote there.
+/// Puts into the command what only heartbeats know (docs/decisions/0007), whatever the client wrote there.
 fn stamp(view: &impl View, table: &Table, op: &mut Op) {
     if let Op::Fallocate(op) = op {
         op.available_bytes = Some(view.on_disks_bytes(table));

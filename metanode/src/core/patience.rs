@@ -1,4 +1,4 @@
-//! How long the leader's collecting waits, in milliseconds. Simulations wait less, in the same order.
+//! Waits of the leader's collecting, in milliseconds. Simulations wait less, in the same order.
 
 use holdfast_common::limits::REQUEST_DEADLINE_MS;
 
@@ -8,11 +8,11 @@ pub(crate) const PAUSE_MS_MIN: u64 = 1_000;
 /// Times of the sweep and of the collector. The default is what real metanodes have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// Longest any request is believed to be under way.
+    /// Longest time that any request is believed to be under way.
     pub request_deadline_ms: u64,
-    /// The floor is raised at most this often: each time all disks are listed.
+    /// Shortest time between two raises of the floor: each time all disks are listed.
     pub raise_interval_ms: u64,
-    /// How often it is noted how far chunk ids have come.
+    /// Time between two notes of how far chunk ids have come.
     pub mark_interval_ms: u64,
     /// Longest pause before a disk that failed is asked again.
     pub pause_ms_max: u64,
@@ -26,8 +26,8 @@ impl Patience {
         pause_ms_max: 60_000,
     };
 
-    /// How far the floor stays behind the ids that are given out: a request ends within one deadline, and the ids it uses were
-    /// given out at most one before.
+    /// Time by which the floor stays behind the ids that are given out: a request ends within one deadline, and the ids
+    /// it uses were given out at most one before.
     #[must_use]
     pub const fn floor_delay_ms(&self) -> u64 {
         2 * self.request_deadline_ms

@@ -13,7 +13,7 @@ use holdfast_proto::meta::{Code, FsStat, KeepAlive, Kind, ReadRequest, ReadRespo
 /// A file's whole map comes with its open if it has at most this many extents: small files need no further request.
 const OPEN_MAP_EXTENTS_MAX: usize = 16;
 
-/// The answer was filled in, or is a refusal in its place.
+/// `Ok`: the answer was filled in. `Err`: a refusal takes its place.
 type Outcome = Result<(), Code>;
 
 pub(crate) fn refusal(code: Code) -> ReadResponse {
@@ -179,8 +179,8 @@ impl<V: View> Reader<'_, V> {
         if is_there { Ok(()) } else { Err(Code::SessionExpired) }
     }
 
-    /// `groups_version` is for clients that know no cursor: it changes when groups, addresses or liveness do, and is the
-    /// same on every metanode that knows the same.
+    /// `groups_version` is for clients that know no cursor: it changes when block groups, addresses or liveness do, and
+    /// is the same on every metanode that knows the same.
     fn say_versions(&self, table: &Table, response: &mut ReadResponse) {
         let addresses = self.view.known(Known::fingerprint);
         let mixed = addresses.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(table.groups_version());
@@ -189,7 +189,7 @@ impl<V: View> Reader<'_, V> {
         response.nodes_version = addresses;
     }
 
-    /// What is left is the least of what the quota and what the disks leave, less what is allocated and not yet written.
+    /// Available is the less of what the quota and what the disks leave, without what is allocated and not yet written.
     fn stat_fs(&self, table: &Table) -> FsStat {
         let stat = table.stat_fs();
         let on_disks_bytes = self.view.on_disks_bytes(table).saturating_sub(table.allocated_bytes());

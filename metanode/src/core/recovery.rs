@@ -1,5 +1,5 @@
-//! What a metanode decides that lost its log and is on its way back (R23): which tables it needs, whom it asks, what it waits for, and
-//! which pieces of a snapshot it takes.
+//! Decisions of a metanode that lost its log and is on its way back (R23): which tables it needs, whom it asks, what it
+//! waits for, and which pieces of a snapshot it takes.
 
 use crate::machine::raft_group;
 use holdfast_common::checksum::crc32c;
@@ -20,7 +20,7 @@ pub(crate) struct Needed {
     pub(crate) name: String,
     /// The other replicas, with their addresses as the volume manager wrote them.
     pub(crate) others: BTreeMap<NodeId, String>,
-    /// Who led it when the volume manager heard last.
+    /// Leader when the volume manager heard last.
     pub(crate) leader: Option<NodeId>,
 }
 
@@ -50,14 +50,14 @@ pub(crate) fn needed(volumes: &[Volume], node: NodeId) -> Vec<Needed> {
     volumes.iter().filter(is_here).map(need).collect()
 }
 
-/// What the volume manager knows of the node that wants to come back.
+/// Standing of the node that wants to come back, with the volume manager.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Nothing stands against it.
     Free,
     /// It is heard, at this address: another copy of its directory runs, or it ended a moment ago.
     Heard(String),
-    /// It must not come back from this directory, and why.
+    /// It must not come back from this directory, for this reason.
     Refused(String),
 }
 
@@ -107,7 +107,7 @@ impl Asker<'_> {
         AdmittedPieceRequest { from: self.node.0, generation: self.generation, volume, transfer, offset }
     }
 
-    /// What the whole snapshot is handed to the new log with.
+    /// Terms on which the new log takes the whole snapshot.
     pub(crate) fn admission(&self, table: &Needed, leader: NodeId, admitted: &Admitted) -> Admission {
         let group = raft_group(table.volume);
         let (term, index) = (Term(admitted.term), LogIndex(admitted.index));
@@ -115,11 +115,11 @@ impl Asker<'_> {
     }
 }
 
-/// What a metanode said to a request to be let in, or that it said nothing.
+/// Answer of a metanode to a request to be let in, or its silence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
     Admitted(Admitted),
-    /// Another one leads, if anybody does.
+    /// Another one leads; `None` if no leader is known.
     LedBy(Option<NodeId>),
     /// It leads, and these do not acknowledge. None: the snapshot takes long.
     Missing(Vec<NodeId>),
@@ -167,7 +167,7 @@ impl Asking {
         }
     }
 
-    /// Whom to ask next; `None` when all were asked.
+    /// Replica to ask next; `None` when all were asked.
     pub(crate) fn next(&mut self) -> Option<NodeId> {
         self.order.pop_front()
     }
@@ -183,13 +183,13 @@ impl Asking {
         None
     }
 
-    /// What is waited for.
+    /// The table's wait, as a sentence.
     pub(crate) fn waits(self) -> Waits {
         Waits { table: self.table, heard: self.heard }
     }
 }
 
-/// Why a table is not back yet, as a sentence.
+/// Sentence: why a table is not back yet.
 #[derive(Debug)]
 pub(crate) struct Waits {
     table: Needed,
@@ -220,7 +220,7 @@ impl fmt::Display for Waits {
     }
 }
 
-/// Why a piece ends the transfer of a snapshot.
+/// Reason why a piece ends the transfer of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PieceUnusable {
     #[error("it does not know the snapshot any more")]

@@ -16,7 +16,7 @@ pub(crate) struct Reporter {
     pub(crate) generation: u64,
 }
 
-/// What is to be said beside the tables.
+/// Contents of a report besides the tables.
 #[derive(Debug, Default)]
 pub(crate) struct Reporting {
     dropped: BTreeSet<(VolumeId, Incarnation)>,
@@ -35,7 +35,7 @@ impl Reporting {
         }
     }
 
-    /// The last request was answered: what it said is known.
+    /// Forgets what the last request said: it was answered.
     pub(crate) fn answered(&mut self) {
         self.dropped.clear();
     }
@@ -51,7 +51,7 @@ impl Reporting {
     }
 }
 
-/// How a replica is.
+/// Report of one replica.
 pub(crate) fn table_report(volume: VolumeId, status: &GroupStatus, table: &Table, known: &Known) -> TableReport {
     let stat = table.stat_fs();
     let capacity = table.capacity();
@@ -69,7 +69,7 @@ pub(crate) fn table_report(volume: VolumeId, status: &GroupStatus, table: &Table
     }
 }
 
-/// As the table says, else as it was assigned.
+/// From the table; until it says so, from the assignment.
 pub(crate) fn incarnation(volume: VolumeId, table: &Table, known: &Known) -> Incarnation {
     known_incarnation(volume, table, known).unwrap_or_default()
 }

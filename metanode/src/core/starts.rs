@@ -1,4 +1,4 @@
-//! Which start of each node is its last: what an older one says is not heard (R28).
+//! The last start of each node: an older one is not heard (R28).
 
 use crate::sabotage::Sabotage;
 use holdfast_common::NodeId;

@@ -17,7 +17,7 @@ use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{ForgetChunks, MutateResponse};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// How often a leader looks for freed chunks.
+/// Pause between a leader's rounds.
 pub(crate) const ROUND_INTERVAL_MS: u64 = 1_000;
 /// Chunks of one batch: of one request to a disk, and of one entry.
 const BATCH_CHUNKS_MAX: usize = 1024;
@@ -29,7 +29,7 @@ const PROGRESS_CHUNKS_MAX: usize = 64 << 10;
 /// A disk and the node it is in.
 pub(crate) type Member = (NodeId, DiskId);
 
-/// What the caller does next.
+/// Next step of the caller.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
     /// Send these requests, all at once, and tell [`Sweep::answered`] of each.
@@ -42,7 +42,7 @@ pub(crate) enum Step {
     Rest,
 }
 
-/// Where a round is.
+/// Place of a round.
 #[derive(Debug, Default)]
 struct Round {
     /// Up to which time of the table chunks may be deleted.
@@ -50,14 +50,14 @@ struct Round {
     batches: usize,
 }
 
-/// What to delete where.
+/// Shards to delete, by disk.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Batch {
     incarnation: Incarnation,
     by_disk: BTreeMap<Member, Vec<ShardName>>,
 }
 
-/// How far the deletions have come, in one term.
+/// Progress of deletions in one term.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
     term: Term,
@@ -274,7 +274,7 @@ impl Sweep {
         self.missing.remove(&chunk);
     }
 
-    /// What the table may forget now.
+    /// Takes out the chunks that the table may forget now.
     fn take_done(&mut self) -> Option<ForgetChunks> {
         let done = std::mem::take(&mut self.done);
         if !done.is_empty() {

@@ -34,7 +34,7 @@ impl Rig {
         rig
     }
 
-    /// The same with a table that is configured and has groups for 64 GiB.
+    /// A rig whose table is configured and has block groups for 64 GiB.
     pub(crate) fn configured() -> Self {
         let mut rig = Self::assigned();
         let TableAssignment { volume, incarnation, data_shards, parity_shards, quota_bytes, name, .. } = assignment();

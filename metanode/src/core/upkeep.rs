@@ -1,4 +1,4 @@
-//! What a leader does for its table by itself: configuration, spare block groups, silent sessions, orphans. Pulled: each step is
+//! A leader's work for its table: configuration, spare block groups, silent sessions, orphans. Pulled: each step is
 //! done by the caller, its outcome told, the next step asked for, until the round rests.
 
 use super::view::View;
@@ -13,7 +13,7 @@ use holdfast_proto::meta::{
 };
 use std::collections::VecDeque;
 
-/// How often a leader looks after its table.
+/// Pause between a leader's rounds.
 pub(crate) const ROUND_INTERVAL_MS: u64 = 500;
 /// Pause after the volume manager did not give block groups.
 const GROUPS_RETRY_MS: u64 = 1_000;
@@ -28,7 +28,7 @@ const DEAD_INODES_PER_ENTRY_MAX: usize = 64;
 /// Extents freed by one entry: some milliseconds of apply.
 const EXTENTS_PER_ENTRY_MAX: u32 = 4096;
 
-/// What the caller does next.
+/// Next step of the caller.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
     /// Propose an entry and tell [`Upkeep::proposed`].
@@ -41,7 +41,7 @@ pub(crate) enum Step {
     Rest,
 }
 
-/// Where a round is.
+/// Place of a round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
     #[default]
@@ -58,7 +58,7 @@ enum Stage {
     Rest,
 }
 
-/// The entry whose outcome is not told yet.
+/// Entry whose outcome is not told yet.
 #[derive(Debug, Default)]
 enum Proposed {
     #[default]
@@ -78,19 +78,19 @@ pub(crate) struct Upkeep {
     proposed: Proposed,
     /// Groups whose state does not fit, as the round found them.
     switches: VecDeque<(GroupId, GroupState)>,
-    /// What the volume manager gave, to be proposed.
+    /// Block groups from the volume manager, to be proposed.
     given: Option<Vec<BlockGroup>>,
-    /// The table had no group when it asked.
+    /// The table had no block group when it asked.
     had_no_group: bool,
     report: bool,
     /// Not before this are block groups asked for again.
     groups_after_ms: u64,
     /// Orphans that the round found and has not looked at yet.
     orphans: VecDeque<InodeId>,
-    /// Where the next round goes on among the orphans.
+    /// Orphan behind which the next round goes on.
     orphans_after: InodeId,
     dead_entries: usize,
-    /// What the table refused, so that it is said and proposed once.
+    /// Configuration that the table refused: it is proposed and complained of once.
     refused: Option<Configure>,
 }
 
@@ -156,7 +156,7 @@ impl Upkeep {
         }
     }
 
-    /// The answer to the last step's request for groups, or why there is none.
+    /// Takes the answer to the last step's request for block groups, or the reason why there is none.
     pub(crate) fn groups_given(&mut self, answer: Result<Vec<Group>, &str>, view: &impl View) {
         match answer {
             Ok(groups) => self.given = Some(groups.into_iter().map(block_group).collect()),
@@ -164,7 +164,7 @@ impl Upkeep {
         }
     }
 
-    /// The first entry of a table, and whatever the volume manager changed since.
+    /// Configures the table: its first entry, and later what the volume manager changed since.
     fn configure(&mut self, view: &impl View) -> Option<Step> {
         self.stage = Stage::RaiseLevel;
         let wanted = view.known(|known| known.assignment(view.volume()).map(configure))?;
@@ -266,7 +266,7 @@ impl Upkeep {
         None
     }
 
-    /// What truncations and commits of badly split files left to be freed, in steps (docs/decisions/0012).
+    /// Frees in steps what truncations and commits of badly split files left (docs/decisions/0012).
     fn free_dead(&mut self, view: &impl View) -> Option<Step> {
         let inodes = view.table(|table| table.inodes_with_dead(DEAD_INODES_PER_ENTRY_MAX));
         if inodes.is_empty() || self.dead_entries == DEAD_ENTRIES_PER_ROUND_MAX {

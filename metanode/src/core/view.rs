@@ -1,5 +1,5 @@
-//! What decisions about one table stand on. The server takes a lock for every look, in the order attendance, table, known;
-//! the stepped form borrows.
+//! Grounds of the decisions about one table. The server takes a lock for every look, in the order attendance, table,
+//! known; the stepped form borrows.
 
 use super::attendance::Attendance;
 use super::known::Known;
@@ -8,7 +8,6 @@ use holdfast_common::{Term, VolumeId};
 
 /// A table as one replica sees it in one term that it leads or led.
 pub(crate) trait View {
-    /// The table's volume.
     fn volume(&self) -> VolumeId;
 
     /// The term in which this replica led when the view was taken.
@@ -32,8 +31,8 @@ pub(crate) trait View {
     /// The attendance, brought up to date with the table's sessions.
     fn fresh_attendance<T>(&mut self, act: impl FnOnce(&mut Attendance) -> T) -> T;
 
-    /// What the disks have left for data of this table, by the last heartbeat; while the volume manager was never heard, what
-    /// its groups could take.
+    /// Bytes that the disks have left for data of this table, by the last heartbeat; while the volume manager was never
+    /// heard, as many as its block groups could take.
     fn on_disks_bytes(&self, table: &Table) -> u64 {
         let volume = self.volume();
         let told = self.known(|known| known.assignment(volume).map(|assignment| assignment.available_bytes));
@@ -41,7 +40,7 @@ pub(crate) trait View {
     }
 }
 
-/// The view of whoever has everything at hand.
+/// A view of parts that the caller owns.
 pub(crate) struct Borrowed<'a> {
     pub(crate) volume: VolumeId,
     pub(crate) term: Term,

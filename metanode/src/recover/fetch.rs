@@ -21,17 +21,17 @@ use std::time::Duration;
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for one piece of a snapshot.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
-/// What comes in, until it is whole; cleared away when the log is opened.
+/// File of the snapshot that comes in, until it is whole; cleared away when the log is opened.
 const INCOMING: &str = "incoming-recovery.part";
 
-/// How an attempt for a table ended.
+/// End of an attempt for a table.
 pub(super) enum Outcome {
     Recovered(RecoveredTable),
-    /// What is waited for, as a sentence.
+    /// Reason of the wait, as a sentence.
     Waits(String),
 }
 
-/// Why an attempt ended, while another one may do better.
+/// Reason why an attempt ended, while another one may do better.
 #[derive(Debug, thiserror::Error)]
 enum AttemptEnded {
     #[error(transparent)]

@@ -14,12 +14,12 @@ use crate::server::{StartError, claim};
 use holdfast_common::random_bytes;
 use holdfast_consensus::{ExpectedLog, NodeConfig, OpenError, Recovering, examine_log, format_log_as};
 use holdfast_node::NodeSuperblock;
-use holdfast_storage::durable::{DirectoryLock, sync_parent};
+use holdfast_storage::{DirectoryLock, sync_parent};
 use parking_lot::Mutex;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Where a log that is no use any more is kept, with a number behind it.
+/// Name under which a log that is of no use any more is kept, with a number behind it.
 const ASIDE: &str = "consensus-lost";
 
 /// A directory that is to be brought back, locked. Nothing has changed.
@@ -30,7 +30,7 @@ pub(super) struct Home {
     _lock: DirectoryLock,
 }
 
-/// What is there.
+/// State of a directory.
 #[derive(Debug)]
 pub(super) enum Found {
     /// The log that the superblock names is not there, or not whole.
@@ -132,7 +132,7 @@ impl Begun {
         &self.home.directory
     }
 
-    /// Where snapshots come in.
+    /// Directory of snapshots that come in.
     pub(super) fn snapshots(&self) -> PathBuf {
         self.home.consensus().join("snapshots")
     }

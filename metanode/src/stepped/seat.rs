@@ -72,7 +72,7 @@ impl Work {
     }
 }
 
-/// What a look found due.
+/// Work that a look found due.
 pub(super) struct Due {
     pub(super) upkeep: bool,
     pub(super) sweep: bool,
@@ -127,7 +127,7 @@ impl Seat {
         }
     }
 
-    /// What is due, by this replica's leading in `term`; it counts as begun.
+    /// Looks for work that is due, by this replica's leading in `term`; it counts as begun.
     pub(super) fn look(&mut self, term: Term, now_ms: u64) -> Due {
         if term != self.term {
             (self.term, self.upkeep_due_ms, self.sweeps.due_ms, self.collects.due_ms) = (term, 0, 0, 0);
@@ -169,7 +169,7 @@ pub(super) struct Workers<'a> {
     collector: &'a mut Collector,
 }
 
-/// Which of them goes on.
+/// The part of the leader's work that goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Worker {
     Upkeep,

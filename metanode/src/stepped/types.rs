@@ -1,4 +1,4 @@
-//! What goes into a stepped metanode and what comes out.
+//! Inputs and outputs of a stepped metanode.
 
 use super::*;
 use holdfast_common::{LogIndex, RaftGroupId};
@@ -10,14 +10,14 @@ use holdfast_proto::data::{
 use holdfast_proto::meta::ReadResponse;
 use holdfast_proto::raft::{AdmitAnswer, AdmittedPiece, AdmittedPieceRequest};
 
-/// Who a stepped metanode is, and how it keeps its log.
+/// Identity of a stepped metanode, and how it keeps its log.
 #[derive(Clone, Debug)]
 pub struct MetanodeOptions {
-    /// The cluster it belongs to; proofs are made for it.
+    /// Cluster it belongs to; proofs are made for it.
     pub cluster: ClusterId,
-    /// Its id; also in every group, whatever [`Self::consensus`] says.
+    /// Its id, also in every Raft group, whatever [`Self::consensus`] says.
     pub node: NodeId,
-    /// The start of the node that this is, higher than all before.
+    /// Number of this start, higher than all before.
     pub generation: u64,
     /// The cluster's secret, for proofs.
     pub secret: ClusterSecret,
@@ -25,9 +25,9 @@ pub struct MetanodeOptions {
     pub heartbeat_interval_ms: u64,
     /// Settings of the log and of elections.
     pub consensus: SteppedOptions,
-    /// How long the leader's collecting waits.
+    /// Waits of the leader's collecting.
     pub patience: Patience,
-    /// The rule that this metanode breaks.
+    /// Rule that this metanode breaks.
     pub sabotage: Sabotage,
 }
 
@@ -48,7 +48,7 @@ impl Now {
     }
 }
 
-/// What happens to a metanode. Tickets are the caller's for requests of clients, else those of an [`Output`].
+/// Event that steps a metanode. Tickets are the caller's for requests of clients, else those of an [`Output`].
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A tick of consensus, at least [`SteppedOptions::tick`] after the last one.
@@ -71,7 +71,7 @@ pub enum Event {
     },
     /// The deadline of a client's request has passed; it is answered no more. A mutation may happen all the same.
     GiveUp {
-        /// The request's.
+        /// Ticket of the request.
         ticket: u64,
     },
     /// A message of another metanode.
@@ -89,16 +89,16 @@ pub enum Event {
         from: NodeId,
         /// The sender's start; what an earlier one sent is dropped.
         generation: u64,
-        /// What goes with it.
+        /// Message that Raft sent with it.
         message: GroupMessage,
-        /// The file's content.
+        /// Content of its file.
         bytes: Vec<u8>,
     },
     /// Whether an [`Output::Snapshot`] arrived and was accepted.
     SnapshotReported {
         /// The metanode the snapshot was for.
         to: NodeId,
-        /// Whose snapshot it was.
+        /// Raft group of the snapshot.
         group: RaftGroupId,
         /// False also if nobody answered in time.
         ok: bool,
@@ -123,47 +123,47 @@ pub enum Event {
     Refused,
     /// The answer to an [`Output::AskGroups`]; `None` if there is none.
     Groups {
-        /// Of the question.
+        /// Ticket of the question.
         ticket: u64,
         /// Block groups; without them it asks again after a pause.
         groups: Option<AllocateGroupsResponse>,
     },
     /// The answer to an [`Output::Delete`]; `None` if there is none.
     Deleted {
-        /// Of the request.
+        /// Ticket of the request.
         ticket: u64,
         /// As the datanode sent it.
         answer: Option<DeleteShardsResponse>,
     },
     /// The answer to an [`Output::SetFloor`]; `None` if there is none.
     FloorSet {
-        /// Of the request.
+        /// Ticket of the request.
         ticket: u64,
         /// As the datanode sent it.
         answer: Option<SetFloorResponse>,
     },
     /// The answer to an [`Output::List`]; `None` if there is none.
     Listed {
-        /// Of the request.
+        /// Ticket of the request.
         ticket: u64,
         /// As the datanode sent it.
         answer: Option<ListShardsResponse>,
     },
 }
 
-/// What a metanode wants done, or says.
+/// Work that a metanode wants done, and answers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
     /// Answers a mutation.
     Mutated {
-        /// The request's.
+        /// Ticket of the request.
         ticket: u64,
         /// To be sent to the client as it is.
         response: MutateResponse,
     },
     /// Answers a read.
     Read {
-        /// The request's.
+        /// Ticket of the request.
         ticket: u64,
         /// To be sent to the client as it is.
         response: ReadResponse,
@@ -172,7 +172,7 @@ pub enum Output {
     Raft {
         /// The metanode they are for.
         to: NodeId,
-        /// In their order.
+        /// In the order in which they must arrive.
         messages: Vec<GroupMessage>,
     },
     /// A snapshot for another metanode, under this node's id and start. The outcome is an [`Event::SnapshotReported`].
@@ -181,7 +181,7 @@ pub enum Output {
     SnapshotTaken {
         /// The metanode that sent the snapshot and waits for this.
         from: NodeId,
-        /// Whose snapshot it was.
+        /// Raft group of the snapshot.
         group: RaftGroupId,
         /// False if the sender has started anew since, or the table is not served here.
         accepted: bool,
@@ -206,7 +206,7 @@ pub enum Output {
     AskGroups {
         /// Comes back with the answer.
         ticket: u64,
-        /// How many block groups, from which id on.
+        /// Count of block groups wanted, and the id of the first.
         request: AllocateGroupsRequest,
     },
     /// A request to a datanode, answered by [`Event::Deleted`].
@@ -240,25 +240,25 @@ pub enum Output {
     Report(HeartbeatRequest),
     /// A command of the log was applied; an empty one changes nothing.
     Applied {
-        /// The volume whose table it is.
+        /// Volume of the table.
         volume: VolumeId,
-        /// The command's.
+        /// Index of the command's entry.
         index: LogIndex,
         /// A `TableCommand`, encoded.
         command: Bytes,
     },
     /// The state is a snapshot of the leader now.
     Installed {
-        /// The volume whose table it is.
+        /// Volume of the table.
         volume: VolumeId,
-        /// Of the last command in it.
+        /// Index of the last command in it.
         index: LogIndex,
     },
     /// A replica met a broken invariant and stands still.
     Broken {
-        /// The volume whose table it is.
+        /// Volume of the table.
         volume: VolumeId,
-        /// What the status of its Raft group says from now on, too.
+        /// Reason that the status of its Raft group gives from now on, too.
         reason: StopReason,
     },
 }

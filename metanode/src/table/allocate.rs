@@ -19,7 +19,7 @@ const ALLOCATE_PIECES_MAX: usize = 4096;
 struct FreePages {
     /// Ascending and apart.
     runs: Vec<Range<u64>>,
-    /// How far the walk went: to the end of the range unless there were too many pieces.
+    /// End of the walk: the end of the range unless there were too many pieces.
     reached: u64,
 }
 
@@ -176,7 +176,7 @@ impl Table {
         Ok(gone)
     }
 
-    /// The inode is going: takes away at most so many intervals, and says whether none is left.
+    /// Takes away at most so many intervals of an inode that is going, and says whether none is left.
     pub(super) fn drop_allocated(&mut self, inode: InodeId, max_intervals: usize) -> Result<bool, Broken> {
         let rest = self.allocated_in(inode, 0..u64::MAX).nth(max_intervals).map(|interval| interval.start);
         self.deallocate(inode, 0..rest.unwrap_or(u64::MAX))?;

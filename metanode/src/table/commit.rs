@@ -13,7 +13,7 @@ use holdfast_erasure::{Geometry, geometry};
 use holdfast_proto::meta::{ChunkRecord, Code, Commit, CommitResult, Extent, FileCommit, Kind, MutateResponse};
 use std::collections::BTreeMap;
 
-/// Why files of a commit may or may not use a chunk: its length, or the refusal.
+/// Verdict on a chunk of a commit: its length if files may use it, or the refusal.
 type Verdicts = BTreeMap<u64, Result<u32, Code>>;
 
 impl Table {

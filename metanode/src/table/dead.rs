@@ -102,7 +102,7 @@ impl Table {
         intervals.map(|((_, start), end)| *start..*end)
     }
 
-    /// Where the last dead interval that begins at or before `at`, which is in none, ends; 0 if there is none.
+    /// End of the last dead interval that begins at or before `at`, which is in none; 0 if there is none.
     fn dead_until(&self, inode: InodeId, at: u64) -> u64 {
         match self.dead.at_or_before(&(inode, at)) {
             Some(((owner, _), end)) if *owner == inode => *end,
@@ -110,7 +110,7 @@ impl Table {
         }
     }
 
-    /// How many pieces one entry may take away; without a bound before feature level 1.
+    /// Most pieces that one entry may take away; without a bound before feature level 1.
     pub(super) fn pieces_budget(&self) -> usize {
         if self.feature_level() >= 1 { self.pieces_max.0 } else { usize::MAX }
     }
@@ -260,7 +260,8 @@ impl Table {
         self.insert_run(Layer::Base, inode, start, joined)
     }
 
-    /// The inode is going, and has no extents: takes away at most so many dead intervals, and says whether none is left.
+    /// Takes away at most so many dead intervals of an inode that is going and has no extents, and says whether none is
+    /// left.
     pub(super) fn drop_dead(&mut self, inode: InodeId, max_count: usize) -> bool {
         let intervals: Vec<u64> = self.dead_in(inode, 0..u64::MAX).take(max_count).map(|dead| dead.start).collect();
         for start in intervals {

@@ -18,12 +18,12 @@ pub(super) const PAGE: u64 = PAGE_BYTES as u64;
 /// Extents by (inode, file offset).
 pub(super) type Runs = Tree<(InodeId, u64), Run>;
 
-/// Which tree an extent is in.
+/// Tree that an extent is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layer {
     /// The map, but where it is dead.
     Base,
-    /// What was committed into dead intervals.
+    /// Extents that were committed into dead intervals.
     Fresh,
 }
 
@@ -55,8 +55,8 @@ pub(super) fn intersecting(runs: &Runs, inode: InodeId, from: u64, to: u64) -> i
     runs.range(Bound::Included(&first), Bound::Excluded(&last)).map(|((_, offset), run)| (*offset, *run))
 }
 
-/// How many of the pages of `from..to` no extent touches, given that none has bytes in the range: only the first and the last
-/// page can be touched from outside.
+/// Count of the pages of `from..to` that no extent touches, given that none has bytes in the range: only the first and
+/// the last page can be touched from outside.
 fn pages_of_hole(runs: &Runs, inode: InodeId, from: u64, to: u64) -> u64 {
     let (first, end) = (from / PAGE, to.div_ceil(PAGE));
     let touched = |page: u64| {

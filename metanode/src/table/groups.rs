@@ -9,14 +9,14 @@ use holdfast_proto::meta::{
     AddGroups, BlockGroup, Code, Configure, ForgetChunks, GroupState, MutateResponse, SetGroupState, VacateSlot,
 };
 
-/// What a table's open groups could still take.
+/// Room in a table's open block groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Bytes of data until the open groups are full.
+    /// Bytes of data until the open block groups are full.
     pub open_bytes: u64,
-    /// The id that the next group has.
+    /// Id that the next block group has.
     pub next_group: GroupId,
-    /// Groups of any state.
+    /// Block groups of any state.
     pub groups_count: u64,
 }
 
@@ -39,7 +39,7 @@ impl Table {
         Ok(MutateResponse::default())
     }
 
-    /// Adds groups that are not there yet: a retry brings the same ones.
+    /// Adds block groups that are not there yet: a retry brings the same ones.
     pub(super) fn add_groups(&mut self, op: &AddGroups) -> Outcome<MutateResponse> {
         let shards_count =
             self.configuration.as_ref().map_or(0, |c| usize::from(c.data_shards) + usize::from(c.parity_shards));
@@ -79,7 +79,7 @@ impl Table {
         Ok(MutateResponse::default())
     }
 
-    /// Membership or state of a group changed: clients are to fetch it again.
+    /// Membership or state of a block group changed: clients are to fetch it again.
     fn group_changed(&mut self, id: GroupId) -> Result<(), Broken> {
         self.counters.groups_version += 1;
         if self.feature_level() < 1 {
@@ -149,7 +149,7 @@ impl Table {
         Ok(())
     }
 
-    /// What the open groups could still take.
+    /// Room in the open block groups.
     #[must_use]
     pub fn capacity(&self) -> Capacity {
         let open_bytes = self
@@ -164,7 +164,7 @@ impl Table {
     /// Groups whose state no longer fits what they hold: open ones that are full, full ones that were emptied again by
     /// a quarter, so that a group does not go back and forth with every chunk.
     #[must_use]
-    pub fn groups_to_switch(&self) -> Vec<(GroupId, GroupState)> {
+    pub(crate) fn groups_to_switch(&self) -> Vec<(GroupId, GroupState)> {
         let wanted = |group: &Group| match group.state {
             GroupState::GroupOpen if group.used_bytes >= group.capacity_bytes => Some(GroupState::GroupFull),
             GroupState::GroupFull if group.used_bytes < group.capacity_bytes - group.capacity_bytes / 4 => {

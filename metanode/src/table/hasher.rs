@@ -37,7 +37,7 @@ impl Hasher {
     }
 }
 
-/// What goes into a digest: every field. Implementations take their type apart, so that a new field does not compile until
+/// Feeds every field into a digest. Implementations take their type apart, so that a new field does not compile until
 /// it is fed. A borrowed key feeds as the key does.
 pub(super) trait Digest {
     fn feed(&self, to: &mut Hasher);

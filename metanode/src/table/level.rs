@@ -7,7 +7,7 @@
 //! | 0 | a table made before there were levels |
 //! | 1 | a refused file of a commit is answered with its present attributes; extended attributes whose name is a namespace alone
 //! (`user.`) or has a NUL are refused; what fallocate allocates is recorded and charged;
-//! chunks have exactly the geometry that readers accept; the last change of each group is recorded;
+//! chunks have exactly the geometry that readers accept; the last change of each block group is recorded;
 //! what goes beyond an entry's bound on pieces becomes dead intervals |
 //! | 2 | freed chunks are forgotten without members that do not confirm, and what these owe is recorded and settled; the leader
 //! raises the floor |
@@ -19,9 +19,8 @@ use holdfast_proto::meta::{MutateResponse, RaiseFeatureLevel};
 pub const FEATURE_LEVEL: u32 = 2;
 
 impl Table {
-    /// The level that apply follows now.
     #[must_use]
-    pub fn feature_level(&self) -> u32 {
+    pub(crate) fn feature_level(&self) -> u32 {
         self.counters.feature_level
     }
 

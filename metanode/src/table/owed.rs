@@ -1,5 +1,5 @@
-//! What disks still hold that the table has forgotten, or never knew: the floor (R4), and what a member owes that did not
-//! confirm a deletion. Both are settled by comparing the disk with the table, below the floor.
+//! Debts of disks: chunks that they still hold and the table has forgotten, or never knew. The floor (R4), and what a
+//! member owes that did not confirm a deletion. Both are settled by comparing the disk with the table, below the floor.
 
 use super::records::Owed;
 use super::{Outcome, Table};
@@ -48,25 +48,25 @@ impl Table {
         Ok(MutateResponse::default())
     }
 
-    /// Chunks below are committed no more (R4).
+    /// Id below which chunks are committed no more (R4).
     #[must_use]
     pub fn floor(&self) -> ChunkId {
         ChunkId(self.counters.floor)
     }
 
-    /// The id that the next reservation of chunks begins with.
+    /// First id of the next reservation of chunks.
     #[must_use]
     pub fn next_chunk(&self) -> ChunkId {
         ChunkId(self.counters.next_chunk)
     }
 
-    /// What a disk owes.
+    /// Debt of a disk.
     #[must_use]
     pub fn owed(&self, disk: DiskId) -> Option<Owed> {
         self.owed.get(&disk).copied()
     }
 
-    /// Every disk that is a member of a group, with its node, ascending.
+    /// Every disk that is a member of a block group, with its node, ascending.
     #[must_use]
     pub fn members(&self) -> BTreeSet<(NodeId, DiskId)> {
         let slots = self.groups.iter().flat_map(|(_, group)| group.slots.iter());

@@ -23,38 +23,38 @@ const ENTRY_BYTES: usize = 160;
 /// Entries of a directory in cookie order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DirectoryPage {
-    /// The entries.
+    /// In the order in which the names were made.
     pub entries: Vec<DirectoryEntry>,
-    /// Nothing follows.
+    /// True if nothing follows.
     pub end: bool,
 }
 
-/// Most groups of one page, and about how many bytes of them: a frame's header holds 1 MiB.
+/// Most block groups of one page, and about how many bytes of them: a frame's header holds 1 MiB.
 const GROUPS_PAGE_MAX: usize = 1024;
 const GROUPS_PAGE_BYTES_MAX: usize = 256 << 10;
 
-/// Groups in the order of their last changes, and where the next page begins.
+/// Block groups in the order of their last changes, and where the next page begins.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GroupsPage {
-    /// The groups, as they are now.
+    /// As they are now, those that changed longest ago first.
     pub groups: Vec<BlockGroup>,
-    /// (last change, group) of what was seen.
+    /// (last change, group) of the last one seen: the place of the next page.
     pub cursor: (u64, GroupId),
-    /// More follow.
+    /// True if another page follows.
     pub more: bool,
 }
 
-/// A chunk that nothing names any more.
+/// A chunk that no extent names any more.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FreedChunk {
-    /// Where its shards are.
+    /// Group and slots of its shards.
     pub record: ChunkRecord,
-    /// When it was freed, by the table's time.
+    /// The table's time at which it was freed.
     pub freed_ns: i64,
 }
 
 impl Table {
-    /// What the volume manager decided; `None` before the first entry.
+    /// The volume manager's decisions; `None` before the first entry.
     #[must_use]
     pub fn configuration(&self) -> Option<&Configuration> {
         self.configuration.as_ref()
@@ -175,9 +175,9 @@ impl Table {
         Ok((file.attr(inode), map))
     }
 
-    /// Where a chunk is, freed or not.
+    /// Group and slots of a chunk, freed or not.
     #[must_use]
-    pub fn chunk_record(&self, chunk: ChunkId) -> Option<ChunkRecord> {
+    pub(crate) fn chunk_record(&self, chunk: ChunkId) -> Option<ChunkRecord> {
         Some(self.chunks.get(&chunk)?.record(chunk))
     }
 
@@ -224,20 +224,20 @@ impl Table {
         FsStat { used_bytes, quota_bytes, available_bytes, inodes: self.inodes.len() as u64 }
     }
 
-    /// Changes when a group's membership or state does.
+    /// Changes when a block group's membership or state does.
     #[must_use]
     pub fn groups_version(&self) -> u64 {
         self.counters.groups_version
     }
 
-    /// A block group.
+    /// Record of a block group, as clients get it.
     #[must_use]
     pub fn group(&self, group: GroupId) -> Option<BlockGroup> {
         Some(self.groups.get(&group)?.block_group(group))
     }
 
-    /// Groups that changed behind a cursor. At its end the cursor stands at the newest change, or at the start of all if
-    /// changes are not recorded yet (feature level 0).
+    /// Block groups that changed behind a cursor. At its end the cursor stands at the newest change, or at the start of
+    /// all if changes are not recorded yet (feature level 0).
     #[must_use]
     pub fn groups_since(&self, cursor: (u64, GroupId)) -> GroupsPage {
         let mut page = GroupsPage { cursor, ..GroupsPage::default() };
@@ -258,7 +258,7 @@ impl Table {
         page
     }
 
-    /// All block groups.
+    /// Records of all block groups, ascending.
     #[must_use]
     pub fn groups(&self) -> Vec<BlockGroup> {
         self.groups.iter().map(|(id, group)| group.block_group(*id)).collect()
@@ -297,7 +297,7 @@ impl Table {
 
     /// The time of the last entry that changed something.
     #[must_use]
-    pub fn last_time_ns(&self) -> i64 {
+    pub(crate) fn last_time_ns(&self) -> i64 {
         self.counters.last_time_ns
     }
 }

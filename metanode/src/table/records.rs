@@ -1,4 +1,4 @@
-//! What the trees of the table hold.
+//! Records in the trees of the table.
 
 use super::tree::Tree;
 use bytes::Bytes;
@@ -36,7 +36,7 @@ pub(crate) struct Inode {
     pub(crate) body: Body,
 }
 
-/// What only one kind of inode has.
+/// State that only one kind of inode has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Body {
     Plain,
@@ -84,7 +84,6 @@ impl Inode {
         }
     }
 
-    /// Content changed now.
     pub(crate) fn touch(&mut self, now_ns: i64) {
         self.mtime_ns = now_ns;
         self.ctime_ns = now_ns;
@@ -92,7 +91,7 @@ impl Inode {
     }
 }
 
-/// Where a name leads.
+/// Inode that a name leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dentry {
     pub(crate) inode: InodeId,
@@ -108,7 +107,7 @@ pub(crate) struct Run {
     pub(crate) chunk: ChunkId,
 }
 
-/// Where a chunk is, and how much of it is still part of a file.
+/// Place of a chunk, and how much of it is still part of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
     pub(crate) nonce: Nonce,
@@ -121,7 +120,7 @@ pub(crate) struct Chunk {
     pub(crate) slots: Arc<[u8]>,
     /// Bytes that extents name, every reference counted (R11). 0: freed, and on the freed list.
     pub(crate) live_bytes: u64,
-    /// When it was freed, by the table's time.
+    /// The table's time at which it was freed.
     pub(crate) freed_ns: i64,
 }
 
@@ -158,12 +157,12 @@ pub(crate) struct Session {
     pub(crate) reserved_bytes: u64,
 }
 
-/// What a disk owes: shards of chunks that were forgotten before it confirmed their deletion.
+/// Debt of a disk: shards of chunks that were forgotten before it confirmed their deletion.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owed {
-    /// The highest of these chunks.
+    /// Highest of these chunks.
     pub chunk: ChunkId,
-    /// Entries that said so since it was last settled.
+    /// Entries that added to it since it was last settled.
     pub entries: u64,
 }
 

@@ -63,8 +63,8 @@ impl Table {
     }
 
     /// The remembered reply of a command that was applied before, as a later duplicate would be answered.
-    #[must_use]
-    pub fn remembered_reply(&self, session: SessionId, sequence: u64) -> Option<Bytes> {
+    #[cfg(test)]
+    pub(crate) fn remembered_reply(&self, session: SessionId, sequence: u64) -> Option<Bytes> {
         self.sessions.get(&session)?.replies.get(&sequence).cloned()
     }
 

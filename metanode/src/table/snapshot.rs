@@ -22,13 +22,12 @@ use holdfast_proto::snapshot::{
 use prost::Message;
 use std::io::{self, Read, Write};
 
-/// A table as it was when the copy was made.
 #[derive(Clone, Debug)]
-pub struct FrozenTable(Table);
+pub(crate) struct FrozenTable(Table);
 
-/// Why a snapshot cannot be read.
+/// Reason why a snapshot cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
+pub(crate) enum RestoreError {
     /// Reading failed, or the stream ended early.
     #[error("cannot read the snapshot: {0}")]
     Io(#[from] io::Error),
@@ -53,9 +52,8 @@ impl From<prost::DecodeError> for RestoreError {
 }
 
 impl Table {
-    /// A frozen copy, made in O(1).
     #[must_use]
-    pub fn freeze(&self) -> FrozenTable {
+    pub(crate) fn freeze(&self) -> FrozenTable {
         FrozenTable(self.clone())
     }
 
@@ -63,7 +61,7 @@ impl Table {
     ///
     /// # Errors
     /// Every damage to the stream; never panics on any bytes.
-    pub fn restore(from: &mut dyn Read) -> Result<Self, RestoreError> {
+    pub(crate) fn restore(from: &mut dyn Read) -> Result<Self, RestoreError> {
         let (mut blocks, version) = BlockReader::open(from)?;
         let mut table = Self::default();
         let mut records_count = 0;
@@ -322,7 +320,7 @@ impl FrozenTable {
     ///
     /// # Errors
     /// Any error of the writer.
-    pub fn write_to(&self, to: &mut dyn Write) -> io::Result<()> {
+    pub(crate) fn write_to(&self, to: &mut dyn Write) -> io::Result<()> {
         let table = &self.0;
         let mut blocks = BlockWriter::start(to, table.snapshot_version())?;
         blocks.put(Record::Header(table.header()))?;

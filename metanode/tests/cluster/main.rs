@@ -13,7 +13,7 @@ use holdfast_proto::meta::{
     Code, CreateNode, ExpireSessions, GetAttr, GetGroups, GetNodes, KeepAlive, Kind, Lookup, Open, ReadDirectory,
     StatFs, Unlink, read_request,
 };
-use holdfast_storage::durable::LockError;
+use holdfast_storage::LockError;
 use support::{Cluster, MetaClient, until};
 
 fn create(name: &'static [u8], open: bool) -> Op {

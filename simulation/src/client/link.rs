@@ -1,4 +1,4 @@
-//! What a simulated client runs in: its clock, its tasks, and calls that become packets of the simulated network.
+//! World of a simulated client: its clock, its tasks, and calls that become packets of the simulated network.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

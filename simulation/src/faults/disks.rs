@@ -2,7 +2,7 @@
 //! controller takes its host along. What that sync should have covered is lost, whatever later syncs say (D6).
 
 use holdfast_common::NodeId;
-use holdfast_storage::simulated::faults::Fault;
+use holdfast_storage::simulated::Fault;
 
 use crate::clock::{MS, SECOND};
 use crate::plan::{Blow, Later};

@@ -1,4 +1,4 @@
-//! What befalls the metanode that leads: it is cut off from the other metanodes alone, while a client still reaches it and
+//! Faults of the metanode that leads: it is cut off from the other metanodes alone, while a client still reaches it and
 //! another client reaches only them; it is paused for longer than its lease meanwhile; or the follower that its lease rests
 //! upon starts anew and is asked for its vote. And a metanode dies while it takes in a snapshot.
 

@@ -35,7 +35,7 @@ struct Held {
     gone: bool,
 }
 
-/// How a file is opened here.
+/// Mode in which files are opened here.
 fn for_all() -> OpenMode {
     OpenMode { read: true, write: true, ..OpenMode::default() }
 }
@@ -176,7 +176,7 @@ fn wrong(desk: &Desk, inode: InodeId, why: &str) -> ! {
     panic!("inode {inode}: {why}{notes}")
 }
 
-/// What was intended has happened, or may have.
+/// Settles an intended change: it has happened, or may have.
 fn changed(desk: &Desk, held: &Held, happened: bool) {
     note(desk, held.inode, format!("happened: {happened}"));
     let mut truth = desk.truth();

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_common::limits::FREED_CHUNK_DELAY_MS;
 use holdfast_common::proof::ShardName;
 use holdfast_common::{ChunkId, DiskId, GroupId, Nonce};
-use holdfast_metanode::Patience;
-use holdfast_metanode::table::Table;
+use holdfast_metanode::{Patience, Table};
 use holdfast_proto::data::{DeleteShardsRequest, DeleteShardsResponse, Status};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, ForgetChunks, MutateResponse};
@@ -19,12 +18,12 @@ pub(crate) const PATIENCE: Patience =
 /// Chunks freed by one entry, at most.
 const FREED_MAX: usize = 1 << 20;
 
-/// What became of all chunks.
+/// Fates of all chunks.
 #[derive(Default)]
 pub(crate) struct Chunks {
-    /// When the range that begins here was given out.
+    /// Times at which ranges were given out, by first id.
     given: BTreeMap<u64, u64>,
-    /// When a chunk was freed.
+    /// Times at which chunks were freed.
     freed: BTreeMap<u64, u64>,
     /// Disks with a shard of a freed chunk that did not confirm its deletion yet.
     unconfirmed: BTreeMap<u64, BTreeSet<DiskId>>,
@@ -87,7 +86,7 @@ impl Chunks {
         })
     }
 
-    /// Whoever writes must have had his time: ids below a floor were given out two deadlines ago (R4).
+    /// Writers must have had their time: ids below a floor were given out two deadlines ago (R4).
     fn check_floor(&self, now: u64, floor: u64) -> Result<(), String> {
         let least = shortest_ns(PATIENCE.floor_delay_ms());
         match self.given.range(..floor).find(|(_, given)| now - **given < least) {

@@ -1,5 +1,5 @@
-//! What each file may hold, by its inode: exactly what its holder wrote, and after a crash or a loss that was told, for each byte what was
-//! durable or what was written since.
+//! Possible contents of each file, by its inode: exactly what its holder wrote, and after a crash or a loss that was
+//! told, for each byte what was durable or what was written since.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -47,7 +47,7 @@ impl Change {
 /// One file and what is known of it.
 #[derive(Default)]
 pub(crate) struct File {
-    /// Which client has it, so that nobody else may write to it.
+    /// The client that has it: no other may write to it.
     holder: Option<usize>,
     /// Another client that truncates it under its holder.
     meddler: Option<usize>,
@@ -59,9 +59,9 @@ pub(crate) struct File {
     current: Vec<u8>,
     /// Changes since it was durable, those included of which nobody has heard yet whether they happened.
     pending: Vec<Change>,
-    /// What is pending may be lost, whole or in parts.
+    /// Pending changes may be lost, whole or in parts.
     doubtful: bool,
-    /// What happened last, for people.
+    /// Last events, for people.
     last: VecDeque<String>,
 }
 
@@ -134,7 +134,7 @@ impl File {
         }
     }
 
-    /// What happened last.
+    /// Last events, for people.
     pub(crate) fn notes(&self) -> String {
         self.last.iter().map(|note| format!("\n        {note}")).collect()
     }
@@ -151,7 +151,7 @@ impl File {
         }
     }
 
-    /// What is pending may have happened or not.
+    /// Pending changes may have happened or not.
     pub(crate) fn doubt(&mut self) {
         self.doubtful = true;
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use holdfast_common::LogIndex;
-use holdfast_metanode::table::Table;
+use holdfast_metanode::Table;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, MutateResponse};
 use holdfast_proto::record::TableCommand;
@@ -19,7 +19,7 @@ pub(crate) struct Entry {
     claimed: bool,
 }
 
-/// What an entry was, for those who look at it as it is first applied.
+/// An entry, as it is shown when it is first applied.
 pub(crate) struct Applied<'a> {
     pub(crate) index: LogIndex,
     pub(crate) command: &'a TableCommand,
@@ -111,7 +111,7 @@ impl Log {
     }
 }
 
-/// Where an entry is, if the index is not the one before the first.
+/// Place of an entry, if the index is not the one before the first.
 fn position(index: LogIndex) -> Option<usize> {
     usize::try_from(index.0.checked_sub(1)?).ok()
 }

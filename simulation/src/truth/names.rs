@@ -17,7 +17,7 @@ struct Inode {
     names: BTreeMap<Vec<u8>, u64>,
 }
 
-/// What a name led to from an index on; 0: nothing.
+/// Inodes that a name led to, each from an index on; 0: none.
 type Versions = Vec<(LogIndex, u64)>;
 
 pub(crate) struct Names {
@@ -30,7 +30,7 @@ pub(crate) struct Names {
     history: BTreeMap<Place, Versions>,
 }
 
-/// What the model says of an entry: a change of names, or that it must be refused.
+/// The model's verdict on an entry: a change of names, or that it must be refused.
 enum Verdict {
     Changes(Vec<(Place, u64)>),
     Refused,
@@ -220,7 +220,7 @@ impl Names {
         }
     }
 
-    /// What the model believes a name leads to now; 0: nothing.
+    /// The inode that the model believes a name leads to now; 0: none.
     pub(crate) fn now(&self, parent: u64, name: &[u8]) -> u64 {
         self.child(parent, name).unwrap_or(0)
     }
@@ -230,7 +230,7 @@ impl Names {
         self.inodes.get(&parent).map(|inode| inode.names.clone()).unwrap_or_default()
     }
 
-    /// What a name led to at an index.
+    /// The inode that a name led to at an index.
     fn at(&self, parent: u64, name: &[u8], index: LogIndex) -> u64 {
         let Some(versions) = self.history.get(&(parent, name.to_vec())) else { return 0 };
         versions.iter().rev().find(|(from, _)| *from <= index).map_or(0, |(_, inode)| *inode)
@@ -274,7 +274,7 @@ impl Names {
         })
     }
 
-    /// How many entries were of a request that had come before.
+    /// Count of entries whose request had come before.
     pub(crate) fn repeated(&self) -> u64 {
         self.repeated
     }

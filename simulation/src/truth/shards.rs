@@ -1,12 +1,11 @@
-//! What datanodes may answer: a shard that was said to be durable is there until it was deleted with a proof, what was
-//! deleted never returns, and no byte leaves that was not put under that very name.
+//! Answers that datanodes may give: a shard that was said to be durable is there until it was deleted with a proof,
+//! what was deleted never returns, and no byte leaves that was not put under that very name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use holdfast_common::{ChunkId, DiskId, Incarnation, NodeId, Nonce, Random, VolumeId, proof};
-use holdfast_datanode::store::types::{ChunkKey, ShardKey, VolumeKey};
-use holdfast_datanode::{DataRequest, DataResponse, HeldShard};
+use holdfast_datanode::{ChunkKey, DataRequest, DataResponse, HeldShard, ShardKey, VolumeKey};
 use holdfast_proto::data::{
     DeleteShardsRequest, ListShardsRequest, ListShardsResponse, PutShardRequest, ReadShardsRequest, ReadShardsResponse,
     ShardData, ShardHeader, ShardName, ShardRange, ShardSummary, Status,
@@ -22,7 +21,7 @@ pub(crate) struct Attempt {
     pub(crate) payload: Bytes,
 }
 
-/// What is known under one name.
+/// Knowledge of the shard under one name.
 #[derive(Clone, Default)]
 pub(crate) struct Shard {
     /// One of these may be there.
@@ -45,7 +44,7 @@ struct Disk {
     failed: bool,
 }
 
-/// What is known of all disks.
+/// Knowledge of all disks.
 #[derive(Default)]
 pub(crate) struct Shards {
     disks: BTreeMap<NodeId, Disk>,
@@ -219,7 +218,7 @@ impl Disk {
         }
     }
 
-    /// What is listed may be there, and what must be there is listed.
+    /// Listed shards may be there, and those that must be there are listed.
     fn listed(&self, volume: VolumeKey, listed: &BTreeMap<ShardKey, Nonce>, from: u64, to: u64) -> Result<(), String> {
         for (key, nonce) in listed {
             let attempts = self.shards.get(key).into_iter().flat_map(|shard| &shard.attempts);
@@ -426,7 +425,7 @@ impl Shards {
         Ok(ranges.collect())
     }
 
-    /// What is known of a volume's shards on a machine.
+    /// Shards of a volume that may be on a machine.
     pub(crate) fn known(&self, node: NodeId, volume: VolumeKey) -> Vec<(ShardKey, Shard)> {
         let range = first_of(volume, 0)..=shard_key(volume, u64::MAX, u8::MAX.into());
         let shards = self.disks.get(&node).map(|disk| disk.shards.range(range));

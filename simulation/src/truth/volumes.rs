@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use holdfast_common::{Random, VolumeId};
-use holdfast_metanode::table::Table;
+use holdfast_metanode::Table;
 
-/// What a run asks for, by its seed.
+/// Demands on a run, by its seed.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Demands {
     /// Most bytes of the volume; 0: as many as there are.
@@ -26,7 +26,7 @@ impl Demands {
 pub(crate) struct Volumes {
     /// Those whose table was once ready, on a replica that led.
     ready: BTreeSet<VolumeId>,
-    /// How many names were used.
+    /// Count of names used.
     pub(crate) names: u64,
     pub(crate) made: u64,
     pub(crate) deleted: u64,

@@ -1,4 +1,4 @@
-//! What goes wrong while a simulated machine runs, by chance or on request.
+//! Faults of a simulated machine while it runs, by chance or on request.
 
 use std::collections::BTreeMap;
 
@@ -55,7 +55,7 @@ pub enum Fault {
     Space,
 }
 
-/// What has happened on a disk, for the coverage of a simulation.
+/// Counts of what happened on a disk, for the coverage of a simulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Counts {
@@ -75,7 +75,7 @@ pub struct Counts {
     pub slow_operations: u64,
 }
 
-/// The faults of a machine, and how often each happened.
+/// Faults of a machine, planned and by chance, with their counts.
 #[derive(Clone)]
 pub(super) struct Trouble {
     pub(super) faults: Faults,
@@ -114,7 +114,7 @@ impl Trouble {
         ppm > 0 && self.random.below(MILLION) < ppm
     }
 
-    /// How long the next operation takes.
+    /// Duration of the next operation.
     pub(super) fn duration_ns(&mut self) -> u64 {
         let faults = self.faults;
         if !self.rolls(faults.slow_ppm) {

@@ -20,8 +20,8 @@ const STATES_MAX: usize = 8;
 #[derive(Clone, Debug, Default)]
 struct Past {
     states: Vec<Sector>,
-    /// Where in `states`, or just behind it, the sector became part of a hole: blocks are freed whole, so that its block is
-    /// either in the states before or in those from here on.
+    /// Index in `states`, or just behind it, at which the sector became part of a hole: blocks are freed whole, so that
+    /// its block is either in the states before or in those from here on.
     hole_at: Option<usize>,
     /// A sync failed: the kernel believes it clean, so that no later sync makes it durable.
     dropped: bool,
@@ -31,7 +31,7 @@ struct Past {
 pub(super) struct FileNode {
     now: BTreeMap<u64, Arc<[u8; 512]>>,
     dirty: BTreeMap<u64, Past>,
-    /// What the disk holds of clean sectors where that differs from the page cache: phantom and misdirected writes.
+    /// Bytes on disk of clean sectors where they differ from the page cache: phantom and misdirected writes.
     wrong: BTreeMap<u64, Sector>,
     holes: BTreeSet<u64>,
     length: u64,
@@ -219,7 +219,7 @@ impl FileNode {
         self.dirty.values_mut().for_each(|past| past.dropped = true);
     }
 
-    /// What a loss of power leaves; without `random`, nothing that was not synced.
+    /// Loses power: leaves what `random` spares; without it, nothing that was not synced.
     pub(super) fn lose(&mut self, mut random: Option<&mut Random>, counts: &mut Counts) {
         let (before, dirty_count) = (counts.lost_sectors, self.dirty.len() as u64);
         // Some crashes take nearly everything, some nearly nothing.

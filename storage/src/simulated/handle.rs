@@ -10,7 +10,7 @@ use super::names::Names;
 use super::{Machine, Node, SimulatedDisk, dead};
 use crate::{BLOCK_BYTES, Directory, DiskFile, FileSystemSpace, is_out_of_descriptors};
 
-/// What st_dev says of every simulated disk.
+/// Device number of every simulated disk.
 const FILE_SYSTEM: u64 = 0xdead_0000;
 
 fn errno(number: i32) -> io::Error {

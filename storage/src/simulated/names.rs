@@ -95,7 +95,7 @@ impl Names {
         self.durable.remove(name);
     }
 
-    /// What a loss of power leaves; without `random`, nothing that was not synced.
+    /// Loses power: leaves what `random` spares; without it, nothing that was not synced.
     pub(super) fn lose(&mut self, random: Option<&mut Random>, counts: &mut Counts) {
         let changes = std::mem::take(&mut self.changes);
         self.displaced.clear();

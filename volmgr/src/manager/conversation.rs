@@ -13,7 +13,7 @@ use holdfast_proto::control::{
 use super::{Denial, GROUPS_PER_REQUEST_MAX, Heard, Manager, Now, groups_answer};
 use crate::state::ClusterState;
 
-/// How long the creation of a volume waits for its table: an election and a few entries, many times over.
+/// Longest wait of a volume's creation for its table: an election and a few entries, many times over.
 const READY_DEADLINE_MS: u64 = 20_000;
 
 /// A request to the volume manager, of a node or of a person.
@@ -31,7 +31,7 @@ pub enum VolmgrRequest {
     ShowCluster,
 }
 
-/// The answer to the request of the same name; a volume to those that make or show one.
+/// Answer to the request of the same name; a volume to those that make or show one.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum VolmgrResponse {
@@ -44,7 +44,7 @@ pub enum VolmgrResponse {
     ShowCluster(Cluster),
 }
 
-/// What a conversation waits for next.
+/// Next wait of a conversation.
 pub(crate) enum Step {
     /// The state shows everything acknowledged before; then [`Event::Read`].
     Read,
@@ -57,7 +57,7 @@ pub(crate) enum Step {
     Done(Result<VolmgrResponse, Denial>),
 }
 
-/// What happened of that.
+/// Outcome of that wait.
 pub(crate) enum Event {
     Begun,
     Read,
@@ -65,7 +65,7 @@ pub(crate) enum Event {
     Changed,
 }
 
-/// What a step is decided by.
+/// State by which a step is decided.
 pub(crate) struct World<'a> {
     pub(crate) manager: &'a mut Manager,
     pub(crate) state: &'a ClusterState,
@@ -87,7 +87,7 @@ enum Stage {
 /// A request under way.
 pub(crate) struct Conversation {
     stage: Stage,
-    /// A number nobody else draws.
+    /// Drawn for this request alone: it tells repetitions of its proposal.
     random: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Why a request was not done, in words and in a kind that a program decides by.
+//! Reasons why a request was not done, in words and in a kind that a program decides by.
 
 use crate::state::{Refusal, RefusalKind};
 
@@ -6,13 +6,13 @@ use crate::state::{Refusal, RefusalKind};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct Denial {
-    /// What a program decides by.
+    /// Programs decide by it.
     pub kind: DenialKind,
-    /// What a person reads.
+    /// Sentence for people.
     pub detail: String,
 }
 
-/// See [`Denial`].
+/// Kind of a [`Denial`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DenialKind {
     /// The state of the cluster does not allow it.

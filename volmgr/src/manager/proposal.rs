@@ -17,7 +17,7 @@ pub(crate) const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause between repetitions.
 pub(crate) const PROPOSE_PAUSE: Duration = Duration::from_millis(50);
 
-/// The entry that does a thing.
+/// Encodes the entry of an operation.
 pub(crate) fn command_of(op: Op, now: Now) -> Bytes {
     let command = ClusterCommand { version: COMMAND_VERSION, time_ns: now.wall_ns, op: Some(op) };
     command.encode_to_vec().into()
@@ -28,7 +28,7 @@ pub(crate) fn initialising(cluster: ClusterId, secret: [u8; 32]) -> Op {
     Op::Initialise(Initialise { cluster: cluster.0.to_vec().into(), secret: secret.to_vec().into() })
 }
 
-/// What became of a proposal, or of a question whether the state may be read.
+/// Outcome of a proposal, or of a question whether the state may be read.
 pub(crate) enum Verdict<T, E> {
     /// It was done or refused.
     Decided(Result<T, Denial>),
@@ -36,7 +36,7 @@ pub(crate) enum Verdict<T, E> {
     Again(E),
 }
 
-/// What the outcome of a proposal means.
+/// Judges the outcome of a proposal.
 pub(crate) fn verdict(outcome: Result<Bytes, ProposeError>) -> Verdict<ClusterReply, ProposeError> {
     match outcome {
         Ok(reply) => Verdict::Decided(reply_of(&reply)),
@@ -52,7 +52,7 @@ pub(crate) fn verdict(outcome: Result<Bytes, ProposeError>) -> Verdict<ClusterRe
     }
 }
 
-/// What the outcome of a read barrier means.
+/// Judges the outcome of a read barrier.
 pub(crate) fn read_verdict(outcome: Result<(), ReadError>) -> Verdict<(), ReadError> {
     match outcome {
         Ok(()) => Verdict::Decided(Ok(())),
@@ -61,7 +61,7 @@ pub(crate) fn read_verdict(outcome: Result<(), ReadError>) -> Verdict<(), ReadEr
     }
 }
 
-/// A refusal by apply is an error with its text.
+/// Decodes a reply; a refusal by apply is an error with its text.
 fn reply_of(bytes: &[u8]) -> Result<ClusterReply, Denial> {
     let reply = ClusterReply::decode(bytes).map_err(|_| Denial::internal("apply answered what is no reply"))?;
     if reply.refusal == 0 {

@@ -1,6 +1,6 @@
 //! One rule of the volume manager broken at a time, so that a simulation can show that it would find the mistake.
 
-/// Which rule a volume manager breaks. Only the simulation sets another than none.
+/// Rule that a volume manager breaks. Only the simulation sets another than none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sabotage {
     /// None.

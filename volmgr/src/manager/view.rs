@@ -190,14 +190,14 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What the builds on all these metanodes know; 0 until each was heard.
+    /// Highest feature level that the builds on all these metanodes know; 0 until each was heard.
     fn feature_level(&self, replicas: &BTreeSet<NodeId>) -> u32 {
         let level = |node: &NodeId| self.manager.feature_levels.get(node).copied().unwrap_or(0);
         replicas.iter().map(level).min().unwrap_or(0)
     }
 }
 
-/// The address without its port: which host a node is on, as far as its address tells.
+/// Address without its port: the host of a node, as far as its address tells.
 fn host_of(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host)
 }

@@ -1,8 +1,47 @@
 //! Placement against random clusters, and the cases with names.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
+
+/// Broken promise of a placement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Violation {
+    /// Not one member for each shard.
+    Width,
+    /// A disk twice.
+    SameDisk(DiskId),
+    /// A disk that is none of the candidates, or under another node.
+    UnknownDisk(DiskId),
+    /// `crowded` has two members more than `idle`, which has a disk left.
+    Crowded { crowded: NodeId, idle: NodeId },
+}
+
+/// Checks what every placement promises: the width, distinct disks, and as even over the nodes as their disks allow.
+/// `candidates` are those that were to choose from: the living ones if they suffice.
+fn check_group(candidates: &[Candidate], width: usize, members: &[Member]) -> Result<(), Violation> {
+    if members.len() != width {
+        return Err(Violation::Width);
+    }
+    let mut used = BTreeSet::new();
+    for member in members {
+        if !candidates.iter().any(|c| c.disk == member.disk && c.node == member.node) {
+            return Err(Violation::UnknownDisk(member.disk));
+        }
+        if !used.insert(member.disk) {
+            return Err(Violation::SameDisk(member.disk));
+        }
+    }
+    let count = |node: NodeId| members.iter().filter(|m| m.node == node).count();
+    for idle in candidates.iter().filter(|c| !used.contains(&c.disk)) {
+        if let Some(crowded) = members.iter().find(|m| count(m.node) >= count(idle.node) + 2) {
+            return Err(Violation::Crowded { crowded: crowded.node, idle: idle.node });
+        }
+    }
+    Ok(())
+}
 
 fn cluster() -> impl Strategy<Value = Vec<Candidate>> {
     let disk = (0u64..4, 0u64..(8 << 40), 0u64..50, proptest::bool::weighted(0.9));
@@ -21,7 +60,7 @@ fn cluster() -> impl Strategy<Value = Vec<Candidate>> {
     })
 }
 
-/// Those a placement chooses from.
+/// Candidates that a placement chooses from.
 fn choice(candidates: &[Candidate], width: usize) -> Vec<Candidate> {
     let alive: Vec<_> = candidates.iter().copied().filter(|c| c.alive).collect();
     if alive.len() >= width { alive } else { candidates.to_vec() }

@@ -1,4 +1,4 @@
-//! What all requests share: the Raft group, the decisions, and the clocks. A request is a
+//! Parts that all requests share: the Raft group, the decisions, and the clocks. A request is a
 //! [`Conversation`]; here it waits for the log.
 
 use std::time::{Duration, Instant, SystemTime};
@@ -65,7 +65,7 @@ impl Core {
         }
     }
 
-    /// State is locked before the manager.
+    /// Locks the state before the manager: the order of all who hold both.
     fn step(&self, conversation: &mut Conversation, event: Event) -> Step {
         let machine = self.group.state().read();
         let mut manager = self.manager.lock();

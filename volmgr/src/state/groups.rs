@@ -57,7 +57,7 @@ impl ClusterState {
         }
     }
 
-    /// How many groups' members each disk is, over all volumes.
+    /// Count of block groups by member disk, over all volumes.
     #[must_use]
     pub fn groups_per_disk(&self) -> BTreeMap<DiskId, u64> {
         let mut counts = BTreeMap::new();
@@ -67,7 +67,7 @@ impl ClusterState {
         counts
     }
 
-    /// How many tables each metanode hosts.
+    /// Count of tables by metanode.
     #[must_use]
     pub fn tables_per_node(&self) -> BTreeMap<NodeId, u64> {
         let mut counts = BTreeMap::new();

@@ -23,7 +23,8 @@ impl ClusterState {
         }
     }
 
-    /// The known node a registration speaks of: by its id, or by the nonce of an earlier registration whose answer was lost.
+    /// Known node that a registration comes from: by its id, or by the nonce of an earlier registration whose answer
+    /// was lost.
     fn node_of_registration(&self, command: &RegisterNode) -> Option<NodeId> {
         if command.node != 0 {
             return Some(NodeId(command.node)).filter(|node| self.nodes.contains_key(node));
@@ -98,7 +99,7 @@ impl ClusterState {
         disk
     }
 
-    /// The node a disk is in.
+    /// Node that a disk is in.
     #[must_use]
     pub fn node_of_disk(&self, disk: DiskId) -> Option<NodeId> {
         self.nodes.iter().find(|(_, node)| node.disks.contains_key(&disk)).map(|(id, _)| *id)

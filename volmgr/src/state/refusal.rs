@@ -1,4 +1,5 @@
-//! Why the cluster refuses a command. The text is what a person reads; the kind is what a program decides by.
+//! Reasons for which the cluster refuses a command. The text is what a person reads; the kind is what a program decides
+//! by.
 
 use holdfast_common::{DiskId, GroupId, NodeId, VolumeId};
 use holdfast_erasure::{CodeMode, CodeModeError};
@@ -22,23 +23,23 @@ pub enum Refusal {
     )]
     OlderGeneration {
         node: NodeId,
-        /// The generation that registered.
+        /// Generation that registered.
         known: u64,
-        /// The generation that asks.
+        /// Generation that asks.
         got: u64,
     },
     /// Another process of the same node is alive (R28).
     #[error("node {node} is alive at {address}: two processes cannot be the same node")]
     LivingElsewhere {
         node: NodeId,
-        /// Where the living one listens.
+        /// Address of the living one.
         address: String,
     },
     /// The disk is none of this node's.
     #[error("disk {disk} is not known as a disk of node {node}")]
     UnknownDisk {
         disk: DiskId,
-        /// The node that named it.
+        /// Node that named it.
         node: NodeId,
     },
     /// Not a name a volume can have.
@@ -79,7 +80,7 @@ pub enum Refusal {
     BadMembers(GroupId),
 }
 
-/// What a program needs to know of a [`Refusal`]; its numbers are answered by apply.
+/// Kind of a [`Refusal`], by which programs decide; its numbers are answered by apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum RefusalKind {
@@ -106,7 +107,6 @@ impl RefusalKind {
 }
 
 impl Refusal {
-    /// Its kind.
     #[must_use]
     pub fn kind(&self) -> RefusalKind {
         match self {

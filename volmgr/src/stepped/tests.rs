@@ -52,7 +52,7 @@ impl Rig {
         }
     }
 
-    /// Power is lost and comes back.
+    /// Loses power, and starts again.
     fn crash(&mut self) {
         self.log.lose_unsynced();
         self.snapshots.lose_unsynced();

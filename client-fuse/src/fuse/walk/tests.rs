@@ -53,7 +53,7 @@ impl Walker {
         }
     }
 
-    /// What stat(2) asks; the names of what exists are digits.
+    /// Asks the questions of a stat(2); the names that exist are digits.
     fn stat(&mut self, start: u64, path: &str) {
         let mut at = start;
         for name in path.split('/') {

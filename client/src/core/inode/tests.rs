@@ -237,7 +237,8 @@ fn to_index(at: u64) -> usize {
     usize::try_from(at).unwrap()
 }
 
-/// The bytes that the inode finds. Parts of the map that it does not know are asked for, as often as it takes.
+/// The bytes of a range as the inode finds them. Parts of the map that it does not know are asked for, as often as it
+/// takes.
 fn found(inode: &mut Inode, table: &Mapped, from: u64, length: u64) -> Vec<u8> {
     loop {
         let pieces = match inode.find(FileOffset(from), length) {

@@ -265,7 +265,7 @@ impl Bench {
         self.now = end;
     }
 
-    /// How an operation ended, once: a lost write that was told is an error.
+    /// Takes an operation's outcome, which comes once: a lost write that was told is an error.
     pub(super) fn done(&mut self, op: OpId) -> Option<Result<(), Error>> {
         self.told.remove(&op).map(|outcome| match outcome {
             Ok(Answer::Told(_, error)) => Err(error),

@@ -22,7 +22,7 @@ const FILE_PAGES: u64 = 24;
 const BUDGET: usize = 300 << 10;
 const QUOTA_PAGES: usize = 50;
 
-/// What is to be found in a file in the end, in the order in which it was taken in.
+/// Content of a file in the end, in the order in which it was taken in.
 enum Event {
     Written {
         offset: usize,
@@ -70,7 +70,7 @@ enum Doing {
         length: usize,
         stamp: u8,
     },
-    /// What its file's log was then, and how long.
+    /// With its file's log and the length of it at that time.
     Sync {
         inode: u64,
         events: usize,
@@ -154,7 +154,7 @@ impl Run {
         }
     }
 
-    /// Takes in what was told.
+    /// Takes in all that was told.
     fn observe(&mut self) {
         for (op, outcome) in std::mem::take(&mut self.bench.told) {
             let (begun, doing) = self.doing.remove(&op).expect("it was begun and not told before");
@@ -374,7 +374,7 @@ impl Run {
         Response::Read(Box::new(ReadResponse { attr, map, ..ReadResponse::default() }))
     }
 
-    /// What others do.
+    /// Does what other clients and nodes may do.
     fn disturb(&mut self) {
         match self.random.below(4) {
             0 if self.random.chance(30) => {

@@ -14,7 +14,7 @@ fn plan(bench: &mut Bench, handle: FileHandle, offset: u64, length_bytes: u64) -
     bench.begin(Call::Plan { handle, offset: FileOffset(offset), length_bytes, reading: Reading::Wanted })
 }
 
-/// Where the bytes are: of a chunk by its number, written here by `w`, holes by `.`; a letter a page.
+/// Sources of the bytes, a letter a page: a chunk by its number, `w` written here, `.` a hole.
 fn pages(bench: &mut Bench, op: OpId) -> Option<String> {
     let pieces = match bench.told.remove(&op)? {
         Ok(Answer::Plan(pieces, _)) => pieces,

@@ -1,7 +1,7 @@
 //! The log on a disk that is full.
 
 use super::*;
-use holdfast_storage::simulated::faults::{Fault, Faults};
+use holdfast_storage::simulated::{Fault, Faults};
 
 /// Lets the disk have no block left.
 fn fill(disk: &SimulatedDisk) {
@@ -107,7 +107,7 @@ fn starts_on_a_full_disk_need_no_room_as_long_as_there_are_spares() {
         write(&mut log, vec![entries(life, 1)]);
         history.push(entries(life, 1));
     }
-    // The group is carried forward, and what it held makes room for more starts.
+    // The Raft group is carried forward, and what it held makes room for more starts.
     assert_eq!(log.holders(), [RaftGroupId(7)]);
     let Record::Entries(_, all) = entries(1, 2) else { unreachable!() };
     write(&mut log, vec![state(0), Record::Carry(RaftGroupId(7), all, true)]);

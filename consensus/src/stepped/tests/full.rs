@@ -79,7 +79,7 @@ impl Site {
         Self { id, disk, node, next_ticket: 1, answers: BTreeMap::new(), shipped: Vec::new(), admitted: Vec::new() }
     }
 
-    /// What is left for somebody else is taken.
+    /// Takes the room that is left.
     fn take_all_room(&self) {
         let space = self.disk.root().space().unwrap();
         self.disk.set_capacity(space.total_bytes - 2 * space.available_bytes);

@@ -21,7 +21,7 @@ struct World {
     shards: BTreeMap<u64, BTreeSet<(u64, u32, u64)>>,
     floors: BTreeMap<u64, u64>,
     silent: BTreeSet<u64>,
-    /// Disks asked, by what for.
+    /// Disks asked, and for what.
     asked: Vec<(u64, &'static str)>,
     /// Entries of the leader's own.
     entries: Vec<Op>,
@@ -52,7 +52,7 @@ impl World {
         world
     }
 
-    /// What the volume manager says of a datanode.
+    /// A heartbeat's answer tells of a datanode.
     fn heard(&mut self, node: u64, alive: bool) {
         let nodes = vec![Endpoint { node, address: format!("there:{node}"), alive, ..Default::default() }];
         self.rig.known.learn(&HeartbeatResponse { nodes, ..Default::default() }, 0);

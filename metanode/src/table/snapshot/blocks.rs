@@ -15,7 +15,7 @@ const MAGIC: &[u8; 8] = b"HFTABLE\n";
 /// read it and behave as at level 0 (R26).
 pub(super) const VERSION_PLAIN: u32 = 1;
 pub(super) const VERSION_WITH_LEVEL: u32 = 2;
-/// A block is written once it has this much.
+/// Bytes after which a block is written.
 const BLOCK_BYTES: usize = 64 << 10;
 /// No block is larger: one record on top of a full block, the largest being a session with all its replies.
 const BLOCK_BYTES_MAX: u32 = 512 << 20;
@@ -28,7 +28,7 @@ pub(super) struct BlockWriter<'a> {
 }
 
 impl<'a> BlockWriter<'a> {
-    /// Writes what comes before the blocks.
+    /// Writes the head, which comes before the blocks.
     pub(super) fn start(to: &'a mut dyn Write, version: u32) -> io::Result<Self> {
         to.write_all(MAGIC)?;
         to.write_all(&version.to_le_bytes())?;

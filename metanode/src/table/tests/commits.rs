@@ -288,7 +288,7 @@ struct Groups {
 }
 
 impl Groups {
-    /// Pages that it took.
+    /// Counts the pages that it took.
     fn catch_up(&mut self, table: &Table) -> (usize, usize) {
         let (mut pages, mut groups) = (0, 0);
         loop {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 mod data;
 
 type Name = Vec<u8>;
-/// Which byte of which chunk a byte of a file is; `None`: a hole.
+/// Chunk of a byte of a file, and its place there; `None`: a hole.
 pub(super) type Cell = Option<(u64, u32)>;
 
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ pub(super) struct Model {
     pub(super) unused_chunks: BTreeSet<u64>,
 }
 
-/// What an operation answers beside its code.
+/// Answer of an operation beside its code.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Reply {
     pub(super) attr: Option<Attr>,

@@ -2,7 +2,8 @@
 
 use super::persistence::image;
 use super::{Fixture, ROOT, chunk, file_commit};
-use crate::table::{RestoreError, Table};
+use crate::table::Table;
+use crate::table::snapshot::RestoreError;
 use holdfast_common::proof::ShardName;
 use holdfast_common::{ChunkId, DiskId, Nonce};
 use holdfast_proto::meta::mutation::Op;

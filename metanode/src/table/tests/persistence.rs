@@ -2,7 +2,8 @@
 
 use super::{Fixture, ROOT, chunk, command, create, file_commit};
 use crate::table::dead::PiecesMax;
-use crate::table::{FEATURE_LEVEL, RestoreError, Table};
+use crate::table::snapshot::RestoreError;
+use crate::table::{FEATURE_LEVEL, Table};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     Code, Fallocate, ForgetChunks, Kind, Mutation, RaiseFeatureLevel, ReserveChunks, ReserveQuota, SetAttr, SetXattr,

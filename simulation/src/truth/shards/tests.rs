@@ -23,7 +23,7 @@ fn payload(nonce: u64) -> Bytes {
     vec![u8::try_from(nonce).expect("a small number"); 4096].into()
 }
 
-/// What a datanode answers to one request.
+/// The answers of a datanode to one request.
 fn answers(shards: &mut Shards, request: DataRequest, proven: bool, response: DataResponse) -> Result<(), String> {
     let requests = [(request, proven)];
     shards.begin(NODE, &requests);

@@ -1,7 +1,7 @@
 //! The shard store over one disk: segment files that describe themselves, and an index that is a cache of them (D8).
 //!
 //! One [`Store`] writes, on one thread; any number of [`Reader`]s read beside it. All file operations go through
-//! [`io::Directory`], so that tests can crash the store at every one of them. The order that makes it safe:
+//! [`Directory`], so that tests can crash the store at every one of them. The order that makes it safe:
 //! 1. a batch of requests is appended, every touched segment synced, only then indexed and answered (D6);
 //! 2. a delete is a tombstone first; space goes when it is durable and running readers have left (R5);
 //! 3. a segment is recycled after its live records were copied, synced, and a checkpoint no longer needs it.

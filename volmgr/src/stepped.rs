@@ -29,7 +29,7 @@ use crate::state::{ClusterState, VOLMGR_GROUP, VOLMGR_NODE};
 pub struct VolmgrOptions {
     /// Cluster, as it was formatted.
     pub cluster: ClusterId,
-    /// Settings of its log. The node in it is always [`VOLMGR_NODE`].
+    /// Settings of its log. The node in it is always node 1.
     pub consensus: SteppedOptions,
     /// Seed of the random numbers in its entries: the cluster's secret, and names of requests. Lives should differ.
     pub seed: u64,

@@ -19,7 +19,7 @@ const FIRST_GROUP: GroupId = GroupId(1);
 /// Checks a volume's name.
 ///
 /// # Errors
-/// [`Refusal::BadName`].
+/// `Refusal::BadName`.
 pub fn check_volume_name(name: &str) -> Result<(), Refusal> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let fits =

@@ -31,7 +31,7 @@ const MEMORY_BYTES: usize = 2 << 20;
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// Requests that nobody waits for any more are answered within this when all is well.
 const CLEAR_PAUSE: Duration = Duration::from_secs(5);
-/// Longest wait for the answer to what no client asks.
+/// Longest wait for the answer to a request that no client makes.
 const STRANGE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Tasks polled in one go: more means that tasks wake each other for ever.
 const POLLS_MAX: usize = 100_000;

@@ -33,7 +33,7 @@ pub(crate) fn begin_within(runtime: &Handle, operation: &'static str, work: impl
     match catch_unwind(AssertUnwindSafe(first)) {
         Ok(Poll::Ready(())) => {}
         Ok(Poll::Pending) => begun.wait(work),
-        // What is left of the work is dropped, not polled. The panic must not end the caller's thread.
+        // The rest of the work is dropped, not polled: the panic must not end the caller's thread.
         Err(_) => tracing::error!(operation, "an operation panicked"),
     }
 }

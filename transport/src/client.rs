@@ -18,7 +18,7 @@ use crate::error::RpcError;
 use crate::frame::{Head, Kind};
 use crate::handshake::Identity;
 use crate::limits::{CALL_TIMEOUT_MAX, ClientLimits, PEERS_MAX};
-use crate::outbox::Outgoing;
+use crate::outbox::{Framed, Outgoing};
 use lane::Lane;
 use link::Link;
 
@@ -100,7 +100,7 @@ impl Client {
             body_bytes: 0,
             deadline_ms: u32::try_from(left_ms).unwrap_or(u32::MAX).max(1),
         };
-        let frame = Outgoing::message(head, header, body)?;
+        let frame = Outgoing::framed(head, Framed::message(header), body)?;
         let mut pending = link.send(stream, frame, deadline)?;
         pending.answer().await
     }

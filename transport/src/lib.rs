@@ -2,8 +2,8 @@
 //!
 //! One TCP connection carries many calls at once: frames of a fixed 32-byte header, a protobuf header and a raw body
 //! (`frame`), after an exchange of hellos (`handshake`). [`Client`] keeps connections to its peers and reconnects by
-//! itself; [`Server`] begins each request where it was read, or runs it as a task. Whatever a peer sends, the worst that happens is a typed error and a
-//! closed connection.
+//! itself; [`Server`] begins each request where it was read, or runs it as a task. Whatever a peer sends, the worst that
+//! happens is a typed error and a closed connection.
 
 mod begin;
 mod client;

@@ -31,35 +31,48 @@ pub(crate) struct Outgoing<T> {
     ticket: Option<T>,
 }
 
+/// An encoded header behind room for the fixed header of its frame: it is sent from where it was encoded.
+#[derive(Clone, Debug)]
+pub(crate) struct Framed(BytesMut);
+
+impl Framed {
+    /// Encodes a message.
+    pub(crate) fn message(message: &impl Message) -> Self {
+        let mut framed = Self::room(message.encoded_len());
+        message.encode_raw(&mut framed.0);
+        framed
+    }
+
+    /// Copies what is encoded already.
+    pub(crate) fn encoded(header: &[u8]) -> Self {
+        let mut framed = Self::room(header.len());
+        framed.0.put_slice(header);
+        framed
+    }
+
+    fn room(header_bytes: usize) -> Self {
+        let mut room = BytesMut::with_capacity(FIXED_BYTES + header_bytes);
+        room.put_bytes(0, FIXED_BYTES);
+        Self(room)
+    }
+}
+
 impl<T> Outgoing<T> {
-    /// Encodes a frame of a message.
-    pub(crate) fn message(mut head: Head, message: &impl Message, body: Vec<Bytes>) -> Result<Self, RpcError> {
-        let encoded_bytes = message.encoded_len();
-        let frame_bytes = fit(&mut head, encoded_bytes, &body)?;
-        let mut bytes = BytesMut::with_capacity(FIXED_BYTES + encoded_bytes);
-        bytes.put_slice(&head.encode());
-        message.encode_raw(&mut bytes);
-        Ok(Self { head: bytes.freeze(), header: Bytes::new(), body, bytes: frame_bytes, ticket: None })
-    }
-
-    /// A frame whose header is encoded behind `FIXED_BYTES` that are free for the fixed header.
-    pub(crate) fn framed(mut head: Head, mut frame: BytesMut, body: Vec<Bytes>) -> Result<Self, RpcError> {
-        let frame_bytes = fit(&mut head, frame.len() - FIXED_BYTES, &body)?;
+    /// A frame of an encoded header.
+    pub(crate) fn framed(mut head: Head, Framed(mut frame): Framed, body: Vec<Bytes>) -> Result<Self, RpcError> {
+        let bytes = fit(&mut head, frame.len() - FIXED_BYTES, &body)?;
         frame[..FIXED_BYTES].copy_from_slice(&head.encode());
-        Ok(Self { head: frame.freeze(), header: Bytes::new(), body, bytes: frame_bytes, ticket: None })
+        Ok(Self { head: frame.freeze(), header: Bytes::new(), body, bytes, ticket: None })
     }
 
-    /// Makes a frame of an encoded header.
+    /// The same of a header that somebody else holds: a long one is not copied.
     pub(crate) fn encoded(mut head: Head, header: Bytes, body: Vec<Bytes>) -> Result<Self, RpcError> {
-        let frame_bytes = fit(&mut head, header.len(), &body)?;
-        if header.len() > INLINE_HEADER_BYTES {
-            let head = Bytes::copy_from_slice(&head.encode());
-            return Ok(Self { head, header, body, bytes: frame_bytes, ticket: None });
+        if header.len() <= INLINE_HEADER_BYTES {
+            return Self::framed(head, Framed::encoded(&header), body);
         }
-        let mut bytes = BytesMut::with_capacity(FIXED_BYTES + header.len());
-        bytes.put_slice(&head.encode());
-        bytes.put_slice(&header);
-        Ok(Self { head: bytes.freeze(), header: Bytes::new(), body, bytes: frame_bytes, ticket: None })
+        let bytes = fit(&mut head, header.len(), &body)?;
+        let head = Bytes::copy_from_slice(&head.encode());
+        Ok(Self { head, header, body, bytes, ticket: None })
     }
 
     /// A frame of nothing but its fixed header.

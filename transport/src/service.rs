@@ -2,12 +2,12 @@
 
 use std::future::Future;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use prost::Message;
 use tokio::time::Instant;
 
 use crate::error::Refusal;
-use crate::frame::FIXED_BYTES;
+use crate::outbox::Framed;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -36,8 +36,8 @@ impl Call {
 /// An answer.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// The encoded response message, behind room for the fixed header of its frame: it is sent from where it was encoded.
-    pub(crate) frame: BytesMut,
+    /// The response message.
+    pub(crate) frame: Framed,
     /// The raw body in pieces; they are written one after another without being copied together.
     pub(crate) body: Vec<Bytes>,
 }
@@ -52,23 +52,13 @@ impl Reply {
     /// A response with a body in pieces.
     #[must_use]
     pub fn with_body(message: &impl Message, body: Vec<Bytes>) -> Self {
-        let mut frame = Self::room(message.encoded_len());
-        message.encode_raw(&mut frame);
-        Self { frame, body }
+        Self { frame: Framed::message(message), body }
     }
 
     /// A response that is encoded already, without a body.
     #[must_use]
     pub fn encoded(message: &[u8]) -> Self {
-        let mut frame = Self::room(message.len());
-        frame.put_slice(message);
-        Self { frame, body: Vec::new() }
-    }
-
-    fn room(message_bytes: usize) -> BytesMut {
-        let mut frame = BytesMut::with_capacity(FIXED_BYTES + message_bytes);
-        frame.put_bytes(0, FIXED_BYTES);
-        frame
+        Self { frame: Framed::encoded(message), body: Vec::new() }
     }
 }
 

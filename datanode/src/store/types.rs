@@ -210,7 +210,7 @@ pub(crate) enum Request {
     /// Delete every shard of these chunks, and these shards; what is not there counts as deleted.
     Delete {
         volume: VolumeKey,
-        /// Whole chunks.
+        /// Chunks of which every shard here goes, whatever its nonce.
         chunks: Vec<ChunkId>,
         /// Single attempts; a shard that is here under another nonce stays.
         shards: Vec<ShardName>,

@@ -1,5 +1,5 @@
-//! What befalls the one datanode whose disk fails: a sync of it fails, and soon after the machine loses its power, as a dying
-//! controller takes its host along. What that sync should have covered is lost, whatever later syncs say (D6).
+//! Faults of the one datanode whose disk fails: a sync fails, and soon after the machine loses its power, as a dying controller
+//! takes its host along. Writes that the sync should have covered are lost, whatever later syncs say (D6).
 
 use holdfast_common::NodeId;
 use holdfast_storage::simulated::Fault;

@@ -1,4 +1,4 @@
-//! Inodes that programs have open: nobody may reap it, whether it has a name or not, unless its session was lost.
+//! Inodes that programs have open: none may be reaped, whether it has a name or not, unless its session was lost.
 
 use std::collections::BTreeMap;
 

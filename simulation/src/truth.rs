@@ -154,7 +154,7 @@ impl Truth {
 
     /// A client was killed.
     pub(crate) fn client_killed(&mut self, client: usize) {
-        self.opens.ended(client, &key_of(client));
+        self.opens.ended(&key_of(client));
         let client = &mut self.clients[client];
         self.programs -= client.programs;
         *client = Client { life: client.life + 1, ..Client::default() };
@@ -163,11 +163,11 @@ impl Truth {
     /// A client was told that it has an inode open. False if it is gone already: the answer of a repeated create may be that late.
     /// `losses` are the sessions that the client had lost when it asked: a paused client takes an answer of a session that was
     /// expired meanwhile, and such an open protects nothing.
-    pub(crate) fn opened(&mut self, inode: InodeId, client: usize, key: &[u8], losses: u64) -> bool {
+    pub(crate) fn opened(&mut self, inode: InodeId, key: &[u8], losses: u64) -> bool {
         let there = self.log.table().get_attr(inode).is_ok();
         self.opens.told(inode, key);
         if there {
-            self.opens.opened(inode, client, key, losses);
+            self.opens.opened(inode, key, losses);
         }
         there
     }
@@ -176,7 +176,7 @@ impl Truth {
     pub(crate) fn closes(&mut self, inode: InodeId, client: usize) {
         let nameless = self.log.table().get_attr(inode).is_ok_and(|attr| attr.nlink == 0);
         self.nameless += u64::from(nameless);
-        self.opens.closes(inode, client, &key_of(client));
+        self.opens.closes(inode, &key_of(client));
     }
 
     /// A session told a leader that it has inodes open no longer. Of what it is about to open again it will tell the leader again.
@@ -293,8 +293,9 @@ impl Truth {
             Some(Op::ReapOrphans(reap)) => {
                 self.reaped += reap.inodes.len() as u64;
                 for inode in &reap.inodes {
-                    let user = self.opens.user(InodeId(*inode), |key| self.losses_of(key));
-                    assert!(user.is_none(), "inode {inode} was reaped while client {user:?} has it open");
+                    if let Some(user) = self.opens.user(InodeId(*inode), |key| self.losses_of(key)) {
+                        panic!("inode {inode} was reaped while {} has it open", String::from_utf8_lossy(user));
+                    }
                     let elections = self.log.elections();
                     let told = self.opens.is_being_told(InodeId(*inode), elections, |key| self.losses_of(key));
                     assert!(!told, "inode {inode} was reaped while the create that opens it is being answered");

@@ -63,7 +63,7 @@ async fn hold(desk: &mut Desk, name: &'static str) {
     let inode = made.inode;
     let (there, mine) = {
         let mut truth = desk.truth();
-        let there = truth.opened(inode, desk.client, &desk.key, losses);
+        let there = truth.opened(inode, &desk.key, losses);
         (there, there && truth.files.take(inode, desk.client))
     };
     if mine {

@@ -6,7 +6,6 @@ use holdfast_common::InodeId;
 
 struct Open {
     count: u64,
-    key: Vec<u8>,
     /// Sessions that its client had lost when it asked to open it.
     losses: u64,
 }
@@ -19,12 +18,21 @@ struct Created {
     losses: u64,
 }
 
-/// Opens by inode and client.
+/// By inode and the client's key.
+type ByClient<T> = BTreeMap<(InodeId, Vec<u8>), T>;
+
+/// The entries of all clients for an inode.
+fn of_inode<T>(entries: &ByClient<T>, inode: InodeId) -> impl Iterator<Item = (&[u8], &T)> {
+    let from = entries.range((inode, Vec::new())..).take_while(move |((of, _), _)| *of == inode);
+    from.map(|((_, key), entry)| (&key[..], entry))
+}
+
+/// Opens of all clients.
 #[derive(Default)]
 pub(crate) struct Opens {
-    open: BTreeMap<(InodeId, usize), Open>,
-    /// Creates whose client was not told yet, by inode and the client's key.
-    created: BTreeMap<(InodeId, Vec<u8>), Created>,
+    open: ByClient<Open>,
+    /// Creates whose client was not told yet.
+    created: ByClient<Created>,
 }
 
 impl Opens {
@@ -45,35 +53,35 @@ impl Opens {
 
     /// Whether a client that has lost no session since is still to be told by the present leader that it has an inode open.
     pub(super) fn is_being_told(&self, inode: InodeId, elections: u64, losses_of: impl Fn(&[u8]) -> u64) -> bool {
-        let mut creates = self.created.range((inode, Vec::new())..).take_while(|((of, _), _)| *of == inode);
-        creates.any(|((_, key), created)| created.elections == elections && created.losses == losses_of(key))
+        let mut creates = of_inode(&self.created, inode);
+        creates.any(|(key, created)| created.elections == elections && created.losses == losses_of(key))
     }
 
-    pub(super) fn opened(&mut self, inode: InodeId, client: usize, key: &[u8], losses: u64) {
-        let open = self.open.entry((inode, client)).or_insert_with(|| Open { count: 0, key: key.to_vec(), losses });
+    pub(super) fn opened(&mut self, inode: InodeId, key: &[u8], losses: u64) {
+        let open = self.open.entry((inode, key.to_vec())).or_insert(Open { count: 0, losses });
         open.count += 1;
     }
 
-    pub(super) fn closes(&mut self, inode: InodeId, client: usize, key: &[u8]) {
+    pub(super) fn closes(&mut self, inode: InodeId, key: &[u8]) {
         self.told(inode, key);
-        if let Some(open) = self.open.get_mut(&(inode, client)) {
+        let place = (inode, key.to_vec());
+        if let Some(open) = self.open.get_mut(&place) {
             open.count -= 1;
             if open.count == 0 {
-                self.open.remove(&(inode, client));
+                self.open.remove(&place);
             }
         }
     }
 
     /// The client's process ended.
-    pub(super) fn ended(&mut self, client: usize, key: &[u8]) {
+    pub(super) fn ended(&mut self, key: &[u8]) {
         self.not_opened(key);
-        self.open.retain(|(_, user), _| *user != client);
+        self.open.retain(|(_, of), _| of != key);
     }
 
     /// A client that has an inode open, and has lost no session since.
-    pub(super) fn user(&self, inode: InodeId, losses_of: impl Fn(&[u8]) -> u64) -> Option<usize> {
-        let opens = self.open.range((inode, 0)..=(inode, usize::MAX));
-        opens.filter(|(_, open)| losses_of(&open.key) == open.losses).map(|((_, client), _)| *client).next()
+    pub(super) fn user(&self, inode: InodeId, losses_of: impl Fn(&[u8]) -> u64) -> Option<&[u8]> {
+        of_inode(&self.open, inode).find(|(key, open)| losses_of(key) == open.losses).map(|(key, _)| key)
     }
 }
 
@@ -93,28 +101,28 @@ mod tests {
         assert!(opens.is_being_told(inode, 3, |_| 0) && !opens.is_being_told(other, 3, |_| 0));
         assert!(!opens.is_being_told(inode, 4, |_| 0), "another one leads");
         assert!(!opens.is_being_told(inode, 3, |_| 1), "its session is lost");
-        opens.opened(inode, 1, b"b", 0);
+        opens.opened(inode, b"b", 0);
         opens.told(inode, b"b");
         assert!(!opens.is_being_told(inode, 3, |_| 0));
         let mut opens = made();
         opens.not_opened(b"a");
         assert!(opens.is_being_told(inode, 3, |_| 0));
-        opens.ended(1, b"b");
+        opens.ended(b"b");
         assert!(!opens.is_being_told(inode, 3, |_| 0));
     }
 
     #[test]
     fn an_inode_is_used_until_its_last_close_or_the_loss_of_the_session() {
         let (mut opens, inode) = (Opens::default(), InodeId(9));
-        opens.opened(inode, 1, b"b", 0);
-        opens.opened(inode, 1, b"b", 0);
-        opens.closes(inode, 1, b"b");
-        assert_eq!((opens.user(inode, |_| 0), opens.user(inode, |_| 1)), (Some(1), None));
+        opens.opened(inode, b"b", 0);
+        opens.opened(inode, b"b", 0);
+        opens.closes(inode, b"b");
+        assert_eq!((opens.user(inode, |_| 0), opens.user(inode, |_| 1)), (Some(&b"b"[..]), None));
         assert_eq!(opens.user(InodeId(8), |_| 0), None);
-        opens.closes(inode, 1, b"b");
+        opens.closes(inode, b"b");
         assert_eq!(opens.user(inode, |_| 0), None);
-        opens.opened(inode, 1, b"b", 0);
-        opens.ended(1, b"b");
+        opens.opened(inode, b"b", 0);
+        opens.ended(b"b");
         assert_eq!(opens.user(inode, |_| 0), None);
     }
 }

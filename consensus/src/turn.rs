@@ -246,13 +246,14 @@ impl<P, R> NodeCore<P, R> {
     }
 
     /// Lets groups write their state again, because they hold an old segment of the log. Returns those that cannot, whose
-    /// records the log has to recall from its segments.
+    /// records the log has to recall from its segments. A group that was dropped in this turn needs neither: written behind
+    /// its drop it would be back after a restart.
     pub(crate) fn carry_forward(&mut self, groups: &[RaftGroupId]) -> Vec<RaftGroupId> {
         let mut to_recall = Vec::new();
         for group in groups.iter().take(CARRY_GROUPS_MAX) {
             // A stopped group too: it must not hold the log for ever.
-            let carried =
-                self.groups.get_mut(group).is_some_and(|core| core.carry_forward(CARRY_BYTES_MAX, &mut self.out));
+            let Some(core) = self.groups.get_mut(group) else { continue };
+            let carried = core.carry_forward(CARRY_BYTES_MAX, &mut self.out);
             to_recall.extend((!carried).then_some(*group));
         }
         to_recall

@@ -13,6 +13,9 @@ pub const ROOM_VARIABLE: &str = "HOLDFAST_TEST_ROOM";
 /// Environment variable that names the cluster or the second mount within the room.
 pub const PART_VARIABLE: &str = "HOLDFAST_TEST_PART";
 
+/// Age below which a process without an environment may still get one.
+const YOUNG: Duration = Duration::from_secs(5);
+
 /// A process, by its number.
 pub type ProcessId = u32;
 
@@ -30,8 +33,32 @@ pub fn tagged(tag: &str) -> Vec<ProcessId> {
 }
 
 fn has_variable(pid: ProcessId, tag: &str) -> bool {
-    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let environment = environment(pid);
     environment.split(|byte| *byte == 0).any(|variable| variable == tag.as_bytes())
+}
+
+/// The environment, once a young process has one. The kernel lets the parent go on while it still lays out the new program,
+/// and until that is done the file is empty: without the wait nearly every process just started would be overlooked.
+fn environment(pid: ProcessId) -> Vec<u8> {
+    let read = || std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let settled = || {
+        let bytes = read();
+        (!bytes.is_empty() || !is_young(pid)).then_some(bytes)
+    };
+    crate::wait::until(2 * YOUNG, settled).unwrap_or_default()
+}
+
+/// Whether it lives, and was started a moment ago.
+fn is_young(pid: ProcessId) -> bool {
+    let age = || {
+        let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+        let now_s: f64 = uptime.split(' ').next()?.parse().ok()?;
+        let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Fields 3 and following; the start is the 22nd, in hundredths of a second since the boot.
+        let started: f64 = line.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        Some(now_s - started / 100.0)
+    };
+    is_alive(pid) && age().is_some_and(|age_s| age_s < YOUNG.as_secs_f64())
 }
 
 fn all() -> Vec<ProcessId> {
@@ -152,6 +179,19 @@ mod tests {
         assert_eq!(kill_all(&both.unwrap(), Duration::from_secs(10)), Vec::<ProcessId>::new());
         assert!(tagged(&tag).is_empty());
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_found_from_its_first_moment() {
+        let (name, value) = (PART_VARIABLE, format!("young-{}", std::process::id()));
+        for _ in 0..20 {
+            // As `sleep` is started by nobody but its parent, nothing but its own first moment is between.
+            let mut child = std::process::Command::new("sleep").arg("60").env(name, &value).spawn().unwrap();
+            let found = tagged(&format!("{name}={value}"));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(found, [child.id()]);
+        }
     }
 
     #[test]

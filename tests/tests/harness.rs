@@ -102,8 +102,8 @@ fn a_process_left_running_is_ended_with_its_room(_: &mut Room) {
     let ended = room_gone_wrong("leave");
     let line = ended.stdout.lines().find_map(|line| line.strip_prefix("left ")).unwrap_or_default().to_owned();
     let pid: u32 = line.parse().unwrap_or_else(|_| panic!("{}", ended.describe()));
-    // The kernel kills it when the room's thread has died, which is a moment after the room was seen to end.
-    wait::for_state(&format!("process {pid} is not left behind"), seconds(10), || !is_alive(pid));
+    assert!(!is_alive(pid), "process {pid} is left behind: {}", ended.describe());
+    assert!(ended.stderr.contains("killing what a claim left running"), "{}", ended.describe());
     assert!(tagged(&format!("HOLDFAST_TEST_ROOM={pid}")).is_empty());
 }
 

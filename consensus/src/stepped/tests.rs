@@ -104,6 +104,29 @@ fn a_group_is_known_when_it_is_durable() {
 }
 
 #[test]
+fn a_group_that_is_dropped_while_it_holds_an_old_segment_is_not_written_behind_its_drop() {
+    const BUSY: RaftGroupId = RaftGroupId(8);
+    let disks = Disks::new();
+    let mut node = alone(&disks);
+    node.create_group(BUSY, &[NodeId(1)]).unwrap();
+    settle(&mut node, 1);
+    // More than the log's bound, while the idle group's state is in the first segment. No tick: nothing is carried.
+    for ticket in 0..60 {
+        node.propose(BUSY, Bytes::from(vec![1; 10 << 10]), ticket);
+        settle(&mut node, 1);
+        while node.write_snapshot() {}
+        settle(&mut node, 1);
+    }
+    assert_eq!(node.log.holders(), [GROUP], "the log is not held by the idle group");
+    node.drop_group(GROUP);
+    node.tick();
+    let turns = settle(&mut node, TICK_NS);
+    assert_eq!(turns.iter().flat_map(|turn| &turn.dropped).collect::<Vec<_>>(), [&GROUP]);
+    drop(node);
+    assert_eq!(disks.open(1).groups(), [BUSY]);
+}
+
+#[test]
 fn what_comes_during_a_sync_waits_for_it_but_reads_under_the_lease_do_not() {
     let disks = Disks::new();
     let mut node = alone(&disks);

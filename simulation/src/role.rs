@@ -74,6 +74,11 @@ pub(crate) trait Role {
         LogIndex::ZERO
     }
 
+    /// Last start of a node that it has registered for good.
+    fn registered_start(&self, _: NodeId) -> Option<u64> {
+        None
+    }
+
     /// Count of tables it hosts beside the volume's.
     fn other_tables(&self) -> usize {
         0

@@ -148,7 +148,7 @@ impl VolmgrRole {
 
     fn note_start(&mut self, call: u64, heartbeat: &HeartbeatRequest) {
         let HeartbeatRequest { node, generation, .. } = *heartbeat;
-        let known = self.node.cluster_state().nodes().get(&NodeId(node)).map_or(0, |info| info.generation);
+        let known = self.registered_start(NodeId(node)).unwrap_or(0);
         if known > generation {
             let wrong = format!("start {generation} of node {node} is heard, and start {known} has registered");
             self.outdated.insert(call, wrong);
@@ -214,5 +214,9 @@ impl Role for VolmgrRole {
         Self::replies(answers, &mut wishes);
         self.waits.arm(self.node.is_syncing(), self.node.jobs(), moment.random, &mut wishes);
         wishes
+    }
+
+    fn registered_start(&self, node: NodeId) -> Option<u64> {
+        self.node.cluster_state().nodes().get(&node).map(|info| info.generation)
     }
 }

@@ -108,7 +108,9 @@ fn knows_better(world: &World, replaced: NodeId, hearer: NodeId) -> bool {
     let machine = &world.machines[&replaced];
     let generation = machine.superblock.generation;
     let well = METANODES.into_iter().all(|node| world.machines[&node].is_awake());
-    let is_older = machine.image.as_ref().is_some_and(|image| image.superblock.generation + 1 < generation);
+    let volmgr = world.machines[&VOLMGR].role.as_ref();
+    let registered = volmgr.and_then(|role| role.registered_start(replaced));
+    let is_older = machine.image.as_ref().is_some_and(|image| registered > Some(image.superblock.generation + 1));
     well && is_older && world.machines[&hearer].heard.get(&replaced) == Some(&generation)
 }
 

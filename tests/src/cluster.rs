@@ -10,7 +10,8 @@ pub use ready::{Process, Ready};
 use crate::command::{Ended, Run, holdfast_binary, tagged_command, wait_or_kill};
 use crate::forgetful::{self, power};
 use crate::namespace::{self, is_mounted};
-use crate::processes::{self, PART_VARIABLE, ProcessId};
+use crate::processes::{self, ProcessId};
+use crate::variables;
 use crate::wait::{self, seconds};
 use nix::sys::signal::Signal;
 use ready::{parse_process, parse_ready};
@@ -29,13 +30,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(20);
 /// Promised: an asked-for stop ends within 20 s.
 pub const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-/// Set: the clusters' directories stay, to be looked at.
-const KEEP_VARIABLE: &str = "HOLDFAST_TEST_KEEP";
-
 static NEXT_PART: AtomicU64 = AtomicU64::new(1);
-
-/// Where rooms make their directories, instead of the temporary directory.
-pub(crate) const DIRECTORY_VARIABLE: &str = "HOLDFAST_TEST_DIR";
 
 /// The room's directory, on a real disk: datanodes write with `O_DIRECT`. `HOLDFAST_TEST_DIR`, or the temporary directory.
 ///
@@ -43,7 +38,7 @@ pub(crate) const DIRECTORY_VARIABLE: &str = "HOLDFAST_TEST_DIR";
 /// If it cannot be made.
 #[must_use]
 pub fn room_directory() -> PathBuf {
-    let base = std::env::var_os(DIRECTORY_VARIABLE).map_or_else(std::env::temp_dir, PathBuf::from);
+    let base = std::env::var_os(variables::DIRECTORY).map_or_else(std::env::temp_dir, PathBuf::from);
     let root = base.join(format!("holdfast-test-{}", std::process::id()));
     std::fs::create_dir_all(&root).expect("the test directory can be made");
     root.canonicalize().expect("a directory just made has a path")
@@ -56,7 +51,7 @@ pub fn remove_directory(root: &Path) {
         eprintln!("harness: {} is still mounted; {} stays", line.point.display(), root.display());
         return;
     }
-    if std::env::var_os(KEEP_VARIABLE).is_some() {
+    if std::env::var_os(variables::KEEP).is_some() {
         eprintln!("harness: {} stays", root.display());
         return;
     }
@@ -424,7 +419,7 @@ impl Cluster {
     /// What the environment of this cluster's processes says.
     #[must_use]
     pub fn tag(&self) -> String {
-        format!("{PART_VARIABLE}={}", self.part)
+        format!("{}={}", variables::PART, self.part)
     }
 }
 

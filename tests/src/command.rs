@@ -1,6 +1,6 @@
 //! Running programs in a room: tagged, in a process group of their own, with a deadline, their output kept.
 
-use crate::processes::{PART_VARIABLE, ROOM_VARIABLE};
+use crate::variables;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
@@ -13,20 +13,20 @@ use std::time::Duration;
 /// What a program gets if it says nothing else.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
 
-/// Where the `holdfast` under test is: `HOLDFAST_BIN`, or in `target/release`, as this program is, or the directory of this test
-/// program.
+/// Where the `holdfast` under test is: `HOLDFAST_BIN`, or what users run, in `target/release`.
 ///
 /// # Panics
 /// If there is none: it has to be built first.
 #[must_use]
 pub fn holdfast_binary() -> PathBuf {
-    let path = std::env::var_os("HOLDFAST_BIN").map_or_else(
+    let path = std::env::var_os(variables::BINARY).map_or_else(
         || {
             let own = std::env::current_exe().expect("a process knows its executable");
             let directory = own.parent().expect("an executable is in a directory");
-            // Test programs are one deeper, in target/release/deps.
-            let release = if directory.ends_with("deps") { directory.with_file_name("") } else { directory.to_owned() };
-            release.join("holdfast")
+            // Test programs are one deeper, in target/tests/deps.
+            let of_tests =
+                if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+            of_tests.with_file_name("release").join("holdfast")
         },
         PathBuf::from,
     );
@@ -41,8 +41,8 @@ pub fn tagged_command(program: impl AsRef<OsStr>, part: &str) -> Command {
     // A program does and prints what its user would see, whatever a developer has set.
     command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG").env_remove("HOLDFAST_KEEP_AWAKE");
     command
-        .env(ROOM_VARIABLE, std::process::id().to_string())
-        .env(PART_VARIABLE, part)
+        .env(variables::ROOM, std::process::id().to_string())
+        .env(variables::PART, part)
         .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::null())
         .process_group(0);

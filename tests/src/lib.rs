@@ -17,6 +17,7 @@ pub mod random;
 pub mod room;
 pub mod soak;
 pub mod tree;
+mod variables;
 pub mod wait;
 mod watchdog;
 pub mod workload;

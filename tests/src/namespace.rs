@@ -4,6 +4,7 @@
 //!
 //! Nothing here touches a mounted path itself (no stat, no open): that is what would hang.
 
+use crate::variables;
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -33,7 +34,7 @@ pub fn enter() -> Result<()> {
 /// The namespace begins with copies of everybody's FUSE mounts, and a copy keeps its file system alive: somebody's
 /// `umount` outside would not end it before this room ends. What the room itself was told to work on stays.
 fn let_go_of_inherited() {
-    let told = [crate::cluster::DIRECTORY_VARIABLE, crate::room::PLAIN_DIRECTORY_VARIABLE];
+    let told = [variables::DIRECTORY, variables::PLAIN_DIRECTORY];
     let mut needed: Vec<PathBuf> = told.iter().filter_map(std::env::var_os).map(PathBuf::from).collect();
     needed.extend(std::env::current_exe());
     for line in fuse_mounts_below(Path::new("/")).iter().rev() {

@@ -2,16 +2,12 @@
 //! these start in turn; so all of them are found again, whatever their parents and process groups have become. The
 //! room never ends a process without its tag.
 
+use crate::variables;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// Environment variable that names the room.
-pub const ROOM_VARIABLE: &str = "HOLDFAST_TEST_ROOM";
-/// Environment variable that names the cluster or the second mount within the room.
-pub const PART_VARIABLE: &str = "HOLDFAST_TEST_PART";
 
 /// Age below which a process without an environment may still get one.
 const YOUNG: Duration = Duration::from_secs(5);
@@ -22,7 +18,7 @@ pub type ProcessId = u32;
 /// This room's tag.
 #[must_use]
 pub fn room_tag() -> String {
-    format!("{ROOM_VARIABLE}={}", std::process::id())
+    format!("{}={}", variables::ROOM, std::process::id())
 }
 
 /// The living processes whose environment has this `NAME=value`.
@@ -171,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_tagged_process_is_found_and_killed_and_its_children_too() {
-        let (name, value) = (PART_VARIABLE, format!("unit-{}", std::process::id()));
+        let (name, value) = (variables::PART, format!("unit-{}", std::process::id()));
         let mut child =
             std::process::Command::new("sh").args(["-c", "sleep 60 & wait"]).env(name, &value).spawn().unwrap();
         let tag = format!("{name}={value}");
@@ -183,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_process_is_found_from_its_first_moment() {
-        let (name, value) = (PART_VARIABLE, format!("young-{}", std::process::id()));
+        let (name, value) = (variables::PART, format!("young-{}", std::process::id()));
         for _ in 0..20 {
             // As `sleep` is started by nobody but its parent, nothing but its own first moment is between.
             let mut child = std::process::Command::new("sleep").arg("60").env(name, &value).spawn().unwrap();

@@ -4,17 +4,13 @@
 
 use crate::cluster::Cluster;
 use crate::watchdog::Watchdog;
-use crate::{diagnose, namespace, processes};
+use crate::{diagnose, namespace, processes, variables};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-
-/// Set to a directory: claims that need no more than a file system run there instead of on a cluster, which proves the
-/// claims themselves (on ext4, say), and nothing about Holdfast.
-pub(crate) const PLAIN_DIRECTORY_VARIABLE: &str = "HOLDFAST_TEST_ON";
 
 /// One behaviour and what proves it.
 #[derive(Clone, Copy)]
@@ -46,7 +42,7 @@ pub struct Room {
 impl Room {
     /// The room's cluster; started by the first claim that asks, and anew after a claim that failed.
     pub fn cluster(&mut self) -> &mut Cluster {
-        assert!(self.plain.is_none(), "this claim needs a cluster, not {PLAIN_DIRECTORY_VARIABLE}");
+        assert!(self.plain.is_none(), "this claim needs a cluster, not {}", variables::PLAIN_DIRECTORY);
         self.cluster.get_or_insert_with(|| Cluster::start(&[]))
     }
 
@@ -129,7 +125,7 @@ pub fn run(claims: &[Claim]) -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
-    let plain = std::env::var_os(PLAIN_DIRECTORY_VARIABLE).map(PathBuf::from);
+    let plain = std::env::var_os(variables::PLAIN_DIRECTORY).map(PathBuf::from);
     let root = crate::cluster::room_directory();
     let mut room = Room { root: root.clone(), cluster: None, plain, claim: "" };
     let failed = run_all(&mut room, &wanted, claims.len() - wanted.len());

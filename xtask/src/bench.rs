@@ -3,7 +3,7 @@
 
 use crate::against::{self, Plan, Set};
 use crate::{command, install};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -30,10 +30,7 @@ pub(crate) struct Arguments {
 /// Runs the benchmark and passes its exit code on.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     install::tools_of_bench()?;
-    let build = ["build", "--release", "--package", "holdfast", "--package", "holdfast-bench"];
-    if !command::cargo().args(build).status().context("cannot run cargo")?.success() {
-        bail!("the build failed");
-    }
+    command::build(&["--release", "--package", "holdfast", "--package", "holdfast-bench"])?;
     let release = command::release_directory()?;
     match &arguments.against {
         None => run_once(arguments, &release),

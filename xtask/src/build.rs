@@ -1,6 +1,7 @@
-//! The build stage: everything once in the one profile, and the list of test programs that cargo made.
+//! The build stage: the file system as users run it, everything else in the profile of the tests, and the list of test
+//! programs that cargo made.
 
-use crate::command::cargo;
+use crate::command::{self, TESTS_PROFILE, cargo};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -23,8 +24,11 @@ pub(crate) struct TestProgram {
 
 /// Builds the workspace; `None` when it does not build (the reasons have been printed).
 pub(crate) fn run() -> Result<Option<Vec<TestProgram>>> {
+    command::build(&["--release", "--package", "holdfast"])?;
+    let everything = ["--workspace", "--all-targets", "--message-format=json-render-diagnostics"];
     let mut child = cargo()
-        .args(["build", "--release", "--workspace", "--all-targets", "--message-format=json-render-diagnostics"])
+        .args(["build", "--profile", TESTS_PROFILE])
+        .args(everything)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -90,7 +94,7 @@ mod tests {
                 "profile": { "test": test }, "executable": executable,
             })
         };
-        let program = test_program(&artifact(true, json!("/w/target/release/deps/posix-1"))).unwrap();
+        let program = test_program(&artifact(true, json!("/w/target/tests/deps/posix-1"))).unwrap();
         assert_eq!((program.target.as_str(), program.integration), ("posix", true));
         assert_eq!(program.directory, Path::new("/w/tests"));
         assert_eq!(test_program(&artifact(false, json!("/w/target/release/holdfast"))), None);

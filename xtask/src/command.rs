@@ -12,10 +12,28 @@ pub(crate) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Directory of this build's programs: this one was built by the same cargo into the same directory.
-pub(crate) fn release_directory() -> Result<PathBuf> {
+/// Profile of test programs and tools, this one among them.
+pub(crate) const TESTS_PROFILE: &str = "tests";
+
+/// Directory of test programs and tools: this one was built by the same cargo into the same directory.
+pub(crate) fn tests_directory() -> Result<PathBuf> {
     let executable = std::env::current_exe().context("cannot find this program's own path")?;
     Ok(executable.parent().context("this program has no directory")?.to_owned())
+}
+
+/// Directory of what users run, beside the tests' one.
+pub(crate) fn release_directory() -> Result<PathBuf> {
+    Ok(tests_directory()?.with_file_name("release"))
+}
+
+/// Runs cargo with these arguments.
+///
+/// # Errors
+/// It cannot be run, or fails.
+pub(crate) fn build(arguments: &[&str]) -> Result<()> {
+    let status = cargo().arg("build").args(arguments).status().context("cannot run cargo")?;
+    anyhow::ensure!(status.success(), "the build failed");
+    Ok(())
 }
 
 /// Whether a program is on the path.

@@ -1,7 +1,7 @@
 //! The lint stage: formatting, clippy, what the dependencies are allowed to be, and the house's own rules. Each is one check of
 //! the tally.
 
-use crate::command::{cargo, succeeds};
+use crate::command::{TESTS_PROFILE, cargo, succeeds};
 use crate::house;
 use crate::tally::Tally;
 use anyhow::Result;
@@ -13,7 +13,7 @@ pub(crate) fn run() -> Result<Tally> {
     let checks: [&[&str]; 3] = [
         &["fmt", "--all", "--check"],
         // In the profile of the build, so that build scripts and procedural macros are made once.
-        &["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+        &["clippy", "--profile", TESTS_PROFILE, "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
         // Advisory databases are not to be had offline; deny.toml lists the known ones by hand.
         &["deny", "--offline", "check", "bans", "licenses", "sources"],
     ];

@@ -1,7 +1,7 @@
 //! `cargo xtask sim`: builds the simulation of a whole cluster and runs seeds of it.
 
-use crate::command;
-use anyhow::{Context, Result, bail};
+use crate::command::{self, TESTS_PROFILE};
+use anyhow::{Context, Result};
 use std::process::{Command, ExitCode};
 
 /// Options of the simulation, as `--help` of its own says them.
@@ -15,11 +15,8 @@ pub(crate) struct Arguments {
 
 /// Runs it; its exit code is this one's.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let build = ["build", "--release", "--package", "holdfast-simulation", "--bins"];
-    if !command::cargo().args(build).status().context("cannot run cargo")?.success() {
-        bail!("the build failed");
-    }
-    let simulation = command::release_directory()?.join("holdfast-simulation");
+    command::build(&["--profile", TESTS_PROFILE, "--package", "holdfast-simulation", "--bins"])?;
+    let simulation = command::tests_directory()?.join("holdfast-simulation");
     let status = Command::new(&simulation).args(&arguments.passed_on).status();
     let status = status.with_context(|| format!("cannot run {}", simulation.display()))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -1,6 +1,7 @@
 //! `cargo xtask soak`: builds the file system and runs the soak of the end-to-end tests' harness on it.
 
-use crate::{command, install};
+use crate::command::{self, TESTS_PROFILE};
+use crate::install;
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -31,11 +32,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         bail!("--minutes must be positive");
     }
     install::tools_of_soak()?;
-    let build = ["build", "--release", "--package", "holdfast", "--package", "holdfast-tests", "--bins"];
-    if !command::cargo().args(build).status().context("cannot run cargo")?.success() {
-        bail!("the build failed");
-    }
-    let soak = command::release_directory()?.join("soak");
+    command::build(&["--release", "--package", "holdfast"])?;
+    command::build(&["--profile", TESTS_PROFILE, "--package", "holdfast-tests", "--bins"])?;
+    let soak = command::tests_directory()?.join("soak");
     let seed = arguments.seed.map(|seed| seed.to_string());
     let status = Command::new(&soak)
         .arg(arguments.minutes.to_string())

@@ -2,7 +2,7 @@
 //! end-to-end tests run one after another, because each starts a cluster of ten processes on two cores.
 
 use crate::build::TestProgram;
-use crate::command::{Captured, capture, release_directory};
+use crate::command::{Captured, capture, tests_directory};
 use crate::tally::Tally;
 use anyhow::{Result, bail};
 use std::process::Command;
@@ -78,7 +78,7 @@ pub(crate) fn simulation(programs: &[TestProgram], filters: &[String]) -> Result
 
 /// A minute of the soak, with the same kills each time. Findings that are known fail too.
 pub(crate) fn soak() -> Result<Tally> {
-    let mut command = Command::new(release_directory()?.join("soak"));
+    let mut command = Command::new(tests_directory()?.join("soak"));
     command.args([SOAK_MINUTES, "target/soak-test", SOAK_SEED]);
     let captured = capture(&mut command, SOAK_LIMIT, |line| {
         if line.starts_with("kill: ") || line.starts_with("after ") {

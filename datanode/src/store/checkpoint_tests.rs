@@ -85,7 +85,7 @@ fn many(count: u64) -> Index {
     index
 }
 
-/// Not a test of time: it says what it measured. `cargo test --release -p holdfast-datanode --lib -- --ignored --nocapture shards`.
+/// Not a test of time: it says what it measured. `cargo test --profile tests -p holdfast-datanode --lib -- --ignored --nocapture shards`.
 #[test]
 #[ignore = "a measurement, not a claim: prints how long the lock was held; run it with --ignored --nocapture"]
 fn how_long_the_index_of_a_million_shards_is_locked_for_a_checkpoint() {

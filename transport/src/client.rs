@@ -1,4 +1,4 @@
-//! The calling end: one address in, an answer out. Connections come and go behind it.
+//! Calling end: one address in, an answer out. Connections come and go behind it.
 
 mod lane;
 mod link;
@@ -42,7 +42,7 @@ impl Answer {
     }
 }
 
-/// Calls peers by address. Clones share their connections; the last one dropped closes them.
+/// Caller of peers by address. Clones share their connections; the last one dropped closes them.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,

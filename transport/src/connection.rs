@@ -1,4 +1,4 @@
-//! What both ends of a connection do alike: exchange hellos, read frames, notice a silent peer.
+//! Work that both ends of a connection do alike: exchange hellos, read frames, notice a silent peer.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use crate::handshake::{self, HandshakeError, Hello, HelloRefused, Identity};
 use crate::limits::{BODY_BYTES_MAX, HEADER_BYTES_MAX, HELLO_BYTES_MAX, SILENT_INTERVALS_MAX};
 use crate::outbox::{Outbox, Outgoing, PushError, QueueMax};
 
-/// Why a connection ended.
+/// Reason why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Ended {
     #[error("{0}")]
@@ -63,13 +63,13 @@ impl<R> Incoming<R> {
     }
 }
 
-/// A connection whose peers have agreed to talk.
+/// Connection whose peers have agreed to talk.
 pub(crate) struct Agreed {
     pub(crate) incoming: Incoming<tokio::net::tcp::OwnedReadHalf>,
     pub(crate) writer: tokio::net::tcp::OwnedWriteHalf,
 }
 
-/// The connecting side's handshake: say hello, hear hello or a refusal.
+/// Handshake of the connecting side: say hello, hear hello or a refusal.
 pub(crate) async fn greet(mut stream: TcpStream, identity: Identity) -> Result<Agreed, Ended> {
     stream.set_nodelay(true)?;
     stream.write_all(&frame_bytes(Kind::Hello, 0, &handshake::hello(identity))).await?;
@@ -86,7 +86,7 @@ pub(crate) async fn greet(mut stream: TcpStream, identity: Identity) -> Result<A
     Ok(agree(stream, incoming))
 }
 
-/// The accepting side's handshake: hear hello, answer with hello or a refusal. `full` refuses whoever it is.
+/// Handshake of the accepting side: hear hello, answer with hello or a refusal. `full` refuses whoever it is.
 pub(crate) async fn welcome(mut stream: TcpStream, identity: Identity, full: bool) -> Result<Agreed, Ended> {
     stream.set_nodelay(true)?;
     let mut incoming = Incoming::new(&mut stream);
@@ -127,7 +127,7 @@ fn frame_bytes(kind: Kind, method: u16, message: &impl Message) -> Vec<u8> {
     [&head.encode()[..], &header].concat()
 }
 
-/// Counts frames as they arrive.
+/// Count of frames as they arrive.
 #[derive(Default)]
 pub(crate) struct Life(AtomicU64);
 

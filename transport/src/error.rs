@@ -1,4 +1,4 @@
-//! What can go wrong with a call.
+//! Failures of a call.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use crate::frame::FrameError;
 use crate::handshake::HandshakeError;
 
-/// Why a server did not answer a request.
+/// Reason why a server did not answer a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No such method here.
@@ -49,7 +49,7 @@ impl Refusal {
     }
 }
 
-/// Why a call has no answer.
+/// Reason why a call has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum RpcError {
@@ -60,7 +60,7 @@ pub enum RpcError {
         to: SocketAddr,
         /// The kind of I/O error.
         kind: io::ErrorKind,
-        /// What the system said.
+        /// Words of the system.
         detail: String,
     },
     /// The peer answered, and the two do not fit together.

@@ -26,7 +26,7 @@ pub const FIXED_BYTES: usize = 32;
 /// Bytes read at once while looking for the next frame. Larger parts than what is here get a buffer of their own.
 const SCRATCH_BYTES: usize = 64 << 10;
 
-/// What a frame is.
+/// Kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// First frame of either side.
@@ -76,7 +76,7 @@ impl Kind {
     }
 }
 
-/// Why bytes are no frame. After any of these the connection is closed: where the next frame starts is unknown.
+/// Reason why bytes are no frame. After any of these the connection is closed: where the next frame starts is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// Not our protocol, or another layout of it.
@@ -108,11 +108,11 @@ pub enum FrameError {
 /// The fixed header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// What the frame is.
+    /// Kind of the frame.
     pub kind: Kind,
     /// The method, or a refusal's reason.
     pub method: u16,
-    /// Which call this belongs to; 0 for none.
+    /// Call that this belongs to; 0 for none.
     pub stream: u64,
     /// Length of the protobuf header.
     pub header_bytes: u32,
@@ -142,7 +142,7 @@ impl Head {
     /// Reads them back.
     ///
     /// # Errors
-    /// What is wrong with them; magic first, so that another protocol is called that.
+    /// Fault that they have; magic first, so that another protocol is called that.
     pub fn decode(raw: &[u8; FIXED_BYTES]) -> Result<Self, FrameError> {
         let mut fields = &raw[..];
         let magic = fields.get_u32_le();
@@ -174,7 +174,7 @@ pub struct Frame {
     pub body: Bytes,
 }
 
-/// Turns a stream of bytes into frames.
+/// Decoder of a stream of bytes into frames.
 ///
 /// Bytes are put where [`Decoder::space`] says, then [`Decoder::next_frame`] is called until it has no more. A part
 /// that has arrived whole is copied out of the scratch buffer, so that keeping it pins no more than its own length; a
@@ -207,7 +207,7 @@ impl Decoder {
         (self.header_bytes_max, self.body_bytes_max) = (header_bytes_max, body_bytes_max);
     }
 
-    /// Where the next bytes of the stream belong. Never empty once `next_frame` has answered `None`.
+    /// Place for the next bytes of the stream. Never empty once `next_frame` has answered `None`.
     pub fn space(&mut self) -> Limit<&mut BytesMut> {
         match &mut self.state {
             State::Header { head, part } => {

@@ -1,18 +1,18 @@
-//! Whether two processes can talk: same protocol version, same cluster, all required features known. Pure.
+//! Agreement of two processes to talk: same protocol version, same cluster, all required features known. Pure.
 
 use bytes::Bytes;
 use holdfast_common::ClusterId;
 use prost::Message;
 
-/// The version of the frames and of what they may carry. Raised only by what feature bits cannot express.
+/// Version of the frames and of what they may carry. Raised only by what feature bits cannot express.
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Feature bits this code knows. None yet.
 pub const KNOWN_FEATURES: u64 = 0;
 
-/// Who a process is towards its peers.
+/// Identity of a process towards its peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The cluster it belongs to.
+    /// Cluster that it belongs to.
     pub cluster: ClusterId,
 }
 
@@ -28,7 +28,7 @@ pub struct Hello {
     /// Features that the sender uses if the other knows them too.
     #[prost(uint64, tag = "3")]
     pub optional_features: u64,
-    /// The sender's cluster, 16 bytes.
+    /// Cluster of the sender, 16 bytes.
     #[prost(bytes = "bytes", tag = "4")]
     pub cluster: Bytes,
 }
@@ -36,12 +36,12 @@ pub struct Hello {
 /// Header of a refusal on stream 0; the reason's number is the frame's method field.
 #[derive(Clone, PartialEq, Message)]
 pub struct HelloRefused {
-    /// The refusing side's hello, for the message to a person.
+    /// Hello of the refusing side, for the message to a person.
     #[prost(message, optional, tag = "1")]
     pub hello: Option<Hello>,
 }
 
-/// Why two processes do not talk.
+/// Reason why two processes do not talk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the sentences name the fields")]
 pub enum HandshakeError {
@@ -74,7 +74,7 @@ impl HandshakeError {
     }
 }
 
-/// Our hello.
+/// Hello of this process.
 #[must_use]
 pub fn hello(identity: Identity) -> Hello {
     Hello {
@@ -88,7 +88,7 @@ pub fn hello(identity: Identity) -> Hello {
 /// Judges the peer's hello; the features both know, on success.
 ///
 /// # Errors
-/// Why not. The version is judged first: of another version nothing else can be believed.
+/// The reason. The version is judged first: of another version nothing else can be believed.
 pub fn judge(ours: Identity, theirs: &Hello) -> Result<u64, HandshakeError> {
     if theirs.version != PROTOCOL_VERSION {
         return Err(HandshakeError::WrongVersion { ours: PROTOCOL_VERSION, theirs: theirs.version });
@@ -104,7 +104,7 @@ pub fn judge(ours: Identity, theirs: &Hello) -> Result<u64, HandshakeError> {
     Ok((theirs.required_features | theirs.optional_features) & KNOWN_FEATURES)
 }
 
-/// What a refused side makes of the refusal: its own judgement of the other's hello where that explains it.
+/// Reading of a refusal by the refused side: its own judgement of the other's hello where that explains it.
 #[must_use]
 pub fn explain(ours: Identity, code: u16, header: &[u8]) -> HandshakeError {
     let theirs = HelloRefused::decode(header).ok().and_then(|refused| refused.hello);

@@ -23,7 +23,7 @@ pub(crate) const SILENT_INTERVALS_MAX: u32 = 3;
 const _: () = assert!(BODY_BYTES_MAX >= holdfast_common::limits::CHUNK_BYTES_MAX);
 const _: () = assert!(HELLO_BYTES_MAX < HEADER_BYTES_MAX);
 
-/// What a client allows itself.
+/// Limits of a client.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientLimits {
     /// Calls waiting for their answer on one connection; more wait for a place until their deadline.
@@ -63,7 +63,7 @@ impl Default for ClientLimits {
     }
 }
 
-/// What a server takes.
+/// Limits of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerLimits {
     /// Connections at once; more are refused in the handshake.
@@ -80,7 +80,7 @@ pub struct ServerLimits {
     pub handshake_timeout: Duration,
     /// Silence after which the peer is pinged; three times this and the connection is given up.
     pub ping_interval: Duration,
-    /// How long a shutdown waits for running requests.
+    /// Longest wait of a shutdown for running requests.
     pub drain_timeout: Duration,
 }
 

@@ -18,7 +18,7 @@ use crate::error::RpcError;
 use crate::frame::{FIXED_BYTES, Head, Kind};
 use crate::limits::{BODY_BYTES_MAX, HEADER_BYTES_MAX, WRITE_SLICES_MAX};
 
-/// Encoded headers up to this are copied behind the fixed header rather than written as a piece of their own.
+/// Longest encoded header that is copied behind the fixed header rather than written as a piece of its own.
 const INLINE_HEADER_BYTES: usize = 16 << 10;
 
 /// A frame ready to be queued.
@@ -89,7 +89,7 @@ impl<T> Outgoing<T> {
     }
 }
 
-/// Fills in the lengths, if they are allowed; the length of the whole frame.
+/// Fills in the lengths, if they are allowed. Answers the length of the whole frame.
 fn fit(head: &mut Head, header_bytes: usize, body: &[Bytes]) -> Result<usize, RpcError> {
     let body_bytes = body.iter().map(Bytes::len).fold(0, usize::saturating_add);
     match (u32::try_from(header_bytes), u32::try_from(body_bytes)) {
@@ -101,7 +101,7 @@ fn fit(head: &mut Head, header_bytes: usize, body: &[Bytes]) -> Result<usize, Rp
     }
 }
 
-/// How much may wait in a queue before a further frame is refused.
+/// Bound of a queue, above which a further frame is refused.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QueueMax {
     frames: usize,
@@ -123,17 +123,17 @@ impl QueueMax {
     }
 }
 
-/// Why a frame was not queued.
+/// Reason why a frame was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PushError {
     Full,
     Closed,
 }
 
-/// The queue of one connection.
+/// Queue of one connection.
 pub(crate) struct Outbox<T> {
     queue: Mutex<Queue<T>>,
-    /// Gives the role of writing to the task.
+    /// Passes the role of writing to the task.
     hand_over: Notify,
 }
 
@@ -238,7 +238,7 @@ impl<T> Outbox<T> {
         self.hand_over.notify_one();
     }
 
-    /// The writing task: writes what it is given until the connection fails or the outbox is closed.
+    /// Body of the writing task: writes what it is given until the connection fails or the outbox is closed.
     pub(crate) async fn write(&self) -> io::Result<()> {
         loop {
             self.hand_over.notified().await;
@@ -314,7 +314,7 @@ fn write_some<T>(pieces: &VecDeque<Piece<T>>, writer: &OwnedWriteHalf) -> io::Re
     }
 }
 
-/// Drops what was written from the front; how many frames ended.
+/// Drops what was written from the front. Answers how many frames ended.
 fn advance<T>(pieces: &mut VecDeque<Piece<T>>, mut written: usize) -> usize {
     let mut ended = 0;
     while let Some(front) = pieces.front_mut() {

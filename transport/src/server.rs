@@ -1,4 +1,4 @@
-//! The accepting end: connections, their requests, limits, shutdown.
+//! Accepting end: connections, their requests, limits, shutdown.
 
 use std::io;
 use std::net::SocketAddr;
@@ -58,7 +58,7 @@ impl Server {
         Ok(Self { local_addr, accepting, load, drain_timeout: limits.drain_timeout })
     }
 
-    /// Where it listens.
+    /// Address that it listens on.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
@@ -81,7 +81,7 @@ impl Drop for Server {
     }
 }
 
-/// What all connections together are busy with.
+/// Requests of all connections together.
 #[derive(Debug, Default)]
 struct Load {
     requests: AtomicUsize,
@@ -167,14 +167,14 @@ async fn serve<S: Service>(stream: TcpStream, peer: SocketAddr, shared: Arc<Shar
     }
 }
 
-/// One connection's outgoing side and count of requests.
+/// Outgoing side and count of requests of one connection.
 struct Link {
     outbox: Outbox<Ticket>,
     requests: AtomicUsize,
     life: Life,
 }
 
-/// Answers of requests that still run are dropped, whichever way the connection's task ends.
+/// Guard of a connection: answers of requests that still run are dropped, whichever way its task ends.
 struct CloseOnDrop(Arc<Link>);
 
 impl Drop for CloseOnDrop {
@@ -256,7 +256,7 @@ fn refusal(head: &Head, why: Refusal) -> Outgoing<Ticket> {
     Outgoing::bare(Kind::Refusal, why.code(), head.stream)
 }
 
-/// The duty to answer a request. Dropped without an answer (the service panicked), it says so to the caller.
+/// Duty to answer a request. Dropped without an answer (the service panicked), it says so to the caller.
 struct Answering {
     link: Arc<Link>,
     head: Head,
@@ -307,7 +307,7 @@ impl Drop for Answering {
     }
 }
 
-/// A place among the requests in flight, from arrival until the answer was written.
+/// Place among the requests in flight, from arrival until the answer was written.
 struct Ticket {
     load: Arc<Load>,
     link: Arc<Link>,

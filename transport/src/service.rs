@@ -1,4 +1,4 @@
-//! What a server runs.
+//! Services: what servers run.
 
 use std::future::Future;
 
@@ -12,13 +12,13 @@ use crate::outbox::Framed;
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// Which method.
+    /// Number of the method.
     pub method: u16,
     /// The encoded request message.
     pub header: Bytes,
     /// The raw body.
     pub body: Bytes,
-    /// When the caller stops waiting.
+    /// Time at which the caller stops waiting.
     pub deadline: Instant,
 }
 
@@ -62,7 +62,7 @@ impl Reply {
     }
 }
 
-/// What a server does with requests.
+/// Work of a server with requests.
 pub trait Service: Send + Sync + 'static {
     /// Answers one request; is not cancelled when the caller goes away. The first poll may run where the connection is read, and
     /// holds up what comes after: it must not block. The rest is a task of its own. A future that nothing can wake any more is

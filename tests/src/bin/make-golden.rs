@@ -1,4 +1,4 @@
-//! `make-golden NAME`: makes `tests/golden/NAME.tar.xz` and `NAME.manifest` with the binary beside it or `HOLDFAST_BIN`.
+//! `make-golden NAME`: makes `tests/golden/NAME.tar.xz` and `NAME.manifest` with `target/release/holdfast`, or `HOLDFAST_BIN`.
 
 use anyhow::{Context, Result, ensure};
 use holdfast_tests::{Cluster, cluster, golden, namespace};

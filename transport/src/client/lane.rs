@@ -1,4 +1,4 @@
-//! One connection to a peer over time: down, being made (by one attempt that all callers share), up, and down again.
+//! Connection to a peer over time: down, being made (by one attempt that all callers share), up, and down again.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

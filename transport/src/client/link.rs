@@ -20,10 +20,10 @@ use crate::frame::{Frame, FrameError, Kind};
 use crate::limits::ClientLimits;
 use crate::outbox::{Outbox, Outgoing, PushError, QueueMax};
 
-/// Nothing rides on a client's frames.
+/// Ticket of a client's frames, on which nothing rides.
 pub(super) type NoTicket = ();
 
-/// The handle that callers hold; when the last is gone, the connection closes.
+/// Handle that callers hold; when the last is gone, the connection closes.
 pub(super) struct Link {
     pub(super) places: Semaphore,
     to: SocketAddr,
@@ -44,7 +44,7 @@ struct Shared {
 #[derive(Default)]
 struct Calls {
     waiting: Ascending<u64, Waiting>,
-    /// When the deadlines are looked at next; `None` while nothing waits.
+    /// Time at which the deadlines are looked at next; `None` while nothing waits.
     look_at: Option<Instant>,
     /// Set once, when the connection ended. No call may wait from then on, for nobody would answer it.
     ended: Option<RpcError>,
@@ -154,7 +154,7 @@ impl Drop for Link {
     }
 }
 
-/// Ends the connection whichever way a task of it ends, abort and panic included.
+/// Guard of a task: the connection ends whichever way it ends, abort and panic included.
 struct EndOnDrop(Arc<Shared>);
 
 impl Drop for EndOnDrop {
@@ -250,7 +250,7 @@ impl Shared {
     }
 }
 
-/// A call that waits. Dropped, it is forgotten.
+/// Call that waits. Dropped, it is forgotten.
 pub(super) struct Pending {
     shared: Arc<Shared>,
     stream: u64,

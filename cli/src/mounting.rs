@@ -6,11 +6,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use holdfast_client::{FileSystem, MountConfig};
 use holdfast_client_fuse::{Mount, MountOptions, MountPoint, SessionEnd, UnmountError, UnmountHow};
+use tokio::time::Instant;
 
 /// Budget of one mount unless told otherwise (D12).
 pub(crate) const MEMORY_BYTES_DEFAULT: usize = 512 << 20;
 /// Longest wait for a volume to answer when it is being mounted.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest flush of a mount that is told to stop: with all that follows it ends within 20 s.
+const STOP_FLUSH_MAX: Duration = Duration::from_secs(12);
 
 /// Volume to mount, and options of the mount.
 pub(crate) struct MountRequest<'a> {
@@ -70,9 +73,13 @@ impl Mounted {
 
     /// Flushes, unmounts (lazily if somebody uses it, who is named to `say`), closes the session.
     pub(crate) async fn stop(&self, say: impl Fn(String)) -> Result<()> {
-        let flushed = self.file_system.sync_all().await;
-        if let Err(error) = &flushed {
-            say(format!("flushing failed: {error}"));
+        let deadline = Instant::now() + STOP_FLUSH_MAX;
+        // Before the unmount: a mount that is made at this place then fences this one.
+        let flushed = tokio::time::timeout_at(deadline, self.file_system.sync_all()).await;
+        match &flushed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => say(format!("flushing failed: {error}")),
+            Err(_) => say(format!("not everything was flushed within {} s", STOP_FLUSH_MAX.as_secs())),
         }
         match self.mount.unmount(UnmountHow::IfUnused).await {
             Ok(()) => {}
@@ -86,8 +93,9 @@ impl Mounted {
                 self.mount.unmount(UnmountHow::Lazily).await?;
             }
         }
-        self.file_system.shutdown().await.context("what was written last may be lost")?;
-        flushed.context("what was written last may be lost")
+        let rest = deadline.saturating_duration_since(Instant::now());
+        self.file_system.shutdown_within(rest).await.context("what was written last may be lost")?;
+        flushed.unwrap_or(Ok(())).context("what was written last may be lost")
     }
 
     /// Ends the mount at once; every request on it fails.

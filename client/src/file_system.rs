@@ -5,7 +5,7 @@ mod names;
 
 use crate::core::effects::{Answer, Call};
 use crate::core::missing;
-use crate::mount::{MountConfig, Mounted};
+use crate::mount::{MountConfig, Mounted, SHUTDOWN_FLUSH_MAX};
 use crate::network::Network;
 use crate::runtime::{Runtime, TokioRuntime};
 use crate::shell::Running;
@@ -14,6 +14,7 @@ use holdfast_common::InodeId;
 use holdfast_proto::control::Volume;
 use holdfast_proto::meta::{Attr, Kind, MutateResponse, ReadResponse, StatFs, mutation, read_request};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A mounted volume. Cheap to clone. Every call ends within its deadline.
 #[derive(Clone)]
@@ -68,7 +69,15 @@ impl FileSystem {
     /// # Errors
     /// [`Error::Unflushed`] with the files whose data could not be flushed in time.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        self.mounted.shutdown().await
+        self.mounted.shutdown(SHUTDOWN_FLUSH_MAX).await
+    }
+
+    /// As [`FileSystem::shutdown`], which takes up to 18 s, with another time for the flush, in place of its 15 s.
+    ///
+    /// # Errors
+    /// As [`FileSystem::shutdown`].
+    pub async fn shutdown_within(&self, flush_max: Duration) -> Result<(), Error> {
+        self.mounted.shutdown(flush_max).await
     }
 
     /// Makes everything written so far durable. A lost write stays with its file, to be reported there.

@@ -22,8 +22,8 @@ use std::time::Duration;
 const DIRTY_SHARE: usize = 2;
 /// The extent maps' share.
 const MAP_SHARE: usize = 8;
-/// Flushing at the end gives up after this; what is not flushed then is reported.
-const SHUTDOWN_FLUSH_MAX: Duration = Duration::from_secs(15);
+/// Longest flush at the end, unless said otherwise; what is not flushed then is reported.
+pub(crate) const SHUTDOWN_FLUSH_MAX: Duration = Duration::from_secs(15);
 /// Looking up the paths of what was not flushed is a courtesy.
 const SHUTDOWN_NAMING_MAX: Duration = Duration::from_secs(1);
 /// Telling the table that the session ends is a courtesy; the lease ends it anyway.
@@ -126,9 +126,9 @@ impl Mounted {
     }
 
     /// Flushes, ends the session.
-    pub(crate) async fn shutdown(&self) -> Result<(), Error> {
+    pub(crate) async fn shutdown(&self, flush_max: Duration) -> Result<(), Error> {
         let runtime = &*self.shell.runtime;
-        let flushed = within(runtime, SHUTDOWN_FLUSH_MAX, self.shell.run(Call::Sync)).await;
+        let flushed = within(runtime, flush_max, self.shell.run(Call::Sync)).await;
         let mut unflushed = self.shell.with(|core, _| [core.unflushed(), core.untold()].concat());
         unflushed.sort_unstable();
         unflushed.dedup();

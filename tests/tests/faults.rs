@@ -18,6 +18,7 @@ const CLAIMS: &[Claim] = &claims![
     150 => nodes_that_hang_without_dying_hold_nobody_up,
     150 => a_metanode_that_lost_its_log_is_brought_back_and_votes,
     180 => a_lost_write_is_reported_to_its_writer_although_a_reader_closed_first,
+    90 => a_mount_that_cannot_flush_ends_in_time_names_the_file_and_fails,
 ];
 
 /// Promised: progress within this.
@@ -247,6 +248,21 @@ fn a_lost_write_is_reported_to_its_writer_although_a_reader_closed_first(room: &
     let found = std::fs::read(cold.point().join("reported")).expect("the file can be read");
     assert!(found == bytes, "fsync said that all is well, and {} of {} bytes are there", found.len(), bytes.len());
     cold.unmount();
+}
+
+fn a_mount_that_cannot_flush_ends_in_time_names_the_file_and_fails(room: &mut Room) {
+    use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+    let cluster = room.cluster();
+    let second = cluster.mount_again("demo");
+    let mut file = std::fs::File::create(second.point().join("unflushed")).expect("a file can be made");
+    let pids: Vec<_> = (0..5).filter_map(|index| cluster.pid("datanode", index)).collect();
+    assert_eq!(pids.len(), 5);
+    pids.iter().for_each(|pid| assert!(processes::signal(*pid, SIGSTOP)));
+    std::io::Write::write_all(&mut file, b"never on a disk").expect("a write is taken in");
+    let (status, said) = second.terminate();
+    pids.iter().for_each(|pid| assert!(processes::signal(*pid, SIGCONT)));
+    let status = status.unwrap_or_else(|| panic!("it did not end in time: {said}"));
+    assert!(!status.success() && said.contains("/unflushed"), "{status}: {said}");
 }
 
 /// Stopped by a signal, a node accepts connections and answers nothing: the slow way to be dead.

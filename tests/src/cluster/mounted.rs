@@ -3,11 +3,12 @@
 use super::{Cluster, NEXT_PART, STOP_LIMIT, die_with_parent};
 use crate::command::{Run, holdfast_binary, tagged_command, wait_or_kill};
 use crate::namespace::{self, is_mounted};
-use crate::processes::ProcessId;
+use crate::processes::{self, ProcessId};
 use crate::wait::{self, seconds};
+use nix::sys::signal::Signal;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -72,6 +73,14 @@ impl Mounted {
         Run::new("umount").arg(&self.point).limit(STOP_LIMIT).ok();
         let status = wait_or_kill(&mut self.child, STOP_LIMIT);
         assert!(status.is_some_and(|s| s.success()), "the mount ended with {status:?}: {}", self.said());
+    }
+
+    /// Ends it by SIGTERM; how it ended, `None` if not within the time promised, and what it printed.
+    #[must_use]
+    pub fn terminate(mut self) -> (Option<ExitStatus>, String) {
+        processes::signal(self.pid(), Signal::SIGTERM);
+        let status = wait_or_kill(&mut self.child, STOP_LIMIT);
+        (status, self.said())
     }
 }
 

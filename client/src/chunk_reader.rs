@@ -231,8 +231,9 @@ impl ChunkReader {
                 let mut results = Vec::with_capacity(wanted.len());
                 for ((index, member), data) in wanted.iter().zip(&response.results) {
                     let part = &parts[*index];
-                    let bytes = match data.status() {
-                        Status::Ok => {
+                    // Not by the accessor, which takes a number that this version does not know for OK.
+                    let bytes = match Status::try_from(data.status) {
+                        Ok(Status::Ok) => {
                             let stop = at + data.length_bytes as usize;
                             let bytes = (stop <= body.len()).then(|| body.slice(at..stop));
                             at = stop;

@@ -362,6 +362,9 @@ impl Core {
     }
 
     pub(super) fn barrier_answered(&mut self, op: OpId, inode: InodeId, answer: Result<Response, Error>) {
+        if let Err(error) = &answer {
+            self.doubt_after(inode, error);
+        }
         self.op_answered(op, answer);
         self.end_barrier(op, inode);
     }

@@ -407,3 +407,34 @@ fn a_write_that_is_lost_after_its_last_close_is_told_to_the_next_who_opens() {
     let ops = [bench.fsync(second), bench.fsync(first), bench.fsync(first)];
     assert_eq!(ops.map(|op| bench.done(op).unwrap().is_err()), [false, true, false]);
 }
+
+/// Its kind's number may be of a newer version: whatever it is, it is no file, and the table is told that it is not open.
+#[test]
+fn an_inode_that_is_no_file_is_not_opened() {
+    for kind in [999, Kind::Unknown.into(), Kind::Directory.into(), Kind::Fifo.into()] {
+        let mut bench = Bench::mounted();
+        let op = bench.begin(Call::Open { inode: FILE, mode: BOTH });
+        let send = bench.take("Open");
+        let attr = Some(Attr { kind, ..*bench.attributes(FILE.0) });
+        bench.read(&send, ReadResponse { attr, ..ReadResponse::default() });
+        assert_eq!(bench.done(op).unwrap().unwrap_err().errno(), libc::EIO, "kind {kind}");
+        assert_eq!(bench.core.files.inodes().count(), 0);
+        assert_eq!(keep_alive(&mut bench).released, [FILE.0]);
+    }
+}
+
+/// A change of an unknown outcome: the size and the map are asked for anew.
+#[test]
+fn after_a_change_that_was_answered_with_an_unknown_code_the_inode_is_doubtful() {
+    let mut bench = Bench::mounted();
+    bench.open(FILE.0, BOTH);
+    let op = barrier(&mut bench, 0o600);
+    let send = bench.take("SetAttr");
+    bench.mutated(&send, MutateResponse { code: 999, ..MutateResponse::default() });
+    assert_eq!(bench.done(op).unwrap().unwrap_err().errno(), libc::EIO);
+    assert!(bench.core.files.inode(FILE).unwrap().is_doubtful());
+    let next = barrier(&mut bench, 0o640);
+    let send = bench.take("SetAttr");
+    bench.mutated(&send, mutate_says(Code::Ok));
+    assert_eq!(bench.done(next), Some(Ok(())));
+}

@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, Faults, in_virtual_time};
 use crate::scenarios::{BOTH, READ, config, create, mount, read, write};
-use holdfast_client::{Error, FileHandle, FileSystem, MountConfig, OpenMode, WriteAt};
+use holdfast_client::{Error, FileHandle, FileSystem, MountConfig, OpenMode, Whence, WriteAt};
 use holdfast_common::InodeId;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -100,6 +100,20 @@ async fn with_a_loss(cluster: &Cluster, closes: bool) -> (FileSystem, InodeId, F
     sleep(Duration::from_secs(5)).await;
     cluster.state().silent.clear();
     (fs, inode, handle)
+}
+
+#[test]
+fn looking_for_data_and_holes_leaves_a_lost_write_to_fsync() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(22, 0);
+        let (fs, _, handle) = with_a_loss(&cluster, false).await;
+        assert_eq!(fs.seek(handle, 0, Whence::Data).await, Ok(0));
+        assert_eq!(fs.seek(handle, 0, Whence::Hole).await, Ok(4));
+        assert_eq!(fs.seek(handle, 4, Whence::Data).await, Err(Error::NoSuchOffset));
+        assert_eq!(read(&fs, handle).await, b"kept");
+        assert_eq!(fs.fsync(handle).await, Err(Error::SessionLost));
+        assert_eq!(fs.fsync(handle).await, Ok(()));
+    });
 }
 
 /// Readers come and go before somebody asks.

@@ -58,10 +58,11 @@ impl ShardPart {
         BlockKey { chunk: ChunkId(self.chunk.chunk), shard: self.shard, block: self.offset / BLOCK_BYTES }
     }
 
-    /// This part of its whole block.
-    fn of(&self, block: &Bytes) -> Bytes {
+    /// This part of its whole block; nothing if the block is too short for it.
+    fn of(&self, block: &Bytes) -> Option<Bytes> {
         let skip = (self.offset % BLOCK_BYTES) as usize;
-        block.slice(skip..skip + self.length_bytes as usize)
+        let end = skip + self.length_bytes as usize;
+        (end <= block.len()).then(|| block.slice(skip..end))
     }
 }
 
@@ -77,6 +78,18 @@ struct Piece {
     part: ShardPart,
     skip: usize,
     length: usize,
+}
+
+impl Piece {
+    /// Its bytes, out of its part.
+    fn cut(&self, part: Option<Bytes>) -> Result<Bytes, Error> {
+        let end = self.skip + self.length;
+        let part = part.filter(|bytes| end <= bytes.len()).ok_or_else(|| {
+            let (chunk, shard) = (self.part.chunk.chunk, self.part.shard);
+            Error::Unreadable(format!("chunk {chunk}: a part of shard {shard} is missing"))
+        })?;
+        Ok(part.slice(self.skip..end))
+    }
 }
 
 /// Reads chunks of one volume.
@@ -102,7 +115,8 @@ impl ChunkReader {
             let loaded = self.load_blocks(&parts).await?;
             // Blocks that this call loaded are used even if they were evicted meanwhile.
             let again = self.cached(&parts).into_iter().zip(&parts);
-            found = again.map(|(block, part)| block.or_else(|| loaded.get(&part.key()).map(|b| part.of(b)))).collect();
+            found =
+                again.map(|(block, part)| block.or_else(|| loaded.get(&part.key()).and_then(|b| part.of(b)))).collect();
         }
         let missing: Vec<usize> = (0..parts.len()).filter(|index| found[*index].is_none()).collect();
         if !missing.is_empty() {
@@ -111,9 +125,8 @@ impl ChunkReader {
                 found[index] = Some(fetched.bytes);
             }
         }
-        let mut found = found.into_iter().map(Option::unwrap_or_default);
-        let cut = |(piece, bytes): (&Piece, Bytes)| bytes.slice(piece.skip..piece.skip + piece.length);
-        Ok(pieces.iter().map(|range| range.iter().zip(found.by_ref()).map(cut).collect()).collect())
+        let mut found = found.into_iter();
+        pieces.iter().map(|range| range.iter().map(|piece| piece.cut(found.next().flatten())).collect()).collect()
     }
 
     /// Loads what is not there into the cache, ahead of readers. Failures are left for the readers to meet.
@@ -128,7 +141,7 @@ impl ChunkReader {
     fn cached(&self, parts: &[&ShardPart]) -> Vec<Option<Bytes>> {
         let looked = self.cache.look(parts.iter().map(|part| part.key()));
         let here = |(looked, part): (Looked<Bytes>, &&ShardPart)| match looked {
-            Looked::Here(block) => Some(part.of(&block)),
+            Looked::Here(block) => part.of(&block),
             Looked::Loading | Looked::Absent => None,
         };
         looked.into_iter().zip(parts).map(here).collect()
@@ -231,8 +244,9 @@ impl ChunkReader {
                 let mut results = Vec::with_capacity(wanted.len());
                 for ((index, member), data) in wanted.iter().zip(&response.results) {
                     let part = &parts[*index];
-                    let bytes = match data.status() {
-                        Status::Ok => {
+                    // Not by the accessor, which takes a number that this version does not know for OK.
+                    let bytes = match Status::try_from(data.status) {
+                        Ok(Status::Ok) => {
                             let stop = at + data.length_bytes as usize;
                             let bytes = (stop <= body.len()).then(|| body.slice(at..stop));
                             at = stop;
@@ -317,7 +331,9 @@ fn whole_block(part: &ShardPart) -> ShardPart {
 
 /// Cuts a range at shards and blocks, and widens it to pages (or to blocks).
 fn pieces_of(range: &ChunkRange, whole_blocks: bool) -> Result<Vec<Piece>, Error> {
-    let wanted = range.offset..range.offset + range.length_bytes;
+    let end = range.offset.checked_add(range.length_bytes).filter(|end| *end <= range.chunk.length_bytes);
+    let end = end.ok_or_else(|| Error::Unreadable(format!("chunk {} is shorter than its file", range.chunk.chunk)))?;
+    let wanted = range.offset..end;
     let piece = |piece: geometry::Piece| {
         let geometry::Piece { shard, offset, length_bytes, skip_bytes, take_bytes } = piece;
         let part = ShardPart { chunk: Arc::clone(&range.chunk), shard, offset, length_bytes };
@@ -380,5 +396,28 @@ mod tests {
         let mut range = range(0, 10);
         Arc::make_mut(&mut range.chunk).shard_length_bytes = 0;
         assert!(matches!(pieces_of(&range, false), Err(Error::Unreadable(_))));
+    }
+
+    #[test]
+    fn a_part_that_is_missing_or_short_is_an_error_and_no_bytes() {
+        let range = range(4000, 200);
+        let pieces = pieces_of(&range, false).unwrap();
+        let whole = Bytes::from(vec![7; 8192]);
+        assert_eq!(pieces[0].cut(Some(whole.clone())), Ok(whole.slice(4000..4200)));
+        assert_eq!(pieces[0].cut(Some(whole.slice(..4200))), Ok(whole.slice(4000..4200)));
+        for part in [None, Some(Bytes::new()), Some(whole.slice(..4199))] {
+            assert!(matches!(pieces[0].cut(part), Err(Error::Unreadable(_))));
+        }
+        let part = ShardPart { offset: BLOCK_BYTES + 4096, length_bytes: 4096, ..pieces[0].part.clone() };
+        assert_eq!((part.of(&whole), part.of(&whole.slice(..8191))), (Some(whole.slice(4096..)), None));
+    }
+
+    /// A map that names more of a chunk than there is: what follows would be shown in the wrong place.
+    #[test]
+    fn a_range_beyond_its_chunk_is_not_read() {
+        for (offset, length_bytes) in [(0, (4 << 20) + 1), (4 << 20, 1), (u32::MAX, 2)] {
+            assert!(matches!(pieces_of(&range(offset, length_bytes), false), Err(Error::Unreadable(_))));
+        }
+        assert!(pieces_of(&range(0, 4 << 20), false).is_ok());
     }
 }

@@ -43,7 +43,7 @@ use effects::{Answer, Call, Effects, Input, Note, OpId, RequestId, Response};
 use files::Files;
 use holdfast_common::{Ascending, Incarnation, InodeId, NodeId, Random, SessionId, VolumeId};
 use holdfast_erasure::CodeMode;
-use holdfast_proto::meta::{Attr, MutateResponse, ReadResponse, mutation, read_request};
+use holdfast_proto::meta::{Attr, Code, MutateResponse, ReadResponse, mutation, read_request};
 use latency::Percentile99;
 use members::Members;
 use naming::{LookedUp, Name};
@@ -431,12 +431,15 @@ fn mutated(response: Response) -> Result<MutateResponse, Error> {
     }
 }
 
+/// The code of an answer, or of its part for one file. The generated accessor takes a number that this version does not know for
+/// OK: it must not be used on an answer, nor the one of any other enum whose first variant grants something.
+fn code_of(number: i32) -> Result<Code, Error> {
+    Code::try_from(number).map_err(|_| Error::Unknown { what: "code", number })
+}
+
 /// An answer that lacks what its request is for: a table of another version, or a bug.
 pub(crate) fn missing() -> Error {
-    Error::Refused {
-        code: holdfast_proto::meta::Code::Unavailable,
-        detail: "the answer lacks what was asked for".to_owned(),
-    }
+    Error::Refused { code: Code::Unavailable, detail: "the answer lacks what was asked for".to_owned() }
 }
 
 #[cfg(test)]

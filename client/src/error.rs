@@ -26,6 +26,11 @@ pub enum Error {
     /// The metadata table refused.
     #[error("refused: {code:?} {detail}")]
     Refused { code: Code, detail: String },
+    /// An answer of a number that this version does not know: nothing is taken for done, and it is not asked again.
+    #[error(
+        "a metanode answered with a {what} that this client does not know ({number}): is it older than the cluster?"
+    )]
+    Unknown { what: &'static str, number: i32 },
     /// No answer within the request's deadline.
     #[error("no answer within the deadline: {0}")]
     TimedOut(String),
@@ -104,7 +109,8 @@ impl Error {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Refused { code, .. } => errno_of(*code),
-            Self::TimedOut(_)
+            Self::Unknown { .. }
+            | Self::TimedOut(_)
             | Self::WriteLost(_)
             | Self::Unreadable(_)
             | Self::Unflushed(_)

@@ -162,23 +162,24 @@ fn shown(attributes: Option<Attr>) -> Result<Attributes, Error> {
     attributes_of(&attributes.ok_or_else(missing)?)
 }
 
-fn kind_of(kind: Kind) -> Result<NodeKind, Error> {
-    match kind {
-        Kind::File => Ok(NodeKind::File),
-        Kind::Directory => Ok(NodeKind::Directory),
-        Kind::Symlink => Ok(NodeKind::Symlink),
-        Kind::Fifo => Ok(NodeKind::Fifo),
-        Kind::Socket => Ok(NodeKind::Socket),
-        Kind::CharDevice => Ok(NodeKind::CharDevice),
-        Kind::BlockDevice => Ok(NodeKind::BlockDevice),
-        Kind::Unknown => Err(missing()),
+/// The kind of that number, if this version knows it.
+fn kind_of(number: i32) -> Result<NodeKind, Error> {
+    match Kind::try_from(number) {
+        Ok(Kind::File) => Ok(NodeKind::File),
+        Ok(Kind::Directory) => Ok(NodeKind::Directory),
+        Ok(Kind::Symlink) => Ok(NodeKind::Symlink),
+        Ok(Kind::Fifo) => Ok(NodeKind::Fifo),
+        Ok(Kind::Socket) => Ok(NodeKind::Socket),
+        Ok(Kind::CharDevice) => Ok(NodeKind::CharDevice),
+        Ok(Kind::BlockDevice) => Ok(NodeKind::BlockDevice),
+        Ok(Kind::Unknown) | Err(_) => Err(Error::Unknown { what: "kind of inode", number }),
     }
 }
 
 fn attributes_of(attr: &Attr) -> Result<Attributes, Error> {
     Ok(Attributes {
         inode: attr.inode.into(),
-        kind: kind_of(attr.kind())?,
+        kind: kind_of(attr.kind)?,
         mode: attr.mode,
         nlink: attr.nlink,
         uid: attr.uid,
@@ -191,4 +192,18 @@ fn attributes_of(attr: &Attr) -> Result<Attributes, Error> {
         ctime_ns: attr.ctime_ns,
         btime_ns: attr.btime_ns,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inode_of_an_unknown_kind_is_an_input_output_error() {
+        for kind in [0, 999, -1] {
+            let error = attributes_of(&Attr { kind, ..Attr::default() }).unwrap_err();
+            assert_eq!(error.errno(), libc::EIO, "kind {kind}");
+            assert!(error.to_string().contains("does not know"), "{error}");
+        }
+    }
 }

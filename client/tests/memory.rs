@@ -1,6 +1,9 @@
 //! What a client keeps of what it has done, by the memory of its process. A program of its own: nothing else runs beside it.
 
 #![allow(clippy::unwrap_used)] // Helpers of tests, too, end the test when something is not as it must be.
+#[path = "model/amiss.rs"]
+#[allow(dead_code)] // As below.
+mod amiss;
 #[path = "model/cluster.rs"]
 #[allow(dead_code)] // The model test uses all of it.
 mod cluster;

@@ -211,7 +211,7 @@ impl Cover {
     pub(crate) fn granted(&mut self, granted: &[(IpAddr, DiskGrant)], code: CodeMode, now: Moment) -> Granted {
         let known: Vec<_> = granted
             .iter()
-            .filter(|(_, grant)| matches!(grant.status(), Status::Ok | Status::NoSpace))
+            .filter(|(_, grant)| matches!(Status::try_from(grant.status), Ok(Status::Ok | Status::NoSpace)))
             .copied()
             .collect();
         let grants = shared_once(&known);

@@ -2,7 +2,7 @@
 //! are under way, so that no answer goes back behind what was known here. Pure.
 
 use super::effects::OpId;
-use super::inode::Inode;
+use super::inode::{Inode, Loss};
 use super::questions::{Question, Questions};
 use super::readahead::Readahead;
 use crate::{Error, FileHandle, OpenMode};
@@ -16,9 +16,14 @@ pub(crate) struct OpenFile {
     pub(crate) inode: InodeId,
     pub(crate) mode: OpenMode,
     pub(crate) readahead: Readahead,
-    /// A lost write that fsync has not told of yet (R22).
-    pub(crate) error: Option<Error>,
+    /// A lost write that its fsync has not told of yet (R22).
+    error: Option<Error>,
+    /// The write was lost before the handle was opened: only fsync tells of it. If close did, every reader of the file would fail.
+    is_inherited: bool,
 }
+
+/// Files that nobody has open and that are remembered for a lost write which no fsync has told of. Some 500 bytes each.
+const LOSSES_REMEMBERED_MAX: usize = 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct Files {
@@ -31,6 +36,8 @@ pub(crate) struct Files {
     /// The inode whose map was changed last.
     mapped_last: InodeId,
     questions: Questions,
+    /// Inodes that stay only for a lost write, in the order of their last use: at most [`LOSSES_REMEMBERED_MAX`].
+    remembered: VecDeque<InodeId>,
     /// Of inodes that are open or not: a change that is sent again must not pass what was written since.
     changes: BTreeMap<InodeId, Changes>,
 }
@@ -52,8 +59,7 @@ impl Files {
         self.questions.end(question);
     }
 
-    /// Opens an inode whose present attributes are these. A write that was lost when nobody had it open is this handle's to
-    /// tell of.
+    /// Opens an inode whose present attributes are these. A lost write that no fsync has told of is this handle's to tell of, too.
     pub(crate) fn open(&mut self, attributes: Attr, mode: OpenMode) -> (FileHandle, &mut Inode) {
         let attributes = self.questions.not_older(attributes);
         self.next_handle += 1;
@@ -62,7 +68,12 @@ impl Files {
         let inode = self.inodes.entry(id).or_insert_with(|| Inode::new(attributes));
         inode.refresh(attributes);
         inode.handles.insert(handle);
-        let file = OpenFile { inode: id, mode, readahead: Readahead::default(), error: inode.error.take() };
+        let error = inode.loss.as_ref().map(|loss| loss.error.clone());
+        let is_inherited = error.is_some();
+        if is_inherited {
+            self.remembered.retain(|remembered| *remembered != id);
+        }
+        let file = OpenFile { inode: id, mode, readahead: Readahead::default(), error, is_inherited };
         self.handles.insert(handle, file);
         (FileHandle(handle), inode)
     }
@@ -137,9 +148,26 @@ impl Files {
         Ok(file.inode)
     }
 
-    /// Drops the inode's state if nobody has it open and nothing of it is under way.
+    /// Drops the inode's state if nobody has it open and nothing of it is under way. One with a lost write to tell of is
+    /// remembered, in place of the one that is remembered longest.
     pub(crate) fn forget_unused(&mut self, id: InodeId) {
-        if let Some(inode) = self.inodes.get(&id).filter(|inode| inode.is_unused()) {
+        let Some(inode) = self.inodes.get(&id).filter(|inode| inode.is_unused()) else { return };
+        if inode.loss.is_none() {
+            return self.forget(id);
+        }
+        if !self.remembered.contains(&id) {
+            self.change_map(id, Inode::forget_map);
+            self.remembered.push_back(id);
+        }
+        if self.remembered.len() > LOSSES_REMEMBERED_MAX
+            && let Some(oldest) = self.remembered.pop_front()
+        {
+            self.forget(oldest);
+        }
+    }
+
+    fn forget(&mut self, id: InodeId) {
+        if let Some(inode) = self.inodes.get(&id) {
             self.questions.let_go(inode.attributes());
             self.map_bytes -= inode.map_bytes();
             self.mapped.remove(&id);
@@ -147,17 +175,37 @@ impl Files {
         }
     }
 
-    /// A write was lost: every handle that is open now tells of it, or else the next one (R22).
+    /// A write was lost: every handle that is open now tells of it, and each that is opened until one has (R22). The first reason
+    /// stays.
     pub(crate) fn lost(&mut self, id: InodeId, error: &Error) {
         let Some(inode) = self.inodes.get_mut(&id) else { return };
-        if inode.handles.is_empty() {
-            inode.error.get_or_insert_with(|| error.clone());
-        }
+        inode.loss.get_or_insert_with(|| Loss::new(error)).was_heard = false;
         for handle in &inode.handles {
             if let Some(file) = self.handles.get_mut(handle) {
                 file.error.get_or_insert_with(|| error.clone());
+                file.is_inherited = false;
             }
         }
+    }
+
+    /// The lost write that the closing of a handle tells of. It stays to be told by fsync.
+    pub(crate) fn told_by_close(&mut self, handle: FileHandle) -> Option<Error> {
+        let file = self.handles.get(&handle.0).filter(|file| !file.is_inherited)?;
+        let error = file.error.clone()?;
+        if let Some(loss) = self.inodes.get_mut(&file.inode).and_then(|inode| inode.loss.as_mut()) {
+            loss.was_heard = true;
+        }
+        Some(error)
+    }
+
+    /// The lost write that fsync tells of: this handle has told it then, and handles that are opened from now on need not.
+    pub(crate) fn tell(&mut self, handle: FileHandle) -> Option<Error> {
+        let file = self.handles.get_mut(&handle.0)?;
+        let error = file.error.take()?;
+        if let Some(inode) = self.inodes.get_mut(&file.inode) {
+            inode.loss = None;
+        }
+        Some(error)
     }
 
     /// The changes of an inode. To be followed by [`Files::forget_unchanged`] once one has ended.
@@ -176,16 +224,19 @@ impl Files {
         }
     }
 
-    /// A lost write was to be told by a handle, and was not: the handle tells it again, or else the next one.
+    /// A lost write was to be told by a handle, and was not: it is to be told as before.
     pub(crate) fn tell_again(&mut self, handle: FileHandle, error: Error) {
-        if let Some(file) = self.handles.get_mut(&handle.0) {
-            file.error.get_or_insert(error);
+        let Some(file) = self.handles.get_mut(&handle.0) else { return };
+        if let Some(inode) = self.inodes.get_mut(&file.inode) {
+            inode.loss.get_or_insert_with(|| Loss::new(&error));
         }
+        file.error.get_or_insert(error);
     }
 
     /// Inodes with a lost write that nobody was told of.
     pub(crate) fn untold(&self) -> Vec<InodeId> {
-        let kept = self.inodes.values().filter(|inode| inode.error.is_some()).map(|inode| inode.id);
+        let is_unheard = |inode: &&Inode| inode.loss.as_ref().is_some_and(|loss| !loss.was_heard);
+        let kept = self.inodes.values().filter(is_unheard).map(|inode| inode.id);
         let mut untold: Vec<InodeId> =
             kept.chain(self.handles.values().filter(|file| file.error.is_some()).map(|file| file.inode)).collect();
         untold.sort_unstable();

@@ -4,7 +4,7 @@ use super::effects::Note;
 use super::inode::{Dropped, Freeze, Inode, Waiter};
 use super::packer::pack;
 use super::writeback::{Job, JobId, JobState, Work};
-use super::{Asker, Core};
+use super::{Asker, Core, code_of};
 use crate::Error;
 use holdfast_common::InodeId;
 use holdfast_proto::meta::{
@@ -163,7 +163,14 @@ impl Core {
 
     /// Answers whether the generation has ended.
     fn committed(&mut self, work: &Work, result: &CommitResult, chunks: &[ChunkRecord], extents: &[Extent]) -> bool {
-        match result.code() {
+        let code = match code_of(result.code) {
+            Ok(code) => code,
+            Err(error) => {
+                self.lose(*work, &error);
+                return true;
+            }
+        };
+        match code {
             Code::Ok => {
                 let commit = |inode: &mut Inode| inode.committed(work.generation, result.attr, chunks, extents);
                 let ended = self.files.change_map(work.inode, commit);
@@ -196,7 +203,7 @@ impl Core {
                 None => unknown.push(work.inode),
             }
         }
-        if again.iter().any(|(_, result)| result.code() == Code::RewriteChunk) {
+        if again.iter().any(|(_, result)| code_of(result.code) == Ok(Code::RewriteChunk)) {
             self.session.leave_chunks();
             self.ask_groups();
         }
@@ -237,8 +244,17 @@ impl Core {
     fn lose(&mut self, work: Work, error: &Error) {
         let ended = self.files.inode(work.inode).map(|inode| inode.end(work.generation)).unwrap_or_default();
         self.release(ended);
+        self.doubt_after(work.inode, error);
         self.files.lost(work.inode, error);
         self.note(Note::Lost { inode: work.inode, bytes: ended.bytes as u64, error: error.clone() });
+    }
+
+    /// After an answer that nobody understands it is not known whether the table has changed the inode: it is to tell its size and
+    /// map again.
+    pub(super) fn doubt_after(&mut self, id: InodeId, error: &Error) {
+        if let (Error::Unknown { .. }, Some(inode)) = (error, self.files.inode(id)) {
+            inode.doubt();
+        }
     }
 
     /// Everything unflushed belongs to the session that has ended, and is lost with it (R22).

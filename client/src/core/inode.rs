@@ -83,6 +83,20 @@ pub(crate) struct Dropped {
     pub(crate) charged_bytes: u64,
 }
 
+/// A lost write that is to be told by fsync.
+#[derive(Clone, Debug)]
+pub(crate) struct Loss {
+    pub(crate) error: Error,
+    /// A close has told it: the end of the mount need not.
+    pub(crate) was_heard: bool,
+}
+
+impl Loss {
+    pub(crate) fn new(error: &Error) -> Self {
+        Self { error: error.clone(), was_heard: false }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Inode {
     pub(crate) id: InodeId,
@@ -103,8 +117,8 @@ pub(crate) struct Inode {
     map_version: u64,
     /// Until then it is [pristine](Inode::is_pristine).
     pristine_until: Option<Moment>,
-    /// Loss of a write while no handle was open: the next one tells it.
-    pub(crate) error: Option<Error>,
+    /// A lost write that no fsync has told of: each handle that is opened tells it, too.
+    pub(crate) loss: Option<Loss>,
     /// Each waits for all generations below a number to end.
     waiters: Vec<(u64, Waiter)>,
     /// Its first generation is being committed.
@@ -134,7 +148,7 @@ impl Inode {
             next_generation: 0,
             map: ExtentMap::default(),
             pristine_until: None,
-            error: None,
+            loss: None,
             waiters: Vec::new(),
             committing: false,
             map_waiters: Vec::new(),
@@ -330,8 +344,9 @@ impl Inode {
         self.dirty.is_empty() && self.flushing.is_empty()
     }
 
+    /// Whether nobody has it open and nothing of it is under way.
     pub(crate) fn is_unused(&self) -> bool {
-        self.handles.is_empty() && self.is_clean() && self.map_waiters.is_empty() && self.error.is_none()
+        self.handles.is_empty() && self.is_clean() && self.map_waiters.is_empty()
     }
 
     /// Ends a generation that the table has mapped; what it held.

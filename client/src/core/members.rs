@@ -76,7 +76,7 @@ impl Members {
     /// Learns a page of groups that changed.
     pub(crate) fn learn_groups(&mut self, groups: Vec<BlockGroup>) {
         for group in groups {
-            let (id, open) = (GroupId(group.group), group.state() == GroupState::GroupOpen);
+            let (id, open) = (GroupId(group.group), group.state == i32::from(GroupState::GroupOpen));
             match self.open.binary_search(&id) {
                 Ok(at) if !open => drop(self.open.remove(at)),
                 Err(at) if open => self.open.insert(at, id),
@@ -247,6 +247,13 @@ mod tests {
         members.knows_nodes(9);
         assert!(!members.is_behind(4, 9) && !members.is_behind(5, 9));
         assert!(members.is_behind(6, 9) && members.is_behind(5, 8));
+    }
+
+    #[test]
+    fn a_group_in_an_unknown_state_takes_no_new_chunks() {
+        let (mut members, group) = members();
+        members.learn_groups(vec![BlockGroup { state: 999, ..group }]);
+        assert_eq!(members.open_groups(), []);
     }
 
     #[test]

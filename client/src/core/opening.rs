@@ -8,7 +8,7 @@ use super::session::OpeningId;
 use super::{Asker, Core, missing};
 use crate::{Error, FileHandle, OpenMode};
 use holdfast_common::InodeId;
-use holdfast_proto::meta::{Attr, CreateNode, MutateResponse, Open, ReadResponse, mutation, read_request};
+use holdfast_proto::meta::{Attr, CreateNode, Kind, MutateResponse, Open, ReadResponse, mutation, read_request};
 
 impl Core {
     pub(super) fn begin_create(&mut self, op: OpId, request: CreateNode, mode: OpenMode) {
@@ -64,7 +64,15 @@ impl Core {
         answer: Result<Attr, Error>,
     ) -> Option<(Attr, OpenMode, Option<Name>)> {
         let attributes = match answer {
-            Ok(attributes) => attributes,
+            Ok(attributes) if attributes.kind() == Kind::File => attributes,
+            Ok(attributes) => {
+                // The leader has it open.
+                let inode = InodeId(attributes.inode);
+                self.session.end_opening(opening, Some(inode));
+                self.session.close(inode);
+                self.finish(op, Err(Error::Unknown { what: "kind of opened file", number: attributes.kind }));
+                return None;
+            }
             Err(error) => {
                 self.session.end_opening(opening, None);
                 self.finish(op, Err(error));

@@ -308,15 +308,10 @@ impl Core {
 
     /// The lost write that a handle has to tell of. A handle that was closed meanwhile tells nothing.
     fn report(&mut self, handle: FileHandle, closing: bool) -> Result<Answer, Error> {
-        let Ok(file) = self.files.file(handle) else { return Ok(Answer::Done) };
-        match file.error.clone() {
-            None => Ok(Answer::Done),
-            Some(error) if closing => Err(error),
-            Some(error) => {
-                file.error = None;
-                Ok(Answer::Told(handle, error))
-            }
+        if closing {
+            return self.files.told_by_close(handle).map_or(Ok(Answer::Done), Err);
         }
+        Ok(self.files.tell(handle).map_or(Answer::Done, |error| Answer::Told(handle, error)))
     }
 
     /// Changes the inode when no other change or commit of it is under way (R8, R9).
@@ -362,6 +357,9 @@ impl Core {
     }
 
     pub(super) fn barrier_answered(&mut self, op: OpId, inode: InodeId, answer: Result<Response, Error>) {
+        if let Err(error) = &answer {
+            self.doubt_after(inode, error);
+        }
         self.op_answered(op, answer);
         self.end_barrier(op, inode);
     }

@@ -4,6 +4,7 @@
 //! executes it exactly once (R8). A number counts as acknowledged only when its answer was taken in. Questions may be
 //! dropped at any time.
 
+use super::code_of;
 use super::effects::{AttemptId, Effects, Note, RequestId, Response, Send, Wire};
 use super::members::Members;
 use super::time::Moment;
@@ -127,11 +128,11 @@ fn lists_open(body: &Body) -> bool {
 }
 
 impl Response {
-    fn code(&self) -> Code {
-        match self {
-            Self::Mutate(response) => response.code(),
-            Self::Read(response) => response.code(),
-        }
+    fn code(&self) -> Result<Code, Error> {
+        code_of(match self {
+            Self::Mutate(response) => response.code,
+            Self::Read(response) => response.code,
+        })
     }
 
     fn leader(&self) -> &str {
@@ -149,7 +150,7 @@ impl Response {
     }
 
     fn checked(self) -> Result<Self, Error> {
-        match self.code() {
+        match self.code()? {
             Code::Ok => Ok(self),
             code => Err(Error::Refused { code, detail: self.detail().to_owned() }),
         }
@@ -363,7 +364,8 @@ impl<A> Requests<A> {
         let request = self.requests.get_mut(&id).filter(|request| request.attempts == attempt.attempt);
         let Some(asked) = request.and_then(|request| request.sent_to.take()) else { return Outcome::Pending };
         let verdict = match &answer {
-            Ok(response) => judge(response.code(), response.leader()),
+            // One that this version does not know ends the request, too: asked again it would be answered the same.
+            Ok(response) => response.code().map_or(Verdict::Done, |code| judge(code, response.leader())),
             Err(_) => Verdict::Another,
         };
         let reason = match &answer {

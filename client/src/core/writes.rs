@@ -73,7 +73,9 @@ pub(crate) enum Put {
 }
 
 pub(crate) fn judge(answer: &Result<PutShardResponse, CallFailed>) -> Put {
-    match answer.as_ref().map(PutShardResponse::status) {
+    let Ok(answer) = answer else { return Put::Failed };
+    // Not by the accessor, which takes a number that this version does not know for OK.
+    match Status::try_from(answer.status) {
         Ok(Status::Ok) => Put::Stored,
         Ok(Status::NoSpace) => Put::Full,
         Ok(Status::BelowFloor) => Put::BelowFloor,

@@ -120,7 +120,8 @@ impl FileSystem {
         self.run(Call::Flush { handle, closing: true }).await.map(|_| ())
     }
 
-    /// fsync(2) and fdatasync(2): what was written is durable, and so are its size and name. Tells of a lost write once.
+    /// fsync(2) and fdatasync(2): what was written is durable, and so are its size and name. Tells of a lost write once, also of
+    /// one that was lost before the handle was opened if no fsync has told it.
     pub async fn fsync(&self, handle: FileHandle) -> Result<(), Error> {
         match self.run(Call::Flush { handle, closing: false }).await? {
             Answer::Told(_, error) => Err(error),

@@ -161,7 +161,7 @@ impl FileSystem {
         let op = ReadDirectory { inode: inode.0, after_cookie, max_entries, with_attributes };
         let response = self.ask(read_request::Op::ReadDirectory(op)).await?;
         let entry = |e: holdfast_proto::meta::DirectoryEntry| {
-            let kind = kind_of(e.kind())?;
+            let kind = kind_of(e.kind)?;
             let attributes = match e.attr {
                 Some(attr) if with_attributes => Some(attributes_of(&attr)?),
                 None if with_attributes => return Err(missing()),

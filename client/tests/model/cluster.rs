@@ -2,6 +2,7 @@
 //! changes, and disks that are maps. Requests are lost before and after they were executed, delayed, refused. In virtual
 //! time, and the same for the same seed.
 
+use crate::amiss::Amiss;
 use bytes::{Bytes, BytesMut};
 use holdfast_client::network::{Call, Network};
 use holdfast_common::{ChunkId, FileOffset, GroupId, InodeId, Random, SessionId};
@@ -60,6 +61,8 @@ pub(crate) struct State {
     /// Disks that refuse every shard for want of space, whatever they promised.
     pub(crate) full: Vec<u64>,
     pub(crate) floor: u64,
+    /// What is amiss with the answers of these disks to reads.
+    pub(crate) amiss: Option<(Amiss, Vec<u64>)>,
     /// Puts below it.
     pub(crate) refused_puts: u64,
     pub(crate) executed: u64,
@@ -92,6 +95,7 @@ impl Cluster {
             free_bytes: 1 << 40,
             full: Vec::new(),
             floor: 0,
+            amiss: None,
             refused_puts: 0,
             executed: 0,
             shards: BTreeMap::new(),
@@ -359,6 +363,11 @@ impl State {
                 page_checksums,
                 ..ShardData::default()
             });
+        }
+        if let Some((amiss, disks)) = &self.amiss
+            && request.ranges.first().is_some_and(|range| disks.contains(&range.disk))
+        {
+            amiss.spoil(&mut results, &mut body);
         }
         (ReadShardsResponse { results }, body.freeze())
     }

@@ -1,5 +1,6 @@
 //! A cluster in trouble: leaders that change, members that fail, disks and quotas that are used up; on the way there and back.
 
+use crate::amiss::Amiss;
 use crate::cluster::{Cluster, Faults, in_virtual_time};
 use crate::scenarios::{READ, config, create, mount, mount_by, read, write};
 use bytes::Bytes;
@@ -126,6 +127,42 @@ fn slots_that_are_vacated_under_a_writer_cost_it_nothing_but_time() {
             let seen = other.open(inode, READ).await.unwrap();
             assert!(read(&other, seen).await == wanted, "seed {seed}");
             cluster.state().table.check().unwrap();
+        }
+    });
+}
+
+/// Of a newer datanode, or of a wrong one: the part counts as not read. It is rebuilt, or the read fails; nothing panics, and no
+/// byte is made up.
+#[test]
+fn a_part_of_an_answer_that_is_missing_or_not_understood_is_rebuilt_or_the_read_fails() {
+    in_virtual_time(async {
+        let kinds = [Amiss::UnknownStatus, Amiss::Missing, Amiss::Short, Amiss::ShortBody, Amiss::WithoutChecksums];
+        for (amiss, length) in kinds.into_iter().flat_map(|amiss| [(amiss, 10_000u32), (amiss, 300 << 10)]) {
+            let cluster = Cluster::new(90, 0);
+            let fs = mount(&cluster, "a").await;
+            let (inode, handle) = create(&fs, "file").await;
+            let data: Vec<u8> = (0..length).map(|at| at.to_le_bytes()[1] ^ at.to_le_bytes()[0]).collect();
+            fs.write(handle, WriteAt::Offset(0), data.clone().into(), false).await.unwrap();
+            fs.fsync(handle).await.unwrap();
+            for bad in ALL.map(|disk| vec![disk]).into_iter().chain([ALL.to_vec()]) {
+                // A mount of its own: its cache is empty.
+                let other = mount(&cluster, "b").await;
+                let seen = other.open(inode, READ).await.unwrap();
+                cluster.state().amiss = Some((amiss, bad.clone()));
+                let first = other.read(seen, 0, length).await;
+                cluster.state().amiss = None;
+                match first {
+                    Ok(pieces) => {
+                        assert!(pieces.concat() == data, "{amiss:?} of {bad:?}");
+                        // The small file is one part: every answer that could give it is amiss.
+                        assert!(bad.len() < 4 || length > 10_000, "{amiss:?} was taken");
+                    }
+                    Err(error) => {
+                        assert_eq!((error.errno(), bad.len()), (libc::EIO, 4), "{amiss:?}: {error}");
+                    }
+                }
+                assert!(other.read(seen, 0, length).await.unwrap().concat() == data, "afterwards");
+            }
         }
     });
 }

@@ -163,3 +163,15 @@ fn a_cover_is_used_up_by_what_is_flushed_and_by_time() {
     cover.forget();
     assert!(!cover.is_fresh(now));
 }
+
+#[test]
+fn a_grant_of_an_unknown_status_promises_nothing() {
+    let host = IpAddr::from([127, 0, 0, 1]);
+    let grant = |status| DiskGrant { status, granted_bytes: 1 << 20, ..DiskGrant::default() };
+    let code = CodeMode::new(2, 1).unwrap();
+    let mut cover = Cover::default();
+    let unknown = cover.granted(&[(host, grant(0)), (host, grant(999)), (host, grant(999))], code, Moment(0));
+    assert_eq!((unknown, cover.covers(1, Moment(0))), (Granted::Unknown, false));
+    let known = cover.granted(&[(host, grant(0)), (host, grant(0)), (host, grant(999))], code, Moment(0));
+    assert_eq!((known, cover.covers(1000, Moment(0))), (Granted::Known, true), "two disks are enough");
+}

@@ -76,17 +76,31 @@ fn the_total_of_all_maps_is_their_sum() {
 }
 
 #[test]
-fn a_lost_write_is_for_the_handles_that_are_open_and_the_first_reason_stays() {
+fn a_lost_write_is_for_the_handles_that_are_open_or_opened_before_it_was_told_and_the_first_reason_stays() {
     let mut files = Files::default();
     let (first, other) = (files.open(attributes(1, 0), BOTH).0, files.open(attributes(2, 0), BOTH).0);
     files.lost(InodeId(1), &Error::NoSpace);
     files.lost(InodeId(1), &Error::SessionLost);
     let later = files.open(attributes(1, 0), BOTH).0;
-    let told = [first, other, later].map(|handle| files.file(handle).unwrap().error.clone());
-    assert_eq!(told, [Some(Error::NoSpace), None, None]);
+    let told_by_close = [first, other, later].map(|handle| files.told_by_close(handle));
+    assert_eq!(told_by_close, [Some(Error::NoSpace), None, None]);
     assert_eq!(files.untold(), [InodeId(1)]);
     files.lost(InodeId(9), &Error::NoSpace);
     assert_eq!(files.untold(), [InodeId(1)], "an inode that nobody knows has lost nothing");
+    let told = [later, other, first, first, later].map(|handle| files.tell(handle));
+    assert_eq!(told, [Some(Error::NoSpace), None, Some(Error::NoSpace), None, None]);
+    let after = files.open(attributes(1, 0), BOTH).0;
+    assert_eq!((files.tell(after), files.untold().len()), (None, 0));
+    // A handle that had inherited a loss was open at the next one.
+    files.lost(InodeId(1), &Error::NoSpace);
+    let inherits = files.open(attributes(1, 0), BOTH).0;
+    assert_eq!(files.told_by_close(inherits), None);
+    files.lost(InodeId(1), &Error::SessionLost);
+    assert_eq!(files.told_by_close(inherits), Some(Error::NoSpace));
+    files.tell(inherits);
+    assert_eq!(files.untold(), [InodeId(1)], "the others have not told it");
+    [first, later, after].into_iter().for_each(|handle| drop(files.tell(handle)));
+    assert!(files.untold().is_empty());
 }
 
 #[test]
@@ -97,12 +111,42 @@ fn an_inode_stays_while_it_has_something_to_tell() {
     files.lost(InodeId(1), &Error::NoSpace);
     files.forget_unused(InodeId(1));
     assert_eq!(files.untold(), [InodeId(1)]);
+    for told in [None, Some(Error::NoSpace)] {
+        assert_eq!(files.untold(), [InodeId(1)]);
+        let (handle, _) = files.open(attributes(1, 0), BOTH);
+        if told.is_some() {
+            assert_eq!(files.tell(handle), told, "it is this handle's to tell of");
+        }
+        files.close(handle).unwrap();
+        files.forget_unused(InodeId(1));
+        assert_eq!(files.close(handle), Err(Error::BadHandle));
+    }
+    assert_eq!((files.inodes().count(), files.untold().len()), (0, 0));
+}
+
+#[test]
+fn only_so_many_files_that_nobody_has_open_are_remembered_for_a_loss_and_the_oldest_goes_first() {
+    let mut files = Files::default();
+    let lose = |files: &mut Files, inode| {
+        let (handle, _) = files.open(attributes(inode, 0), BOTH);
+        learn(files, inode, 10);
+        files.lost(InodeId(inode), &Error::NoSpace);
+        files.close(handle).unwrap();
+        files.forget_unused(InodeId(inode));
+        files.forget_unused(InodeId(inode));
+    };
+    let max = LOSSES_REMEMBERED_MAX as u64;
+    (1..=max).for_each(|inode| lose(&mut files, inode));
+    assert_eq!((files.inodes().count(), files.map_bytes()), (LOSSES_REMEMBERED_MAX, 0), "without their maps");
+    // One that is open does not count, and is the newest when it is closed.
     let (handle, _) = files.open(attributes(1, 0), BOTH);
-    assert_eq!(files.file(handle).unwrap().error, Some(Error::NoSpace), "it is this handle's to tell of");
+    lose(&mut files, max + 1);
+    assert_eq!(files.untold().len(), LOSSES_REMEMBERED_MAX + 1);
     files.close(handle).unwrap();
     files.forget_unused(InodeId(1));
-    assert_eq!((files.inodes().count(), files.untold().len()), (0, 0));
-    assert_eq!(files.close(handle), Err(Error::BadHandle));
+    let untold = files.untold();
+    assert_eq!((untold.len(), files.inodes().count()), (LOSSES_REMEMBERED_MAX, LOSSES_REMEMBERED_MAX));
+    assert!(untold.contains(&InodeId(1)) && !untold.contains(&InodeId(2)), "the oldest is forgotten");
 }
 
 /// Interleaving: a question is asked, the file is closed after it was changed, and then the answer arrives.

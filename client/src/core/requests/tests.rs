@@ -232,3 +232,25 @@ fn pauses_double_up_to_half_a_second() {
     }
     assert_eq!(pauses, [30, 60, 120, 240, 480, 500, 500]);
 }
+
+/// A number of no code that this version knows.
+const NO_CODE: i32 = 999;
+
+/// The generated accessor takes the number for OK.
+#[test]
+fn an_answer_of_an_unknown_code_ends_its_request_and_is_no_success() {
+    let mut bench = Bench::new();
+    bench.mutation(1);
+    bench.question(2);
+    let sent = bench.sent();
+    let answers = [
+        Response::Mutate(Box::new(MutateResponse { code: NO_CODE, ..MutateResponse::default() })),
+        Response::Read(Box::new(ReadResponse { code: NO_CODE, ..ReadResponse::default() })),
+    ];
+    for (send, answer) in sent.iter().zip(answers) {
+        let Outcome::Answered(_, Err(error)) = bench.answer(send.attempt, Ok(answer)) else { panic!("a failure") };
+        assert_eq!((&error, error.errno()), (&Error::Unknown { what: "code", number: NO_CODE }, libc::EIO));
+    }
+    bench.later();
+    assert!(bench.sent().is_empty() && bench.requests.len() == 0, "it is not sent again");
+}

@@ -1,11 +1,11 @@
 //! Write-back: what is frozen when, what is committed when, and what becomes of what was refused or lost.
 
-use super::super::effects::{Call, Send};
+use super::super::effects::{Call, Reading, Send};
 use super::super::flush::DIRTY_AGE_MAX;
 use super::super::*;
 use super::bench::{BOTH, Bench, change_of, commit_of, mutate_says, number_of, settings};
-use holdfast_common::DiskId;
 use holdfast_common::limits::CHUNK_BYTES_MAX;
+use holdfast_common::{DiskId, FileOffset};
 use holdfast_proto::data::Status;
 use holdfast_proto::meta::{Code, CommitResult, SetAttr};
 use std::time::Duration;
@@ -229,14 +229,19 @@ fn a_file_that_is_gone_ends_its_data_and_nobody_is_told() {
 
 #[test]
 fn data_that_the_table_refuses_for_good_is_lost_and_told_once_by_each_handle() {
-    for whole in [false, true] {
+    for (whole, code, errno) in [
+        (false, Code::NoSpace, libc::ENOSPC),
+        (true, Code::NoSpace, libc::ENOSPC),
+        (false, Code::Quota, libc::EDQUOT),
+        (true, Code::Quota, libc::EDQUOT),
+    ] {
         let mut bench = Bench::mounted();
         let (handle, commit) = committing(&mut bench);
         let other = bench.open(5, BOTH);
         if whole {
-            bench.mutated(&commit, mutate_says(Code::NoSpace));
+            bench.mutated(&commit, mutate_says(code));
         } else {
-            bench.commit_says(&commit, &[Code::NoSpace]);
+            bench.commit_says(&commit, &[code]);
         }
         bench.assert_empty();
         assert_eq!(lost(&bench).len(), 1);
@@ -246,8 +251,35 @@ fn data_that_the_table_refuses_for_good_is_lost_and_told_once_by_each_handle() {
             // The fsync that waited for it has told the first handle already.
             let told = bench.done(first).unwrap();
             assert_eq!(told.is_err(), handle == other);
+            assert!(told.is_ok() || told.unwrap_err().errno() == errno);
             assert_eq!(bench.done(second), Some(Ok(())));
         }
+    }
+}
+
+/// Of the whole commit, or of one file: nobody knows what became of it, so that fsync fails and the map is asked for anew.
+#[test]
+fn an_unknown_code_is_no_success_of_a_commit() {
+    const NO_CODE: i32 = 999;
+    for whole in [false, true] {
+        let mut bench = Bench::mounted();
+        let handle = bench.open(5, BOTH);
+        bench.written(handle, 0, 100);
+        let fsync = bench.fsync(handle);
+        bench.store_all();
+        let commit = bench.take("Commit");
+        let code = if whole { NO_CODE } else { 0 };
+        let commits = vec![CommitResult { code: NO_CODE, attr: None }];
+        bench.mutated(&commit, MutateResponse { code, commits, ..MutateResponse::default() });
+        let error = Error::Unknown { what: "code", number: NO_CODE };
+        assert_eq!(lost(&bench), [(5, 100, error.clone())]);
+        assert_eq!(bench.done(fsync), Some(Err(error)));
+        bench.assert_empty();
+        bench.later(Duration::from_secs(10));
+        assert_eq!(bench.count("Commit"), 0, "it is not sent again");
+        let call = Call::Plan { handle, offset: FileOffset(0), length_bytes: 10, reading: Reading::Wanted };
+        bench.begin(call);
+        assert_eq!(bench.count("ReadMap"), 1);
     }
 }
 

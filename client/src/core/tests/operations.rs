@@ -3,6 +3,7 @@
 use super::super::effects::{Call, Input, Send};
 use super::super::*;
 use super::bench::{BOTH, Bench, DEADLINE, Told, change_of, mutate_says, number_of, question_of, read_says};
+use crate::{OpenMode, Whence};
 use holdfast_common::FileOffset;
 use holdfast_proto::meta::{Code, CreateNode, GetAttr, KeepAlive, Kind, SetAttr, SetXattr};
 use std::time::Duration;
@@ -395,15 +396,99 @@ fn an_outcome_that_told_of_a_lost_write_and_was_not_heard_is_told_again() {
     assert!(bench.core.untold().is_empty());
 }
 
+/// As errseq does on Linux: nobody has seen it yet.
 #[test]
-fn a_write_that_is_lost_after_its_last_close_is_told_to_the_next_who_opens() {
+fn a_write_that_is_lost_after_its_last_close_is_told_by_every_handle_until_an_fsync_has_told_it() {
     let mut bench = Bench::mounted();
     let handle = bench.open(FILE.0, BOTH);
     bench.written(handle, 0, 10);
     bench.release(handle);
     bench.expire();
     assert_eq!(bench.core.untold(), [FILE]);
+    // A reader that closes without fsync takes nothing away, and its close does not fail for what others wrote.
+    let reader = bench.open(FILE.0, OpenMode { write: false, ..BOTH });
+    let closed = bench.begin(Call::Flush { handle: reader, closing: true });
+    assert_eq!(bench.done(closed), Some(Ok(())));
+    bench.release(reader);
+    assert_eq!(bench.core.untold(), [FILE]);
     let (first, second) = (bench.open(FILE.0, BOTH), bench.open(FILE.0, BOTH));
-    let ops = [bench.fsync(second), bench.fsync(first), bench.fsync(first)];
-    assert_eq!(ops.map(|op| bench.done(op).unwrap().is_err()), [false, true, false]);
+    let ops = [bench.fsync(second), bench.fsync(first), bench.fsync(first), bench.fsync(second)];
+    assert_eq!(ops.map(|op| bench.done(op).unwrap().is_err()), [true, true, false, false]);
+    let later = bench.open(FILE.0, BOTH);
+    let fsync = bench.fsync(later);
+    assert_eq!(bench.done(fsync), Some(Ok(())), "it was told");
+    for handle in [first, second, later] {
+        bench.release(handle);
+    }
+    assert_eq!(bench.core.files.inodes().count(), 0);
+}
+
+#[test]
+fn a_loss_that_only_closes_have_told_stays_for_the_next_fsync() {
+    let mut bench = Bench::mounted();
+    let handle = bench.open(FILE.0, BOTH);
+    bench.written(handle, 0, 10);
+    bench.expire();
+    let closed = bench.begin(Call::Flush { handle, closing: true });
+    assert_eq!(bench.done(closed), Some(Err(Error::SessionLost)));
+    bench.release(handle);
+    assert!(bench.core.untold().is_empty(), "the end of the mount need not tell it again");
+    let next = bench.open(FILE.0, BOTH);
+    let ops = [bench.fsync(next), bench.fsync(next)];
+    assert_eq!(ops.map(|op| bench.done(op).unwrap().is_err()), [true, false]);
+    assert!(bench.core.untold().is_empty());
+}
+
+/// Reading, looking for data and changing attributes look at the file, and tell nothing.
+#[test]
+fn only_fsync_takes_a_lost_write_from_a_handle() {
+    let mut bench = Bench::mounted();
+    let handle = bench.open(FILE.0, BOTH);
+    bench.written(handle, 0, 10);
+    bench.expire();
+    for whence in [Whence::Data, Whence::Hole] {
+        let seek = bench.begin(Call::Seek { handle, offset: FileOffset(0), whence });
+        let send = bench.take("ReadMap");
+        bench.read(&send, ReadResponse::default());
+        assert_eq!(bench.done(seek), Some(Err(Error::NoSuchOffset)));
+    }
+    let change = barrier(&mut bench, 0o600);
+    let send = bench.take("SetAttr");
+    bench.mutated(&send, mutate_says(Code::Ok));
+    assert_eq!(bench.done(change), Some(Ok(())));
+    for told in [Err(Error::SessionLost), Ok(())] {
+        let fsync = bench.fsync(handle);
+        assert_eq!(bench.done(fsync), Some(told));
+    }
+}
+
+/// Its kind's number may be of a newer version: whatever it is, it is no file, and the table is told that it is not open.
+#[test]
+fn an_inode_that_is_no_file_is_not_opened() {
+    for kind in [999, Kind::Unknown.into(), Kind::Directory.into(), Kind::Fifo.into()] {
+        let mut bench = Bench::mounted();
+        let op = bench.begin(Call::Open { inode: FILE, mode: BOTH });
+        let send = bench.take("Open");
+        let attr = Some(Attr { kind, ..*bench.attributes(FILE.0) });
+        bench.read(&send, ReadResponse { attr, ..ReadResponse::default() });
+        assert_eq!(bench.done(op).unwrap().unwrap_err().errno(), libc::EIO, "kind {kind}");
+        assert_eq!(bench.core.files.inodes().count(), 0);
+        assert_eq!(keep_alive(&mut bench).released, [FILE.0]);
+    }
+}
+
+/// A change of an unknown outcome: the size and the map are asked for anew.
+#[test]
+fn after_a_change_that_was_answered_with_an_unknown_code_the_inode_is_doubtful() {
+    let mut bench = Bench::mounted();
+    bench.open(FILE.0, BOTH);
+    let op = barrier(&mut bench, 0o600);
+    let send = bench.take("SetAttr");
+    bench.mutated(&send, MutateResponse { code: 999, ..MutateResponse::default() });
+    assert_eq!(bench.done(op).unwrap().unwrap_err().errno(), libc::EIO);
+    assert!(bench.core.files.inode(FILE).unwrap().is_doubtful());
+    let next = barrier(&mut bench, 0o640);
+    let send = bench.take("SetAttr");
+    bench.mutated(&send, mutate_says(Code::Ok));
+    assert_eq!(bench.done(next), Some(Ok(())));
 }

@@ -97,4 +97,6 @@ fn an_answer_says_what_is_to_blame() {
     ];
     cases.into_iter().for_each(|(status, put)| assert_eq!(said(status), put, "{status:?}"));
     assert_eq!(judge(&Err(RpcError::Deadline.into())), Put::Failed);
+    let unknown = PutShardResponse { status: 999, ..PutShardResponse::default() };
+    assert_eq!(judge(&Ok(unknown)), Put::Failed, "of a status that this version does not know");
 }

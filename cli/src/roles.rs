@@ -129,13 +129,13 @@ impl Role {
         }
     }
 
-    /// Waits until a node stops serving by itself, and says why: the volume manager refuses it for good, because a later copy
-    /// of it is at work, or its directory is gone.
+    /// Waits until a role stops serving by itself, and says why: its directory is gone or another, or the volume manager refuses a
+    /// node for good, because a later copy of it is at work.
     pub(crate) async fn refused(&self) -> String {
         match self {
             Self::Datanode(datanode) => datanode.refused().await,
             Self::Metanode(metanode) => metanode.refused().await,
-            Self::Volmgr(_) => std::future::pending().await,
+            Self::Volmgr(volmgr) => volmgr.refused().await,
         }
     }
 

@@ -86,7 +86,7 @@ pub(crate) async fn serve(config: RoleConfig, json: bool) -> Result<()> {
     let _ = writeln!(std::io::stdout(), "{line}");
     tokio::select! {
         () = signals.next() => {}
-        why = role.refused() => bail!("the volume manager refuses this node: {why}"),
+        why = role.refused() => bail!("this {} serves no more: {why}", kind.name()),
     }
     tokio::select! {
         stopped = tokio::time::timeout(STOP_DEADLINE, role.shutdown()) => stopped.context("it did not stop in time"),

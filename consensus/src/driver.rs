@@ -22,7 +22,7 @@ use crate::queue::{AdmitTicket, ControlTicket, Item, ProposeTicket, Queue, ReadT
 use crate::room::Room;
 use crate::stop::{Panicked, StopReason};
 use crate::turn::{Input, NodeCore};
-use holdfast_storage::Directory;
+use holdfast_storage::{Directory, is_out_of_descriptors};
 use site::DriverSite;
 use worker::{Job, Make, Restored};
 
@@ -214,16 +214,20 @@ impl<S: StateMachine> Driver<S> {
         Ok(())
     }
 
-    /// Writes and syncs records; on a full disk it waits for room, because they were promised to nobody yet, and leaves the other
-    /// replicas to themselves meanwhile.
+    /// Writes and syncs records; without room or a file descriptor it waits, because they were promised to nobody yet, and leaves
+    /// the other replicas to themselves meanwhile.
     fn write(&mut self, records: Vec<Record>) -> Result<(), StopReason> {
         self.log.append(records)?;
-        if self.log.is_full() {
-            tracing::error!("the disk of the log is full, and this node waits for room on it");
+        match self.log.lack() {
+            Some(lack) if is_out_of_descriptors(lack) => {
+                tracing::error!("no file descriptor is left for the log, and this node waits for one");
+            }
+            Some(_) => tracing::error!("the disk of the log is full, and this node waits for room on it"),
+            None => {}
         }
-        while self.log.is_full() {
+        while self.log.is_waiting() {
             if self.queue.closes_within(self.tick) {
-                return Err(StopReason::ShutDownFull);
+                return Err(StopReason::ShutDownWaiting);
             }
             self.log.try_again()?;
         }

@@ -5,8 +5,9 @@
 //! or sync the log is poisoned: whether the bytes are durable is unknown for good, so nothing may be acknowledged or
 //! voted any more, and trying again would let the kernel claim a success that it cannot keep.
 //!
-//! Only a full disk is no such failure: what could not be written waits ([`Log::is_full`]), nothing of it is acknowledged,
-//! and it is tried again. Spare segments keep that from happening while there is anything to make obsolete.
+//! Only a full disk and a process without a file descriptor for the next segment are no such failure: what could not be
+//! written waits ([`Log::lack`]), nothing of it is acknowledged, and it is tried again. Spare segments keep a full disk from
+//! holding anything up while there is anything to make obsolete.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -19,7 +20,7 @@ use holdfast_common::RaftGroupId;
 use holdfast_storage::{Directory, DiskFile, FileSystemSpace, is_no_space};
 use pins::AllPins;
 use record::Record;
-use segment::{Preparation, lasting};
+use segment::{Preparation, Unprepared, is_passing, lasting};
 use spares::{SPARES, Spares};
 
 pub(crate) mod batch;
@@ -67,7 +68,8 @@ struct Current {
 }
 
 /// Takes segments to prepare ahead of their use.
-pub(crate) type Filler = mpsc::Sender<(Preparation, mpsc::Sender<io::Result<Arc<dyn DiskFile>>>)>;
+pub(crate) type Filler = mpsc::Sender<(Preparation, mpsc::Sender<Prepared>)>;
+type Prepared = Result<Arc<dyn DiskFile>, Unprepared>;
 
 pub(crate) struct Log {
     disk: Arc<dyn Directory>,
@@ -83,13 +85,15 @@ pub(crate) struct Log {
     /// Segments that have a name, with their size; the current one is not among them, the one in preparation neither.
     segments: BTreeMap<u64, u32>,
     /// The next segment, in the filler's hands.
-    next: Option<mpsc::Receiver<io::Result<Arc<dyn DiskFile>>>>,
+    next: Option<mpsc::Receiver<Prepared>>,
     filler: Option<Filler>,
     spares: Spares,
-    /// Batches that wait for room.
+    /// Batches that wait for room or a descriptor.
     waiting: VecDeque<Vec<Record>>,
     /// Bytes of a batch that the current segment has a place for, but the disk has not.
     unwritten: Option<Vec<u8>>,
+    /// Reason why something waits; none if nothing does.
+    lack: Option<io::Error>,
     unsynced: bool,
     poisoned: bool,
 }
@@ -110,25 +114,31 @@ impl Log {
         self.options.segment_bytes as usize - SEGMENT_HEADER_BYTES
     }
 
-    /// Writes records, as one batch unless they are too many for one; durable after [`Self::sync`]. On a full disk they wait, see
-    /// [`Self::is_full`].
+    /// Writes records, as one batch unless they are too many for one; durable after [`Self::sync`], unless they wait, see
+    /// [`Self::lack`].
     pub(crate) fn append(&mut self, records: Vec<Record>) -> Result<(), LogFailed> {
         self.guard(|log| log.try_append(records))
     }
 
-    /// Whether records wait for room on the disk. Nothing can be synced until [`Self::try_again`] has written them.
-    pub(crate) fn is_full(&self) -> bool {
+    /// Whether records wait, for room on the disk or for a file descriptor. Nothing can be synced until [`Self::try_again`] has
+    /// written them.
+    pub(crate) fn is_waiting(&self) -> bool {
         self.unwritten.is_some() || !self.waiting.is_empty()
     }
 
-    /// Writes what waits for room, if there is some now.
+    /// Reason why records wait, as the system told it at the last attempt.
+    pub(crate) fn lack(&self) -> Option<&io::Error> {
+        self.lack.as_ref()
+    }
+
+    /// Writes what waits, if nothing is missing now.
     pub(crate) fn try_again(&mut self) -> Result<(), LogFailed> {
         self.guard(Self::write_waiting)
     }
 
     /// Makes everything appended durable.
     pub(crate) fn sync(&mut self) -> Result<(), LogFailed> {
-        assert!(!self.is_full(), "what waits for room is not durable");
+        assert!(!self.is_waiting(), "what waits for room is not durable");
         self.guard(Self::try_sync)
     }
 
@@ -156,7 +166,7 @@ impl Log {
         SPARES.saturating_sub(self.spares.count() + self.segments.range(..self.durable_start).count())
     }
 
-    /// Makes the spares that are missing, if there is room for them.
+    /// Makes the spares that are missing, if there is room for them, and a descriptor.
     pub(crate) fn fill_spares(&mut self) -> Result<(), LogFailed> {
         self.guard(|log| {
             while log.missing_spares() > 0 && log.spares.add(&*log.disk, log.options.segment_bytes)? {}
@@ -183,19 +193,22 @@ impl Log {
     }
 
     fn write_waiting(&mut self) -> io::Result<()> {
-        let unless_full = |result: io::Result<()>| match result {
-            Err(error) if is_no_space(&error) => Ok(false),
-            other => other.map(|()| true),
+        self.lack = match self.write_until_lack() {
+            Err(error) if is_passing(&error) => Some(error),
+            written => written.map(|()| None)?,
         };
-        if !unless_full(self.write_unwritten())? {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    /// What an error leaves unwritten waits.
+    fn write_until_lack(&mut self) -> io::Result<()> {
+        self.write_unwritten()?;
         while let Some(batch) = self.waiting.pop_front() {
-            if !unless_full(self.append_batch(&batch))? {
+            if let Err(error) = self.append_batch(&batch) {
                 if self.unwritten.is_none() {
                     self.waiting.push_front(batch);
                 }
-                break;
+                return Err(error);
             }
         }
         Ok(())
@@ -249,10 +262,11 @@ impl Log {
     fn switch(&mut self) -> io::Result<()> {
         self.try_sync()?;
         let segment = self.current.header.segment + 1;
-        let file = match self.next.take().map(|next| next.recv()) {
-            Some(Ok(Ok(file))) => file,
+        let filled = self.next.take().and_then(|next| next.recv().ok());
+        let file = match filled.map(|filled| self.unless_untouched(filled)) {
+            Some(Ok(file)) => file,
             // Whatever hindered the filler, such as a full disk, may be over, or hinder recycling less.
-            _ => self.preparation(segment).run(&*self.disk).or_else(|error| self.prepare_spare(segment, error))?,
+            _ => self.prepare(segment)?,
         };
         self.segments.insert(self.current.header.segment, self.current.bytes);
         self.current = Current {
@@ -266,12 +280,27 @@ impl Log {
         Ok(())
     }
 
-    /// Begins a segment on a full disk.
-    fn prepare_spare(&mut self, segment: u64, error: io::Error) -> io::Result<Arc<dyn DiskFile>> {
-        let spare = if is_no_space(&error) { self.spares.take() } else { None };
-        let reused = Some(spare.ok_or(error)?);
-        let header = SegmentHeader { log: self.current.header.log, segment };
-        Preparation { header, bytes: self.options.segment_bytes, reused }.run(&*self.disk)
+    /// Begins a segment, on a full disk in a spare.
+    fn prepare(&mut self, segment: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let prepared = self.preparation(segment).run(&*self.disk);
+        self.unless_untouched(prepared).or_else(|error| {
+            let spare = if is_no_space(&error) { self.spares.take() } else { None };
+            let reused = Some(spare.ok_or(error)?);
+            let header = SegmentHeader { log: self.current.header.log, segment };
+            let prepared = Preparation { header, bytes: self.options.segment_bytes, reused }.run(&*self.disk);
+            self.unless_untouched(prepared)
+        })
+    }
+
+    /// Takes a file back that was to be used again and is as it was.
+    fn unless_untouched(&mut self, prepared: Prepared) -> io::Result<Arc<dyn DiskFile>> {
+        prepared.map_err(|Unprepared { error, untouched }| {
+            if let Some(file) = untouched.filter(|file| !self.spares.put_back(file)) {
+                let segment = segment::parse_name(&file).expect("only segments and spares are used again");
+                self.segments.insert(segment, self.options.segment_bytes);
+            }
+            error
+        })
     }
 
     fn order_next(&mut self) {

@@ -131,8 +131,9 @@ impl Recovering {
         let mark = SnapshotMark { index, term, file, bytes };
         let state = GroupState { hard, snapshot: mark, installed: true, voters, learners };
         self.log.append(vec![Record::Group(admission.group, state)])?;
-        if self.log.is_full() {
-            return Err(RecoverError::Io(io::ErrorKind::StorageFull.into()));
+        if let Some(lack) = self.log.lack() {
+            let errno = lack.raw_os_error().map(io::Error::from_raw_os_error);
+            return Err(RecoverError::Io(errno.unwrap_or_else(|| lack.kind().into())));
         }
         self.log.sync()?;
         self.recovered.insert(admission.group, index);

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use holdfast_storage::{Directory, FileSystemSpace, RealDirectory, is_no_space};
+use holdfast_storage::{Directory, FileSystemSpace, RealDirectory, is_no_space, is_out_of_descriptors};
 use parking_lot::Mutex;
 
 use crate::config::SNAPSHOT_DIRECTORY;
@@ -53,7 +53,8 @@ impl Reserve {
         }
         match self.grow(state.held_bytes, wanted_bytes) {
             Ok(()) => state.held_bytes = wanted_bytes,
-            Err(error) if is_no_space(&error) => {}
+            // Tried again with the next tick.
+            Err(error) if is_no_space(&error) || is_out_of_descriptors(&error) => {}
             Err(error) => tracing::warn!(%error, "room for the next snapshot cannot be kept"),
         }
     }

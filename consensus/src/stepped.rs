@@ -308,10 +308,11 @@ impl<S: StateMachine> SteppedNode<S> {
         self.syncing
     }
 
-    /// Whether the log's disk is full and the write waits for room: [`Self::synced`] tries again, best a tick later.
+    /// Whether the write waits, because the log's disk is full or no file descriptor is left: [`Self::synced`] tries again, best a
+    /// tick later.
     #[must_use]
-    pub fn waits_for_room(&self) -> bool {
-        self.log.is_full()
+    pub fn waits_to_write(&self) -> bool {
+        self.log.is_waiting()
     }
 
     /// Whether the log failed, also in a call that did not say so: the process would stop.
@@ -345,14 +346,14 @@ impl<S: StateMachine> SteppedNode<S> {
         Ok(self.told())
     }
 
-    /// Syncs the log and performs what that allows, unless it waits for room. There may be more to write then, and another sync due.
+    /// Syncs the log and performs what that allows, unless it waits to write. There may be more to write then, and another sync due.
     ///
     /// # Errors
     /// [`LogFailed`] if the log could not be written or synced: this value is of no use any more, and the process would stop.
     pub fn synced(&mut self) -> Result<Turn, LogFailed> {
         if self.syncing {
             let appended = std::mem::replace(&mut self.appended, Ok(())).and_then(|()| self.log.try_again());
-            if appended.is_ok() && self.log.is_full() {
+            if appended.is_ok() && self.log.is_waiting() {
                 return Ok(self.told());
             }
             let synced = appended.and_then(|()| self.log.sync());

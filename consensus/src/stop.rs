@@ -16,9 +16,9 @@ pub enum StopReason {
     /// The node was shut down.
     #[error("shut down")]
     ShutDown,
-    /// The node was shut down while records waited for room: what they say was promised to nobody.
-    #[error("shut down with a full disk")]
-    ShutDownFull,
+    /// The node was shut down while records waited for room or a file descriptor: what they say was promised to nobody.
+    #[error("shut down while its log waited for room on the disk or a file descriptor")]
+    ShutDownWaiting,
     /// The log failed: nothing may be acknowledged or voted any more on this node.
     #[error("the log failed: {what}")]
     LogFailed {

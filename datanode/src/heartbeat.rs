@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_common::{ClusterId, DiskId, NodeId};
-use holdfast_node::{Complaint, HomeLost, NodeSuperblock, VolumeManager, is_final};
+use holdfast_node::{Complaint, HomeLost, NodeSuperblock, VolumeManager, is_final, look_at_home};
 use holdfast_proto::control::{
     Disk, DroppedVolume, HeartbeatRequest, HeartbeatResponse, RegisterRequest, Role, VolumeDrop,
 };
@@ -124,10 +124,7 @@ impl Heart {
             superblock.check_home(&directory, NODE_KIND)
         };
         // A disk that hangs must not make the whole node look dead.
-        match tokio::time::timeout(LOOK_TIMEOUT, tokio::task::spawn_blocking(look)).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(_)) | Err(_) => Ok(()),
-        }
+        tokio::time::timeout(LOOK_TIMEOUT, look_at_home(look)).await.unwrap_or(Ok(()))
     }
 
     async fn request(&self, dropped: &BTreeSet<VolumeKey>) -> HeartbeatRequest {

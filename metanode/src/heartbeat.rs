@@ -9,7 +9,7 @@ use crate::machine::raft_group;
 use holdfast_common::VolumeId;
 use holdfast_consensus::GroupError;
 use holdfast_node::superblock::SuperblockError;
-use holdfast_node::{Complaint, HomeLost, NodeSuperblock, is_final};
+use holdfast_node::{Complaint, HomeLost, NodeSuperblock, is_final, look_at_home};
 use holdfast_proto::control::{HeartbeatRequest, HeartbeatResponse, Role, TableAssignment, VolumeDrop};
 use std::future::ready;
 use std::net::SocketAddr;
@@ -62,8 +62,7 @@ pub(crate) async fn run(
 /// Whether the node's directory is still there, and its own: log and snapshots would be written on through open files.
 async fn check_home(context: &Arc<Context>, home: &Path) -> Result<(), HomeLost> {
     let (context, home) = (Arc::clone(context), home.to_owned());
-    let looked = tokio::task::spawn_blocking(move || context.identity.check_home(&home, KIND)).await;
-    looked.unwrap_or(Ok(()))
+    look_at_home(move || context.identity.check_home(&home, KIND)).await
 }
 
 fn report(context: &Context, reporting: &Reporting) -> HeartbeatRequest {

@@ -1,14 +1,16 @@
 //! Identity of a metanode or a datanode.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use holdfast_common::proof::ClusterSecret;
 use holdfast_common::{ClusterId, FormatNonce, NodeId, random_bytes};
 use holdfast_proto::control::{Disk, RegisterRequest, RegisterResponse, Role};
 use holdfast_proto::node::NodeSuperblock as Record;
 
+use crate::home::{HomeLost, check_home};
 use crate::superblock::{self, Kind, SuperblockError};
 
 /// Between heartbeats until the volume manager said otherwise.
@@ -36,27 +38,18 @@ pub struct NodeSuperblock {
     pub recovering: Option<[u8; 16]>,
 }
 
-/// Reason why a node's directory is not the one that it was started from.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the sentences name the fields")]
-pub enum HomeLost {
-    /// Another node, or another start of this one, is there.
-    #[error(
-        "{} holds start {found_generation} of node {found_node} now, this is start {generation} of node {node}",
-        path.display()
-    )]
-    Taken {
-        path: PathBuf,
-        /// Node of the superblock that is there now.
-        found_node: NodeId,
-        /// Start of the superblock that is there now.
-        found_generation: u64,
-        node: NodeId,
-        generation: u64,
-    },
-    /// It is gone, or cannot be read.
-    #[error("the directory of this node is not what it was: {0}")]
-    Superblock(#[from] SuperblockError),
+/// One start of one formatted node: no two are the same.
+#[derive(PartialEq, Eq)]
+struct Start {
+    node: NodeId,
+    generation: u64,
+    format_nonce: FormatNonce,
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "start {} of node {}", self.generation, self.node)
+    }
 }
 
 impl NodeSuperblock {
@@ -157,21 +150,11 @@ impl NodeSuperblock {
     /// # Errors
     /// [`HomeLost`]. A copy that cannot be read says nothing while the other one can.
     pub fn check_home(&self, directory: &Path, kind: Kind) -> Result<(), HomeLost> {
-        let found = Self::read(directory, kind)?;
-        if found.start() == self.start() {
-            return Ok(());
-        }
-        Err(HomeLost::Taken {
-            path: directory.to_owned(),
-            found_node: found.node,
-            found_generation: found.generation,
-            node: self.node,
-            generation: self.generation,
-        })
+        check_home(directory, &self.start(), Self::read(directory, kind).map(|found| found.start()))
     }
 
-    fn start(&self) -> (NodeId, u64, FormatNonce) {
-        (self.node, self.generation, self.format_nonce)
+    fn start(&self) -> Start {
+        Start { node: self.node, generation: self.generation, format_nonce: self.format_nonce }
     }
 
     /// The request by which it registers its address and disks.

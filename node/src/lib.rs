@@ -2,12 +2,14 @@
 //! the volume manager to register with.
 
 mod complaint;
+mod home;
 mod identity;
 mod listen;
 pub mod superblock;
 mod volmgr;
 
 pub use complaint::Complaint;
-pub use identity::{HomeLost, NodeSuperblock};
+pub use home::{HomeLost, check_home, look_at_home};
+pub use identity::NodeSuperblock;
 pub use listen::{ListenError, Reserved};
 pub use volmgr::{VolumeManager, is_final};

@@ -1,6 +1,7 @@
 //! The volume manager's life: formatted, started, served, stopped. Everything it decides is decided elsewhere.
 
 mod core;
+mod home;
 mod route;
 mod services;
 
@@ -20,11 +21,13 @@ use holdfast_node::ListenError;
 use holdfast_node::superblock::{self, Kind, SuperblockError};
 use holdfast_proto::cluster::VolmgrSuperblock;
 use holdfast_storage::{DirectoryLock, LockError, is_no_space, sync_parent};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle};
 use tonic::transport::server::TcpIncoming;
 
 use self::core::Core;
+use self::home::Start;
 use crate::machine::ClusterMachine;
 use crate::state::{VOLMGR_GROUP, VOLMGR_NODE};
 
@@ -128,11 +131,40 @@ fn cluster_id(directory: &Path, record: &VolmgrSuperblock) -> Result<ClusterId, 
 pub struct Volmgr {
     local_addr: SocketAddr,
     cluster: ClusterId,
-    node: Arc<Node<ClusterMachine>>,
-    stop: Option<oneshot::Sender<()>>,
-    server: JoinHandle<()>,
-    ticker: JoinHandle<()>,
+    running: Arc<Running>,
+    watch: AbortHandle,
+    /// Reason why it serves no more, once it does not.
+    stopped: watch::Receiver<Option<String>>,
     _lock: DirectoryLock,
+}
+
+/// Parts that are stopped.
+struct Running {
+    node: Arc<Node<ClusterMachine>>,
+    /// What tells the server to end, and the server; none once it was told.
+    server: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
+    ticker: AbortHandle,
+}
+
+impl Running {
+    /// Ends connections. What is in flight has a moment to end.
+    async fn stop_server(&self) {
+        self.ticker.abort();
+        let running = self.server.lock().take();
+        let Some((stop, mut server)) = running else { return };
+        let _ = stop.send(());
+        if tokio::time::timeout(SHUTDOWN_GRACE, &mut server).await.is_err() {
+            server.abort();
+        }
+    }
+
+    /// Stops the log: from then on nothing is answered but refusals.
+    async fn stop_log(&self) {
+        let node = Arc::clone(&self.node);
+        if let Err(error) = tokio::task::spawn_blocking(move || node.shutdown()).await {
+            tracing::error!(%error, "the volume manager's log did not stop");
+        }
+    }
 }
 
 /// Starts the volume manager of a formatted directory. Must run inside a tokio runtime.
@@ -151,12 +183,13 @@ pub async fn start(config: VolmgrConfig) -> Result<Volmgr, StartError> {
     // TCP_NODELAY belongs on the incoming itself: on the server builder it is lost, and small answers stall 40 ms.
     let incoming = TcpIncoming::bind(config.listen).map_err(listen_error)?.with_nodelay(Some(true));
     let local_addr = incoming.local_addr().map_err(listen_error)?;
-    let (cluster, log) = blocking(directory, raise_generation).await?;
+    let (start, log) = blocking(directory, raise_generation).await?;
+    let cluster = start.cluster;
     let node = Arc::new(open_consensus(directory, log).await?);
     let group = node.group(VOLMGR_GROUP).ok_or(GroupError::Stopped)?;
     let core = Arc::new(Core::new(cluster, group));
     core.initialise().await.map_err(|denial| StartError::Stuck(denial.detail))?;
-    let ticker = tokio::spawn(tick(Arc::clone(&core)));
+    let ticker = tokio::spawn(tick(Arc::clone(&core))).abort_handle();
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tonic::transport::Server::builder()
         .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION_MAX)
@@ -169,7 +202,27 @@ pub async fn start(config: VolmgrConfig) -> Result<Volmgr, StartError> {
             tracing::error!(%error, "the volume manager's server ended");
         }
     });
-    Ok(Volmgr { local_addr, cluster, node, stop: Some(stop), server, ticker, _lock: lock })
+    let running = Arc::new(Running { node, server: Mutex::new(Some((stop, server))), ticker });
+    let (watch, stopped) = watch_home(start, config.directory, Arc::clone(&running));
+    Ok(Volmgr { local_addr, cluster, running, watch, stopped, _lock: lock })
+}
+
+/// Stops what runs when its directory was removed or replaced, and then says why.
+fn watch_home(
+    start: Start,
+    directory: PathBuf,
+    running: Arc<Running>,
+) -> (AbortHandle, watch::Receiver<Option<String>>) {
+    let (stop, stopped) = watch::channel(None);
+    let watching = tokio::spawn(async move {
+        let why = home::lost(&start, &directory).await.to_string();
+        tracing::error!(reason = why, "this volume manager stops serving");
+        // The log first: from then on nothing is acknowledged.
+        running.stop_log().await;
+        running.stop_server().await;
+        let _ = stop.send(Some(why));
+    });
+    (watching.abort_handle(), stopped)
 }
 
 /// Runs what may wait for the disk off the runtime's threads.
@@ -182,8 +235,8 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|error| StartError::Stuck(error.to_string()))?
 }
 
-/// Raises the generation; says which log must be there.
-fn raise_generation(directory: &Path) -> Result<(ClusterId, ExpectedLog), StartError> {
+/// Raises the generation; says which start this is and which log must be there.
+fn raise_generation(directory: &Path) -> Result<(Start, ExpectedLog), StartError> {
     let mut record: VolmgrSuperblock = superblock::read(directory, KIND)?;
     if record.generation == 0 && record.log.is_empty() {
         // Formatted by a build that left this to the first start.
@@ -203,7 +256,7 @@ fn raise_generation(directory: &Path) -> Result<(ClusterId, ExpectedLog), StartE
         [] => ExpectedLog::Any,
         log => ExpectedLog::Identity(log.try_into().map_err(|_| SuperblockError::damaged(directory))?),
     };
-    Ok((cluster_id(directory, &record)?, log))
+    Ok((Start::of(directory, &record)?, log))
 }
 
 async fn open_consensus(directory: &Path, log: ExpectedLog) -> Result<Node<ClusterMachine>, StartError> {
@@ -252,18 +305,20 @@ impl Volmgr {
         self.cluster
     }
 
+    /// Waits until this volume manager stopped serving by itself, and says why: its directory is gone or another.
+    pub async fn refused(&self) -> String {
+        let mut stopped = self.stopped.clone();
+        match stopped.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            // The watch was ended by a shutdown.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Stops answering and stops the log. Everything answered is durable anyway.
-    pub async fn shutdown(mut self) {
-        self.ticker.abort();
-        if let Some(stop) = self.stop.take() {
-            let _ = stop.send(());
-        }
-        if tokio::time::timeout(SHUTDOWN_GRACE, &mut self.server).await.is_err() {
-            self.server.abort();
-        }
-        let node = Arc::clone(&self.node);
-        if let Err(error) = tokio::task::spawn_blocking(move || node.shutdown()).await {
-            tracing::error!(%error, "the volume manager's log did not stop");
-        }
+    pub async fn shutdown(self) {
+        self.watch.abort();
+        self.running.stop_server().await;
+        self.running.stop_log().await;
     }
 }

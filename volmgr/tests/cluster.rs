@@ -272,3 +272,32 @@ async fn a_table_is_told_the_feature_level_that_all_its_replicas_know() {
         assert_eq!(told, expected);
     }
 }
+
+/// It would answer from a cluster that no start finds again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_whose_directory_was_removed_or_replaced_stops_and_says_why() {
+    let temporary = tempfile::tempdir().unwrap();
+    for replaced in [false, true] {
+        let (home, aside) = (temporary.path().join("home"), temporary.path().join(format!("aside-{replaced}")));
+        holdfast_volmgr::format(&home).unwrap();
+        let mut fixture = start(&home).await;
+        fixture.register(new_node(Role::Datanode, 11)).await.unwrap();
+        std::fs::rename(&home, &aside).unwrap();
+        if replaced {
+            holdfast_volmgr::format(&home).unwrap();
+        }
+        let why = tokio::time::timeout(DEADLINE, fixture.volmgr.refused()).await.expect("it serves on");
+        let expected = if replaced { "holds start 0 of the volume manager of cluster" } else { "is not formatted" };
+        assert!(why.contains(expected), "{why}");
+        fixture.register(new_node(Role::Datanode, 12)).await.unwrap_err();
+        let address = fixture.volmgr.local_addr();
+        assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody listens any more");
+        fixture.volmgr.shutdown().await;
+        // As it was, it starts again with all that was answered.
+        let _ = std::fs::remove_dir_all(&home);
+        let mut fixture = start(&aside).await;
+        let cluster = fixture.admin.show_cluster(ShowClusterRequest {}).await.unwrap().into_inner();
+        assert_eq!(cluster.nodes.len(), 1);
+        fixture.volmgr.shutdown().await;
+    }
+}

@@ -128,13 +128,14 @@ impl Log {
             spares,
             waiting: VecDeque::new(),
             unwritten: None,
+            lack: None,
             unsynced: false,
             poisoned: false,
         };
         if options.sabotage != Sabotage::TailNotRewritten {
             tail.into_iter().try_for_each(|records| log.try_append(records))?;
-            if log.is_full() {
-                return Err(RecoveryError::Io(io::ErrorKind::StorageFull.into()));
+            if let Some(lack) = log.lack.take() {
+                return Err(RecoveryError::Io(lack));
             }
             log.try_sync()?;
         }
@@ -244,11 +245,9 @@ fn first_segment(
     bytes: u32,
     kept: impl FnOnce() -> Option<String>,
 ) -> io::Result<Arc<dyn DiskFile>> {
-    match (Preparation { header, bytes, reused: None }).run(disk) {
-        Err(error) if is_no_space(&error) => {
-            let reused = Some(kept().ok_or(error)?);
-            Preparation { header, bytes, reused }.run(disk)
-        }
+    let prepare = |reused| Preparation { header, bytes, reused }.run(disk).map_err(|unprepared| unprepared.error);
+    match prepare(None) {
+        Err(error) if is_no_space(&error) => prepare(Some(kept().ok_or(error)?)),
         other => other,
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::batch::SegmentHeader;
 use super::spares::fill_with_zeros;
-use holdfast_storage::{Directory, DiskFile, is_no_space};
+use holdfast_storage::{Directory, DiskFile, is_no_space, is_out_of_descriptors};
 
 /// Name of a file that is no segment yet.
 pub(super) const PREPARING: &str = "preparing.tmp";
@@ -31,15 +31,34 @@ pub(crate) struct Preparation {
     pub(crate) reused: Option<String>,
 }
 
+/// A segment that was not made.
+#[derive(Debug)]
+pub(crate) struct Unprepared {
+    pub(crate) error: io::Error,
+    /// The file that was to be used again, if there was no descriptor for it and nothing has happened to it.
+    pub(crate) untouched: Option<String>,
+}
+
+impl From<io::Error> for Unprepared {
+    fn from(error: io::Error) -> Self {
+        Self { error, untouched: None }
+    }
+}
+
 impl Preparation {
-    /// Makes it; it is there after a crash once this has returned. An error that says that there is no space left only says that.
-    pub(crate) fn run(&self, disk: &dyn Directory) -> io::Result<Arc<dyn DiskFile>> {
+    /// Makes it; it is there after a crash once this has returned. An error that [passes](is_passing) only says what is missing.
+    pub(crate) fn run(&self, disk: &dyn Directory) -> Result<Arc<dyn DiskFile>, Unprepared> {
         let file = match &self.reused {
             Some(reused) => {
+                // Opened first: without a descriptor it stays what it is.
+                let file = disk.open(reused).map_err(|error| {
+                    let untouched = is_out_of_descriptors(&error).then(|| reused.clone());
+                    Unprepared { error, untouched }
+                })?;
                 // Its name goes durably before its header changes: recovery calls a segment with a wrong header damaged.
                 disk.rename(reused, PREPARING)?;
                 disk.sync_names().map_err(lasting)?;
-                disk.open(PREPARING)?
+                file
             }
             None => self.filled(disk)?,
         };
@@ -61,7 +80,12 @@ impl Preparation {
     }
 }
 
+/// Whether an error only says that room or a file descriptor is missing for now: what met it is tried again.
+pub(super) fn is_passing(error: &io::Error) -> bool {
+    is_no_space(error) || is_out_of_descriptors(error)
+}
+
 /// The error of a sync. Whatever it says, what is durable is unknown: room that is made does not mend it.
 pub(super) fn lasting(error: io::Error) -> io::Error {
-    if is_no_space(&error) { io::Error::other(error) } else { error }
+    if is_passing(&error) { io::Error::other(error) } else { error }
 }

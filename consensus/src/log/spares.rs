@@ -4,8 +4,8 @@
 
 use std::io;
 
-use super::segment::{PREPARING, lasting};
-use holdfast_storage::{Directory, is_no_space};
+use super::segment::{PREPARING, is_passing, lasting};
+use holdfast_storage::Directory;
 
 /// Segments that a log can begin on a full disk: one for a start, one to write on while old ones are made obsolete.
 pub(super) const SPARES: usize = 2;
@@ -75,10 +75,17 @@ impl Spares {
         self.numbers.pop().map(name)
     }
 
-    /// Makes one. Says whether there was room for it; if not, nothing of it stays.
+    /// Puts one back that was taken and is as it was. False if the file is no spare.
+    pub(super) fn put_back(&mut self, file: &str) -> bool {
+        let number = parse_name(file);
+        self.numbers.extend(number);
+        number.is_some()
+    }
+
+    /// Makes one. Says whether there was room and a descriptor for it; if not, nothing of it stays.
     pub(super) fn add(&mut self, disk: &dyn Directory, segment_bytes: u32) -> io::Result<bool> {
         match self.try_add(disk, segment_bytes) {
-            Err(error) if is_no_space(&error) => match disk.remove(UNFINISHED) {
+            Err(error) if is_passing(&error) => match disk.remove(UNFINISHED) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(false),
             },

@@ -12,6 +12,7 @@ use super::*;
 use holdfast_common::{LogIndex, RaftGroupId, Random, Term};
 use holdfast_storage::SimulatedDisk;
 
+mod descriptors;
 mod full;
 
 const OPTIONS: LogOptions = LogOptions {

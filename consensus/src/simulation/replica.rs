@@ -252,7 +252,7 @@ impl Replica {
         if living.node.is_syncing() && !living.syncs {
             living.syncs = true;
             let slow = world.random.below(30) == 0;
-            let slow = slow || living.node.waits_for_room();
+            let slow = slow || living.node.waits_to_write();
             let delay = world.random.below(if slow { 700 * MS } else { 3 * MS });
             world.after(delay, Event::Synced { node, life });
         }

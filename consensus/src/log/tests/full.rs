@@ -12,11 +12,11 @@ fn refused_for_room(disk: &SimulatedDisk) -> bool {
     matches!(open(disk), Err(RecoveryError::Io(error)) if is_no_space(&error))
 }
 
-/// Writes until the log waits for room. Says the last index that is durable.
-fn write_until_full(log: &mut Log, mut index: u64) -> u64 {
+/// Writes until the log waits. Says the last index that is durable.
+pub(super) fn write_until_waiting(log: &mut Log, mut index: u64) -> u64 {
     loop {
         log.append(vec![entries(index + 1, 1)]).unwrap();
-        if log.is_full() {
+        if log.is_waiting() {
             return index;
         }
         log.sync().unwrap();
@@ -32,20 +32,20 @@ fn a_full_disk_takes_the_spares_and_then_what_is_written_waits_for_room() {
     write(&mut log, vec![state(0)]);
     let first = log.current.header.segment;
     fill(&disk);
-    let index = write_until_full(&mut log, 0);
+    let index = write_until_waiting(&mut log, 0);
     assert_eq!(log.current.header.segment, first + 2, "two spares");
     assert_eq!(log.missing_bytes(), 2 * 4096);
     for _ in 0..3 {
         log.try_again().unwrap();
         log.fill_spares().unwrap();
-        assert!(log.is_full(), "there is no room yet");
+        assert!(log.is_waiting(), "there is no room yet");
     }
     // Nothing of it was acknowledged, and what was before is there.
     assert!(refused_for_room(&disk.fork()));
     disk.set_capacity(1 << 30);
     assert_eq!(open(&disk.fork()).unwrap().1, replayed(&[state(0), entries(1, index)]));
     log.try_again().unwrap();
-    assert!(!log.is_full());
+    assert!(!log.is_waiting());
     log.sync().unwrap();
     log.fill_spares().unwrap();
     assert_eq!(log.missing_bytes(), 0);
@@ -59,7 +59,7 @@ fn nothing_is_synced_while_something_waits_for_room() {
     let disk = SimulatedDisk::default();
     let (mut log, _) = open(&disk).unwrap();
     fill(&disk);
-    write_until_full(&mut log, 0);
+    write_until_waiting(&mut log, 0);
     let _ = log.sync();
 }
 
@@ -172,9 +172,9 @@ fn whatever_waits_for_room_is_there_once_it_is_synced() {
     }
 }
 
-fn write_patiently(log: &mut Log, records: Vec<Record>) {
+pub(super) fn write_patiently(log: &mut Log, records: Vec<Record>) {
     log.append(records).unwrap();
-    while log.is_full() {
+    while log.is_waiting() {
         log.try_again().unwrap();
     }
     log.sync().unwrap();

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::*;
+use holdfast_storage::simulated::Faults;
 
 /// A shelf of boxes: `+` puts one up, with all the bytes behind it, `-` alone takes the oldest one off. Answers with their count.
 #[derive(Clone, Default)]
@@ -88,7 +89,7 @@ impl Site {
     /// Turns until it has to wait; says what is to be sent.
     fn settle(&mut self, now_ns: u64) -> Vec<(NodeId, GroupMessage)> {
         let mut messages = Vec::new();
-        while self.node.has_work() || (self.node.is_syncing() && !self.node.waits_for_room()) {
+        while self.node.has_work() || (self.node.is_syncing() && !self.node.waits_to_write()) {
             let turn = if self.node.has_work() { self.node.turn(now_ns) } else { self.node.synced() }.unwrap();
             assert_eq!(turn.broken, []);
             self.answers.extend(turn.proposals);
@@ -102,10 +103,10 @@ impl Site {
     }
 
     fn tick(&mut self, now_ns: u64) -> Vec<(NodeId, GroupMessage)> {
-        if self.node.waits_for_room() {
+        if self.node.waits_to_write() {
             let turn = self.node.synced().unwrap();
             self.answers.extend(turn.proposals);
-            assert!(turn.messages.is_empty() || !self.node.waits_for_room());
+            assert!(turn.messages.is_empty() || !self.node.waits_to_write());
         }
         self.node.tick();
         let mut messages = self.settle(now_ns);
@@ -134,6 +135,11 @@ impl Site {
         self.disk.lose_unsynced();
         self.node = try_open(self.id, &self.disk).unwrap();
         self.tick(1);
+    }
+
+    fn snapshot_files(&self) -> usize {
+        let names = self.disk.root().directory("snapshots").unwrap().list().unwrap();
+        names.iter().filter(|name| name.ends_with(".snap")).count()
     }
 
     fn boxes(&self) -> usize {
@@ -269,11 +275,65 @@ fn a_follower_with_a_full_disk_lags_and_the_group_goes_on() {
         tickets.push(trio.sites[leader].ask(&put()));
         trio.round();
     }
-    assert!(trio.sites[follower].node.waits_for_room());
+    assert!(trio.sites[follower].node.waits_to_write());
     assert!(trio.sites[follower].boxes() < trio.sites[leader].boxes());
     assert!(tickets.iter().all(|ticket| trio.sites[leader].answers[ticket].is_ok()), "a majority has room");
     trio.sites[follower].disk.set_capacity(64 << 20);
     (0..100).for_each(|_| trio.round());
-    assert!(!trio.sites[follower].node.waits_for_room());
+    assert!(!trio.sites[follower].node.waits_to_write());
     assert_eq!(trio.sites[follower].boxes(), 120);
+}
+
+/// It says ENOSPC to nobody: its disk has room.
+#[test]
+fn a_node_without_a_file_descriptor_waits_and_goes_on_with_all_that_it_acknowledged() {
+    let mut site = Site::new(1, 64 << 20, &[NodeId(1)]);
+    site.propose(&put()).unwrap();
+    site.disk.set_descriptors(0);
+    let mut tickets = Vec::new();
+    for _ in 0..40 {
+        tickets.push(site.ask(&put()));
+        site.settle(1);
+        site.tick(1);
+    }
+    assert!(site.node.waits_to_write() && !site.node.is_failed());
+    assert!(site.answers.values().all(Result::is_ok));
+    let answered = tickets.iter().filter(|ticket| site.answers.contains_key(ticket)).count();
+    assert!(answered < 20 && site.boxes() == 1 + answered, "{answered}");
+    site.disk.set_descriptors(usize::MAX);
+    for _ in 0..40 {
+        site.tick(1);
+    }
+    assert!(!site.node.waits_to_write());
+    assert!(tickets.iter().all(|ticket| site.answers[ticket].is_ok()));
+    site.restart();
+    assert_eq!(site.boxes(), 41);
+}
+
+/// Segments, spares, snapshots and the room that is kept for them.
+#[test]
+fn whatever_meets_a_missing_file_descriptor_is_tried_again_and_stops_nothing() {
+    for seed in 0..3 {
+        let mut site = Site::new(seed + 1, 64 << 20, &[NodeId(seed + 1)]);
+        site.disk.set_faults(Faults { no_descriptor_ppm: 500_000, ..Faults::default() });
+        let mut tickets = Vec::new();
+        for round in 0..150 {
+            let command = if round % 4 == 0 { b"-".to_vec() } else { put() };
+            tickets.push(site.ask(&command));
+            site.settle(1);
+            site.tick(1);
+        }
+        assert!(site.disk.counts().no_descriptor > 20);
+        while site.node.waits_to_write() {
+            site.tick(1);
+        }
+        site.disk.set_faults(Faults::default());
+        (0..40).for_each(|_| drop(site.tick(1)));
+        assert!(tickets.iter().all(|ticket| site.answers[ticket].is_ok()), "seed {seed}");
+        assert_eq!(site.snapshot_files(), 1, "seed {seed}: it is written at last, and nothing of those before is left");
+        let boxes = site.boxes();
+        site.restart();
+        assert_eq!(site.boxes(), boxes);
+        site.propose(&put()).unwrap();
+    }
 }

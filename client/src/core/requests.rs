@@ -6,6 +6,7 @@
 
 use super::effects::{AttemptId, Effects, Note, RequestId, Response, Send, Wire};
 use super::members::Members;
+use super::sabotage::Sabotage;
 use super::time::Moment;
 use crate::{CallFailed, Error};
 use holdfast_common::limits::SESSION_IN_FLIGHT_MAX;
@@ -76,6 +77,7 @@ pub(crate) struct Requests<A> {
     retries: Ascending<(Moment, RequestId)>,
     /// Without a number or a session yet, in their order.
     waiting: VecDeque<RequestId>,
+    sabotage: Sabotage,
 }
 
 /// Meaning of an answer's code.
@@ -157,7 +159,7 @@ impl Response {
 }
 
 impl<A> Requests<A> {
-    pub(crate) fn new(volume: VolumeId, incarnation: Incarnation, replicas: Vec<NodeId>) -> Self {
+    pub(crate) fn new(volume: VolumeId, incarnation: Incarnation, replicas: Vec<NodeId>, sabotage: Sabotage) -> Self {
         Self {
             volume,
             incarnation,
@@ -170,6 +172,7 @@ impl<A> Requests<A> {
             requests: Ascending::default(),
             retries: Ascending::default(),
             waiting: VecDeque::new(),
+            sabotage,
         }
     }
 
@@ -268,6 +271,11 @@ impl<A> Requests<A> {
             request.session = SessionId(0);
         } else {
             let Some(session) = self.session else { return false };
+            if self.sabotage == Sabotage::NewNumberOnRetry
+                && let Some(former) = request.sequence.take()
+            {
+                self.outstanding.remove(&former);
+            }
             if is_mutation && request.sequence.is_none() {
                 if self.outstanding.len() >= SESSION_IN_FLIGHT_MAX {
                     return false;

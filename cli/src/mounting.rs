@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use holdfast_client::{FileSystem, MountConfig};
+use holdfast_client::{FileSystem, MountConfig, Sabotage};
 use holdfast_client_fuse::{Mount, MountOptions, MountPoint, SessionEnd, UnmountError, UnmountHow};
 use tokio::time::Instant;
 
@@ -42,6 +42,7 @@ impl Mounted {
             description: format!("{}:{} (pid {})", host.trim(), path.display(), std::process::id()),
             read_only: request.options.is_read_only(),
             memory_bytes: request.memory_bytes,
+            sabotage: Sabotage::None,
         };
         let file_system = tokio::time::timeout(MOUNT_DEADLINE, FileSystem::mount(config))
             .await

@@ -30,6 +30,7 @@ mod ranges;
 pub(crate) mod readahead;
 mod reading;
 mod requests;
+pub(crate) mod sabotage;
 mod session;
 pub(crate) mod time;
 mod upkeep;
@@ -50,6 +51,7 @@ use naming::{LookedUp, Name};
 use operations::Operation;
 use questions::Question;
 use requests::{Body, Outcome, Requests};
+use sabotage::Sabotage;
 use session::{OpeningId, Phase, Session};
 use std::collections::{BTreeSet, VecDeque};
 use time::Moment;
@@ -73,6 +75,8 @@ pub(crate) struct Settings {
     pub(crate) map_bytes: usize,
     /// Nonces and keys are drawn from it.
     pub(crate) seed: u64,
+    /// The rule that is broken; real mounts break none.
+    pub(crate) sabotage: Sabotage,
 }
 
 /// The purpose of a request: who takes its answer in.
@@ -167,14 +171,15 @@ pub(crate) struct Core {
 impl Core {
     /// A mount whose session is being opened: the first [`Effects`] say what is to be sent.
     pub(crate) fn new(settings: Settings, members: Members, now: Moment) -> (Self, Effects) {
+        let sabotage = settings.sabotage;
         let mut core = Self {
             now,
             due: None,
             out: Effects::default(),
             random: Random::new(settings.seed),
-            requests: Requests::new(settings.volume, settings.incarnation, settings.replicas.clone()),
+            requests: Requests::new(settings.volume, settings.incarnation, settings.replicas.clone(), sabotage),
             session: Session::new(),
-            files: Files::default(),
+            files: Files::new(sabotage),
             looked_up: LookedUp::default(),
             operations: Ascending::default(),
             writers: VecDeque::new(),

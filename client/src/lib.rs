@@ -16,6 +16,7 @@ mod shell;
 mod task;
 mod types;
 
+pub use crate::core::sabotage::Sabotage;
 pub use error::{CallFailed, Error, UnflushedFile};
 pub use file_system::FileSystem;
 pub use holdfast_transport::begin;

@@ -4,6 +4,7 @@ use crate::block_cache::BlockCache;
 use crate::chunk_reader::ChunkReader;
 use crate::core::effects::{Answer, Call};
 use crate::core::members::Members;
+use crate::core::sabotage::Sabotage;
 use crate::core::{Core, Settings};
 use crate::network::{Network, RealNetwork, ask_volmgr};
 use crate::runtime::{Runtime, TokioRuntime, within};
@@ -44,6 +45,8 @@ pub struct MountConfig {
     pub read_only: bool,
     /// Budget of dirty data, readahead and caches together (D12).
     pub memory_bytes: usize,
+    /// The rule that is broken: only simulations set it.
+    pub sabotage: Sabotage,
 }
 
 pub(crate) struct Mounted {
@@ -110,6 +113,7 @@ impl Mounted {
             dirty_bytes,
             map_bytes,
             seed,
+            sabotage: config.sabotage,
         };
         let mut members = Members::default();
         members.learn_endpoints(&volume.metanodes);

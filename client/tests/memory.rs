@@ -10,7 +10,7 @@ mod cluster;
 
 use bytes::Bytes;
 use cluster::{Cluster, in_virtual_time};
-use holdfast_client::{FileSystem, MountConfig, OpenMode, WriteAt};
+use holdfast_client::{FileSystem, MountConfig, OpenMode, Sabotage, WriteAt};
 use holdfast_common::{InodeId, Owner, Random};
 use std::sync::Arc;
 
@@ -42,6 +42,7 @@ fn fsyncs_and_overwrites_leave_nothing_in_memory() {
             description: "a".into(),
             read_only: false,
             memory_bytes: 64 << 20,
+            sabotage: Sabotage::None,
         };
         let fs = FileSystem::mount_over(config, &cluster.volume(), Arc::new(cluster.clone()), 1).await.unwrap();
         let mode = OpenMode { read: true, write: true, ..OpenMode::default() };

@@ -21,6 +21,7 @@ use crate::programs::{
     work_on_volumes,
 };
 use crate::role::{Moment, Role, Timer, Wish};
+use crate::sabotage::Sabotage;
 use crate::truth::{BASE_KEY_BYTES, Stage, Truth};
 use executor::Executor;
 use link::{Link, Outgoing};
@@ -45,8 +46,8 @@ impl ClientRole {
     /// Starts the process: it mounts the volume and lets its programs work.
     pub(crate) fn start(
         client: usize,
-        volmgr: NodeId,
-        volume: &str,
+        sabotage: Sabotage,
+        (volmgr, volume): (NodeId, &str),
         truth: &Arc<Mutex<Truth>>,
         random: Random,
         times: Times,
@@ -54,7 +55,7 @@ impl ClientRole {
         let link = Link::new(volmgr, volume);
         let mut process = Self { executor: Executor::default(), link: link.clone() };
         process.set_time(times);
-        process.executor.spawn(Box::pin(live(client, link, Arc::clone(truth), random)));
+        process.executor.spawn(Box::pin(live(client, sabotage, link, Arc::clone(truth), random)));
         process
     }
 
@@ -125,8 +126,8 @@ pub(crate) fn key_of(client: usize) -> Vec<u8> {
     key
 }
 
-async fn live(client: usize, link: Link, truth: Arc<Mutex<Truth>>, mut random: Random) {
-    let fs = mount(client, &link, random.bits()).await;
+async fn live(client: usize, sabotage: Sabotage, link: Link, truth: Arc<Mutex<Truth>>, mut random: Random) {
+    let fs = mount(client, sabotage, &link, random.bits()).await;
     // The former mount is fenced: nothing of it can come any more.
     truth.lock().client_mounted(client);
     let losses = truth.lock().losses_of(&key_of(client));
@@ -212,7 +213,7 @@ fn begin(
     }));
 }
 
-async fn mount(client: usize, link: &Link, seed: u64) -> FileSystem {
+async fn mount(client: usize, sabotage: Sabotage, link: &Link, seed: u64) -> FileSystem {
     let config = MountConfig {
         volmgr: String::new(),
         volume: String::new(),
@@ -220,6 +221,7 @@ async fn mount(client: usize, link: &Link, seed: u64) -> FileSystem {
         description: String::new(),
         read_only: false,
         memory_bytes: MEMORY_BYTES,
+        sabotage: sabotage.client(),
     };
     loop {
         if let Ok(volume) = link.volume().await

@@ -141,7 +141,7 @@ fn start(
         Box::new(StrangerRole::new(secret, registered.disks.clone()))
     } else {
         let client = client_of(node).ok_or("no such machine")?;
-        Box::new(ClientRole::start(client, VOLMGR, VOLUME, truth, random.fork(), times))
+        Box::new(ClientRole::start(client, sabotage, (VOLMGR, VOLUME), truth, random.fork(), times))
     })
 }
 

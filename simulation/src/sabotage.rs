@@ -1,5 +1,6 @@
 //! The rules that can be broken one at a time, each by the name that `docs/TESTING.md` lists.
 
+use holdfast_client::Sabotage as Client;
 use holdfast_consensus::Sabotage as Consensus;
 use holdfast_datanode::Sabotage as Datanode;
 use holdfast_metanode::Sabotage as Metanode;
@@ -19,6 +20,8 @@ pub enum Sabotage {
     Datanode(Datanode),
     /// One of the volume manager.
     Volmgr(Volmgr),
+    /// One of the clients.
+    Client(Client),
 }
 
 impl Sabotage {
@@ -42,6 +45,11 @@ impl Sabotage {
         if let Self::Volmgr(sabotage) = self { sabotage } else { Volmgr::None }
     }
 
+    /// Its value in a mount's settings.
+    pub(crate) fn client(self) -> Client {
+        if let Self::Client(sabotage) = self { sabotage } else { Client::None }
+    }
+
     /// All of them.
     #[must_use]
     pub fn all() -> Vec<Self> {
@@ -49,7 +57,8 @@ impl Sabotage {
         let metanode = Metanode::ALL.into_iter().map(Self::Metanode);
         let datanode = Datanode::ALL.into_iter().map(Self::Datanode);
         let volmgr = Volmgr::ALL.into_iter().map(Self::Volmgr);
-        consensus.chain(metanode).chain(datanode).chain(volmgr).collect()
+        let client = Client::ALL.into_iter().map(Self::Client);
+        consensus.chain(metanode).chain(datanode).chain(volmgr).chain(client).collect()
     }
 
     /// The names of all.
@@ -67,6 +76,7 @@ impl Sabotage {
             Self::Metanode(sabotage) => format!("metanode-{sabotage:?}"),
             Self::Datanode(sabotage) => format!("datanode-{sabotage:?}"),
             Self::Volmgr(sabotage) => format!("volmgr-{sabotage:?}"),
+            Self::Client(sabotage) => format!("client-{sabotage:?}"),
         }
     }
 

@@ -238,6 +238,10 @@ impl Truth {
             self.burnt_commits += u64::from(answer.code() == Code::Ok);
             return;
         }
+        if let Op::Commit(commit) = op {
+            let durable = self.shards.committed(&commit.chunks);
+            durable.unwrap_or_else(|wrong| panic!("entry {index}: {wrong}"));
+        }
         let followed = self.chunks.follow(self.now, op, answer, self.log.table());
         followed.unwrap_or_else(|wrong| panic!("entry {index}: {wrong}"));
     }

@@ -60,6 +60,12 @@ const FOUND: &[(&str, u64, &str)] = &[
     ("volmgr-AnswerBeforeTable", 2, "its table was never ready"),
     ("volmgr-ConfirmUnreported", 2, "replicas of deleted volumes"),
     ("volmgr-HearOlderGeneration", 3, "is heard, and start"),
+    ("client-BarriersOvertake", 0, "differs from what was written"),
+    ("client-BurntChunkUsedAgain", 2, "after it was freed"),
+    ("client-CommitsBeforeDurable", 0, "is not durable"),
+    ("client-LossUntold", 70, "and no fsync said so"),
+    ("client-NewNumberOnRetry", 159, "being answered"),
+    ("client-OlderAnswersBelieved", 258, "differs from what was written"),
 ];
 
 #[test]

@@ -5,6 +5,7 @@ use super::effects::OpId;
 use super::inode::{Inode, Loss};
 use super::questions::{Question, Questions};
 use super::readahead::Readahead;
+use super::sabotage::Sabotage;
 use crate::{Error, FileHandle, OpenMode};
 use holdfast_common::InodeId;
 use holdfast_proto::meta::{Attr, MutateResponse, ReadResponse};
@@ -40,6 +41,7 @@ pub(crate) struct Files {
     remembered: VecDeque<InodeId>,
     /// Of inodes that are open or not: a change that is sent again must not pass what was written since.
     changes: BTreeMap<InodeId, Changes>,
+    sabotage: Sabotage,
 }
 
 /// Changes of an inode that no commit may overtake, nor be overtaken by (R8, R9).
@@ -50,6 +52,10 @@ pub(crate) struct Changes {
 }
 
 impl Files {
+    pub(crate) fn new(sabotage: Sabotage) -> Self {
+        Self { sabotage, ..Self::default() }
+    }
+
     pub(crate) fn begin_question(&mut self) -> Question {
         self.questions.begin()
     }
@@ -65,7 +71,7 @@ impl Files {
         self.next_handle += 1;
         let handle = self.next_handle;
         let id = InodeId(attributes.inode);
-        let inode = self.inodes.entry(id).or_insert_with(|| Inode::new(attributes));
+        let inode = self.inodes.entry(id).or_insert_with(|| Inode::new(attributes, self.sabotage));
         inode.refresh(attributes);
         inode.handles.insert(handle);
         let error = inode.loss.as_ref().map(|loss| loss.error.clone());

@@ -13,6 +13,7 @@ use super::extent_map::ExtentMap;
 use super::naming::Name;
 use super::plan::Plan;
 use super::questions::newest;
+use super::sabotage::Sabotage;
 use super::time::Moment;
 use crate::{Error, WriteAt};
 use bytes::Bytes;
@@ -129,10 +130,11 @@ pub(crate) struct Inode {
     pub(crate) map_asked: bool,
     /// A session was lost since the attributes were learnt: they may be older than what the table has taken from it.
     doubtful: bool,
+    sabotage: Sabotage,
 }
 
 impl Inode {
-    pub(crate) fn new(attributes: Attr) -> Self {
+    pub(crate) fn new(attributes: Attr, sabotage: Sabotage) -> Self {
         Self {
             id: InodeId(attributes.inode),
             name: None,
@@ -154,6 +156,7 @@ impl Inode {
             map_waiters: Vec::new(),
             map_asked: false,
             doubtful: false,
+            sabotage,
         }
     }
 
@@ -162,6 +165,9 @@ impl Inode {
     pub(crate) fn refresh(&mut self, fresh: Attr) -> Attr {
         if !is_untouched(&fresh) {
             self.pristine_until = None;
+        }
+        if self.sabotage == Sabotage::OlderAnswersBelieved {
+            self.attributes.data_version = 0;
         }
         let mut fresh = newest(fresh, &self.attributes);
         if fresh.data_version >= self.attributes.data_version {
@@ -395,7 +401,9 @@ impl Inode {
 
     /// Learns a part of the map, unless it is older than what is known.
     pub(crate) fn learn_map(&mut self, attributes: Attr, map: &FileMap) {
-        if attributes.data_version < self.map_version || attributes.data_version < self.attributes.data_version {
+        let is_older =
+            attributes.data_version < self.map_version || attributes.data_version < self.attributes.data_version;
+        if is_older && self.sabotage != Sabotage::OlderMapsBelieved {
             return;
         }
         if attributes.data_version != self.map_version {

@@ -5,6 +5,7 @@ use super::inode::{Freeze, Waiter};
 use super::naming::Name;
 use super::pending::PendingWrite;
 use super::readahead::Advice;
+use super::sabotage::Sabotage;
 use super::session::Phase;
 use super::time::Moment;
 use super::{Asker, Core};
@@ -94,7 +95,7 @@ impl Core {
             }
             Call::Barrier { inode, op: change } => {
                 self.spoil(&change);
-                self.flush(op, inode, Then::Change(inode, Box::new(change)));
+                self.begin_barrier(op, inode, Box::new(change));
                 Ok(())
             }
             Call::Create { request, mode } => {
@@ -308,10 +309,21 @@ impl Core {
 
     /// The lost write that a handle has to tell of. A handle that was closed meanwhile tells nothing.
     fn report(&mut self, handle: FileHandle, closing: bool) -> Result<Answer, Error> {
+        if self.settings.sabotage == Sabotage::LossUntold {
+            return Ok(Answer::Done);
+        }
         if closing {
             return self.files.told_by_close(handle).map_or(Ok(Answer::Done), Err);
         }
         Ok(self.files.tell(handle).map_or(Answer::Done, |error| Answer::Told(handle, error)))
+    }
+
+    /// Changes the inode behind everything that was written to it before (R9).
+    fn begin_barrier(&mut self, op: OpId, inode: InodeId, change: Box<mutation::Op>) {
+        if self.settings.sabotage == Sabotage::BarriersOvertake {
+            return self.begin_change(op, inode, change);
+        }
+        self.flush(op, inode, Then::Change(inode, change));
     }
 
     /// Changes the inode when no other change or commit of it is under way (R8, R9).

@@ -7,6 +7,7 @@
 use super::code_of;
 use super::effects::{AttemptId, Effects, Note, RequestId, Response, Send, Wire};
 use super::members::Members;
+use super::sabotage::Sabotage;
 use super::time::Moment;
 use crate::{CallFailed, Error};
 use holdfast_common::limits::SESSION_IN_FLIGHT_MAX;
@@ -77,6 +78,7 @@ pub(crate) struct Requests<A> {
     retries: Ascending<(Moment, RequestId)>,
     /// Without a number or a session yet, in their order.
     waiting: VecDeque<RequestId>,
+    sabotage: Sabotage,
 }
 
 /// Meaning of an answer's code.
@@ -158,7 +160,7 @@ impl Response {
 }
 
 impl<A> Requests<A> {
-    pub(crate) fn new(volume: VolumeId, incarnation: Incarnation, replicas: Vec<NodeId>) -> Self {
+    pub(crate) fn new(volume: VolumeId, incarnation: Incarnation, replicas: Vec<NodeId>, sabotage: Sabotage) -> Self {
         Self {
             volume,
             incarnation,
@@ -171,6 +173,7 @@ impl<A> Requests<A> {
             requests: Ascending::default(),
             retries: Ascending::default(),
             waiting: VecDeque::new(),
+            sabotage,
         }
     }
 
@@ -269,6 +272,11 @@ impl<A> Requests<A> {
             request.session = SessionId(0);
         } else {
             let Some(session) = self.session else { return false };
+            if self.sabotage == Sabotage::NewNumberOnRetry
+                && let Some(former) = request.sequence.take()
+            {
+                self.outstanding.remove(&former);
+            }
             if is_mutation && request.sequence.is_none() {
                 if self.outstanding.len() >= SESSION_IN_FLIGHT_MAX {
                     return false;

@@ -180,6 +180,13 @@ impl Session {
         self.chunks.next().map(ChunkId)
     }
 
+    /// The next chunk gets the id of the last one.
+    pub(crate) fn use_again(&mut self, chunk: ChunkId) {
+        if chunk.0 + 1 == self.chunks.start {
+            self.chunks.start = chunk.0;
+        }
+    }
+
     /// Ids that were asked for at that time.
     pub(crate) fn add_chunks(&mut self, first: u64, count: u32, asked: Moment) {
         self.chunks = first..first + u64::from(count);

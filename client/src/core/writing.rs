@@ -6,6 +6,7 @@ use super::effects::{Answer, Note, OpId, PutChunk, Reserve, WriteId};
 use super::inode::Freeze;
 use super::operations::{State, Then};
 use super::pending::{PendingWrite, Share, Space};
+use super::sabotage::Sabotage;
 use super::writes::{self, Ended, Put};
 use super::{Asker, Core};
 use crate::{CallFailed, Error, FileHandle, WriteAt};
@@ -375,7 +376,11 @@ impl Core {
             shard_length_bytes: stripe.geometry.shard_length_bytes(),
         };
         let pieces = self.writes.get(id).map(|write| write.pieces.clone()).unwrap_or_default();
-        self.writes.put(id, record.clone(), stripe.members.clone());
+        let mut awaited = stripe.members.clone();
+        if self.settings.sabotage == Sabotage::CommitsBeforeDurable {
+            awaited.truncate(1);
+        }
+        self.writes.put(id, record.clone(), awaited);
         self.out.puts.push(PutChunk {
             write: id,
             record,
@@ -439,7 +444,12 @@ impl Core {
             Some(Ended::Burnt(Put::Busy | Put::Misplaced)) => {
                 self.writes.paused.insert((self.now + MEMBERS_PAUSE, id));
             }
-            Some(Ended::Burnt(Put::Stored | Put::Full | Put::Failed | Put::BelowFloor)) => self.attempt(id),
+            Some(Ended::Burnt(Put::Stored | Put::Full | Put::Failed | Put::BelowFloor)) => {
+                if self.settings.sabotage == Sabotage::BurntChunkUsedAgain {
+                    self.session.use_again(chunk);
+                }
+                self.attempt(id);
+            }
         }
     }
 }

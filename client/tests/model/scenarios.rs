@@ -3,7 +3,8 @@
 use crate::cluster::{Cluster, Faults, in_virtual_time};
 use bytes::Bytes;
 use holdfast_client::{
-    Error, FileHandle, FileSystem, MountConfig, NewNode, OpenMode, RenameMode, SetAttributes, UnflushedFile, WriteAt,
+    Error, FileHandle, FileSystem, MountConfig, NewNode, OpenMode, RenameMode, Sabotage, SetAttributes, UnflushedFile,
+    WriteAt,
 };
 use holdfast_common::{InodeId, Owner};
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub(crate) fn config(key: &str) -> MountConfig {
         description: key.into(),
         read_only: false,
         memory_bytes: 64 << 20,
+        sabotage: Sabotage::None,
     }
 }
 

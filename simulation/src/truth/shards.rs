@@ -10,6 +10,7 @@ use holdfast_proto::data::{
     DeleteShardsRequest, ListShardsRequest, ListShardsResponse, PutShardRequest, ReadShardsRequest, ReadShardsResponse,
     ShardData, ShardHeader, ShardName, ShardRange, ShardSummary, Status,
 };
+use holdfast_proto::meta::ChunkRecord;
 
 /// A put of this much more than is free for everybody cannot be explained by space that was given back meanwhile.
 const SPACE_BYTES_MARGIN: u64 = 2 << 20;
@@ -50,6 +51,8 @@ pub(crate) struct Shards {
     disks: BTreeMap<NodeId, Disk>,
     /// The machine whose disk loses and alters what it holds: there, nothing but wrong bytes is a mistake.
     pub(crate) rotting: Option<NodeId>,
+    /// Chunk, shard and attempt of all that was ever answered as durable.
+    acknowledged: BTreeSet<(u64, u32, u64)>,
     /// Shards that were read and compared.
     pub(crate) compared: u64,
     /// Puts that had to be refused.
@@ -339,6 +342,12 @@ impl Shards {
         response: &DataResponse,
         available_bytes: u64,
     ) -> Result<(), String> {
+        if let (DataRequest::Put(PutShardRequest { header: Some(header), .. }, _), DataResponse::Put(response)) =
+            (request, response)
+            && response.status() == Status::Ok
+        {
+            self.acknowledged.insert((header.chunk, header.shard, header.nonce));
+        }
         let (disk, trusted) = self.disk(node);
         match (request, response) {
             (DataRequest::Put(request, payload), DataResponse::Put(response)) => match response.status() {
@@ -372,6 +381,20 @@ impl Shards {
             _ => {}
         }
         Ok(())
+    }
+
+    /// A commit names chunks: each of their shards was answered as durable by some disk (R2).
+    pub(crate) fn committed(&self, chunks: &[ChunkRecord]) -> Result<(), String> {
+        let shards = |chunk: &ChunkRecord| {
+            (0..chunk.data_shards + chunk.parity_shards).map({
+                let (chunk, nonce) = (chunk.chunk, chunk.nonce);
+                move |shard| (chunk, shard, nonce)
+            })
+        };
+        match chunks.iter().flat_map(shards).find(|shard| !self.acknowledged.contains(shard)) {
+            Some((chunk, shard, _)) => Err(format!("chunk {chunk} is committed, and its shard {shard} is not durable")),
+            None => Ok(()),
+        }
     }
 
     /// A machine is told to drop volumes.

@@ -3,7 +3,7 @@ use holdfast_common::Random;
 use std::collections::BTreeMap;
 
 fn inode() -> Inode {
-    Inode::new(Attr { inode: 5, ..Attr::default() })
+    Inode::new(Attr { inode: 5, ..Attr::default() }, Sabotage::None)
 }
 
 fn bytes(length: usize) -> Bytes {
@@ -49,14 +49,14 @@ fn only_full_chunks_are_frozen_while_a_file_streams() {
 
 #[test]
 fn an_append_goes_behind_what_is_dirty_frozen_and_committed() {
-    let mut inode = Inode::new(Attr { inode: 5, size_bytes: 10, ..Attr::default() });
+    let mut inode = Inode::new(Attr { inode: 5, size_bytes: 10, ..Attr::default() }, Sabotage::None);
     for end in [20, 30, 40] {
         let offset = inode.offset_of(WriteAt::End { believed: 0 });
         write(&mut inode, offset.0, bytes(10));
         inode.freeze(Freeze::All);
         assert_eq!(inode.size_bytes(), end);
     }
-    let mut full = Inode::new(Attr { inode: 6, size_bytes: FILE_BYTES_MAX - 5, ..Attr::default() });
+    let mut full = Inode::new(Attr { inode: 6, size_bytes: FILE_BYTES_MAX - 5, ..Attr::default() }, Sabotage::None);
     let offset = full.offset_of(WriteAt::End { believed: 0 });
     let refused = full.write(offset, bytes(6), 1, false, 0, Moment(0));
     assert_eq!(refused.err(), Some(Error::FileTooLarge));
@@ -78,7 +78,7 @@ fn attributes_that_our_own_commit_overtook_do_not_shrink_the_file() {
 /// Interleaving: another mount truncates, and this one hears of it while a flush of its own is under way.
 #[test]
 fn bytes_from_before_a_truncation_are_not_read_while_a_flush_is_under_way() {
-    let mut inode = Inode::new(Attr { inode: 5, size_bytes: 8, data_version: 1, ..Attr::default() });
+    let mut inode = Inode::new(Attr { inode: 5, size_bytes: 8, data_version: 1, ..Attr::default() }, Sabotage::None);
     let map = FileMap { offset: 0, covered_bytes: 8, extents: vec![extent(8, 7)], chunks: vec![record(7)] };
     inode.learn_map(Attr { inode: 5, size_bytes: 8, data_version: 1, ..Attr::default() }, &map);
     assert_eq!(text(inode.find(FileOffset(0), 8)), b"########");
@@ -103,7 +103,7 @@ fn a_map_is_kept_over_our_own_commit_however_early_its_attributes_are_heard() {
 
 #[test]
 fn suid_is_gone_from_the_write_on_not_from_its_flush_on() {
-    let mut inode = Inode::new(Attr { inode: 5, mode: 0o6755, ..Attr::default() });
+    let mut inode = Inode::new(Attr { inode: 5, mode: 0o6755, ..Attr::default() }, Sabotage::None);
     inode.write(FileOffset(0), bytes(1), 1, true, 0, Moment(0)).unwrap();
     assert_eq!(inode.attributes().mode, 0o755);
     inode.freeze(Freeze::All);
@@ -116,7 +116,7 @@ fn only_a_file_that_nobody_changed_since_its_creation_is_pristine() {
     let now = Moment(5);
     let attributes = |ctime_ns| Attr { inode: 5, btime_ns: 7, ctime_ns, ..Attr::default() };
     let of = |ctime_ns| {
-        let mut inode = Inode::new(attributes(ctime_ns));
+        let mut inode = Inode::new(attributes(ctime_ns), Sabotage::None);
         assert!(!inode.is_pristine(now), "it was only opened");
         inode.created(&attributes(ctime_ns), now);
         inode
@@ -167,7 +167,7 @@ fn what_is_dropped_gives_back_what_it_held() {
 #[test]
 fn what_is_known_of_an_older_version_is_not_known_of_the_newer() {
     let at = |data_version| Attr { inode: 5, size_bytes: 16, data_version, ..Attr::default() };
-    let mut inode = Inode::new(at(1));
+    let mut inode = Inode::new(at(1), Sabotage::None);
     inode.learn_map(
         at(1),
         &FileMap { offset: 0, covered_bytes: 8, extents: vec![extent(8, 7)], chunks: vec![record(7)] },
@@ -177,12 +177,32 @@ fn what_is_known_of_an_older_version_is_not_known_of_the_newer() {
     assert!(matches!(inode.find(FileOffset(0), 8), Found::MapUnknown { offset: FileOffset(0) }));
 }
 
+/// Interleaving: a map is answered, a commit of ours is answered, and then the map arrives.
+#[test]
+fn a_map_of_an_older_version_is_not_believed() {
+    for (sabotage, known) in [(Sabotage::None, 8), (Sabotage::OlderMapsBelieved, 7)] {
+        let at = |data_version| Attr { inode: 5, size_bytes: 16, data_version, ..Attr::default() };
+        let map = |chunk| FileMap {
+            offset: 0,
+            covered_bytes: 16,
+            extents: vec![extent(16, chunk)],
+            chunks: vec![record(chunk)],
+        };
+        let mut inode = Inode::new(at(2), sabotage);
+        inode.learn_map(at(2), &map(8));
+        inode.learn_map(at(1), &map(7));
+        let chunks: Vec<u64> =
+            inode.map.ranges(FileOffset(0), FileOffset(16)).iter().map(|range| range.chunk.chunk).collect();
+        assert_eq!(chunks, [known], "{sabotage:?}");
+    }
+}
+
 /// Interleaving: another mount's commit is taken in between what this mount knows and its own.
 #[test]
 fn a_commit_behind_that_of_another_mount_does_not_make_the_former_map_new() {
     for (version, is_known) in [(2, true), (3, false)] {
         let at = |data_version| Attr { inode: 5, size_bytes: 16, data_version, ..Attr::default() };
-        let mut inode = Inode::new(at(1));
+        let mut inode = Inode::new(at(1), Sabotage::None);
         let map = FileMap { offset: 0, covered_bytes: 16, extents: vec![extent(16, 7)], chunks: vec![record(7)] };
         inode.learn_map(at(1), &map);
         write(&mut inode, 0, Bytes::from_static(b"1234"));
@@ -274,7 +294,7 @@ fn a_read_finds_what_is_unflushed_over_what_the_table_has() {
         let mut random = Random::new(seed);
         let attributes = Attr { inode: 5, ..Attr::default() };
         let mut table = Mapped { attributes, places: Vec::new(), chunks: BTreeMap::new() };
-        let mut inode = Inode::new(attributes);
+        let mut inode = Inode::new(attributes, Sabotage::None);
         // Generations on their way, and what is dirty.
         let mut flushing: VecDeque<(u64, Writes)> = VecDeque::new();
         let mut dirty = Writes::new();

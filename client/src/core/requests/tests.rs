@@ -21,7 +21,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let requests = Requests::new(VolumeId(1), Incarnation(1), vec![NodeId(1), NodeId(2)]);
+        let requests = Requests::new(VolumeId(1), Incarnation(1), vec![NodeId(1), NodeId(2)], Sabotage::None);
         let mut bench = Self { requests, members: members(), now: Moment(0), out: Effects::default() };
         bench.session(1);
         bench

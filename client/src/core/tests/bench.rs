@@ -59,6 +59,7 @@ pub(super) fn settings() -> Settings {
         dirty_bytes: 32 << 20,
         map_bytes: 1 << 20,
         seed: 1,
+        sabotage: Sabotage::None,
     }
 }
 

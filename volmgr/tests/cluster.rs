@@ -278,14 +278,17 @@ async fn a_table_is_told_the_feature_level_that_all_its_replicas_know() {
 async fn one_whose_directory_was_removed_or_replaced_stops_and_says_why() {
     let temporary = tempfile::tempdir().unwrap();
     for replaced in [false, true] {
-        let (home, aside) = (temporary.path().join("home"), temporary.path().join(format!("aside-{replaced}")));
+        let path = |name: &str| temporary.path().join(format!("{name}-{replaced}"));
+        let (home, aside, other) = (path("home"), path("aside"), path("other"));
         holdfast_volmgr::format(&home).unwrap();
+        holdfast_volmgr::format(&other).unwrap();
         let mut fixture = start(&home).await;
         fixture.register(new_node(Role::Datanode, 11)).await.unwrap();
-        std::fs::rename(&home, &aside).unwrap();
-        if replaced {
-            holdfast_volmgr::format(&home).unwrap();
-        }
+        let superblock = std::fs::read(home.join("superblock")).unwrap();
+        // In one step each: a look in between would meet something else.
+        let (from, to) =
+            if replaced { (other.join("superblock"), home.join("superblock")) } else { (home.clone(), aside.clone()) };
+        std::fs::rename(from, to).unwrap();
         let why = tokio::time::timeout(DEADLINE, fixture.volmgr.refused()).await.expect("it serves on");
         let expected = if replaced { "holds start 0 of the volume manager of cluster" } else { "is not formatted" };
         assert!(why.contains(expected), "{why}");
@@ -294,8 +297,9 @@ async fn one_whose_directory_was_removed_or_replaced_stops_and_says_why() {
         assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody listens any more");
         fixture.volmgr.shutdown().await;
         // As it was, it starts again with all that was answered.
-        let _ = std::fs::remove_dir_all(&home);
-        let mut fixture = start(&aside).await;
+        let was = if replaced { home } else { aside };
+        std::fs::write(was.join("superblock"), superblock).unwrap();
+        let mut fixture = start(&was).await;
         let cluster = fixture.admin.show_cluster(ShowClusterRequest {}).await.unwrap().into_inner();
         assert_eq!(cluster.nodes.len(), 1);
         fixture.volmgr.shutdown().await;

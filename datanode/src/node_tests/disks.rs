@@ -155,3 +155,42 @@ async fn a_node_whose_own_directory_was_removed_stops_serving_and_says_why() {
     let why = tokio::time::timeout(TIMEOUT, node.refused()).await.unwrap();
     assert!(why.contains("is not formatted"), "{why}");
 }
+
+/// Set in the process whose soft limit is lowered.
+const CHILD: &str = "HOLDFAST_LOW_SOFT_LIMIT";
+/// Soft limit that a shell might give it.
+const SOFT_LIMIT: u64 = 256;
+
+fn open_files_max() -> libc::rlimit {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to an rlimit of ours, and this call writes nothing else.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    limit
+}
+
+/// In a process of its own, because limits are a process's.
+#[test]
+fn a_start_raises_the_limit_of_open_files_as_far_as_it_may() {
+    if std::env::var_os(CHILD).is_none() {
+        let claim = "node_tests::disks::a_start_raises_the_limit_of_open_files_as_far_as_it_may";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", claim, "--nocapture"]).env(CHILD, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}{complaint}");
+        return;
+    }
+    let hard = open_files_max().rlim_max;
+    assert!(hard > SOFT_LIMIT, "this system allows only {hard} open files: nothing can be raised");
+    let low = libc::rlimit { rlim_cur: SOFT_LIMIT, rlim_max: hard };
+    // SAFETY: the pointer is to an rlimit of ours, which the call only reads.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const low) }, 0);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let rig = Rig::new().await;
+        assert_eq!(open_files_max().rlim_cur, SOFT_LIMIT, "formatting needs few");
+        let node = rig.start().await;
+        assert_eq!(open_files_max().rlim_cur, hard);
+        node.shutdown().await;
+    });
+}

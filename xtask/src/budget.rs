@@ -9,28 +9,28 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stage {
     pub(crate) name: &'static str,
-    budget_minutes: u64,
+    budget_seconds: u64,
 }
 
-pub(crate) const INSTALL: Stage = Stage { name: "install", budget_minutes: 1 };
-pub(crate) const LINT: Stage = Stage { name: "lint", budget_minutes: 3 };
-pub(crate) const BUILD: Stage = Stage { name: "build", budget_minutes: 8 };
-pub(crate) const UNIT: Stage = Stage { name: "unit", budget_minutes: 2 };
-pub(crate) const END_TO_END: Stage = Stage { name: "end to end", budget_minutes: 11 };
-pub(crate) const SIMULATION: Stage = Stage { name: "simulation", budget_minutes: 1 };
-pub(crate) const SOAK: Stage = Stage { name: "soak", budget_minutes: 4 };
+pub(crate) const INSTALL: Stage = Stage { name: "install", budget_seconds: 30 };
+pub(crate) const LINT: Stage = Stage { name: "lint", budget_seconds: 100 };
+pub(crate) const BUILD: Stage = Stage { name: "build", budget_seconds: 660 };
+pub(crate) const UNIT: Stage = Stage { name: "unit", budget_seconds: 75 };
+pub(crate) const END_TO_END: Stage = Stage { name: "end to end", budget_seconds: 680 };
+pub(crate) const SIMULATION: Stage = Stage { name: "simulation", budget_seconds: 45 };
+pub(crate) const SOAK: Stage = Stage { name: "soak", budget_seconds: 210 };
 
 /// Budget of all stages together (issue 8).
-const TOTAL_MINUTES: u64 = 30;
+const TOTAL_SECONDS: u64 = 30 * 60;
 
 const _: () = {
     let stages = [INSTALL, LINT, BUILD, UNIT, SIMULATION, END_TO_END, SOAK];
     let (mut sum, mut index) = (0, 0);
     while index < stages.len() {
-        sum += stages[index].budget_minutes;
+        sum += stages[index].budget_seconds;
         index += 1;
     }
-    assert!(sum == TOTAL_MINUTES, "the stages' budgets add up to the whole");
+    assert!(sum == TOTAL_SECONDS, "the stages' budgets add up to the whole");
 };
 
 /// Result of one stage.
@@ -43,7 +43,7 @@ pub(crate) struct StageReport {
 
 impl StageReport {
     fn budget(&self) -> Duration {
-        minutes(self.stage.budget_minutes)
+        Duration::from_secs(self.stage.budget_seconds)
     }
 }
 
@@ -55,14 +55,10 @@ impl fmt::Display for StageReport {
     }
 }
 
-fn minutes(count: u64) -> Duration {
-    Duration::from_secs(count * 60)
-}
-
 /// The line below the table: the time of all stages, and which took longer than they may.
 pub(crate) fn verdict(reports: &[StageReport]) -> String {
     let total: Duration = reports.iter().map(|report| report.took).sum();
-    let limit = minutes(TOTAL_MINUTES);
+    let limit = Duration::from_secs(TOTAL_SECONDS);
     let mut over: Vec<&str> =
         reports.iter().filter(|report| report.took > report.budget()).map(|report| report.stage.name).collect();
     if total > limit {
@@ -83,9 +79,9 @@ mod tests {
 
     #[test]
     fn a_stage_over_its_budget_is_named_in_its_row_and_at_the_end() {
-        let reports = [report(LINT, 181), report(UNIT, 120)];
+        let reports = [report(LINT, 101), report(UNIT, 75)];
         assert!(reports[0].to_string().ends_with("over its budget") && !reports[1].to_string().contains("over"));
-        assert_eq!(verdict(&reports), "all           301.0 s of 1800 s   over budget: lint");
+        assert_eq!(verdict(&reports), "all           176.0 s of 1800 s   over budget: lint");
         assert!(verdict(&reports[1..]).ends_with("within budget"));
     }
 

@@ -19,19 +19,19 @@ const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
 /// If there is none: it has to be built first.
 #[must_use]
 pub fn holdfast_binary() -> PathBuf {
-    let path = std::env::var_os(variables::BINARY).map_or_else(
-        || {
-            let own = std::env::current_exe().expect("a process knows its executable");
-            let directory = own.parent().expect("an executable is in a directory");
-            // Test programs are one deeper, in target/tests/deps.
-            let of_tests =
-                if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
-            of_tests.with_file_name("release").join("holdfast")
-        },
-        PathBuf::from,
-    );
+    let path = std::env::var_os(variables::BINARY)
+        .map_or_else(|| tests_directory().with_file_name("release").join("holdfast"), PathBuf::from);
     assert!(path.is_file(), "{} is missing: cargo build --release --package holdfast", path.display());
     path
+}
+
+/// Directory of the programs and libraries that were built for the tests, this program among them.
+pub(crate) fn tests_directory() -> PathBuf {
+    let own = std::env::current_exe().expect("a process knows its executable");
+    let directory = own.parent().expect("an executable is in a directory");
+    // Test programs are one deeper, in target/tests/deps.
+    let of_tests = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+    of_tests.to_owned()
 }
 
 /// A command that carries the room's tag, in a process group of its own.

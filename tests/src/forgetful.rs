@@ -12,7 +12,7 @@
 pub mod journal;
 pub mod power;
 
-use crate::command::holdfast_binary;
+use crate::command::tests_directory;
 use std::path::PathBuf;
 
 /// Directories whose files are watched, absolute; everything below.
@@ -20,13 +20,13 @@ pub const ROOT_VARIABLE: &str = "HOLDFAST_FORGETFUL_ROOT";
 /// Where the journals go: on the same file system, outside the root.
 pub const JOURNAL_VARIABLE: &str = "HOLDFAST_FORGETFUL_JOURNAL";
 
-/// The library to preload: it is built beside the binary under test.
+/// The library to preload: it is built with the tests.
 ///
 /// # Panics
 /// If it was not built.
 #[must_use]
 pub fn library() -> PathBuf {
-    let path = holdfast_binary().with_file_name("libholdfast_forgetful.so");
+    let path = tests_directory().join("libholdfast_forgetful.so");
     assert!(path.exists(), "{} is missing; build the whole workspace", path.display());
     path
 }

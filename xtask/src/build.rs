@@ -25,12 +25,11 @@ pub(crate) struct TestProgram {
 /// Builds the workspace; `None` when it does not build (the reasons have been printed).
 pub(crate) fn run() -> Result<Option<Vec<TestProgram>>> {
     command::build(&["--release", "--package", "holdfast"])?;
-    command::build(&["--profile", TESTS_PROFILE, "--package", "holdfast-tests", "--bins"])?;
-    // Programs that are no tests are not wanted in this profile.
-    let tests = ["--workspace", "--tests", "--message-format=json-render-diagnostics"];
+    // In one command: a package by itself may want other features of what it depends on, which is then compiled twice.
+    let everything = ["--workspace", "--all-targets", "--message-format=json-render-diagnostics"];
     let mut child = cargo()
         .args(["build", "--profile", TESTS_PROFILE])
-        .args(tests)
+        .args(everything)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -200,7 +200,7 @@ impl Log {
         Ok(())
     }
 
-    /// What an error leaves unwritten waits.
+    /// Writes until something is missing or everything is written. Records behind an error stay among those that wait.
     fn write_until_lack(&mut self) -> io::Result<()> {
         self.write_unwritten()?;
         while let Some(batch) = self.waiting.pop_front() {

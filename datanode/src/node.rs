@@ -279,12 +279,7 @@ impl Datanode {
 
     /// Waits until the volume manager refused this node for good, which stops it, and says why.
     pub async fn refused(&self) -> String {
-        let mut stopped = self.stopped.clone();
-        match stopped.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
-            // The heartbeat was ended by a shutdown: it will not refuse any more.
-            Err(_) => std::future::pending().await,
-        }
+        holdfast_node::reason_of_stop(&self.stopped).await
     }
 
     /// Stops accepting, finishes what is queued, and writes the disks' checkpoints.

@@ -237,12 +237,7 @@ impl Metanode {
     /// Waits until this metanode stopped serving by itself, and says why: the volume manager refused it for good, or its
     /// directory is gone or another.
     pub async fn refused(&self) -> String {
-        let mut stopped = self.stopped.clone();
-        match stopped.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
-            // The heartbeat was ended by a shutdown: it will not refuse any more.
-            Err(_) => std::future::pending().await,
-        }
+        holdfast_node::reason_of_stop(&self.stopped).await
     }
 
     /// Stops serving and stops the log. Everything answered is durable anyway.

@@ -5,6 +5,7 @@ mod complaint;
 mod home;
 mod identity;
 mod listen;
+mod stopped;
 pub mod superblock;
 mod volmgr;
 
@@ -12,4 +13,5 @@ pub use complaint::Complaint;
 pub use home::{HomeLost, check_home, look_at_home};
 pub use identity::NodeSuperblock;
 pub use listen::{ListenError, Reserved};
+pub use stopped::reason_of_stop;
 pub use volmgr::{VolumeManager, is_final};

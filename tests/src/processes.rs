@@ -6,7 +6,7 @@ use crate::variables;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Age below which a process without an environment may still get one.
@@ -36,9 +36,8 @@ fn has_variable(pid: ProcessId, tag: &str) -> bool {
 /// The environment, once a young process has one. The kernel lets the parent go on while it still lays out the new program,
 /// and until that is done the file is empty: without the wait nearly every process just started would be overlooked.
 fn environment(pid: ProcessId) -> Vec<u8> {
-    let read = || std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let settled = || {
-        let bytes = read();
+        let bytes = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         (!bytes.is_empty() || !is_young(pid)).then_some(bytes)
     };
     crate::wait::until(2 * YOUNG, settled).unwrap_or_default()
@@ -49,9 +48,9 @@ fn is_young(pid: ProcessId) -> bool {
     let age = || {
         let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
         let now_s: f64 = uptime.split(' ').next()?.parse().ok()?;
-        let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Fields 3 and following; the start is the 22nd, in hundredths of a second since the boot.
-        let started: f64 = line.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        // The 22nd field, in hundredths of a second since the boot.
+        let started: f64 =
+            stat_from_state(&Path::new("/proc").join(pid.to_string()))?.split(' ').nth(19)?.parse().ok()?;
         Some(now_s - started / 100.0)
     };
     is_alive(pid) && age().is_some_and(|age_s| age_s < YOUNG.as_secs_f64())
@@ -88,9 +87,13 @@ pub fn is_alive(pid: ProcessId) -> bool {
 /// The state letter of `/proc/PID/stat`.
 #[must_use]
 pub fn state(pid: ProcessId) -> Option<char> {
-    let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything.
-    line.rsplit_once(')')?.1.trim_start().chars().next()
+    stat_from_state(&Path::new("/proc").join(pid.to_string()))?.chars().next()
+}
+
+/// Fields 3 and following of a process's or thread's `stat`: the state first. The name before them may hold anything.
+fn stat_from_state(task: &Path) -> Option<String> {
+    let line = std::fs::read_to_string(task.join("stat")).ok()?;
+    Some(line.rsplit_once(')')?.1.trim_start().to_owned())
 }
 
 /// The executable's short name.
@@ -133,9 +136,8 @@ pub fn stuck_threads() -> Vec<String> {
     stuck
 }
 
-fn stuck_thread(pid: ProcessId, task: &std::path::Path) -> Option<String> {
-    let line = std::fs::read_to_string(task.join("stat")).ok()?;
-    let state = line.rsplit_once(')')?.1.trim_start().chars().next()?;
+fn stuck_thread(pid: ProcessId, task: &Path) -> Option<String> {
+    let state = stat_from_state(task)?.chars().next()?;
     let stack = std::fs::read_to_string(task.join("stack")).unwrap_or_default();
     // A thread waiting for FUSE may be in an interruptible sleep too; one that serves FUSE waits there by trade.
     let waits_for_fuse = stack.contains("fuse_") && !stack.contains("fuse_dev_do_read");

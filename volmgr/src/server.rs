@@ -141,7 +141,7 @@ pub struct Volmgr {
 /// Parts that are stopped.
 struct Running {
     node: Arc<Node<ClusterMachine>>,
-    /// What tells the server to end, and the server; none once it was told.
+    /// Sender of the order to end, and the server that waits for it; none once it was sent.
     server: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
     ticker: AbortHandle,
 }
@@ -307,12 +307,7 @@ impl Volmgr {
 
     /// Waits until this volume manager stopped serving by itself, and says why: its directory is gone or another.
     pub async fn refused(&self) -> String {
-        let mut stopped = self.stopped.clone();
-        match stopped.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
-            // The watch was ended by a shutdown.
-            Err(_) => std::future::pending().await,
-        }
+        holdfast_node::reason_of_stop(&self.stopped).await
     }
 
     /// Stops answering and stops the log. Everything answered is durable anyway.

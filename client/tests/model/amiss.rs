@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use holdfast_proto::data::ShardData;
 
-/// What is amiss with the first part of an answer to a read.
+/// Fault of the first part of an answer to a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Amiss {
     /// Its status is a number that the client does not know.

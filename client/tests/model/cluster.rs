@@ -61,7 +61,7 @@ pub(crate) struct State {
     /// Disks that refuse every shard for want of space, whatever they promised.
     pub(crate) full: Vec<u64>,
     pub(crate) floor: u64,
-    /// What is amiss with the answers of these disks to reads.
+    /// Fault of the answers to reads, and the disks that give them.
     pub(crate) amiss: Option<(Amiss, Vec<u64>)>,
     /// Puts below it.
     pub(crate) refused_puts: u64,

@@ -80,7 +80,7 @@ impl Preparation {
     }
 }
 
-/// Whether an error only says that room or a file descriptor is missing for now: what met it is tried again.
+/// Whether an error says only that room or a file descriptor is missing, which passes: what met it is tried again.
 pub(super) fn is_passing(error: &io::Error) -> bool {
     is_no_space(error) || is_out_of_descriptors(error)
 }

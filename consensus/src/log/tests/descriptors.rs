@@ -2,7 +2,7 @@
 
 use std::sync::mpsc;
 
-use super::full::{write_patiently, write_until_waiting};
+use super::full::{everything_synced_is_there, write_until_waiting};
 use super::*;
 use holdfast_storage::simulated::Faults;
 use holdfast_storage::{is_no_space, is_out_of_descriptors};
@@ -131,26 +131,7 @@ fn a_spare_is_not_lost_for_want_of_a_descriptor() {
 
 #[test]
 fn whatever_waits_for_room_or_a_descriptor_is_there_once_it_is_synced() {
-    for seed in 0..40 {
-        let disk = SimulatedDisk::new(seed);
-        let (mut log, _) = open(&disk).unwrap();
-        disk.set_faults(Faults { no_space_ppm: 100_000, no_descriptor_ppm: 500_000, ..Faults::default() });
-        let mut history = vec![state(0)];
-        write_patiently(&mut log, vec![state(0)]);
-        for index in 1..=80 {
-            write_patiently(&mut log, vec![entries(index, 1)]);
-            history.push(entries(index, 1));
-            if index % 20 == 0 {
-                write_patiently(&mut log, vec![state(index - 5)]);
-                history.push(state(index - 5));
-            }
-            log.fill_spares().unwrap();
-        }
-        drop(log);
-        disk.set_faults(Faults::default());
-        disk.lose_power(&mut Random::new(seed));
-        assert_eq!(open(&disk).unwrap().1, replayed(&history), "seed {seed}");
-    }
+    everything_synced_is_there(Faults { no_space_ppm: 100_000, no_descriptor_ppm: 500_000, ..Faults::default() });
 }
 
 #[test]

@@ -155,15 +155,25 @@ fn a_sync_that_fails_for_want_of_room_is_never_retried() {
 /// A file system that copies on write may find no room in the middle of a segment.
 #[test]
 fn whatever_waits_for_room_is_there_once_it_is_synced() {
+    everything_synced_is_there(Faults { no_space_ppm: 200_000, ..Faults::default() });
+}
+
+/// Writes through the faults, takes the power away, and demands all that was synced.
+pub(super) fn everything_synced_is_there(faults: Faults) {
     for seed in 0..40 {
         let disk = SimulatedDisk::new(seed);
         let (mut log, _) = open(&disk).unwrap();
-        disk.set_faults(Faults { no_space_ppm: 200_000, ..Faults::default() });
+        disk.set_faults(faults);
         let mut history = vec![state(0)];
         write_patiently(&mut log, vec![state(0)]);
         for index in 1..=80 {
             write_patiently(&mut log, vec![entries(index, 1)]);
             history.push(entries(index, 1));
+            if index % 20 == 0 {
+                write_patiently(&mut log, vec![state(index - 5)]);
+                history.push(state(index - 5));
+            }
+            log.fill_spares().unwrap();
         }
         drop(log);
         disk.set_faults(Faults::default());
@@ -172,7 +182,7 @@ fn whatever_waits_for_room_is_there_once_it_is_synced() {
     }
 }
 
-pub(super) fn write_patiently(log: &mut Log, records: Vec<Record>) {
+fn write_patiently(log: &mut Log, records: Vec<Record>) {
     log.append(records).unwrap();
     while log.is_waiting() {
         log.try_again().unwrap();

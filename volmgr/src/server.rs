@@ -317,3 +317,10 @@ impl Volmgr {
         self.running.stop_log().await;
     }
 }
+
+impl Drop for Volmgr {
+    /// Its watch holds all that runs.
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
+}

@@ -305,3 +305,20 @@ async fn one_whose_directory_was_removed_or_replaced_stops_and_says_why() {
         fixture.volmgr.shutdown().await;
     }
 }
+
+/// Nothing that looks after it keeps it alive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_dropped_listens_no_more() {
+    let temporary = tempfile::tempdir().unwrap();
+    let home = temporary.path().join("home");
+    holdfast_volmgr::format(&home).unwrap();
+    let fixture = start(&home).await;
+    let address = fixture.volmgr.local_addr();
+    drop(fixture);
+    let ended = async {
+        while tokio::net::TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, ended).await.expect("it listens on");
+}

@@ -137,6 +137,32 @@ fn d6_a_failed_sync_is_remembered_by_the_disk_or_by_its_node() {
     }
 }
 
+/// The process dies after the failed sync and before it has written the failure down. The next one finds the shard in the page
+/// cache, and its syncs say Ok.
+#[test]
+fn d6_what_a_failed_sync_left_in_the_page_cache_is_durable_when_the_next_start_answers_from_it() {
+    for bytes in [SMALL, BULK] {
+        let (disk, mut store) = fresh();
+        put_one(&mut store, 1, bytes);
+        disk.fail_next(Fault::Sync);
+        disk.fail_all(Fault::Open(libc::EIO));
+        let again = || Request::Put(put(2, 1, bytes));
+        assert_eq!(commit_one(&mut store, again()), Err(ShardError::DiskFailed));
+        drop(store);
+        disk.fail_no_more();
+        disk.lose_process();
+        let (mut store, _) = Store::open(disk.root(), DISK, options(), alone()).unwrap();
+        assert_eq!(commit_one(&mut store, again()), Ok(Done::default()));
+        drop(store);
+        disk.lose_unsynced();
+        let (store, report) = Store::open(disk.root(), DISK, options(), alone()).unwrap();
+        assert_eq!(report.damaged_bytes, 0);
+        for chunk in [1, 2] {
+            assert_eq!(read(&store.reader(), chunk, 1, bytes).unwrap(), payload(chunk, 1, bytes));
+        }
+    }
+}
+
 #[test]
 fn a_space_that_cannot_be_asked_for_and_a_read_error_leave_no_note() {
     let (disk, mut store) = fresh();

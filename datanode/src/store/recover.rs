@@ -4,7 +4,8 @@
 //! place that a record at or below the highest watermark follows is damage; one that only later appends follow is what
 //! a crash tore, was never acknowledged, and is covered (small) or punched (bulk), durably, before anything is appended:
 //! otherwise the watermark of a later record would turn it into damage. Appends above the watermark are taken only if
-//! their payload verifies, and are synced before they are served.
+//! their payload verifies, and are written again and synced before they are served: a process may have died between a sync
+//! that failed and the note of it, and after a failed sync the next one says Ok without writing what the first did not.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -296,6 +297,9 @@ impl Recovery {
             for gap in joined(torn) {
                 cover(segment, gap, &mut self.next_sequence, watermark)?;
             }
+            for record in found.records.iter().filter(|record| record.header.sequence > watermark) {
+                write_again(segment, record)?;
+            }
             segment.file.sync_data()?;
         }
         Ok(())
@@ -394,6 +398,18 @@ fn is_whole(segment: &Segment, record: &Found) -> Result<bool, OpenError> {
         other => other?,
     }
     Ok(meta.key.place().verify(0, &payload, &meta.page_checksums).is_ok())
+}
+
+/// Writes a record to its place again, so that the next sync covers it. A place that cannot be read is left to its readers.
+fn write_again(segment: &Segment, record: &Found) -> io::Result<()> {
+    let alignment = segment.header.kind.alignment_bytes();
+    let from = record.at.offset - record.at.offset % alignment;
+    let length = to_usize((record.at.offset + record.at.bytes).next_multiple_of(alignment) - from);
+    let mut buffer = AlignedBuffer::new(length);
+    match segment.file.read_exact_at(from, buffer.range_mut(0, length)) {
+        Err(error) if is_unreadable(&error) => Ok(()),
+        read => read.and_then(|()| segment.file.write_at(from, buffer.bytes(length))),
+    }
 }
 
 /// Merges ranges that touch.

@@ -15,6 +15,9 @@ use std::ops::{Bound, Range};
 /// Most pieces of a file that one fallocate walks over; the client asks again for the rest of its range.
 const ALLOCATE_PIECES_MAX: usize = 4096;
 
+/// Intervals that may go in one entry for each piece of a file that may: a piece is taken out of several trees, an interval of one.
+const INTERVALS_OF_A_PIECE: usize = 16;
+
 /// Pages of a range that are neither touched nor allocated.
 struct FreePages {
     /// Ascending and apart.
@@ -58,8 +61,10 @@ impl Table {
             self.may_allocate(free.count() + unseen, op.available_bytes)?;
         }
         if removes {
+            let whole_pages = op.offset.div_ceil(PAGE)..end / PAGE;
+            self.thin_allocated(id, whole_pages.clone())?;
             self.unmap(id, op.offset, end, now_ns)?;
-            self.deallocate(id, op.offset.div_ceil(PAGE)..end / PAGE)?;
+            self.deallocate(id, whole_pages)?;
         }
         let covered_bytes =
             if charges { self.allocate(id, pages)?.saturating_mul(PAGE).min(end) - op.offset } else { 0 };
@@ -174,6 +179,18 @@ impl Table {
         }
         self.change_mapped_pages(inode, 0, gone)?;
         Ok(gone)
+    }
+
+    /// Lets what is about to take pages away wait where they stand in more intervals than one entry may take away: the first of them go
+    /// now, and the operation is asked again (UNAVAILABLE). They read as zeros before and after.
+    pub(super) fn thin_allocated(&mut self, inode: InodeId, pages: Range<u64>) -> Outcome<()> {
+        if self.feature_level() < 3 || pages.is_empty() {
+            return Ok(());
+        }
+        let max = self.pieces_budget().saturating_mul(INTERVALS_OF_A_PIECE);
+        let Some(rest) = self.allocated_in(inode, pages.clone()).nth(max) else { return Ok(()) };
+        self.deallocate(inode, pages.start..rest.start)?;
+        Err(Code::Unavailable.into())
     }
 
     /// Takes away at most so many intervals of an inode that is going, and says whether none is left.

@@ -42,6 +42,9 @@ impl Table {
     /// Sets the size of a file. Bytes cut off are gone: growing again shows zeros.
     fn truncate(&mut self, id: InodeId, size_bytes: u64, now_ns: i64) -> Outcome<()> {
         let former_bytes = self.known(id)?.size_bytes;
+        if size_bytes <= former_bytes {
+            self.thin_allocated(id, size_bytes.div_ceil(PAGE)..u64::MAX)?;
+        }
         if size_bytes < former_bytes {
             self.unmap(id, size_bytes, u64::MAX, now_ns)?;
         }

@@ -11,12 +11,13 @@
 //! what goes beyond an entry's bound on pieces becomes dead intervals |
 //! | 2 | freed chunks are forgotten without members that do not confirm, and what these owe is recorded and settled; the leader
 //! raises the floor |
+//! | 3 | what takes allocated pages away waits where they stand in more intervals than an entry may take away |
 
 use super::{Outcome, Table, broken};
 use holdfast_proto::meta::{MutateResponse, RaiseFeatureLevel};
 
 /// The highest feature level that this build knows.
-pub const FEATURE_LEVEL: u32 = 2;
+pub const FEATURE_LEVEL: u32 = 3;
 
 impl Table {
     #[must_use]

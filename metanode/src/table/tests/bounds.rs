@@ -1,6 +1,8 @@
 //! One entry takes away a bounded number of extents; what is left is dead, and shows nowhere.
 
 use super::{Fixture, ROOT, chunk, file_commit};
+use crate::table::FEATURE_LEVEL;
+use crate::table::dead::PiecesMax;
 use holdfast_common::{ChunkId, FileOffset};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
@@ -84,6 +86,48 @@ fn a_hole_in_a_badly_split_file_is_one_at_once_and_zeros_are_charged() {
         assert_eq!(extents(&fixture, inode), [(0, 1)]);
         free(&mut fixture);
         assert_eq!((fixture.attr(inode).mapped_bytes, extents(&fixture, inode).len()), (pages * 4096, 1));
+    }
+}
+
+#[test]
+fn allocated_pages_in_many_intervals_go_in_bounded_entries_and_the_operation_waits_for_the_last() {
+    const PAGE: u64 = 4096;
+    let file = |level| {
+        let mut fixture = Fixture::at_level(level, 0);
+        fixture.table.pieces_max = PiecesMax(2);
+        let inode = fixture.create(ROOT, b"f", Kind::File);
+        for i in 0..100 {
+            let page = Fallocate { inode, offset: 2 * i * PAGE, length_bytes: PAGE, ..Fallocate::default() };
+            fixture.ok(Op::Fallocate(page));
+        }
+        (fixture, inode)
+    };
+    let fallocate = |inode, mode: FallocateMode| {
+        let whole = Fallocate { inode, length_bytes: 200 * PAGE, mode: mode.into(), ..Fallocate::default() };
+        Op::Fallocate(whole)
+    };
+    let operations: [(&dyn Fn(u64) -> Op, u64); 3] = [
+        (&|inode| resize(inode, PAGE), 1),
+        (&|inode| fallocate(inode, FallocateMode::PunchHole), 0),
+        (&|inode| fallocate(inode, FallocateMode::ZeroRange), 200),
+    ];
+    for (operation, pages) in operations {
+        let (mut fixture, inode) = file(FEATURE_LEVEL);
+        let size_bytes = fixture.attr(inode).size_bytes;
+        let command = fixture.next_command(operation(inode));
+        for left in [68, 36, 4] {
+            assert_eq!(fixture.table.apply(&command).unwrap().code(), Code::Unavailable);
+            fixture.table.check().unwrap();
+            assert_eq!(fixture.attr(inode).mapped_bytes / PAGE, left);
+            assert_eq!(fixture.attr(inode).size_bytes, size_bytes, "it has not happened yet");
+        }
+        assert_eq!(fixture.table.apply(&command).unwrap().code(), Code::Ok);
+        fixture.table.check().unwrap();
+        assert_eq!(fixture.attr(inode).mapped_bytes / PAGE, pages);
+        // As tables of lower levels have always done it.
+        let (mut fixture, inode) = file(2);
+        fixture.ok(operation(inode));
+        assert_eq!(fixture.attr(inode).mapped_bytes / PAGE, pages);
     }
 }
 

@@ -90,10 +90,11 @@ fn print_json(value: &Value) -> Result<()> {
 }
 
 fn state_name(volume: &Volume) -> &'static str {
-    match volume.state() {
-        VolumeState::Creating => "creating",
-        VolumeState::Active => "active",
-        VolumeState::Deleting => "deleting",
+    match VolumeState::try_from(volume.state) {
+        Ok(VolumeState::Creating) => "creating",
+        Ok(VolumeState::Active) => "active",
+        Ok(VolumeState::Deleting) => "deleting",
+        Err(_) => "unknown",
     }
 }
 

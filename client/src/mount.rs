@@ -71,11 +71,18 @@ async fn find_volume(config: &MountConfig) -> Result<Volume, Error> {
         }
         _ => Error::Mount(format!("the volume manager at {} refused: {}", config.volmgr, status.message())),
     })?;
-    match volume.state() {
-        VolumeState::Active => Ok(volume),
-        VolumeState::Creating => Err(Error::Mount(format!("volume {} is still being created", volume.name))),
-        VolumeState::Deleting => Err(Error::Mount(format!("volume {} is being deleted", volume.name))),
-    }
+    is_mountable(&volume)?;
+    Ok(volume)
+}
+
+fn is_mountable(volume: &Volume) -> Result<(), Error> {
+    let why = match VolumeState::try_from(volume.state) {
+        Ok(VolumeState::Active) => return Ok(()),
+        Ok(VolumeState::Creating) => "is still being created",
+        Ok(VolumeState::Deleting) => "is being deleted",
+        Err(_) => "is in a state that this client is too old to know",
+    };
+    Err(Error::Mount(format!("volume {} {why}", volume.name)))
 }
 
 impl Mounted {
@@ -145,6 +152,25 @@ impl Mounted {
         match flushed {
             Some(Ok(Answer::Done)) if files.is_empty() => Ok(()),
             _ => Err(Error::Unflushed(files)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_active_volume_is_mounted() {
+        let states = [VolumeState::Active as i32, VolumeState::Creating as i32, VolumeState::Deleting as i32, 99];
+        let said = states.map(|state| {
+            let volume = Volume { name: "v".to_owned(), state, ..Volume::default() };
+            is_mountable(&volume).err().map(|error| error.to_string())
+        });
+        let parts = ["still being created", "being deleted", "too old to know"];
+        assert_eq!(said[0], None);
+        for (said, part) in said[1..].iter().zip(parts) {
+            assert!(said.as_ref().is_some_and(|said| said.contains(part)), "{said:?} without {part}");
         }
     }
 }

@@ -17,8 +17,8 @@ use crate::clock::Times;
 use crate::machines::CLIENTS;
 use crate::packet::{Packet, address_of};
 use crate::programs::{
-    Ask, Desk, Lines, audit, clear, clear_volumes, name_burnt_chunks, watch_names, work_on_files, work_on_names,
-    work_on_volumes,
+    Ask, Desk, Lines, audit, clear, clear_volumes, name_burnt_chunks, take_over, watch_names, work_on_files,
+    work_on_names, work_on_volumes, write_until_lost,
 };
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
@@ -150,6 +150,8 @@ async fn live(client: usize, sabotage: Sabotage, link: Link, truth: Arc<Mutex<Tr
     if client == 0 && demands.volumes {
         begin(client, &runtime, &truth, work_on_volumes(desk(random.fork()), operator(&link)));
     }
+    begin(client, &runtime, &truth, write_until_lost(desk(random.fork())));
+    begin(client, &runtime, &truth, take_over(desk(random.fork())));
     begin(client, &runtime, &truth, watch_names(desk(random.fork())));
     begin(client, &runtime, &truth, name_burnt_chunks(desk(random.fork()), lines(&link)));
     let desk = desk(random.fork());

@@ -78,6 +78,8 @@ coverage! {
     session_expiries,
     /// Lost writes that a program was told of.
     told_losses,
+    /// Files that a client wrote anew after the session of their writer was lost.
+    taken_over,
     /// Chunks whose stripe is narrower than the code's.
     narrowed_stripes,
     /// Orphans reaped.
@@ -118,7 +120,7 @@ coverage! {
     lost_names,
     /// Syncs that failed.
     sync_errors,
-    /// Syncs of datanodes that were to fail shortly before a loss of power.
+    /// Syncs that were to fail shortly before a loss of power.
     failing_syncs,
     /// Reads that failed.
     read_errors,

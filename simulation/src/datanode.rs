@@ -58,9 +58,9 @@ pub(crate) struct DatanodeRole {
     wishes: Vec<Wish>,
 }
 
-/// Records after which a checkpoint of the index is due, by the life: many in a short one, or none, so that the next start
-/// scans.
-const CHECKPOINT_RECORDS: [u64; 3] = [10, 10_000, 10_000];
+/// Records after which a checkpoint of the index is due, by the life: many checkpoints in a short one, some, so that segments are
+/// used again between two, or none, so that the next start scans.
+const CHECKPOINT_RECORDS: [u64; 3] = [10, 400, 10_000];
 
 /// Small segments, so that they are sealed, compacted and recycled in a short run.
 fn store_options(sabotage: Sabotage, seed: u64) -> StoreOptions {

@@ -97,7 +97,7 @@ impl Plan {
                 _ if bad || self.failing_log == Some(node) => 2000,
                 _ => 0,
             },
-            no_descriptor_ppm: if DATANODES.contains(&node) { 2000 } else { 0 },
+            no_descriptor_ppm: 2000,
             ..Faults::default()
         }
     }
@@ -153,11 +153,11 @@ pub(crate) enum Later {
     Mishap(Step),
     /// A client that is silent for long.
     Silence(Part),
-    /// Something befalls the datanode whose disk fails.
+    /// Something befalls a node whose syncs fail.
     Blow(NodeId, Blow),
 }
 
-/// A part of what befalls a datanode whose disk fails.
+/// A part of what befalls a node whose syncs fail.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Blow {
     /// Its next sync fails.

@@ -4,23 +4,29 @@ mod burnt;
 mod data;
 mod names;
 mod remove;
+mod takeover;
 mod volumes;
 
 pub(crate) use burnt::{Lines, STRANGE_SEQUENCES, name_burnt_chunks};
 pub(crate) use data::{audit, work_on_files};
 pub(crate) use names::{clear, watch_names, work_on_names};
+pub(crate) use takeover::{take_over, write_until_lost};
 pub(crate) use volumes::{Ask, clear_volumes, work_on_volumes};
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_client::FileSystem;
+use bytes::Bytes;
 use holdfast_client::runtime::{Runtime, within};
+use holdfast_client::{FileSystem, OpenMode};
 use holdfast_common::Random;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::truth::{Stage, Truth};
+
+/// Pause before what found no members or leader is asked again.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// Tools of a program.
 #[derive(Clone)]
@@ -36,6 +42,11 @@ pub(crate) struct Desk {
     pub(crate) losses: u64,
 }
 
+/// Mode in which programs open files.
+fn for_all() -> OpenMode {
+    OpenMode { read: true, write: true, ..OpenMode::default() }
+}
+
 impl Desk {
     pub(crate) fn truth(&self) -> MutexGuard<'_, Truth> {
         self.truth.lock()
@@ -43,6 +54,13 @@ impl Desk {
 
     fn goes_on(&self) -> bool {
         self.truth().stage == Stage::Work
+    }
+
+    /// Bytes that tell where and when they were written; none is 0.
+    fn pattern(&mut self, length: u64) -> Bytes {
+        let stamp = self.random.bits();
+        let byte = |at: u64| u8::try_from(stamp.wrapping_add(at.wrapping_mul(131)) >> 3 & 0xff).unwrap_or(0) | 1;
+        (0..length).map(byte).collect::<Vec<u8>>().into()
     }
 
     async fn pause(&mut self, most_ms: u64) {

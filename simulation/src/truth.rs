@@ -7,6 +7,7 @@ pub(crate) mod log;
 pub(crate) mod names;
 mod opens;
 pub(crate) mod shards;
+pub(crate) mod takeovers;
 pub(crate) mod volumes;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use log::{Applied, Log};
 use names::Names;
 use opens::Opens;
 use shards::Shards;
+use takeovers::Takeovers;
 use volumes::{Demands, Volumes};
 
 use crate::client::key_of;
@@ -75,6 +77,7 @@ pub(crate) struct Truth {
     pub(crate) log: Log,
     pub(crate) names: Names,
     pub(crate) files: Files,
+    pub(crate) takeovers: Takeovers,
     opens: Opens,
     pub(crate) demands: Demands,
     pub(crate) volumes: Volumes,
@@ -121,6 +124,7 @@ impl Truth {
             log: Log::default(),
             names: Names::default(),
             files: Files::default(),
+            takeovers: Takeovers::default(),
             opens: Opens::default(),
             demands,
             volumes: Volumes::default(),
@@ -155,6 +159,7 @@ impl Truth {
     /// A client was killed.
     pub(crate) fn client_killed(&mut self, client: usize) {
         self.opens.ended(&key_of(client));
+        self.takeovers.killed(client);
         let client = &mut self.clients[client];
         self.programs -= client.programs;
         *client = Client { life: client.life + 1, ..Client::default() };
@@ -189,6 +194,12 @@ impl Truth {
     /// A client was told that its create failed.
     pub(crate) fn not_opened(&mut self, client: usize) {
         self.opens.not_opened(&key_of(client));
+    }
+
+    /// A file whose writer's session was lost, for another client to take over.
+    pub(crate) fn take_over(&mut self, client: usize) -> Option<InodeId> {
+        let lost = &self.lost_sessions;
+        self.takeovers.take(client, |key| lost.get(key).copied().unwrap_or(0))
     }
 
     /// Count of mounted clients.

@@ -130,10 +130,11 @@ async fn see_to_volume(admin: &mut AdminClient<Channel>, plan: &Plan, progress: 
     }
     loop {
         let volume = admin.show_volume(show.clone()).await.map_err(|s| refused(&s))?.into_inner();
-        match volume.state() {
-            VolumeState::Active if volume.leader_node != 0 => return Ok((volume, false)),
-            VolumeState::Deleting => bail!("volume '{}' is being deleted", plan.volume),
-            VolumeState::Active | VolumeState::Creating => {}
+        match VolumeState::try_from(volume.state) {
+            Ok(VolumeState::Active) if volume.leader_node != 0 => return Ok((volume, false)),
+            Ok(VolumeState::Active | VolumeState::Creating) => {}
+            Ok(VolumeState::Deleting) => bail!("volume '{}' is being deleted", plan.volume),
+            Err(_) => bail!("volume '{}' is in a state that this program is too old to know", plan.volume),
         }
         progress.say(format!("waiting for the metadata table of volume '{}' to elect its leader", plan.volume));
         tokio::time::sleep(POLL_PAUSE).await;

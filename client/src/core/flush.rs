@@ -3,6 +3,7 @@
 use super::effects::Note;
 use super::inode::{Dropped, Freeze, Inode, Waiter};
 use super::packer::pack;
+use super::sabotage::Sabotage;
 use super::writeback::{Job, JobId, JobState, Work};
 use super::{Asker, Core, code_of};
 use crate::Error;
@@ -21,14 +22,20 @@ impl Core {
     pub(super) fn freeze(&mut self, id: InodeId, how: Freeze) {
         let Some(inode) = self.files.inode(id) else { return };
         let since = inode.dirty_since();
-        for generation in inode.freeze(how) {
+        let generations = inode.freeze(how);
+        if let Some(since) = since.filter(|_| inode.dirty_since().is_none()) {
+            self.dirty.remove(&(since, id));
+        }
+        self.queue(id, generations);
+    }
+
+    fn queue(&mut self, id: InodeId, generations: impl IntoIterator<Item = u64>) {
+        let Some(inode) = self.files.inode(id) else { return };
+        for generation in generations {
             if let Some(frozen) = inode.frozen(generation) {
                 let (bytes, pieces_count) = (frozen.ranges.bytes(), frozen.ranges.ranges.len());
                 self.writeback.push(Work { inode: id, generation, bytes, pieces_count });
             }
-        }
-        if let Some(since) = since.filter(|_| inode.dirty_since().is_none()) {
-            self.dirty.remove(&(since, id));
         }
     }
 
@@ -266,6 +273,10 @@ impl Core {
             let dropped = self.files.inode(id).map(|inode| inode.drop_unflushed()).unwrap_or_default();
             self.release(dropped);
             self.files.lost(id, &Error::SessionLost);
+            if self.settings.sabotage == Sabotage::FrozenWrittenUnderNext {
+                let through = self.files.inode(id).map_or(0, |inode| inode.frozen_through());
+                self.queue(id, 0..through);
+            }
             self.note(Note::Lost { inode: id, bytes: dropped.bytes as u64, error: Error::SessionLost });
             self.progressed(id);
         }

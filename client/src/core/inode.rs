@@ -389,9 +389,11 @@ impl Inode {
     /// Drops everything that is not committed, dirty and frozen; what it held.
     pub(crate) fn drop_unflushed(&mut self) -> Dropped {
         let mut dropped = Dropped { bytes: self.dirty.bytes(), charged_bytes: self.charges.take(None) };
-        for frozen in self.flushing.drain(..) {
-            dropped.bytes += frozen.ranges.bytes();
-            dropped.charged_bytes += frozen.charged_bytes;
+        if self.sabotage != Sabotage::FrozenWrittenUnderNext {
+            for frozen in self.flushing.drain(..) {
+                dropped.bytes += frozen.ranges.bytes();
+                dropped.charged_bytes += frozen.charged_bytes;
+            }
         }
         self.dirty = DirtyMap::default();
         (self.dirty_since, self.kill_suid_sgid) = (None, false);

@@ -18,19 +18,22 @@ pub enum Sabotage {
     BurntChunkUsedAgain,
     /// A lost write is told to nobody (R22).
     LossUntold,
+    /// What was frozen under a session that is lost is written under the next (R22).
+    FrozenWrittenUnderNext,
     /// A truncation or a hole does not wait for what was written before it (R9).
     BarriersOvertake,
 }
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::OlderAnswersBelieved,
         Self::OlderMapsBelieved,
         Self::NewNumberOnRetry,
         Self::CommitsBeforeDurable,
         Self::BurntChunkUsedAgain,
         Self::LossUntold,
+        Self::FrozenWrittenUnderNext,
         Self::BarriersOvertake,
     ];
 }

@@ -1,5 +1,5 @@
-//! Faults of the one datanode whose disk fails: a sync fails, and soon after the machine loses its power, as a dying controller
-//! takes its host along. Writes that the sync should have covered are lost, whatever later syncs say (D6).
+//! Faults of the one datanode and the one metanode whose syncs fail: one fails, and soon after the machine loses its power, as a
+//! dying controller takes its host along. Writes that the sync should have covered are lost, whatever later syncs say (D6).
 
 use holdfast_common::NodeId;
 use holdfast_storage::simulated::Fault;
@@ -14,11 +14,12 @@ const AFTER_NS: u64 = 3 * SECOND;
 const OUTLIVES_NS_MAX: u64 = 800 * MS;
 const AGAIN_NS: u64 = 300 * MS;
 
-/// Plans it, for a disk that keeps what it promised until then.
+/// Plans it, for disks that keep what they promised until then.
 pub(super) fn begin(world: &mut World) {
-    let Some(node) = world.plan.failing() else { return };
-    let delay = AFTER_NS + world.random.below(world.plan.faults_ns - AFTER_NS);
-    world.later(delay, Later::Blow(node, Blow::Sync));
+    for node in [world.plan.failing(), world.plan.failing_log].into_iter().flatten() {
+        let delay = AFTER_NS + world.random.below(world.plan.faults_ns - AFTER_NS);
+        world.later(delay, Later::Blow(node, Blow::Sync));
+    }
 }
 
 pub(super) fn go_on(world: &mut World, node: NodeId, blow: Blow) {

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use holdfast_client::{Error, FallocateMode, FileHandle, OpenMode, SetAttributes, WriteAt};
+use holdfast_client::{Error, FallocateMode, FileHandle, SetAttributes, WriteAt};
 use holdfast_common::{InodeId, Owner};
 use holdfast_proto::meta::Code;
 
-use super::Desk;
 use super::remove::remove;
+use super::takeover::audit_taken_over;
+use super::{Desk, RETRY_PAUSE, for_all};
 use crate::truth::files::Change;
 
 /// Names of files that programs work on.
@@ -21,8 +21,8 @@ const TURNS_MAX: u64 = 12;
 /// A write of at most this many bytes; some are longer than a shard's least size times the data shards.
 const WRITE_MAX: u64 = 60_000;
 const READ_MAX: u32 = 1 << 20;
-/// Pause before what found no members or leader is asked again.
-const RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// A read beside a sync begins within this.
+const READER_DELAY_US_MAX: u64 = 20_000;
 
 /// An open file of a holder.
 struct Held {
@@ -33,11 +33,6 @@ struct Held {
     untold: bool,
     /// The session was lost, and with it the inode, which had no name: nothing works on it any more.
     gone: bool,
-}
-
-/// Mode in which files are opened here.
-fn for_all() -> OpenMode {
-    OpenMode { read: true, write: true, ..OpenMode::default() }
 }
 
 /// Runs until the programs are to stop.
@@ -93,7 +88,13 @@ async fn work_alone(desk: &mut Desk, name: &'static str, inode: InodeId) {
 }
 
 async fn work(desk: &mut Desk, held: &mut Held) {
-    read(desk, held, true).await;
+    let known = !desk.truth().files.file(held.inode).is_doubtful();
+    if known && desk.random.chance(50) {
+        write(desk, held).await;
+        sync_beside_reader(desk, held).await;
+    } else {
+        read(desk, held, true).await;
+    }
     for _ in 0..desk.random.below(TURNS_MAX) + 1 {
         match desk.random.below(20) {
             0..=9 => write(desk, held).await,
@@ -133,20 +134,13 @@ fn failed(desk: &Desk, held: &mut Held, error: &Error) {
     held.gone = true;
 }
 
-/// Bytes that tell where and when they were written.
-fn pattern(desk: &mut Desk, length: u64) -> Bytes {
-    let stamp = desk.random.bits();
-    let byte = |at: u64| u8::try_from(stamp.wrapping_add(at.wrapping_mul(131)) >> 3 & 0xff).unwrap_or(0) | 1;
-    (0..length).map(byte).collect::<Vec<u8>>().into()
-}
-
 async fn write(desk: &mut Desk, held: &Held) {
     let size = desk.truth().files.file(held.inode).size() as u64;
     // Mostly inside the file or right behind it.
     let offset = if desk.random.chance(80) { desk.random.below(size + 1) } else { desk.random.below(SIZE_MAX) };
     let most = if desk.random.chance(70) { 6000 } else { WRITE_MAX };
     let length = (desk.random.below(most) + 1).min(SIZE_MAX - offset.min(SIZE_MAX - 1));
-    let data = pattern(desk, length);
+    let data = desk.pattern(length);
     intend(desk, held, Change::Write { offset: index(offset), data: data.clone() });
     let (fs, handle) = (desk.fs.clone(), held.handle);
     let writing = async move { fs.write(handle, WriteAt::Offset(offset), data, false).await };
@@ -275,6 +269,27 @@ async fn sync(desk: &mut Desk, held: &mut Held) {
     }
 }
 
+/// Syncs while the file is read: the answer that tells the reader where its bytes are may come behind that to the commit.
+async fn sync_beside_reader(desk: &mut Desk, held: &mut Held) {
+    let (reader, inode, handle) = (desk.clone(), held.inode, held.handle);
+    let delay = Duration::from_micros(desk.random.below(READER_DELAY_US_MAX));
+    let reading = async {
+        reader.runtime.sleep(delay).await;
+        let Ok(pieces) = reader.fs.read(handle, 0, READ_MAX).await else { return };
+        note(&reader, inode, "read beside a sync".to_owned());
+        let seen = {
+            let mut truth = reader.truth();
+            let file = truth.files.file(inode);
+            if file.is_doubtful() { Ok(()) } else { file.seen(&pieces.concat(), false) }
+        };
+        match seen {
+            Err(why) if !has_lost_session(&reader) => wrong(&reader, inode, &format!("beside a sync: {why}")),
+            _ => {}
+        }
+    };
+    tokio::join!(sync(desk, held), reading);
+}
+
 /// Truncates a file that the other client holds, as that one's partner might. What the holder has written and not flushed is
 /// written anew behind it (R9).
 pub(super) async fn meddle(desk: &mut Desk) {
@@ -307,4 +322,5 @@ pub(crate) async fn audit(desk: &Desk) {
         seen.unwrap_or_else(|why| wrong(desk, found.inode, &format!("at the end: {why}")));
         desk.fs.release(handle).await.expect("a release when all is well");
     }
+    audit_taken_over(desk).await;
 }

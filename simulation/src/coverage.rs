@@ -50,6 +50,8 @@ coverage! {
     lost_packets,
     /// Packets that came seconds later.
     late_packets,
+    /// Answers with a part of a map that came late.
+    late_maps,
     /// Packets doubled.
     doubled_packets,
     /// Calls whose connection was closed.

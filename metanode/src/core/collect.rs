@@ -303,7 +303,8 @@ impl Collector {
         while let Some((member, visit)) = self.visits.iter().find(ended) {
             let (member, floor, owed_entries) = (*member, visit.floor, visit.owed_entries);
             let owed = view.table(|table| table.owed(member.1));
-            if owed.is_some_and(|owed| owed.chunk < floor && owed.entries == owed_entries) {
+            let clears_all = self.sabotage == Sabotage::SweptClearsAll;
+            if owed.is_some_and(|owed| clears_all || (owed.chunk < floor && owed.entries == owed_entries)) {
                 self.proposed = Proposed::Swept(member);
                 return Some(Op::Swept(Swept { disk: member.1.0, floor: floor.0, owed_entries }));
             }

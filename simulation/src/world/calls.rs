@@ -6,8 +6,13 @@ use holdfast_common::NodeId;
 use holdfast_transport::RpcError;
 
 use super::{Event, TRANSIT_NS_MAX, World};
+use crate::clock::MS;
 use crate::machine::Deferred;
-use crate::packet::{Answer, Packet, Request};
+use crate::packet::{Answer, Packet, Request, Response};
+
+/// Percent of the answers with a part of a file's map that are late: what was asked after them is answered before.
+const LATE_MAPS_PERCENT: u64 = 10;
+const LATE_MAP_NS_MAX: u64 = 300 * MS;
 
 /// A call under way.
 pub(super) struct OpenCall {
@@ -16,6 +21,10 @@ pub(super) struct OpenCall {
     ticket: u64,
     pub(super) to: NodeId,
     expires: (u64, u64),
+}
+
+fn tells_map(answer: &Answer) -> bool {
+    matches!(answer, Ok(Response::Read(response)) if response.map.is_some())
 }
 
 impl World {
@@ -36,7 +45,11 @@ impl World {
 
     pub(super) fn answer(&mut self, from: NodeId, call: u64, answer: Box<Answer>, after_ns: u64) {
         let Some(caller) = self.calls.get(&call).map(|open| open.caller) else { return };
-        if let Some(delay) = self.transit(from, caller) {
+        if let Some(mut delay) = self.transit(from, caller) {
+            if self.plan.on && tells_map(&answer) && self.random.chance(LATE_MAPS_PERCENT) {
+                self.coverage.late_maps += 1;
+                delay += self.random.below(LATE_MAP_NS_MAX);
+            }
             let packet = Packet::Answer(call, answer);
             self.after(after_ns + delay, Event::Arrive { from, to: caller, packet });
         }

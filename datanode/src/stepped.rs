@@ -388,4 +388,10 @@ impl SteppedDatanode {
     pub fn is_failed(&self, disk: DiskId) -> bool {
         self.disks.open().get(&disk).is_none_or(Store::is_failed)
     }
+
+    /// Whether a disk is out of service, and that is written down: no later start serves it.
+    #[must_use]
+    pub fn is_failure_noted(&self, disk: DiskId) -> bool {
+        self.disks.open().get(&disk).is_some_and(Store::is_failure_noted)
+    }
 }

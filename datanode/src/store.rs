@@ -215,6 +215,11 @@ impl Store {
         self.shared.is_failed()
     }
 
+    /// Whether the disk is out of service, and that is written down.
+    pub(crate) fn is_failure_noted(&self) -> bool {
+        self.shared.is_failure_noted()
+    }
+
     pub(crate) fn take_sequence(&mut self) -> u64 {
         let sequence = self.next_sequence;
         self.next_sequence += 1;

@@ -331,12 +331,14 @@ impl MetanodeRole {
         }
     }
 
-    /// A start that was refused for good says nothing any more (R28).
+    /// Only a start that a later one has overtaken is refused for good; it says nothing any more (R28).
     fn check_refused(&mut self, outputs: &[Output], truth: &mut Truth) {
+        let MetanodeIdentity { node, generation, .. } = self.identity;
+        let latest = truth.latest_start(node, generation);
         if self.refused == Refused::No {
             return;
         }
-        let MetanodeIdentity { node, generation, .. } = self.identity;
+        assert!(generation < latest, "start {generation} of {node} was refused for good, and is its latest");
         assert!(outputs.is_empty(), "start {generation} of {node} was refused for good, and goes on");
         truth.refused_starts += u64::from(std::mem::replace(&mut self.refused, Refused::Before) == Refused::Now);
     }

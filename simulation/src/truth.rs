@@ -109,6 +109,7 @@ pub(crate) struct Truth {
     pub(crate) held_creates: u64,
     /// Starts that the volume manager refused for good.
     pub(crate) refused_starts: u64,
+    latest_starts: BTreeMap<NodeId, u64>,
     /// Leaders by term.
     pub(crate) leaders: BTreeMap<Term, NodeId>,
 }
@@ -146,6 +147,7 @@ impl Truth {
             installed: 0,
             held_creates: 0,
             refused_starts: 0,
+            latest_starts: BTreeMap::new(),
             leaders: BTreeMap::new(),
         }
     }
@@ -220,6 +222,13 @@ impl Truth {
             client.programs -= 1;
             self.programs -= 1;
         }
+    }
+
+    /// A start of a node runs; the latest of its starts that ever did.
+    pub(crate) fn latest_start(&mut self, node: NodeId, generation: u64) -> u64 {
+        let latest = self.latest_starts.entry(node).or_insert(generation);
+        *latest = generation.max(*latest);
+        *latest
     }
 
     /// A replica says that it leads in a term.

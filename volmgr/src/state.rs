@@ -158,7 +158,7 @@ impl ClusterState {
             Op::Initialise(initialise) => return self.initialise(&initialise),
             Op::RegisterNode(register) => self.register_node(register),
             Op::CreateVolume(create) => self.create_volume(create, command.time_ns),
-            Op::ActivateVolume(activate) => self.activate_volume(&activate),
+            Op::ActivateVolume(activate) => Ok(self.activate_volume(&activate)),
             Op::DeleteVolume(delete) => self.delete_volume(&delete),
             Op::ConfirmDrops(confirm) => Ok(self.confirm_drops(&confirm)),
             Op::AllocateGroups(allocate) => self.allocate_groups(allocate),

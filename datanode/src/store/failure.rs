@@ -3,6 +3,7 @@
 //! directory, because a disk that just failed may not take it.
 
 use std::io;
+use std::path::PathBuf;
 
 use holdfast_common::DiskId;
 use holdfast_common::checksum::crc32c;
@@ -48,17 +49,24 @@ fn witness_file(disk: DiskId) -> String {
     format!("{FAILED_FILE}-{}", disk.0)
 }
 
-/// Writes the note wherever it can be written.
-pub(super) fn note(directory: &dyn Directory, witness: Option<&dyn Directory>, disk: DiskId, reason: &str) {
+/// Writes the note wherever it can be written; the places that did not take it, with the reasons. `Err` if none did.
+pub(super) fn note(
+    directory: &dyn Directory,
+    witness: Option<&dyn Directory>,
+    disk: DiskId,
+    reason: &str,
+) -> Result<Vec<Untaken>, Vec<Untaken>> {
     let bytes = encode(disk, reason);
     let places = [(Some(directory), FAILED_FILE.to_owned()), (witness, witness_file(disk))];
-    for (place, name) in places.iter().filter_map(|(place, name)| place.map(|place| (place, name))) {
-        if let Err(error) = place.replace(name, &bytes) {
-            let path = place.path(name);
-            tracing::error!(disk = disk.0, %error, path = %path.display(), "the failure cannot be written down here");
-        }
-    }
+    let places: Vec<_> = places.iter().filter_map(|(place, name)| place.map(|place| (place, name))).collect();
+    let write =
+        |(place, name): &(&dyn Directory, &String)| Some((place.path(name), place.replace(name, &bytes).err()?));
+    let untaken: Vec<Untaken> = places.iter().filter_map(write).collect();
+    if untaken.len() < places.len() { Ok(untaken) } else { Err(untaken) }
 }
+
+/// A place that did not take a note.
+pub(super) type Untaken = (PathBuf, io::Error);
 
 /// Reason in a note, if there is one.
 ///

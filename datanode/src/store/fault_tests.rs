@@ -164,6 +164,18 @@ fn d6_what_a_failed_sync_left_in_the_page_cache_is_durable_when_the_next_start_a
 }
 
 #[test]
+fn a_failure_that_no_place_takes_is_written_down_as_soon_as_one_does() {
+    let (disk, mut store) = fresh();
+    disk.fail_all(Fault::Sync);
+    assert_eq!(commit_one(&mut store, Request::Put(put(1, 1, SMALL))), Err(ShardError::DiskFailed));
+    assert!(!store.maintain(true) && !store.is_failure_noted());
+    disk.fail_no_more();
+    assert!(!store.maintain(true) && store.is_failure_noted());
+    disk.lose_unsynced();
+    assert!(matches!(Store::open(disk.root(), DISK, options(), alone()), Err(OpenError::FailedBefore(_))));
+}
+
+#[test]
 fn a_space_that_cannot_be_asked_for_and_a_read_error_leave_no_note() {
     let (disk, mut store) = fresh();
     put_one(&mut store, 1, SMALL);

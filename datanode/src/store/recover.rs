@@ -129,6 +129,7 @@ impl Store {
             failed: AtomicBool::new(false),
             unapplied_bytes: AtomicU64::new(0),
             corrupt_reads: AtomicU64::new(0),
+            unnoted: Mutex::default(),
             short_of_descriptors: AtomicBool::new(false),
         };
         let store = Self {

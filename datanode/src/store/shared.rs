@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) limit_bytes: Option<u64>,
     pub(super) sabotage: Sabotage,
     pub(super) failed: AtomicBool,
+    /// Reason of a failure that no place has a note of.
+    pub(super) unnoted: Mutex<Option<String>>,
     /// Bytes of puts that were admitted and are not in the index yet.
     pub(crate) unapplied_bytes: AtomicU64,
     pub(super) space: Mutex<Look>,
@@ -67,11 +69,33 @@ impl Shared {
         if !self.failed.swap(true, Ordering::AcqRel) {
             tracing::error!(disk = self.disk.0, %error, "disk out of service: {what} failed");
             if self.sabotage != Sabotage::ForgetFailure {
-                let reason = format!("{what}: {error}");
-                failure::note(&*self.directory, self.witness.as_deref(), self.disk, &reason);
+                *self.unnoted.lock() = Some(format!("{what}: {error}"));
+                for (path, error) in self.note_failure() {
+                    let path = path.display();
+                    tracing::error!(disk = self.disk.0, %error, %path, "the failure cannot be written down here");
+                }
             }
         }
         ShardError::DiskFailed
+    }
+
+    /// Writes down why the disk failed, unless a place has it; the places that did not take it. If none did, the next upkeep tries
+    /// again: without a note the next start would take the disk for a good one.
+    pub(crate) fn note_failure(&self) -> Vec<failure::Untaken> {
+        let mut unnoted = self.unnoted.lock();
+        let Some(reason) = &*unnoted else { return Vec::new() };
+        match failure::note(&*self.directory, self.witness.as_deref(), self.disk, reason) {
+            Ok(untaken) => {
+                *unnoted = None;
+                untaken
+            }
+            Err(untaken) => untaken,
+        }
+    }
+
+    /// Whether the disk has failed, and a place has the note of it.
+    pub(crate) fn is_failure_noted(&self) -> bool {
+        self.is_failed() && self.unnoted.lock().is_none()
     }
 
     /// Takes the disk out of service until it is opened again: what is on it is as good as it was.

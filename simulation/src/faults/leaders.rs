@@ -61,7 +61,7 @@ fn divide(world: &mut World, leader: NodeId, others: (NodeId, NodeId)) {
 fn usurp(world: &mut World, leader: NodeId, (usurper, voter): (NodeId, NodeId)) {
     let (stays, goes) = choose_clients(world);
     // Nothing new is written while the usurper is away: it would not be elected.
-    let after = 3 * SECOND + world.random.below(2 * SECOND);
+    let after = 1500 * MS + world.random.below(2 * SECOND);
     refuse(world, both_ways(stays, leader).to_vec(), after);
     refuse(world, both_ways(goes, leader).to_vec(), after + 3 * SECOND);
     let (pairs, duration) = (both_ways(leader, usurper).to_vec(), after + 2 * SECOND);

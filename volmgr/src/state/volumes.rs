@@ -83,11 +83,14 @@ impl ClusterState {
         Ok(replicas)
     }
 
-    pub(super) fn activate_volume(&mut self, command: &ActivateVolume) -> Result<ClusterReply, Refusal> {
+    /// A volume that is being deleted, or was, stays so: the report that it is ready may be older, and is no fault of the node that
+    /// sent it.
+    pub(super) fn activate_volume(&mut self, command: &ActivateVolume) -> ClusterReply {
         let volume = VolumeId(command.volume);
-        let info = self.living_volume(volume, Incarnation(command.incarnation))?;
-        info.state = VolumeState::Active;
-        Ok(ClusterReply { volume: volume.0, ..ClusterReply::default() })
+        if let Ok(info) = self.living_volume(volume, Incarnation(command.incarnation)) {
+            info.state = VolumeState::Active;
+        }
+        ClusterReply { volume: volume.0, ..ClusterReply::default() }
     }
 
     /// The volume that is not being deleted, of exactly this incarnation.

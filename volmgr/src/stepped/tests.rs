@@ -123,6 +123,11 @@ impl Rig {
 
     /// A volume whose table's leader, the first metanode, has said whether it is ready.
     fn report(&mut self, nodes: &[RegisterResponse], ready: bool) {
+        let report = self.report_of(nodes, ready);
+        self.beat(report).unwrap();
+    }
+
+    fn report_of(&mut self, nodes: &[RegisterResponse], ready: bool) -> HeartbeatRequest {
         let orders = self.beat(heartbeat(&nodes[0])).unwrap();
         let report = |t: &holdfast_proto::control::TableAssignment| TableReport {
             volume: t.volume,
@@ -133,7 +138,7 @@ impl Rig {
             ..TableReport::default()
         };
         let tables = orders.tables.iter().map(report).collect();
-        self.beat(HeartbeatRequest { tables, ..heartbeat(&nodes[0]) }).unwrap();
+        HeartbeatRequest { tables, ..heartbeat(&nodes[0]) }
     }
 
     fn active(&mut self, nodes: &[RegisterResponse]) -> Volume {
@@ -189,6 +194,27 @@ fn a_volume_lives_from_creation_over_crashes_to_its_last_confirmed_drop() {
         rig.beat(HeartbeatRequest { dropped, ..heartbeat(node) }).unwrap();
     }
     assert!(rig.volmgr.cluster_state().volumes().is_empty());
+}
+
+/// A denial of a heartbeat ends the node that sent it.
+#[test]
+fn a_report_of_a_table_whose_volume_is_deleted_meanwhile_is_no_fault_of_its_node() {
+    for turns in 0..6 {
+        let mut rig = Rig::new(Sabotage::None);
+        let nodes = rig.populate();
+        rig.create();
+        let report = rig.report_of(&nodes, true);
+        let delete = VolmgrRequest::DeleteVolume(DeleteVolumeRequest { name: "demo".into() });
+        rig.volmgr.handle(rig.now, 100, delete);
+        for _ in 0..turns {
+            let done = if rig.volmgr.is_syncing() { rig.volmgr.synced(rig.now) } else { rig.volmgr.turn(rig.now) };
+            rig.answers.extend(done.unwrap());
+        }
+        rig.beat(report).unwrap_or_else(|denial| panic!("after {turns} turns: {denial:?}"));
+        assert!(matches!(rig.answers.remove(&100), Some(Ok(_))));
+        let volumes = rig.volmgr.cluster_state().volumes();
+        assert!(volumes.values().all(|volume| volume.state == VolumeState::Deleting));
+    }
 }
 
 #[test]

@@ -379,7 +379,10 @@ impl Writer {
             let _ = checkpointing.join();
             self.adopt_written();
         }
-        if !self.store.is_failed() && self.store.checkpoint().is_err() {
+        if self.store.is_failed() {
+            // The last chance to write down why.
+            self.store.maintain(true);
+        } else if self.store.checkpoint().is_err() {
             tracing::warn!("no checkpoint could be written; the next start scans");
         }
     }

@@ -389,7 +389,7 @@ impl SteppedDatanode {
         self.disks.open().get(&disk).is_none_or(Store::is_failed)
     }
 
-    /// Whether a disk is out of service, and that is written down: no later start serves it.
+    /// Whether a disk failed for good, and that is written down: no later start serves it.
     #[must_use]
     pub fn is_failure_noted(&self, disk: DiskId) -> bool {
         self.disks.open().get(&disk).is_some_and(Store::is_failure_noted)

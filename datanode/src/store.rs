@@ -215,7 +215,7 @@ impl Store {
         self.shared.is_failed()
     }
 
-    /// Whether the disk is out of service, and that is written down.
+    /// Whether the disk failed for good, and a place has the note of it.
     pub(crate) fn is_failure_noted(&self) -> bool {
         self.shared.is_failure_noted()
     }

@@ -1,7 +1,8 @@
 //! A volume's metadata table: a deterministic state machine over ordered copy-on-write trees (D3, D4).
 //!
 //! `apply` takes one command of the log and either changes everything it says or nothing: every operation first checks
-//! all its preconditions, then changes. Nothing here names a clock, a file, randomness or a hash map; time, ids and
+//! all its preconditions, then changes. One exception: what would take away more allocated intervals than an entry may frees the
+//! first of them and is refused (decision 12). Nothing here names a clock, a file, randomness or a hash map; time, ids and
 //! choices ride in the command. Readers return what a linearizable read may answer once a read barrier has passed.
 
 mod allocate;

@@ -95,7 +95,7 @@ pub(crate) fn coverage(world: &World) -> Coverage {
     coverage.repeated_mutations = truth.names.repeated();
     coverage.session_expiries = truth.expiries;
     coverage.told_losses = truth.told_losses;
-    coverage.taken_over = truth.takeovers.settled_count();
+    coverage.taken_over = truth.takeovers.settled().len() as u64;
     coverage.narrowed_stripes = truth.narrowed;
     coverage.reaped_orphans = truth.reaped;
     coverage.nameless_files = truth.nameless;

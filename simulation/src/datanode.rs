@@ -58,8 +58,8 @@ pub(crate) struct DatanodeRole {
     wishes: Vec<Wish>,
 }
 
-/// Records after which a checkpoint of the index is due, by the life: many checkpoints in a short one, some, so that segments are
-/// used again between two, or none, so that the next start scans.
+/// Records after which a checkpoint of the index is due, by the life. Few: many checkpoints in a short life. More: segments are used
+/// again between two. Most: there is none, and the next start scans.
 const CHECKPOINT_RECORDS: [u64; 3] = [10, 400, 10_000];
 
 /// Small segments, so that they are sealed, compacted and recycled in a short run.
@@ -270,7 +270,7 @@ impl Role for DatanodeRole {
         if std::mem::take(&mut self.beats) {
             self.beat();
         }
-        if self.node.is_failed(self.identity.disk) && !moment.disk.is_dead() {
+        if self.node.is_failure_noted(self.identity.disk) && !moment.disk.is_dead() {
             moment.truth.lock().shards.failed(self.identity.node);
         }
         std::mem::take(&mut self.wishes)

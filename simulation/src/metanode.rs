@@ -334,7 +334,7 @@ impl MetanodeRole {
     /// Only a start that a later one has overtaken is refused for good; it says nothing any more (R28).
     fn check_refused(&mut self, outputs: &[Output], truth: &mut Truth) {
         let MetanodeIdentity { node, generation, .. } = self.identity;
-        let latest = truth.latest_start(node, generation);
+        let latest = truth.note_start(node, generation);
         if self.refused == Refused::No {
             return;
         }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_client::runtime::{Runtime, within};
-use holdfast_client::{FileSystem, OpenMode};
+use holdfast_client::{Error, FileHandle, FileSystem, OpenMode};
 use holdfast_common::Random;
 use parking_lot::{Mutex, MutexGuard};
 
@@ -61,6 +61,16 @@ impl Desk {
         let stamp = self.random.bits();
         let byte = |at: u64| u8::try_from(stamp.wrapping_add(at.wrapping_mul(131)) >> 3 & 0xff).unwrap_or(0) | 1;
         (0..length).map(byte).collect::<Vec<u8>>().into()
+    }
+
+    /// Syncs until it is known what became of everything.
+    async fn sync(&self, handle: FileHandle) -> Result<(), Error> {
+        loop {
+            match self.fs.fsync(handle).await {
+                Err(Error::TimedOut(_)) => self.runtime.sleep(RETRY_PAUSE).await,
+                told => return told,
+            }
+        }
     }
 
     async fn pause(&mut self, most_ms: u64) {

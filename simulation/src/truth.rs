@@ -78,6 +78,8 @@ pub(crate) struct Truth {
     pub(crate) names: Names,
     pub(crate) files: Files,
     pub(crate) takeovers: Takeovers,
+    /// The session under which a file that was opened with its creation was made.
+    pub(crate) made_under: BTreeMap<InodeId, u64>,
     opens: Opens,
     pub(crate) demands: Demands,
     pub(crate) volumes: Volumes,
@@ -109,6 +111,7 @@ pub(crate) struct Truth {
     pub(crate) held_creates: u64,
     /// Starts that the volume manager refused for good.
     pub(crate) refused_starts: u64,
+    /// The latest start of each metanode that ever ran.
     latest_starts: BTreeMap<NodeId, u64>,
     /// Leaders by term.
     pub(crate) leaders: BTreeMap<Term, NodeId>,
@@ -126,6 +129,7 @@ impl Truth {
             names: Names::default(),
             files: Files::default(),
             takeovers: Takeovers::default(),
+            made_under: BTreeMap::new(),
             opens: Opens::default(),
             demands,
             volumes: Volumes::default(),
@@ -200,8 +204,12 @@ impl Truth {
 
     /// A file whose writer's session was lost, for another client to take over.
     pub(crate) fn take_over(&mut self, client: usize) -> Option<InodeId> {
-        let lost = &self.lost_sessions;
-        self.takeovers.take(client, |key| lost.get(key).copied().unwrap_or(0))
+        self.takeovers.take(client, |session| self.names.has_session(session))
+    }
+
+    /// The writer of a file that may be taken over begins or ends a write. False if it is the writer's no longer.
+    pub(crate) fn write_own(&mut self, inode: InodeId, begins: bool) -> bool {
+        self.takeovers.write(inode, begins, |session| self.names.has_session(session))
     }
 
     /// Count of mounted clients.
@@ -224,8 +232,8 @@ impl Truth {
         }
     }
 
-    /// A start of a node runs; the latest of its starts that ever did.
-    pub(crate) fn latest_start(&mut self, node: NodeId, generation: u64) -> u64 {
+    /// A start of a node runs. Gives the latest of its starts that ever did.
+    pub(crate) fn note_start(&mut self, node: NodeId, generation: u64) -> u64 {
         let latest = self.latest_starts.entry(node).or_insert(generation);
         *latest = generation.max(*latest);
         *latest
@@ -311,6 +319,7 @@ impl Truth {
             {
                 if let (Some(attr), Some(key)) = (answer.attr, self.keys.get(&command.session)) {
                     let (key, losses) = (key.clone(), self.losses_of(key));
+                    self.made_under.insert(InodeId(attr.inode), command.session);
                     self.opens.created(InodeId(attr.inode), key, self.log.elections(), losses);
                 }
             }

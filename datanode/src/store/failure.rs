@@ -49,24 +49,36 @@ fn witness_file(disk: DiskId) -> String {
     format!("{FAILED_FILE}-{}", disk.0)
 }
 
-/// Writes the note wherever it can be written; the places that did not take it, with the reasons. `Err` if none did.
-pub(super) fn note(
-    directory: &dyn Directory,
-    witness: Option<&dyn Directory>,
+/// Places that may have a note: the disk, and its node's directory.
+fn places<'a>(
+    directory: &'a dyn Directory,
+    witness: Option<&'a dyn Directory>,
     disk: DiskId,
-    reason: &str,
-) -> Result<Vec<Untaken>, Vec<Untaken>> {
-    let bytes = encode(disk, reason);
-    let places = [(Some(directory), FAILED_FILE.to_owned()), (witness, witness_file(disk))];
-    let places: Vec<_> = places.iter().filter_map(|(place, name)| place.map(|place| (place, name))).collect();
-    let write =
-        |(place, name): &(&dyn Directory, &String)| Some((place.path(name), place.replace(name, &bytes).err()?));
-    let untaken: Vec<Untaken> = places.iter().filter_map(write).collect();
-    if untaken.len() < places.len() { Ok(untaken) } else { Err(untaken) }
+) -> impl Iterator<Item = (&'a dyn Directory, String)> {
+    let of_node = witness.map(|witness| (witness, witness_file(disk)));
+    std::iter::once((directory, FAILED_FILE.to_owned())).chain(of_node)
 }
 
-/// A place that did not take a note.
-pub(super) type Untaken = (PathBuf, io::Error);
+/// Outcome of writing a note.
+pub(super) struct Noted {
+    /// A place has it.
+    pub(super) is_taken: bool,
+    /// Places that did not take it, and why.
+    pub(super) refusals: Vec<(PathBuf, io::Error)>,
+}
+
+/// Writes the note wherever it can be written.
+pub(super) fn note(directory: &dyn Directory, witness: Option<&dyn Directory>, disk: DiskId, reason: &str) -> Noted {
+    let bytes = encode(disk, reason);
+    let mut noted = Noted { is_taken: false, refusals: Vec::new() };
+    for (place, name) in places(directory, witness, disk) {
+        match place.replace(&name, &bytes) {
+            Ok(()) => noted.is_taken = true,
+            Err(error) => noted.refusals.push((place.path(&name), error)),
+        }
+    }
+    noted
+}
 
 /// Reason in a note, if there is one.
 ///
@@ -77,9 +89,8 @@ pub(super) fn find(
     witness: Option<&dyn Directory>,
     disk: DiskId,
 ) -> io::Result<Option<String>> {
-    let places = [(Some(directory), FAILED_FILE.to_owned()), (witness, witness_file(disk))];
-    for (place, name) in places.iter().filter_map(|(place, name)| place.map(|place| (place, name))) {
-        match place.read(name) {
+    for (place, name) in places(directory, witness, disk) {
+        match place.read(&name) {
             Ok(bytes) => {
                 // Whoever wrote it may have died before its name was durable.
                 if let Err(error) = place.sync_names() {

@@ -41,7 +41,7 @@ impl Store {
     /// Does one bounded piece of upkeep. True if there is more to do. `idle` says that nobody waits for the disk.
     pub(crate) fn maintain(&mut self, idle: bool) -> bool {
         if self.is_failed() {
-            self.shared.note_failure();
+            self.shared.note_failure_at_last();
             return false;
         }
         self.maintain_step(idle).unwrap_or_else(|error| {

@@ -4,8 +4,9 @@
 //! place that a record at or below the highest watermark follows is damage; one that only later appends follow is what
 //! a crash tore, was never acknowledged, and is covered (small) or punched (bulk), durably, before anything is appended:
 //! otherwise the watermark of a later record would turn it into damage. Appends above the watermark are taken only if
-//! their payload verifies, and are written again and synced before they are served: a process may have died between a sync
-//! that failed and the note of it, and after a failed sync the next one says Ok without writing what the first did not.
+//! their payload verifies, and are written again and synced before they are served, and so is the header of a segment in which
+//! nothing is known to be durable: a process may have died between a sync that failed and the note of it, and after a failed
+//! sync the next one says Ok without writing what the first did not.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -20,7 +21,7 @@ use super::checkpoint::{self, CHECKPOINT_FILE, Checkpoint};
 use super::index::{Entry, Index, Phase, SegmentState};
 use super::record::{Body, RECORD_BYTES_MAX, encode};
 use super::scan::{Found, Gap, ScanError, SegmentScan, read_header, scan};
-use super::segment::{DATA_START, HeaderError, Segment, SegmentKind, is_unreadable, parse_file_name};
+use super::segment::{DATA_START, HeaderError, Segment, SegmentKind, is_unreadable, parse_file_name, write_header};
 use super::shared::Look;
 use super::surroundings::Surroundings;
 use super::units::to_usize;
@@ -129,7 +130,7 @@ impl Store {
             failed: AtomicBool::new(false),
             unapplied_bytes: AtomicU64::new(0),
             corrupt_reads: AtomicU64::new(0),
-            unnoted: Mutex::default(),
+            failure: Mutex::default(),
             short_of_descriptors: AtomicBool::new(false),
         };
         let store = Self {
@@ -297,6 +298,9 @@ impl Recovery {
             self.report.torn_count += torn.len() as u64;
             for gap in joined(torn) {
                 cover(segment, gap, &mut self.next_sequence, watermark)?;
+            }
+            if !found.records.iter().any(|record| record.header.sequence <= watermark) {
+                write_header(&*segment.file, &segment.header)?;
             }
             for record in found.records.iter().filter(|record| record.header.sequence > watermark) {
                 write_again(segment, record)?;

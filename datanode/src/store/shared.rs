@@ -1,5 +1,6 @@
 //! State that the writer of a disk and its readers share: the index, the space, and whether the disk is in service.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,6 +34,16 @@ impl Look {
     }
 }
 
+/// A failure for good, which later starts must know of.
+#[derive(Debug, Default)]
+pub(super) enum Failure {
+    #[default]
+    None,
+    /// No place has the note of it yet; the reason.
+    Unnoted(String),
+    Noted,
+}
+
 pub(crate) struct Shared {
     pub(super) clock: Clock,
     pub(crate) directory: Arc<dyn Directory>,
@@ -44,8 +55,7 @@ pub(crate) struct Shared {
     pub(crate) limit_bytes: Option<u64>,
     pub(super) sabotage: Sabotage,
     pub(super) failed: AtomicBool,
-    /// Reason of a failure that no place has a note of.
-    pub(super) unnoted: Mutex<Option<String>>,
+    pub(super) failure: Mutex<Failure>,
     /// Bytes of puts that were admitted and are not in the index yet.
     pub(crate) unapplied_bytes: AtomicU64,
     pub(super) space: Mutex<Look>,
@@ -68,34 +78,42 @@ impl Shared {
     pub(crate) fn poison(&self, what: &str, error: &std::io::Error) -> ShardError {
         if !self.failed.swap(true, Ordering::AcqRel) {
             tracing::error!(disk = self.disk.0, %error, "disk out of service: {what} failed");
-            if self.sabotage != Sabotage::ForgetFailure {
-                *self.unnoted.lock() = Some(format!("{what}: {error}"));
-                for (path, error) in self.note_failure() {
-                    let path = path.display();
-                    tracing::error!(disk = self.disk.0, %error, %path, "the failure cannot be written down here");
-                }
+            *self.failure.lock() = match self.sabotage {
+                Sabotage::ForgetFailure => Failure::Noted,
+                _ => Failure::Unnoted(format!("{what}: {error}")),
+            };
+            for (path, error) in self.note_failure() {
+                let path = path.display();
+                tracing::error!(disk = self.disk.0, %error, %path, "the failure cannot be written down here");
             }
         }
         ShardError::DiskFailed
     }
 
-    /// Writes down why the disk failed, unless a place has it; the places that did not take it. If none did, the next upkeep tries
-    /// again: without a note the next start would take the disk for a good one.
-    pub(crate) fn note_failure(&self) -> Vec<failure::Untaken> {
-        let mut unnoted = self.unnoted.lock();
-        let Some(reason) = &*unnoted else { return Vec::new() };
-        match failure::note(&*self.directory, self.witness.as_deref(), self.disk, reason) {
-            Ok(untaken) => {
-                *unnoted = None;
-                untaken
-            }
-            Err(untaken) => untaken,
+    /// Writes down why the disk failed, unless a place has the note; the places that refused it. If all did, upkeep tries again:
+    /// without a note the next start takes the disk for a good one.
+    fn note_failure(&self) -> Vec<(PathBuf, std::io::Error)> {
+        let mut failure = self.failure.lock();
+        let Failure::Unnoted(reason) = &*failure else { return Vec::new() };
+        let noted = failure::note(&*self.directory, self.witness.as_deref(), self.disk, reason);
+        if noted.is_taken {
+            *failure = Failure::Noted;
+        }
+        noted.refusals
+    }
+
+    /// Tries again to write down why the disk failed, if no place has taken the note so far.
+    pub(crate) fn note_failure_at_last(&self) {
+        let was_noted = self.is_failure_noted();
+        self.note_failure();
+        if !was_noted && self.is_failure_noted() {
+            tracing::warn!(disk = self.disk.0, "the failure is written down now");
         }
     }
 
-    /// Whether the disk has failed, and a place has the note of it.
+    /// Whether the disk failed for good, and a place has the note of it.
     pub(crate) fn is_failure_noted(&self) -> bool {
-        self.is_failed() && self.unnoted.lock().is_none()
+        matches!(&*self.failure.lock(), Failure::Noted)
     }
 
     /// Takes the disk out of service until it is opened again: what is on it is as good as it was.

@@ -15,7 +15,8 @@ use std::ops::{Bound, Range};
 /// Most pieces of a file that one fallocate walks over; the client asks again for the rest of its range.
 const ALLOCATE_PIECES_MAX: usize = 4096;
 
-/// Intervals that may go in one entry for each piece of a file that may: a piece is taken out of several trees, an interval of one.
+/// Allocated intervals that weigh as much as one piece of a file in an entry's bound: a piece is taken out of several trees, an interval of
+/// one.
 const INTERVALS_OF_A_PIECE: usize = 16;
 
 /// Pages of a range that are neither touched nor allocated.
@@ -181,8 +182,8 @@ impl Table {
         Ok(gone)
     }
 
-    /// Lets what is about to take pages away wait where they stand in more intervals than one entry may take away: the first of them go
-    /// now, and the operation is asked again (UNAVAILABLE). They read as zeros before and after.
+    /// Bound on the allocated intervals that one entry takes away: beyond it the first go now, and the operation answers UNAVAILABLE and is
+    /// asked again. They read as zeros before and after.
     pub(super) fn thin_allocated(&mut self, inode: InodeId, pages: Range<u64>) -> Outcome<()> {
         if self.feature_level() < 3 || pages.is_empty() {
             return Ok(());

@@ -11,7 +11,7 @@
 //! what goes beyond an entry's bound on pieces becomes dead intervals |
 //! | 2 | freed chunks are forgotten without members that do not confirm, and what these owe is recorded and settled; the leader
 //! raises the floor |
-//! | 3 | what takes allocated pages away waits where they stand in more intervals than an entry may take away |
+//! | 3 | an operation over more allocated intervals than an entry may take away waits while they go in steps |
 
 use super::{Outcome, Table, broken};
 use holdfast_proto::meta::{MutateResponse, RaiseFeatureLevel};

@@ -1,5 +1,6 @@
-//! Faults of the one datanode and the one metanode whose syncs fail: one fails, and soon after the machine loses its power, as a
-//! dying controller takes its host along. Writes that the sync should have covered are lost, whatever later syncs say (D6).
+//! Faults of the one datanode and the one metanode whose syncs fail. Soon after a failed sync the machine loses its power, as a
+//! dying controller takes its host along: writes that the sync should have covered are lost, whatever later syncs say (D6). A
+//! metanode that keeps the rule has ended by then, mostly.
 
 use holdfast_common::NodeId;
 use holdfast_storage::simulated::Fault;

@@ -96,6 +96,9 @@ async fn work(desk: &mut Desk, held: &mut Held) {
         read(desk, held, true).await;
     }
     for _ in 0..desk.random.below(TURNS_MAX) + 1 {
+        if held.gone {
+            return;
+        }
         match desk.random.below(20) {
             0..=9 => write(desk, held).await,
             10..=11 => truncate(desk, held).await,
@@ -104,12 +107,11 @@ async fn work(desk: &mut Desk, held: &mut Held) {
             17 => remove(desk, InodeId::ROOT, held.name, false).await,
             _ => sync(desk, held).await,
         }
-        if held.gone {
-            return;
-        }
         desk.pause(60).await;
     }
-    sync(desk, held).await;
+    if !held.gone {
+        sync(desk, held).await;
+    }
 }
 
 async fn close(desk: &mut Desk, held: &Held) {
@@ -239,10 +241,10 @@ async fn read(desk: &mut Desk, held: &mut Held, settled: bool) {
     possible.unwrap_or_else(|why| wrong(desk, held.inode, &format!("after a lost session: {why}")));
 }
 
-/// Syncs until it is known what became of everything.
+/// Syncs until everything is durable, or is known to be lost and was told.
 async fn sync(desk: &mut Desk, held: &mut Held) {
     loop {
-        let synced = desk.fs.fsync(held.handle).await;
+        let synced = desk.sync(held.handle).await;
         note(desk, held.inode, format!("fsync: {synced:?}"));
         match synced {
             Ok(()) => {
@@ -257,7 +259,6 @@ async fn sync(desk: &mut Desk, held: &mut Held) {
                 }
                 return;
             }
-            Err(Error::TimedOut(_)) => {}
             Err(_) => {
                 held.untold = false;
                 let mut truth = desk.truth();
@@ -272,6 +273,7 @@ async fn sync(desk: &mut Desk, held: &mut Held) {
 /// Syncs while the file is read: the answer that tells the reader where its bytes are may come behind that to the commit.
 async fn sync_beside_reader(desk: &mut Desk, held: &mut Held) {
     let (reader, inode, handle) = (desk.clone(), held.inode, held.handle);
+    let losses = desk.truth().losses_of(&desk.key);
     let delay = Duration::from_micros(desk.random.below(READER_DELAY_US_MAX));
     let reading = async {
         reader.runtime.sleep(delay).await;
@@ -283,7 +285,9 @@ async fn sync_beside_reader(desk: &mut Desk, held: &mut Held) {
             if file.is_doubtful() { Ok(()) } else { file.seen(&pieces.concat(), false) }
         };
         match seen {
-            Err(why) if !has_lost_session(&reader) => wrong(&reader, inode, &format!("beside a sync: {why}")),
+            Err(why) if reader.truth().losses_of(&reader.key) == losses => {
+                wrong(&reader, inode, &format!("beside a sync: {why}"))
+            }
             _ => {}
         }
     };

@@ -4,16 +4,17 @@
 use holdfast_client::{Error, FileHandle, WriteAt};
 use holdfast_common::{InodeId, Owner};
 
-use super::{Desk, RETRY_PAUSE, for_all};
+use super::{Desk, for_all};
 
 /// Beginning of the files' names.
 const NAME: &str = "mine-";
 const SIZE: u64 = 6_000;
 const READ_MAX: u32 = 1 << 16;
-/// Longest pauses: between two writes, between two looks for what can be taken over, and before a client makes another file.
+/// Longest pauses: between two writes, and between two looks for what can be taken over.
 const WRITE_PAUSE_MS: u64 = 1_000;
 const LOOK_PAUSE_MS: u64 = 1_500;
-const LOST_PAUSE_MS: u64 = 40_000;
+/// Pauses before a client makes another file, at most.
+const LOST_PAUSES: u64 = 40;
 /// Times that a file is read after it was taken over.
 const LOOKS: usize = 4;
 const SYNC_PERCENT: u64 = 30;
@@ -26,10 +27,15 @@ pub(crate) async fn write_until_lost(mut desk: Desk) {
                 desk.pause(WRITE_PAUSE_MS).await;
             }
             // What is unflushed may be lost, and the handle is told of it.
-            let _ = sync(&desk, handle).await;
+            let _ = desk.sync(handle).await;
             let _ = desk.fs.release(handle).await;
         }
-        desk.pause(LOST_PAUSE_MS).await;
+        for _ in 0..desk.random.below(LOST_PAUSES) + 1 {
+            if !desk.goes_on() {
+                return;
+            }
+            desk.pause(LOOK_PAUSE_MS).await;
+        }
     }
 }
 
@@ -52,7 +58,8 @@ async fn make(desk: &mut Desk) -> Option<(InodeId, FileHandle)> {
         let there = truth.opened(made.inode, &desk.key, losses);
         if there {
             truth.closes(made.inode, desk.client);
-            truth.takeovers.begin(made.inode, desk.client, losses);
+            let session = truth.made_under.get(&made.inode).copied().unwrap_or_default();
+            truth.takeovers.begin(made.inode, desk.client, session);
         }
         there
     };
@@ -64,30 +71,18 @@ async fn make(desk: &mut Desk) -> Option<(InodeId, FileHandle)> {
 
 /// Writes a part of the file. False if it is this client's no longer, or if the programs are to stop.
 async fn write(desk: &mut Desk, inode: InodeId, handle: FileHandle) -> bool {
-    let losses_before = losses(desk);
-    if !desk.goes_on() || !desk.truth().takeovers.write(inode, losses_before, true) {
+    if !desk.goes_on() || !desk.truth().write_own(inode, true) {
         return false;
     }
     let offset = desk.random.below(SIZE);
     let data = desk.pattern(SIZE - offset);
     // Whether it went well does not matter: whoever takes the file over writes all of it.
     let _ = desk.fs.write(handle, WriteAt::Offset(offset), data, false).await;
-    let losses_after = losses(desk);
-    let is_mine = desk.truth().takeovers.write(inode, losses_after, false);
+    let is_mine = desk.truth().write_own(inode, false);
     if is_mine && desk.random.chance(SYNC_PERCENT) {
         let _ = desk.fs.fsync(handle).await;
     }
     is_mine
-}
-
-/// Syncs until it is known what became of everything.
-async fn sync(desk: &Desk, handle: FileHandle) -> Result<(), Error> {
-    loop {
-        match desk.fs.fsync(handle).await {
-            Err(Error::TimedOut(_)) => desk.runtime.sleep(RETRY_PAUSE).await,
-            told => return told,
-        }
-    }
 }
 
 /// Runs until the programs are to stop.
@@ -112,7 +107,7 @@ async fn write_anew(desk: &mut Desk, inode: InodeId) {
     let mut synced = false;
     if let Ok(handle) = desk.fs.open(inode, for_all()).await {
         let written = desk.fs.write(handle, WriteAt::Offset(0), content.clone(), false).await.is_ok();
-        synced = sync(desk, handle).await.is_ok() && written;
+        synced = desk.sync(handle).await.is_ok() && written;
         let _ = desk.fs.release(handle).await;
     }
     let is_known = synced && losses(desk) == losses_before;

@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use holdfast_common::InodeId;
 
-use crate::client::key_of;
-
 /// State of one file.
 enum State {
     /// Its writer has it open.
@@ -23,28 +21,25 @@ enum State {
 
 struct Takeover {
     writer: usize,
-    /// Sessions that the writer had lost when it began.
-    losses: u64,
+    /// The writer's session, under which the file was made.
+    session: u64,
     state: State,
 }
 
 /// All of them; inodes are never used twice.
 #[derive(Default)]
-pub(crate) struct Takeovers {
-    files: BTreeMap<InodeId, Takeover>,
-    settled: u64,
-}
+pub(crate) struct Takeovers(BTreeMap<InodeId, Takeover>);
 
 impl Takeovers {
-    /// A client has made a file that it alone writes, when it had lost `losses` sessions.
-    pub(crate) fn begin(&mut self, inode: InodeId, writer: usize, losses: u64) {
-        self.files.insert(inode, Takeover { writer, losses, state: State::Idle });
+    /// A client has made a file under a session, and alone writes it.
+    pub(crate) fn begin(&mut self, inode: InodeId, writer: usize, session: u64) {
+        self.0.insert(inode, Takeover { writer, session, state: State::Idle });
     }
 
-    /// Its writer begins or ends a write, having lost `losses` sessions. False if the file is the writer's no longer.
-    pub(crate) fn write(&mut self, inode: InodeId, losses: u64, begins: bool) -> bool {
-        let Some(file) = self.files.get_mut(&inode) else { return false };
-        let is_lost = losses != file.losses;
+    /// Its writer begins or ends a write. False if the file is the writer's no longer.
+    pub(crate) fn write(&mut self, inode: InodeId, begins: bool, is_there: impl Fn(u64) -> bool) -> bool {
+        let Some(file) = self.0.get_mut(&inode) else { return false };
+        let is_lost = !is_there(file.session);
         file.state = match std::mem::replace(&mut file.state, State::Void) {
             State::Idle if begins && !is_lost => State::Writing,
             // Under which session it was written nobody can say.
@@ -56,26 +51,25 @@ impl Takeovers {
     }
 
     /// A file for a client to take over.
-    pub(crate) fn take(&mut self, by: usize, losses_of: impl Fn(&[u8]) -> u64) -> Option<InodeId> {
-        let is_lost = |file: &Takeover| losses_of(&key_of(file.writer)) != file.losses;
-        let is_free = |file: &Takeover| matches!(file.state, State::Idle) && file.writer != by && is_lost(file);
-        let (inode, file) = self.files.iter_mut().find(|(_, file)| is_free(file))?;
+    pub(crate) fn take(&mut self, by: usize, is_there: impl Fn(u64) -> bool) -> Option<InodeId> {
+        let is_free =
+            |file: &Takeover| matches!(file.state, State::Idle) && file.writer != by && !is_there(file.session);
+        let (inode, file) = self.0.iter_mut().find(|(_, file)| is_free(file))?;
         file.state = State::Taken { by };
         Some(*inode)
     }
 
     /// Its successor has synced this content, or could not.
     pub(crate) fn taken(&mut self, inode: InodeId, content: Option<Bytes>) {
-        let Some(file) = self.files.get_mut(&inode).filter(|file| matches!(file.state, State::Taken { .. })) else {
+        let Some(file) = self.0.get_mut(&inode).filter(|file| matches!(file.state, State::Taken { .. })) else {
             return;
         };
-        self.settled += u64::from(content.is_some());
         file.state = content.map_or(State::Void, State::Settled);
     }
 
     /// What a file must hold, if that is known.
     pub(crate) fn content(&self, inode: InodeId) -> Option<Bytes> {
-        match &self.files.get(&inode)?.state {
+        match &self.0.get(&inode)?.state {
             State::Settled(content) => Some(content.clone()),
             _ => None,
         }
@@ -83,16 +77,12 @@ impl Takeovers {
 
     /// Files whose content is known.
     pub(crate) fn settled(&self) -> Vec<InodeId> {
-        self.files.keys().copied().filter(|inode| self.content(*inode).is_some()).collect()
-    }
-
-    pub(crate) fn settled_count(&self) -> u64 {
-        self.settled
+        self.0.keys().copied().filter(|inode| self.content(*inode).is_some()).collect()
     }
 
     /// A client was killed: what it was about to write is known to nobody.
     pub(crate) fn killed(&mut self, client: usize) {
-        for file in self.files.values_mut() {
+        for file in self.0.values_mut() {
             let is_its = match file.state {
                 State::Writing => file.writer == client,
                 State::Taken { by } => by == client,
@@ -111,32 +101,41 @@ mod tests {
 
     const INODE: InodeId = InodeId(7);
 
+    const SESSION: u64 = 3;
+
+    fn lives(session: u64) -> bool {
+        session == SESSION
+    }
+
+    fn is_lost(_: u64) -> bool {
+        false
+    }
+
     fn written() -> Takeovers {
         let mut files = Takeovers::default();
-        files.begin(INODE, 0, 3);
-        assert!(files.write(INODE, 3, true) && files.write(INODE, 3, false));
+        files.begin(INODE, 0, SESSION);
+        assert!(files.write(INODE, true, lives) && files.write(INODE, false, lives));
         files
     }
 
     #[test]
     fn what_a_successor_has_synced_is_known_from_then_on() {
         let mut files = written();
-        assert_eq!((files.take(1, |_| 3), files.take(0, |_| 4)), (None, None), "lost by nobody; its own");
-        assert_eq!(files.take(1, |_| 4), Some(INODE));
+        assert_eq!((files.take(1, lives), files.take(0, is_lost)), (None, None), "lost by nobody; its own");
+        assert_eq!(files.take(1, is_lost), Some(INODE));
         assert_eq!(files.content(INODE), None);
-        assert!(!files.write(INODE, 4, true), "it is the writer's no longer");
+        assert!(!files.write(INODE, true, is_lost), "it is the writer's no longer");
         files.taken(INODE, Some(Bytes::from_static(b"anew")));
         assert_eq!((files.settled(), files.content(INODE).as_deref()), (vec![INODE], Some(&b"anew"[..])));
-        assert_eq!(files.settled_count(), 1);
     }
 
     #[test]
     fn nothing_is_known_of_a_file_in_whose_write_the_session_was_lost() {
         let mut files = written();
-        assert!(files.write(INODE, 3, true));
-        assert_eq!(files.take(1, |_| 4), None);
-        assert!(!files.write(INODE, 4, false));
-        assert_eq!(files.take(1, |_| 4), None);
+        assert!(files.write(INODE, true, lives));
+        assert_eq!(files.take(1, is_lost), None);
+        assert!(!files.write(INODE, false, is_lost));
+        assert_eq!(files.take(1, is_lost), None);
     }
 
     #[test]
@@ -144,9 +143,9 @@ mod tests {
         for (is_taken, killed, is_known) in [(false, 0, false), (true, 1, false), (true, 0, true)] {
             let mut files = written();
             if is_taken {
-                assert_eq!(files.take(1, |_| 4), Some(INODE));
+                assert_eq!(files.take(1, is_lost), Some(INODE));
             } else {
-                assert!(files.write(INODE, 3, true));
+                assert!(files.write(INODE, true, lives));
             }
             files.killed(killed);
             files.taken(INODE, Some(Bytes::from_static(b"anew")));

@@ -3,7 +3,7 @@
 use super::attendance::Attendance;
 use super::known::Known;
 use super::view::Borrowed;
-use crate::table::Table;
+use crate::table::{FEATURE_LEVEL, Table};
 use holdfast_common::{Term, VolumeId};
 use holdfast_proto::control::{Endpoint, HeartbeatResponse, TableAssignment};
 use holdfast_proto::meta::mutation::Op;
@@ -124,7 +124,7 @@ pub(crate) fn assignment() -> TableAssignment {
         parity_shards: 2,
         quota_bytes: 0,
         available_bytes: 1 << 40,
-        feature_level: 2,
+        feature_level: FEATURE_LEVEL,
     }
 }
 

@@ -29,7 +29,6 @@ fn resident_kib() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Point 8.
 #[test]
 fn fsyncs_and_overwrites_leave_nothing_in_memory() {
     let total = std::env::var("HOLDFAST_FSYNCS").map_or(FSYNCS, |count| count.parse().unwrap());

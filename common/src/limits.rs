@@ -40,7 +40,7 @@ pub const WALK_NAMES_MAX: usize = 16;
 pub const FIRST_COOKIE: u64 = 16;
 /// Data bytes a block group takes.
 pub const GROUP_CAPACITY_BYTES: u64 = 32 << 30;
-/// A table asks for more groups when its open ones could take less than this (issue 1: a dead volume manager stops nobody).
+/// A table asks for more groups when its open ones could take less than this (a dead volume manager stops nobody).
 pub const SPARE_GROUP_BYTES: u64 = 64 << 30;
 /// Entries of one commit request: extents over all its files.
 pub const COMMIT_EXTENTS_MAX: usize = 4096;

@@ -20,7 +20,7 @@ pub(crate) const END_TO_END: Stage = Stage { name: "end to end", budget_seconds:
 pub(crate) const SIMULATION: Stage = Stage { name: "simulation", budget_seconds: 45 };
 pub(crate) const SOAK: Stage = Stage { name: "soak", budget_seconds: 210 };
 
-/// Budget of all stages together (issue 8).
+/// Budget of all stages together.
 const TOTAL_SECONDS: u64 = 30 * 60;
 
 const _: () = {

@@ -12,7 +12,7 @@ const ONLY_KNOWN: i32 = 2;
 /// Options of a soak.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Minutes under load; checks at the end take up to two more
+    /// Minutes under load; checks at the end take up to five more
     #[arg(long, value_name = "N", default_value_t = 1.0)]
     minutes: f64,
     /// Decides what is killed when [default: the time of day]

@@ -44,7 +44,7 @@ fn a_generation_of_small_pieces_leaves_the_next_one_the_quota_that_it_was_charge
     });
 }
 
-/// Point 22. The member is found dead by the first round of requests; the next one fetches what replaces all its parts.
+/// The member is found dead by the first round of requests; the next one fetches what replaces all its parts.
 #[test]
 fn a_read_of_many_parts_around_a_dead_member_takes_one_round_more() {
     in_virtual_time(async {
@@ -74,7 +74,7 @@ fn a_read_of_many_parts_around_a_dead_member_takes_one_round_more() {
     });
 }
 
-/// Point 8: files of many pieces are written, flushed and read from one end to the other by a mount that has room for few of them.
+/// Files of many pieces are written, flushed and read from one end to the other by a mount that has room for few of them.
 #[test]
 fn what_a_mount_holds_stays_within_its_budget() {
     in_virtual_time(async {

@@ -50,7 +50,6 @@ fn named(inode: InodeId, path: &str) -> UnflushedFile {
     UnflushedFile { inode, path: Some(Bytes::copy_from_slice(path.as_bytes())) }
 }
 
-/// Point 1.
 #[test]
 fn a_write_behind_another_mounts_truncation_lands_on_the_truncated_file() {
     in_virtual_time(async {
@@ -68,7 +67,7 @@ fn a_write_behind_another_mounts_truncation_lands_on_the_truncated_file() {
     });
 }
 
-/// Point 2: the session is lost while a reader has the file open, too.
+/// The session is lost while a reader has the file open, too.
 #[test]
 fn every_handle_hears_of_a_lost_write_once_and_closing_one_does_not_take_it_from_another() {
     in_virtual_time(async {
@@ -96,7 +95,6 @@ fn every_handle_hears_of_a_lost_write_once_and_closing_one_does_not_take_it_from
     });
 }
 
-/// Point 4.
 #[test]
 fn a_dropped_write_and_a_dropped_open_give_back_what_they_held() {
     in_virtual_time(async {
@@ -123,7 +121,6 @@ fn a_dropped_write_and_a_dropped_open_give_back_what_they_held() {
     });
 }
 
-/// Point 5.
 #[test]
 fn a_raised_floor_and_a_vacated_slot_cost_a_writer_nothing_but_time() {
     in_virtual_time(async {
@@ -191,7 +188,6 @@ fn a_writer_never_meets_the_floor_that_follows_it() {
     });
 }
 
-/// Point 6.
 #[test]
 fn members_that_the_volume_manager_calls_dead_are_used_when_too_few_are_left() {
     in_virtual_time(async {
@@ -208,7 +204,6 @@ fn members_that_the_volume_manager_calls_dead_are_used_when_too_few_are_left() {
     });
 }
 
-/// Point 7.
 #[test]
 fn without_a_leader_or_members_data_is_kept_and_fsync_fails_at_its_deadline() {
     in_virtual_time(async {
@@ -245,7 +240,7 @@ fn what_cannot_be_flushed_before_the_end_is_named() {
     });
 }
 
-/// Point 7. A file that was renamed is told by its number, for its name is not known.
+/// A file that was renamed is told by its number, for its name is not known.
 #[test]
 fn what_cannot_be_flushed_is_named_by_its_path_however_it_was_opened() {
     in_virtual_time(async {
@@ -283,7 +278,6 @@ fn what_cannot_be_flushed_is_named_by_its_path_however_it_was_opened() {
     });
 }
 
-/// Point 10.
 #[test]
 fn quota_is_refused_at_write_and_never_at_fsync() {
     in_virtual_time(async {
@@ -314,7 +308,7 @@ fn a_full_disk_is_told_at_write() {
     });
 }
 
-/// Point 22: a change of an inode and a commit of it never pass each other, whatever is sent again.
+/// A change of an inode and a commit of it never pass each other, whatever is sent again.
 #[test]
 fn a_truncation_and_writes_around_it_keep_their_order_when_answers_are_lost() {
     in_virtual_time(async {
@@ -333,7 +327,6 @@ fn a_truncation_and_writes_around_it_keep_their_order_when_answers_are_lost() {
     });
 }
 
-/// Point 8.
 #[test]
 fn maps_of_files_stay_within_their_budget() {
     in_virtual_time(async {

@@ -7,7 +7,7 @@ use holdfast_common::InodeId;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
-/// Point 3: a frozen generation waits for members while its session ends and another mount writes the same bytes.
+/// A frozen generation waits for members while its session ends and another mount writes the same bytes.
 #[test]
 fn what_was_frozen_under_a_lost_session_is_never_written_under_the_next() {
     in_virtual_time(async {

@@ -2,8 +2,10 @@
 
 use super::{Fixture, ROOT, chunk, command, create, file_commit};
 use crate::table::dead::PiecesMax;
+use crate::table::records::Owed;
 use crate::table::snapshot::RestoreError;
 use crate::table::{FEATURE_LEVEL, Table};
+use holdfast_common::{ChunkId, DiskId};
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{
     Code, Fallocate, ForgetChunks, Kind, Mutation, RaiseFeatureLevel, ReserveChunks, ReserveQuota, SetAttr, SetXattr,
@@ -40,6 +42,17 @@ fn the_bytes_of_a_snapshot_at_level_1_are_pinned() {
     table.apply(&command(raise(1), 0x0103, 0, 0)).unwrap();
     assert_eq!(hex(&image(&table)), GOLDEN_LEVEL_1);
     assert_eq!(Table::restore(&mut unhex(GOLDEN_LEVEL_1).as_slice()).unwrap().feature_level(), 1);
+}
+
+#[test]
+fn the_bytes_of_a_snapshot_at_level_3_with_a_debt_are_pinned() {
+    let mut table = Table::new();
+    table.apply(&command(super::configure(0), 0x0102, 0, 0)).unwrap();
+    table.apply(&command(raise(3), 0x0103, 0, 0)).unwrap();
+    table.owed.insert(DiskId(5), Owed { chunk: ChunkId(9), entries: 2 });
+    assert_eq!(hex(&image(&table)), GOLDEN_LEVEL_3);
+    let restored = Table::restore(&mut unhex(GOLDEN_LEVEL_3).as_slice()).unwrap();
+    assert!(restored == table && restored.feature_level() == 3);
 }
 
 /// R26: a replica that went on would do something else than the others.
@@ -91,6 +104,17 @@ const GOLDEN_LEVEL_0: &str = concat!(
     "3812360a300801100218ed032002408020510201000000000000590201000000000000",
     "61020100000000000069020100000000000010011810",
     "044a020802",
+);
+
+/// Above level 1 with what a disk owes.
+const GOLDEN_LEVEL_3: &str = concat!(
+    "48465441424c450a",
+    "02000000",
+    "7b000000",
+    "0c43115d",
+    "2c0a2a080710011804200232047465737438014002490100000000000000500158016903010000000000",
+    "0078033812360a300801100218ed03200240802051020100000000000059020100000000000061020100",
+    "0000000000690201000000000000100118100f6a0d08051109000000000000001802044a020803",
 );
 
 const GOLDEN_LEVEL_1: &str = concat!(

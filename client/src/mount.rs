@@ -71,11 +71,11 @@ async fn find_volume(config: &MountConfig) -> Result<Volume, Error> {
         }
         _ => Error::Mount(format!("the volume manager at {} refused: {}", config.volmgr, status.message())),
     })?;
-    is_mountable(&volume)?;
+    may_mount(&volume)?;
     Ok(volume)
 }
 
-fn is_mountable(volume: &Volume) -> Result<(), Error> {
+fn may_mount(volume: &Volume) -> Result<(), Error> {
     let why = match VolumeState::try_from(volume.state) {
         Ok(VolumeState::Active) => return Ok(()),
         Ok(VolumeState::Creating) => "is still being created",
@@ -165,7 +165,7 @@ mod tests {
         let states = [VolumeState::Active as i32, VolumeState::Creating as i32, VolumeState::Deleting as i32, 99];
         let said = states.map(|state| {
             let volume = Volume { name: "v".to_owned(), state, ..Volume::default() };
-            is_mountable(&volume).err().map(|error| error.to_string())
+            may_mount(&volume).err().map(|error| error.to_string())
         });
         let parts = ["still being created", "being deleted", "too old to know"];
         assert_eq!(said[0], None);

@@ -52,6 +52,11 @@ impl Desk {
         self.truth.lock()
     }
 
+    /// Sessions that the client has lost so far.
+    fn lost_sessions(&self) -> u64 {
+        self.truth().losses_of(&self.key)
+    }
+
     fn goes_on(&self) -> bool {
         self.truth().stage == Stage::Work
     }

@@ -18,7 +18,7 @@ pub enum Sabotage {
     BurntChunkUsedAgain,
     /// A lost write is told to nobody (R22).
     LossUntold,
-    /// What was frozen under a session that is lost is written under the next (R22).
+    /// Frozen data of a lost session is written under the next one (R22).
     FrozenWrittenUnderNext,
     /// A truncation or a hole does not wait for what was written before it (R9).
     BarriersOvertake,

@@ -77,7 +77,8 @@ impl Session {
         }
     }
 
-    /// A keep-alive sent at that time was answered: the lease counts from then (R20). One that was sent longer ago than a lease leaves the session unsure.
+    /// A keep-alive sent at that time was answered: the lease counts from then (R20). One that was sent longer ago than a lease
+    /// leaves the session unsure.
     pub(crate) fn renewed(&mut self, sent: Moment, now: Moment) {
         self.lease_until = self.lease_until.max(sent + LEASE);
         match self.phase {

@@ -46,12 +46,12 @@ pub(crate) async fn work_on_files(mut desk: Desk) {
 
 /// Whether this mount has lost a session. When it learns that, and so what was written until then, only it knows.
 fn has_lost_session(desk: &Desk) -> bool {
-    desk.truth().losses_of(&desk.key) > desk.losses
+    desk.lost_sessions() > desk.losses
 }
 
 /// Opens a file, makes it if it is not there, and works on it if nobody else does.
 async fn hold(desk: &mut Desk, name: &'static str) {
-    let losses = desk.truth().losses_of(&desk.key);
+    let losses = desk.lost_sessions();
     let opened = desk.fs.create(InodeId::ROOT, name.as_bytes(), 0o644, Owner::ROOT, false, for_all()).await;
     // On an error nothing was changed; the name may be there now.
     let Ok((made, handle)) = opened else { return desk.truth().not_opened(desk.client) };
@@ -273,7 +273,7 @@ async fn sync(desk: &mut Desk, held: &mut Held) {
 /// Syncs while the file is read: the answer that tells the reader where its bytes are may come behind that to the commit.
 async fn sync_beside_reader(desk: &mut Desk, held: &mut Held) {
     let (reader, inode, handle) = (desk.clone(), held.inode, held.handle);
-    let losses = desk.truth().losses_of(&desk.key);
+    let losses = desk.lost_sessions();
     let delay = Duration::from_micros(desk.random.below(READER_DELAY_US_MAX));
     let reading = async {
         reader.runtime.sleep(delay).await;
@@ -285,9 +285,7 @@ async fn sync_beside_reader(desk: &mut Desk, held: &mut Held) {
             if file.is_doubtful() { Ok(()) } else { file.seen(&pieces.concat(), false) }
         };
         match seen {
-            Err(why) if reader.truth().losses_of(&reader.key) == losses => {
-                wrong(&reader, inode, &format!("beside a sync: {why}"))
-            }
+            Err(why) if reader.lost_sessions() == losses => wrong(&reader, inode, &format!("beside a sync: {why}")),
             _ => {}
         }
     };

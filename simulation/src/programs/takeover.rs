@@ -26,7 +26,7 @@ pub(crate) async fn write_until_lost(mut desk: Desk) {
             while write(&mut desk, inode, handle).await {
                 desk.pause(WRITE_PAUSE_MS).await;
             }
-            // What is unflushed may be lost, and the handle is told of it.
+            // Unflushed data may be lost, and the handle is told of it.
             let _ = desk.sync(handle).await;
             let _ = desk.fs.release(handle).await;
         }
@@ -39,15 +39,11 @@ pub(crate) async fn write_until_lost(mut desk: Desk) {
     }
 }
 
-fn losses(desk: &Desk) -> u64 {
-    desk.truth().losses_of(&desk.key)
-}
-
 /// Makes a file. On an error nothing was begun.
 async fn make(desk: &mut Desk) -> Option<(InodeId, FileHandle)> {
     // No other has this name: what a former life asked for cannot befall it.
     let name = format!("{NAME}{:x}", desk.random.bits());
-    let losses = losses(desk);
+    let losses = desk.lost_sessions();
     let made = desk.fs.create(InodeId::ROOT, name.as_bytes(), 0o644, Owner::ROOT, true, for_all()).await;
     let Ok((made, handle)) = made else {
         desk.truth().not_opened(desk.client);
@@ -102,7 +98,7 @@ pub(crate) async fn take_over(mut desk: Desk) {
 }
 
 async fn write_anew(desk: &mut Desk, inode: InodeId) {
-    let losses_before = losses(desk);
+    let losses_before = desk.lost_sessions();
     let content = desk.pattern(SIZE);
     let mut synced = false;
     if let Ok(handle) = desk.fs.open(inode, for_all()).await {
@@ -110,7 +106,7 @@ async fn write_anew(desk: &mut Desk, inode: InodeId) {
         synced = desk.sync(handle).await.is_ok() && written;
         let _ = desk.fs.release(handle).await;
     }
-    let is_known = synced && losses(desk) == losses_before;
+    let is_known = synced && desk.lost_sessions() == losses_before;
     desk.truth().takeovers.taken(inode, is_known.then_some(content));
 }
 

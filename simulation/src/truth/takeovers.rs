@@ -67,7 +67,7 @@ impl Takeovers {
         file.state = content.map_or(State::Void, State::Settled);
     }
 
-    /// What a file must hold, if that is known.
+    /// Content that a file must have, if it is known.
     pub(crate) fn content(&self, inode: InodeId) -> Option<Bytes> {
         match &self.0.get(&inode)?.state {
             State::Settled(content) => Some(content.clone()),

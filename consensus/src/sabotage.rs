@@ -30,6 +30,8 @@ pub enum Sabotage {
     InstalledEntriesKept,
     /// The entries kept below a snapshot are applied again after a restart.
     AppliedAgain,
+    /// On a nearly full disk what frees is refused like what grows (R29).
+    FreeingRefused,
     /// A voter that lost its log is let back in with whatever snapshot the leader has: no entry that every other voter
     /// acknowledged is waited for (R23).
     AdmittedAtOnce,
@@ -37,7 +39,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::AnswersBeforeSync,
         Self::FailedSyncRetried,
         Self::VotesUnwritten,
@@ -50,6 +52,7 @@ impl Sabotage {
         Self::SnapshotUnsynced,
         Self::InstalledEntriesKept,
         Self::AppliedAgain,
+        Self::FreeingRefused,
         Self::AdmittedAtOnce,
     ];
 }

@@ -11,6 +11,7 @@ use crate::core::effects::Effects;
 use crate::core::{CoreOptions, GroupCore};
 use crate::log::record::{GroupState, HardState, Record, SnapshotMark};
 use crate::log::replay::Replayed;
+use crate::sabotage::Sabotage;
 use crate::status::{AdmissionError, GroupError, GroupStatus, ProposeError, ReadError};
 use crate::stop::{Panicked, StopReason};
 
@@ -176,7 +177,8 @@ impl<P, R> NodeCore<P, R> {
                 Input::Propose { group, command, ticket, frees } => {
                     // Whoever does not lead says so: the leader may have room.
                     let leads = self.groups.get(&group).is_some_and(|core| core.leads() && !core.is_stopped());
-                    match self.is_tight && !frees && leads {
+                    let is_taken = frees && self.options.sabotage != Sabotage::FreeingRefused;
+                    match self.is_tight && !is_taken && leads {
                         true => refused.push((ticket, ProposeError::NoSpace)),
                         false => proposals.entry(group).or_default().push((command, ticket)),
                     }

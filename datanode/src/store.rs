@@ -319,11 +319,7 @@ impl Store {
                 self.adopt(&segment, Phase::Spare);
                 Ok(segment)
             }
-            Err(error) if is_no_space(&error) => {
-                self.shared.doubt_space();
-                Err(ShardError::NoSpace)
-            }
-            Err(error) => Err(self.shared.trouble("making a segment", &error)),
+            Err(error) => Err(self.shared.unchanged("making a segment", &error)),
         }
     }
 }

@@ -130,8 +130,22 @@ coverage! {
     lost_disks,
     /// Bits that rotted.
     rotten_bits,
-    /// Writes that a disk lost or misplaced.
-    misplaced_writes,
+    /// Sectors that a sync left out although it said Ok.
+    phantom_writes,
+    /// Sectors that a sync wrote to the place of others.
+    misdirected_writes,
+    /// Writes that failed.
+    write_errors,
+    /// Times that others took the space that a disk had left.
+    full_disks,
+    /// Writes and allocations without space.
+    no_space,
+    /// Requests of clients that a table refused for want of space on its metanode.
+    refused_growth,
+    /// Lengths of files that were lost with the power.
+    lost_lengths,
+    /// Operations of disks that took long.
+    slow_operations,
     /// Operations without a descriptor.
     no_descriptor,
 }
@@ -145,7 +159,12 @@ impl Coverage {
         self.sync_errors += counts.sync_errors;
         self.read_errors += counts.read_errors;
         self.rotten_bits += counts.rotten_bits;
-        self.misplaced_writes += counts.phantom_writes + counts.misdirected_writes;
+        self.phantom_writes += counts.phantom_writes;
+        self.misdirected_writes += counts.misdirected_writes;
+        self.write_errors += counts.write_errors;
+        self.no_space += counts.no_space;
+        self.lost_lengths += counts.lost_lengths;
+        self.slow_operations += counts.slow_operations;
         self.no_descriptor += counts.no_descriptor;
     }
 }

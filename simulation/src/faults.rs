@@ -4,6 +4,7 @@ mod disks;
 mod leaders;
 mod mishaps;
 mod silence;
+mod space;
 
 use holdfast_common::{NodeId, Random};
 use holdfast_storage::simulated::Faults;
@@ -17,6 +18,8 @@ use crate::world::{Fate, Heal, World};
 const AWAY_AFTER_NS: u64 = 4 * SECOND;
 /// Percent of faults that are about who leads.
 const LEADER_PERCENT: u64 = 15;
+/// Size of a disk with room for everything.
+const ROOMY_BYTES: u64 = 1 << 40;
 /// More operations than a run has.
 const FAR: u64 = 1 << 60;
 
@@ -43,6 +46,7 @@ fn come(world: &mut World, later: Later) {
         Later::Mishap(step) => mishaps::take(world, step),
         Later::Silence(part) => silence::go_on(world, part),
         Later::Blow(node, blow) => disks::go_on(world, node, blow),
+        Later::Space(node, space) => space::change(world, node, space),
     }
 }
 
@@ -59,6 +63,7 @@ pub(crate) fn begin(world: &mut World) {
     world.fault_after(delay);
     mishaps::begin(world);
     disks::begin(world);
+    space::begin(world);
     if world.plan.long {
         world.plan.away_at = Some(world.now + AWAY_AFTER_NS);
     }
@@ -74,6 +79,7 @@ pub(crate) fn end(world: &mut World) {
     for machine in world.machines.values() {
         machine.disk.set_faults(Faults { operation_ns: 20_000, ..Faults::default() });
         machine.disk.fail_no_more();
+        machine.disk.set_capacity(ROOMY_BYTES);
         machine.disk.die_after(FAR);
     }
     let nodes: Vec<NodeId> = world.machines.keys().copied().collect();

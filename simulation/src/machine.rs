@@ -44,6 +44,8 @@ pub(crate) struct Machine {
     pub(crate) role: Option<Box<dyn Role>>,
     /// The starts of metanodes that its process has heard messages of.
     pub(crate) heard: BTreeMap<NodeId, u64>,
+    /// Operations of its disk that had failed before its process started.
+    pub(crate) failed_before: u64,
     pub(crate) woken: bool,
     /// What came while the process was paused; `None` when it is not.
     pub(crate) deferred: Option<Vec<Deferred>>,
@@ -69,6 +71,7 @@ impl Machine {
             original: None,
             role: None,
             heard: BTreeMap::new(),
+            failed_before: 0,
             woken: false,
             deferred: None,
         }
@@ -81,6 +84,12 @@ impl Machine {
     /// Whether its process lives and is not paused.
     pub(crate) fn is_awake(&self) -> bool {
         self.role.is_some() && self.deferred.is_none()
+    }
+
+    /// Operations of its disk that have failed so far, but for want of space or of descriptors.
+    pub(crate) fn failed_operations(&self) -> u64 {
+        let counts = self.disk.counts();
+        counts.read_errors + counts.write_errors + counts.sync_errors
     }
 
     /// Puts another directory in the place of its own, which it gives back.

@@ -1,6 +1,6 @@
 //! A metanode's process: its replica of the table, driven in turns, each of which may wait for a sync.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use holdfast_consensus::{ExpectedLog, GroupStatus, Role as RaftRole, SteppedOpti
 use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
 use holdfast_proto::meta::Code;
+use holdfast_proto::meta::mutation::Op as MutationOp;
 use holdfast_proto::meta::read_request::Op;
 use holdfast_proto::metanode::Neighbours;
 use holdfast_storage::SimulatedDisk;
@@ -95,6 +96,8 @@ pub(crate) struct MetanodeRole {
     /// Sessions of requests that came and were not answered yet: when they came, by call.
     sessions: BTreeMap<u64, Sign>,
     arrived: Vec<(u64, Sign)>,
+    /// Calls that take names away, and are not answered yet.
+    removals: BTreeSet<u64>,
     /// Inodes that sessions release by keep-alives that are not answered yet, by call.
     releases: BTreeMap<u64, (u64, Vec<u64>)>,
     /// Snapshots that came whole and are not answered yet.
@@ -147,6 +150,7 @@ impl MetanodeRole {
             next_ticket: 1,
             sessions: BTreeMap::new(),
             arrived: Vec::new(),
+            removals: BTreeSet::new(),
             releases: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             wishes: vec![Wish::Arm { timer: Timer::Tick, after: TICK }],
@@ -188,6 +192,10 @@ impl MetanodeRole {
         match request {
             Request::Mutate(request) => {
                 self.arrived.push((call, Sign { session: request.session, came: 0, opens: false }));
+                if let Some(MutationOp::Unlink(_)) = request.mutation.as_ref().and_then(|mutation| mutation.op.as_ref())
+                {
+                    self.removals.insert(call);
+                }
                 self.node.handle(now, Event::Mutate { ticket: call, request });
             }
             Request::Read(request) => {
@@ -253,6 +261,9 @@ impl MetanodeRole {
     fn put_out(&mut self, output: Output, truth: &mut Truth) {
         match output {
             Output::Mutated { ticket, response } => {
+                let refused = self.removals.remove(&ticket) && response.code() == Code::NoSpace;
+                assert!(!refused, "{}: a removal is refused for want of space", self.identity.node);
+                truth.refused_growth += u64::from(response.code() == Code::NoSpace);
                 if response.code() == Code::Ok {
                     self.session_answered(ticket, truth);
                 }

@@ -4,10 +4,12 @@ use holdfast_common::{NodeId, Random};
 use holdfast_storage::simulated::Faults;
 
 use crate::clock::{MS, SECOND};
-use crate::machines::{DATANODES, METANODES};
+use crate::machines::{DATANODES, METANODES, VOLMGR};
 
 /// Percent of runs in which a log is lost, and as many in which a copy is started.
 const MISHAP_PERCENT: u64 = 20;
+/// Percent of runs in which disks become full, and of the machines of these runs.
+const FULL_PERCENT: u64 = 40;
 
 /// Faults of a run, by its seed.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub(crate) struct Plan {
     pub(crate) mishap: Option<Mishap>,
     /// No other fault before.
     pub(crate) quiet_until: u64,
+    /// Machines whose disks others fill up, and empty again.
+    pub(crate) full_disks: Vec<NodeId>,
     /// That disk alters and loses what it holds before; else its syncs fail, and until then it keeps what it promised.
     rots: bool,
 }
@@ -56,6 +60,7 @@ impl Plan {
             // As with leaders: no session would ever be expired.
             mishap: Mishap::draw(random).filter(|_| !long),
             quiet_until: 0,
+            full_disks: draw_full_disks(random),
         }
     }
 
@@ -84,6 +89,7 @@ impl Plan {
     pub(crate) fn disk_faults(&self, node: NodeId) -> Faults {
         let bad = self.bad_disk == Some(node);
         let rots = self.rotting() == Some(node);
+        let fails = bad || self.failing_log == Some(node);
         Faults {
             slow_ppm: 2000,
             slow_ns_max: 500 * MS,
@@ -92,11 +98,9 @@ impl Plan {
             phantom_write_ppm: if rots { 1000 } else { 0 },
             misdirected_write_ppm: if rots { 1000 } else { 0 },
             read_error_ppm: if rots { 1000 } else { 0 },
-            sync_error_ppm: match node {
-                _ if rots => 500,
-                _ if bad || self.failing_log == Some(node) => 2000,
-                _ => 0,
-            },
+            write_error_ppm: if fails { 300 } else { 0 },
+            sync_error_ppm: if rots { 500 } else { u64::from(fails) * 2000 },
+            no_space_ppm: if self.full_disks.contains(&node) { 2000 } else { 0 },
             no_descriptor_ppm: 2000,
             ..Faults::default()
         }
@@ -106,6 +110,15 @@ impl Plan {
     pub(crate) fn is_lost(&self, node: NodeId) -> bool {
         self.bad_disk == Some(node)
     }
+}
+
+/// Machines whose disks become full, of every kind that has one.
+fn draw_full_disks(random: &mut Random) -> Vec<NodeId> {
+    if !random.chance(FULL_PERCENT) {
+        return Vec::new();
+    }
+    let all = METANODES.into_iter().chain(DATANODES).chain([VOLMGR]);
+    all.filter(|_| random.chance(FULL_PERCENT)).collect()
 }
 
 /// What happens to a metanode.
@@ -155,6 +168,17 @@ pub(crate) enum Later {
     Silence(Part),
     /// Something befalls a node whose syncs fail.
     Blow(NodeId, Blow),
+    /// The space of a machine's disk changes.
+    Space(NodeId, Space),
+}
+
+/// Space of a disk, as others leave it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Space {
+    /// Others take what is free, or nearly all of it.
+    Taken,
+    /// They give it back, or a part of it.
+    GivenBack,
 }
 
 /// A part of what befalls a node whose syncs fail.

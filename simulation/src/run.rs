@@ -66,7 +66,11 @@ fn live(seed: u64, options: Options) -> Report {
     let faults_ns = plan.faults_ns;
     let demands = Demands::new(&mut Random::new(seed ^ 0xde_3a9d));
     let mut world = World::new(seed, Truth::new(CLIENTS, demands), (plan, FATE), Trace::new(options.shown));
-    world.truth.lock().shards.rotting = world.plan.rotting();
+    {
+        let mut truth = world.truth.lock();
+        truth.shards.rotting = world.plan.rotting();
+        truth.full_disks.clone_from(&world.plan.full_disks);
+    }
     cluster::build(&mut world, options.sabotage, demands.quota_bytes);
     wait(&mut world, "all clients mount", MOUNT_NS_MAX, |world| world.truth.lock().mounted() == CLIENTS);
     faults::begin(&mut world);

@@ -21,7 +21,7 @@ use holdfast_common::{InodeId, LogIndex, NodeId, Term};
 use holdfast_datanode::{DataRequest, DataResponse};
 use holdfast_proto::data::DeleteShardsRequest;
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{Code, Kind, MutateResponse};
+use holdfast_proto::meta::{Code, GroupSlot, Kind, MutateResponse};
 use holdfast_proto::record::TableCommand;
 use log::{Applied, Log};
 use names::Names;
@@ -31,6 +31,7 @@ use takeovers::Takeovers;
 use volumes::{Demands, Volumes};
 
 use crate::client::key_of;
+use crate::machines::CODE;
 use crate::programs::STRANGE_SEQUENCES;
 use crate::stranger::STRANGER_VOLUMES;
 
@@ -86,6 +87,10 @@ pub(crate) struct Truth {
     pub(crate) shards: Shards,
     /// Writes that were refused for want of quota.
     pub(crate) over_quota: u64,
+    /// Machines whose disks become full now and then.
+    pub(crate) full_disks: Vec<NodeId>,
+    /// Requests of clients that a table refused for want of space.
+    pub(crate) refused_growth: u64,
     /// Orphans reaped.
     pub(crate) reaped: u64,
     /// Times that a program's file had lost its last name.
@@ -135,6 +140,8 @@ impl Truth {
             volumes: Volumes::default(),
             shards: Shards::default(),
             over_quota: 0,
+            full_disks: Vec::new(),
+            refused_growth: 0,
             reaped: 0,
             nameless: 0,
             meddled: 0,
@@ -188,6 +195,13 @@ impl Truth {
         let nameless = self.log.table().get_attr(inode).is_ok_and(|attr| attr.nlink == 0);
         self.nameless += u64::from(nameless);
         self.opens.closes(inode, &key_of(client));
+    }
+
+    /// Whether some group may be left with too few disks with room: then a client may lose what it has taken in (R16).
+    pub(crate) fn may_run_out_of_room(&self) -> bool {
+        let has_room = |slot: &&GroupSlot| !self.full_disks.contains(&NodeId(slot.node));
+        let groups = self.log.table().groups();
+        groups.iter().any(|group| group.slots.iter().filter(has_room).count() < 1 + CODE.1 as usize)
     }
 
     /// A session told a leader that it has inodes open no longer. Of what it is about to open again it will tell the leader again.

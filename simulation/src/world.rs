@@ -351,6 +351,10 @@ impl World {
                 }
                 Wish::Die(why) => {
                     self.trace.note(self.now, || format!("{node} ends: {why}"));
+                    let machine = &self.machines[&node];
+                    // Space and descriptors come back: whoever lacks them waits.
+                    let failed = machine.failed_operations() > machine.failed_before;
+                    assert!(failed, "{node} ends although its disk has not failed: {why}");
                     return self.kill(node);
                 }
             }
@@ -427,6 +431,7 @@ impl World {
     pub(crate) fn start(&mut self, node: NodeId) {
         let Some(machine) = self.machines.get_mut(&node).filter(|machine| machine.role.is_none()) else { return };
         machine.now = self.now;
+        machine.failed_before = machine.failed_operations();
         match (self.start)(machine, &mut self.random, &self.truth) {
             Ok(role) => {
                 machine.role = Some(role);

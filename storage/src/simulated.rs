@@ -250,6 +250,12 @@ impl SimulatedDisk {
         self.0.lock().capacity_bytes = bytes;
     }
 
+    /// Space that its files take at present.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> u64 {
+        self.0.lock().allocated_bytes
+    }
+
     /// Sets how many files may be open at once: more say EMFILE.
     pub fn set_descriptors(&self, max_count: usize) {
         self.0.lock().descriptors_max = max_count;

@@ -33,6 +33,8 @@ struct NodePlace {
 struct Health {
     failures: u32,
     avoid_until: Moment,
+    /// Until then it is taken for full.
+    full_until: Moment,
 }
 
 /// Place of a shard: slot, disk, and the address to send to.
@@ -170,7 +172,16 @@ impl Members {
     }
 
     pub(crate) fn full(&mut self, disk: DiskId, now: Moment) {
-        self.health.entry(disk).or_default().avoid_until = now + FULL_PAUSE;
+        let entry = self.health.entry(disk).or_default();
+        (entry.avoid_until, entry.full_until) = (now + FULL_PAUSE, now + FULL_PAUSE);
+    }
+
+    /// Whether some group has this many members whose disks are not known to be full, although they may be out of reach.
+    pub(crate) fn have_room(&self, wanted: usize, now: Moment) -> bool {
+        let is_full = |disk| self.health.get(&disk).is_some_and(|health| now < health.full_until);
+        let has_room = |member: &Member| !member.full && !is_full(member.disk);
+        let groups = self.open.iter().filter_map(|id| self.groups.get(id));
+        groups.into_iter().any(|group| self.all(group).iter().filter(|member| has_room(member)).count() >= wanted)
     }
 
     pub(crate) fn works(&mut self, disk: DiskId) {
@@ -291,8 +302,13 @@ mod tests {
         let (mut members, _) = members();
         members.full(DiskId(1), Moment(0));
         assert!(members.is_avoided(DiskId(1), Moment(0)));
+        assert!(
+            members.have_room(2, Moment(0)) && !members.have_room(3, Moment(0)),
+            "the one that is dead may have room"
+        );
         let later = Moment(0) + FULL_PAUSE;
         assert!(!members.is_avoided(DiskId(1), later));
+        assert!(members.have_room(3, later));
         members.failed(DiskId(1), later);
         assert!(!members.is_avoided(DiskId(1), later + AVOID_FIRST), "its first failure");
     }

@@ -122,8 +122,6 @@ pub(crate) enum Ended {
     Written(ChunkRecord),
     /// Another attempt is needed.
     Burnt(Put),
-    /// The disks are full.
-    NoSpace,
 }
 
 #[derive(Debug, Default)]
@@ -181,12 +179,15 @@ impl ChunkWrites {
                 self.writes.remove(&id);
                 Ended::Written(putting.record)
             }
-            Some(Put::Full) => {
-                write.no_space_count += 1;
-                if write.no_space_count < NO_SPACE_ATTEMPTS_MAX { Ended::Burnt(Put::Full) } else { Ended::NoSpace }
-            }
             Some(failure) => Ended::Burnt(failure),
         })
+    }
+
+    /// Counts an attempt behind which too few disks had room; false once there were too many of them.
+    pub(crate) fn may_wait_for_space(&mut self, id: WriteId) -> bool {
+        let Some(write) = self.writes.get_mut(&id) else { return false };
+        write.no_space_count += 1;
+        write.no_space_count < NO_SPACE_ATTEMPTS_MAX
     }
 
     /// Forgets the writes of a job.

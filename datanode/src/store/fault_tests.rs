@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use holdfast_common::ChunkId;
-use holdfast_storage::{Directory, RealDirectory, SimulatedDisk, descriptors, simulated::Fault};
+use holdfast_storage::simulated::{Fault, Faults};
+use holdfast_storage::{Directory, RealDirectory, SimulatedDisk, descriptors};
 
 use super::failure::{self, FAILED_FILE};
 use super::recover::{OpenError, create};
@@ -215,6 +216,44 @@ fn a_space_that_cannot_be_asked_for_and_a_read_error_leave_no_note() {
     assert_eq!(read(&store.reader(), 1, 1, SMALL), Err(ShardError::Corrupt));
     assert_eq!(read(&store.reader(), 1, 1, SMALL).unwrap(), payload(1, 1, SMALL));
     assert!(!disk.list().unwrap().contains(&FAILED_FILE.to_owned()));
+}
+
+/// Any write may be the one without space: also that of a header, when a segment is used again.
+#[test]
+fn a_disk_that_is_full_now_and_then_never_fails_and_loses_nothing() {
+    for seed in 0..20 {
+        let disk = SimulatedDisk::new(seed);
+        create(&*disk.root()).unwrap();
+        let mut store = open(&disk);
+        disk.set_faults(Faults { no_space_ppm: 200_000, ..Faults::default() });
+        let mut held = Vec::new();
+        for chunk in 1..=400 {
+            let bytes = if chunk % 20 == 0 { BULK } else { SMALL };
+            match commit_one(&mut store, Request::Put(put(chunk, 1, bytes))) {
+                Ok(_) => held.push((chunk, bytes)),
+                Err(error) => assert_eq!(error, ShardError::NoSpace, "seed {seed}"),
+            }
+            if held.len() > 30 {
+                let oldest = held.remove(0);
+                if commit_one(&mut store, delete(&[oldest.0])).is_err() {
+                    held.push(oldest);
+                }
+            }
+            store.maintain(chunk % 3 == 0);
+            assert!(!store.is_failed(), "seed {seed}: its disk failed for want of space");
+        }
+        disk.set_faults(Faults::default());
+        settle(&mut store);
+        for store in [store, open(&disk.fork())] {
+            held.iter().for_each(|(chunk, bytes)| {
+                assert_eq!(
+                    read(&store.reader(), *chunk, 1, *bytes).unwrap(),
+                    payload(*chunk, 1, *bytes),
+                    "seed {seed}"
+                );
+            });
+        }
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::segment::{Segment, SegmentHeader, SegmentKind, file_name, write_heade
 use super::types::ShardError;
 use super::units::to_usize;
 use super::{Sabotage, Store};
-use holdfast_storage::{BLOCK_BYTES, is_no_space};
+use holdfast_storage::BLOCK_BYTES;
 use std::sync::Arc;
 
 /// Punches of one step; they share a sync a segment.
@@ -125,8 +125,9 @@ impl Store {
         if self.spares.len() <= SPARE_SEGMENTS_MAX {
             return Ok(false);
         }
-        let Some(spare) = self.spares.pop_back() else { return Ok(false) };
+        let Some(spare) = self.spares.back() else { return Ok(false) };
         self.remove_segment(spare.header.number)?;
+        self.spares.pop_back();
         Ok(true)
     }
 
@@ -134,8 +135,16 @@ impl Store {
         let Some(segment) = self.shared.state.write().segments.remove(&number) else { return Ok(()) };
         segment.drain_readers();
         let directory = &self.shared.directory;
-        let removed = directory.remove(&file_name(segment.header.kind, number)).and_then(|()| directory.sync_names());
-        removed.map_err(|e| self.shared.trouble("removing a segment", &e))?;
+        let name = file_name(segment.header.kind, number);
+        // It may have gone in a try whose sync found no room.
+        let removed = directory.remove(&name).or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        });
+        if let Err(error) = removed.and_then(|()| directory.sync_names()) {
+            self.shared.state.write().segments.insert(number, segment);
+            return Err(self.shared.unchanged("removing a segment", &error));
+        }
         self.shared.state.write().index.forget_segment(number);
         self.shared.doubt_space();
         Ok(())
@@ -227,7 +236,8 @@ impl Store {
         let old = self.shared.state.read().segments[&number].clone();
         old.drain_readers();
         let header = SegmentHeader { generation: self.take_sequence(), ..old.header };
-        write_header(&*old.file, &header).map_err(|e| self.shared.trouble("recycling a segment", &e))?;
+        // It stays drained without: nothing that it says counts any more.
+        write_header(&*old.file, &header).map_err(|e| self.shared.unchanged("recycling a segment", &e))?;
         let segment = Segment::new(header, old.file.clone());
         self.shared.state.write().index.forget_segment(number);
         self.adopt(&segment, Phase::Spare);
@@ -278,8 +288,7 @@ impl Store {
         self.checkpoint_runs = false;
         match written {
             Ok(()) => self.records_since_checkpoint -= frozen.records_count,
-            Err(error) if is_no_space(&error) => return Err(ShardError::NoSpace),
-            Err(error) => return Err(self.shared.trouble("writing the checkpoint", &error)),
+            Err(error) => return Err(self.shared.unchanged("writing the checkpoint", &error)),
         }
         self.shared.state.write().index.forget_unused_stripes();
         frozen.drained.iter().try_for_each(|number| self.recycle(*number))
@@ -312,7 +321,7 @@ impl super::Shared {
                     false => (at.offset + BLOCK_BYTES, at.bytes - BLOCK_BYTES),
                 };
                 let punched = segments[&at.segment].file.punch(offset, bytes);
-                punched.map_err(|e| self.trouble("punching", &e))?;
+                punched.map_err(|e| self.unchanged("punching", &e))?;
             }
             for segment in segments.values() {
                 segment.file.sync_data().map_err(|e| self.trouble("fdatasync", &e))?;

@@ -14,6 +14,8 @@ pub enum Sabotage {
     RetryFailedSync,
     /// A failure is not written down: the disk serves again after a restart (D6).
     ForgetFailure,
+    /// A change that finds no room fails the disk.
+    NoRoomFails,
     /// A shard under another nonce or with another content takes the place of the one that is there (R1).
     OverwriteOtherShard,
     /// A read is answered whatever attempt it asks for (R1).
@@ -40,11 +42,12 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::AnswerPutBeforeSync,
         Self::AnswerDeleteBeforeSync,
         Self::RetryFailedSync,
         Self::ForgetFailure,
+        Self::NoRoomFails,
         Self::OverwriteOtherShard,
         Self::ServeAnyNonce,
         Self::IgnoreFloor,

@@ -225,6 +225,16 @@ fn r29_a_put_uses_what_another_session_has_reserved() {
 }
 
 #[test]
+fn r29_a_change_that_finds_no_room_fails_the_disk() {
+    let found = both(Sabotage::NoRoomFails, |disk, mut store| {
+        disk.fail_next(Fault::Write(libc::ENOSPC));
+        let answer = commit_one(&mut store, Request::SetFloor { volume: VOLUME, floor: ChunkId(1) });
+        (answer, store.is_failed())
+    });
+    assert_eq!(found, ((Err(ShardError::NoSpace), false), (Err(ShardError::DiskFailed), true)));
+}
+
+#[test]
 fn r3_a_put_of_a_deleted_volume_is_taken_and_its_space_stays() {
     let found = both(Sabotage::PutAfterDrop, |_, mut store| {
         commit_one(&mut store, Request::DropVolume { volume: VOLUME }).unwrap();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_common::DiskId;
-use holdfast_storage::{Directory, FileSystemSpace, is_out_of_descriptors};
+use holdfast_storage::{Directory, FileSystemSpace, is_no_space, is_out_of_descriptors};
 use parking_lot::{Mutex, RwLock};
 
 use super::space::{Budget, SpaceBook};
@@ -138,6 +138,15 @@ impl Shared {
             tracing::warn!(disk = self.disk.0, %error, "requests wait: {what} needs a file descriptor");
         }
         ShardError::Busy
+    }
+
+    /// Translates a failed change that left what was there as it was: without space it is tried again later.
+    pub(crate) fn unchanged(&self, what: &str, error: &std::io::Error) -> ShardError {
+        if !is_no_space(error) || self.sabotage == Sabotage::NoRoomFails {
+            return self.trouble(what, error);
+        }
+        self.doubt_space();
+        ShardError::NoSpace
     }
 
     /// Translates a failed read: damage of that shard, unless there was no descriptor for it.

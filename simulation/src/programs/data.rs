@@ -49,6 +49,11 @@ fn has_lost_session(desk: &Desk) -> bool {
     desk.lost_sessions() > desk.losses
 }
 
+/// Whether data that was taken in may be lost: with a session, or for want of space. An fsync has to say so.
+fn may_have_lost(desk: &Desk) -> bool {
+    has_lost_session(desk) || desk.truth().may_run_out_of_room()
+}
+
 /// Opens a file, makes it if it is not there, and works on it if nobody else does.
 async fn hold(desk: &mut Desk, name: &'static str) {
     let losses = desk.lost_sessions();
@@ -219,8 +224,8 @@ async fn read(desk: &mut Desk, held: &mut Held, settled: bool) {
         Err(error) => return failed(desk, held, &error),
     };
     let content = pieces.concat();
-    let lost = has_lost_session(desk);
-    note(desk, held.inode, format!("read {} bytes, settled: {settled}, session lost: {lost}", content.len()));
+    let lost = may_have_lost(desk);
+    note(desk, held.inode, format!("read {} bytes, settled: {settled}, may be lost: {lost}", content.len()));
     let (doubtful, seen) = {
         let mut truth = desk.truth();
         let file = truth.files.file(held.inode);
@@ -230,7 +235,6 @@ async fn read(desk: &mut Desk, held: &mut Held, settled: bool) {
     if doubtful || !lost {
         wrong(desk, held.inode, &why);
     }
-    // The session was lost with what was not committed; an fsync has to say so.
     held.untold = true;
     let possible = {
         let mut truth = desk.truth();
@@ -238,7 +242,7 @@ async fn read(desk: &mut Desk, held: &mut Held, settled: bool) {
         file.doubt();
         file.seen(&content, false)
     };
-    possible.unwrap_or_else(|why| wrong(desk, held.inode, &format!("after a lost session: {why}")));
+    possible.unwrap_or_else(|why| wrong(desk, held.inode, &format!("after a loss: {why}")));
 }
 
 /// Syncs until everything is durable, or is known to be lost and was told.
@@ -285,7 +289,9 @@ async fn sync_beside_reader(desk: &mut Desk, held: &mut Held) {
             if file.is_doubtful() { Ok(()) } else { file.seen(&pieces.concat(), false) }
         };
         match seen {
-            Err(why) if reader.lost_sessions() == losses => wrong(&reader, inode, &format!("beside a sync: {why}")),
+            Err(why) if reader.lost_sessions() == losses && !reader.truth().may_run_out_of_room() => {
+                wrong(&reader, inode, &format!("beside a sync: {why}"))
+            }
             _ => {}
         }
     };

@@ -1,11 +1,12 @@
 //! Checks that no tool of others makes: every rule and decision that the code cites is one of `docs/RULES.md`, every
-//! decision record that is named exists, no file is too long to be read in one go, nine in ten functions are short, and
-//! what only decides names nothing that does.
+//! decision record that is named exists, no file is too long to be read in one go, nine in ten functions are short, what
+//! only decides names nothing that does, and modules use each other one way.
 
-use crate::{functions, purity};
+use crate::source::{self, Source};
+use crate::{circles, functions, purity};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Lines of a file at most.
 const FILE_LINES_MAX: usize = 500;
@@ -16,18 +17,15 @@ const RECORDS: &str = "docs/decisions/";
 pub(crate) fn check(root: &Path) -> Result<bool> {
     let rules = std::fs::read_to_string(root.join(RULES)).with_context(|| format!("cannot read {RULES}"))?;
     let known = definitions(&rules);
-    let mut sources = Vec::new();
-    find_sources(root, &mut sources)?;
-    let (mut wrongs, mut names, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
-    for source in sources {
-        let text = std::fs::read_to_string(&source).with_context(|| format!("cannot read {}", source.display()))?;
-        let name = source.strip_prefix(root).unwrap_or(&source).display().to_string();
-        let found = wrongs_of(&text, &known, |record| exists(root, record));
-        wrongs.extend(found.into_iter().chain(purity::wrongs_of(&name, &text)).map(|wrong| format!("{name}:{wrong}")));
-        lengths.extend(functions::lengths_of(&text));
-        names.push(name);
+    let sources = source::all(root)?;
+    let (mut wrongs, mut lengths) = (Vec::new(), Vec::new());
+    for Source { name, text } in &sources {
+        let found = wrongs_of(text, &known, |record| exists(root, record));
+        wrongs.extend(found.into_iter().chain(purity::wrongs_of(name, text)).map(|wrong| format!("{name}:{wrong}")));
+        lengths.extend(functions::lengths_of(text));
     }
-    wrongs.extend(purity::missing(&names));
+    wrongs.extend(purity::missing(&sources));
+    wrongs.extend(circles::wrongs_of(&sources));
     wrongs.extend(functions::judge(lengths));
     wrongs.iter().for_each(|wrong| println!("{wrong}"));
     Ok(wrongs.is_empty())
@@ -37,20 +35,6 @@ pub(crate) fn check(root: &Path) -> Result<bool> {
 fn exists(root: &Path, number: &str) -> bool {
     let records = std::fs::read_dir(root.join(RECORDS)).into_iter().flatten().flatten();
     records.into_iter().any(|record| record.file_name().to_string_lossy().starts_with(&format!("{number}-")))
-}
-
-fn find_sources(directory: &Path, sources: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = std::fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if path.is_dir() && name != "target" && !name.starts_with('.') {
-            find_sources(&path, sources)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            sources.push(path);
-        }
-    }
-    Ok(())
 }
 
 fn wrongs_of(text: &str, known: &BTreeSet<String>, exists: impl Fn(&str) -> bool) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Making segments ready ahead of their use: filled with zeros or recycled, headed, synced, and only then named.
+//! Making segments ready ahead of their use: filled with zeros or recycled (R31), headed, synced, and only then named.
 //!
 //! A file named as a segment therefore always has a valid header; one without is damage, never a crash.
 

@@ -1,4 +1,4 @@
-//! The Rust sources of the tree, each read once for all that looks through them.
+//! Files of the tree, each read once for all that looks through them.
 
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -9,7 +9,15 @@ pub(crate) struct Source {
     pub(crate) text: String,
 }
 
-/// All sources below `root`, but for what builds left there.
+impl Source {
+    /// Reads the file at a path below `root`.
+    pub(crate) fn read(root: &Path, path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Self { name: path.strip_prefix(root).unwrap_or(path).display().to_string(), text })
+    }
+}
+
+/// All Rust sources below `root`, but for what builds left there.
 pub(crate) fn all(root: &Path) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
     find(root, root, &mut sources)?;
@@ -25,9 +33,7 @@ fn find(root: &Path, directory: &Path, sources: &mut Vec<Source>) -> Result<()> 
         if path.is_dir() && name != "target" && !name.starts_with('.') {
             find(root, &path, sources)?;
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
-            sources.push(Source { name, text });
+            sources.push(Source::read(root, &path)?);
         }
     }
     Ok(())

@@ -11,6 +11,7 @@ mod convert;
 mod directory;
 mod listing;
 mod serve;
+mod validity;
 mod walk;
 
 pub use adapter::Adapter;
@@ -18,7 +19,6 @@ pub(crate) use capabilities::REQUEST_BYTES_MAX;
 #[cfg(test)]
 pub(crate) use {capabilities::negotiate, convert::from_request_time, convert::opened_flags};
 
-use adapter::{ENTRY_VALIDITY, GENERATION};
 use bytes::Bytes;
 use convert::handle;
 use fuser::{
@@ -37,6 +37,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
+use validity::{ENTRY_VALIDITY, GENERATION};
 use walk::Answer;
 
 fn bytes_of(name: &OsStr) -> Bytes {

@@ -1,4 +1,4 @@
-//! Drives all Raft groups of a node, and owns the order: send what may go early, apply what is durable, write one
+//! Drives all Raft groups of a node (D4), and owns the order: send what may go early, apply what is durable, write one
 //! batch, sync once, then send, apply and answer what that allows. One drives at a time: the thread, or a visitor (see
 //! [`crate::queue`]), who never gets to the disk and leaves his records to the thread.
 

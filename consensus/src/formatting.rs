@@ -1,4 +1,4 @@
-//! Making the log of a new node, the only place that makes one where there is none; and looking at one without a change.
+//! Making the log of a new node (R23), the only place that makes one where there is none; and looking at one without a change.
 
 use std::path::Path;
 use std::sync::Arc;

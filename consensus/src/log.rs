@@ -2,7 +2,7 @@
 //!
 //! It is written by one thread: `append` batches, then `sync` once. Segments are filled with zeros before they are used
 //! and recycled afterwards, so that `append` and `sync` never change a file's length or blocks. After a failed write
-//! or sync the log is poisoned: whether the bytes are durable is unknown for good, so nothing may be acknowledged or
+//! or sync the log is poisoned (D6): whether the bytes are durable is unknown for good, so nothing may be acknowledged or
 //! voted any more, and trying again would let the kernel claim a success that it cannot keep.
 //!
 //! Only a full disk and a process without a file descriptor for the next segment are no such failure: what could not be

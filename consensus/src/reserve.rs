@@ -1,4 +1,4 @@
-//! Room on the disk that is kept for a snapshot, as a file: a full disk is emptied by a snapshot of less.
+//! Room on the disk that is kept for a snapshot (R29), as a file: a full disk is emptied by a snapshot of less.
 
 use std::io;
 use std::path::Path;

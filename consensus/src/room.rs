@@ -1,4 +1,4 @@
-//! Care for the space of a node's disks: room for segments and a snapshot is kept from the start, what grows is refused
+//! Care for the space of a node's disks (R29): room for segments and a snapshot is kept from the start, what grows is refused
 //! before it is used up, and what frees goes on.
 
 use std::sync::Arc;

@@ -10,7 +10,6 @@ use crate::core::collect;
 use crate::core::known::Known;
 use crate::core::led_term;
 use crate::core::mutating;
-use crate::core::patience::Patience;
 use crate::core::reading;
 use crate::core::reporting::{self, Reporter, Reporting};
 use crate::core::starts::Starts;
@@ -19,8 +18,7 @@ use crate::sabotage::Sabotage;
 use crate::table::{Table, refusal};
 use answers::Held;
 use bytes::Bytes;
-use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ClusterId, NodeId, Term, VolumeId};
+use holdfast_common::{NodeId, Term, VolumeId};
 use holdfast_consensus::{
     GroupMessage, GroupStatus, LogFailed, OpenError, ReadError, SteppedNode, SteppedOptions, Turn,
 };

@@ -1,4 +1,4 @@
-//! The small file that says what a directory is: magic, format version, a record, a checksum. Others than superblocks are
+//! The small file that says what a directory is (R28): magic, format version, a record, a checksum. Others than superblocks are
 //! framed the same way. Readable by their owner only: some hold the cluster's secret.
 //!
 //! | bytes | what |

@@ -1,6 +1,6 @@
 //! Wire messages and persisted records of Holdfast, generated from `schema/`, and the numbers that name methods.
 //!
-//! Three rooms: [`meta`] and [`data`] travel on the hot paths in transport frames, [`control`] is the volume
+//! Three rooms: [`meta`] and [`data`] travel on the hot paths in transport frames (D7), [`control`] is the volume
 //! manager's gRPC, [`record`] is what a table's Raft entries hold, [`cluster`]
 //! what the volume manager's do. Fields are only ever added.
 

@@ -14,7 +14,7 @@ use holdfast_proto::control::VolumeState;
 use parking_lot::Mutex;
 
 use crate::clock::Times;
-use crate::machines::CLIENTS;
+use crate::machines::{CLIENTS, key_of};
 use crate::packet::{Packet, address_of};
 use crate::programs::{
     Ask, Desk, Lines, audit, clear, clear_volumes, name_burnt_chunks, take_over, watch_names, work_on_files,
@@ -22,7 +22,7 @@ use crate::programs::{
 };
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
-use crate::truth::{BASE_KEY_BYTES, Stage, Truth};
+use crate::truth::{Stage, Truth};
 use executor::Executor;
 use link::{Link, Outgoing};
 
@@ -117,13 +117,6 @@ impl Drop for ClientRole {
             }
         }
     }
-}
-
-/// The key by which a client's next mount fences its former one.
-pub(crate) fn key_of(client: usize) -> Vec<u8> {
-    let key = format!("client {client}").into_bytes();
-    debug_assert_eq!(key.len(), BASE_KEY_BYTES);
-    key
 }
 
 async fn live(client: usize, sabotage: Sabotage, link: Link, truth: Arc<Mutex<Truth>>, mut random: Random) {

@@ -13,10 +13,10 @@ use holdfast_transport::RpcError;
 
 use crate::clock::Times;
 use crate::disk::directory;
+use crate::machines::STRANGER_VOLUMES;
 use crate::packet::{Answer, Packet, Request, Response, address_of};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::sabotage::Sabotage;
-use crate::stranger::STRANGER_VOLUMES;
 use crate::truth::shards::{name_of, volume_key};
 use crate::truth::{Stage, Truth};
 

@@ -7,7 +7,7 @@ mod remove;
 mod takeover;
 mod volumes;
 
-pub(crate) use burnt::{Lines, STRANGE_SEQUENCES, name_burnt_chunks};
+pub(crate) use burnt::{Lines, name_burnt_chunks};
 pub(crate) use data::{audit, work_on_files};
 pub(crate) use names::{clear, watch_names, work_on_names};
 pub(crate) use takeover::{take_over, write_until_lost};

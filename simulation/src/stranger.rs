@@ -16,13 +16,12 @@ use holdfast_proto::data::{
 };
 
 use crate::clock::Times;
+use crate::machines::STRANGER_VOLUMES;
 use crate::packet::{Packet, Request};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::truth::shards::{Attempt, Shard, Shards, name_of, volume_key};
 use crate::truth::{Stage, Truth};
 
-/// Volumes from here on are the stranger's.
-pub(crate) const STRANGER_VOLUMES: u64 = 1 << 40;
 const PAGE: usize = 4096;
 /// Pause between two bursts of requests, at most.
 const PAUSE_MS_MAX: u64 = 250;

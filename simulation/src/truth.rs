@@ -30,10 +30,7 @@ use shards::Shards;
 use takeovers::Takeovers;
 use volumes::{Demands, Volumes};
 
-use crate::client::key_of;
-use crate::machines::CODE;
-use crate::programs::STRANGE_SEQUENCES;
-use crate::stranger::STRANGER_VOLUMES;
+use crate::machines::{BASE_KEY_BYTES, CODE, STRANGE_SEQUENCES, STRANGER_VOLUMES, key_of};
 
 /// The least true time in which a clock that is a fiftieth fast counts this many milliseconds.
 pub(crate) const fn shortest_ns(ms: u64) -> u64 {
@@ -42,9 +39,6 @@ pub(crate) const fn shortest_ns(ms: u64) -> u64 {
 
 /// No leader may expire a session that was answered later.
 const LEASE_NS: u64 = shortest_ns(SESSION_LEASE_MS as u64);
-
-/// Length of the keys that clients here have.
-pub(crate) const BASE_KEY_BYTES: usize = 8;
 
 /// Stage of a run, by which clients act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

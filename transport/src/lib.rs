@@ -1,4 +1,4 @@
-//! Framed RPC for Holdfast's hot paths.
+//! Framed RPC for Holdfast's hot paths (D7).
 //!
 //! One TCP connection carries many calls at once: frames of a fixed 32-byte header, a protobuf header and a raw body
 //! (`frame`), after an exchange of hellos (`handshake`). [`Client`] keeps connections to its peers and reconnects by

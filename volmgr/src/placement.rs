@@ -1,6 +1,6 @@
 //! Placement of block groups and tables. Pure: the same view gives the same answer.
 //!
-//! A block group's members are on distinct disks and on as many nodes as there are. Among disks that are equally good for
+//! A block group's members are on distinct disks and on as many nodes as there are (D9). Among disks that are equally good for
 //! that, those with the fewest block groups for their free space come first, then rotation by group id spreads the ties. The
 //! number of copysets is not bounded yet; a bound would narrow the candidates before [`place_group`] chooses.
 

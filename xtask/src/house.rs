@@ -1,56 +1,56 @@
-//! Checks that no tool of others makes: every rule and decision that the code cites is one of `docs/RULES.md`, every
-//! decision record that is named exists, no file is too long to be read in one go, nine in ten functions are short, and
-//! what only decides names nothing that does.
+//! Checks that no tool of others makes: every rule and decision that the code cites is one of `docs/RULES.md`, and is cited
+//! where that page says that it is kept; every decision record that is named exists, and whatever the documents name; no
+//! file is too long to be read in one go, nine in ten functions are short, what only decides names nothing that does, and
+//! modules use each other one way.
 
-use crate::{functions, purity};
-use anyhow::{Context, Result};
+use crate::documents::{self, Repository};
+use crate::rules::{self, PAGE, citations};
+use crate::source::{self, Source};
+use crate::{circles, functions, purity};
+use anyhow::Result;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Lines of a file at most.
 const FILE_LINES_MAX: usize = 500;
-const RULES: &str = "docs/RULES.md";
 const RECORDS: &str = "docs/decisions/";
 
 /// Looks through the tree at `root`; prints what is wrong. Whether nothing is.
 pub(crate) fn check(root: &Path) -> Result<bool> {
-    let rules = std::fs::read_to_string(root.join(RULES)).with_context(|| format!("cannot read {RULES}"))?;
-    let known = definitions(&rules);
-    let mut sources = Vec::new();
-    find_sources(root, &mut sources)?;
-    let (mut wrongs, mut names, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
-    for source in sources {
-        let text = std::fs::read_to_string(&source).with_context(|| format!("cannot read {}", source.display()))?;
-        let name = source.strip_prefix(root).unwrap_or(&source).display().to_string();
-        let found = wrongs_of(&text, &known, |record| exists(root, record));
-        wrongs.extend(found.into_iter().chain(purity::wrongs_of(&name, &text)).map(|wrong| format!("{name}:{wrong}")));
-        lengths.extend(functions::lengths_of(&text));
-        names.push(name);
+    let page = Source::read(root, &root.join(PAGE))?;
+    let known = rules::known(&page.text);
+    let sources = source::all(root)?;
+    let (mut wrongs, mut lengths) = (Vec::new(), Vec::new());
+    for Source { name, text } in &sources {
+        let found = wrongs_of(text, &known, |record| exists(root, record));
+        wrongs.extend(found.into_iter().chain(purity::wrongs_of(name, text)).map(|wrong| format!("{name}:{wrong}")));
+        lengths.extend(functions::lengths_of(text));
     }
-    wrongs.extend(purity::missing(&names));
+    wrongs.extend(purity::missing(&sources));
+    wrongs.extend(circles::wrongs_of(&sources));
     wrongs.extend(functions::judge(lengths));
+    wrongs.extend(of_documents(root, &page, &sources)?);
     wrongs.iter().for_each(|wrong| println!("{wrong}"));
     Ok(wrongs.is_empty())
+}
+
+/// What is wrong with the documents, and with their page of rules.
+fn of_documents(root: &Path, page: &Source, sources: &[Source]) -> Result<Vec<String>> {
+    let repository = Repository::of(root, sources)?;
+    let documents = documents::all(root)?;
+    let mut wrongs: Vec<String> =
+        documents.iter().flat_map(|document| documents::wrongs_of(document, &repository)).collect();
+    let named = repository.paths_of(&page.text).into_iter().map(|path| root.join(path));
+    let others = named.filter(|path| path.is_file() && path.extension().is_none_or(|extension| extension != "rs"));
+    let others = others.map(|path| Source::read(root, &path)).collect::<Result<Vec<_>>>()?;
+    wrongs.extend(rules::wrongs_of(&page.text, sources, &others, |text| repository.paths_of(text)));
+    Ok(wrongs)
 }
 
 /// Whether a decision record with this number, as it is cited, exists.
 fn exists(root: &Path, number: &str) -> bool {
     let records = std::fs::read_dir(root.join(RECORDS)).into_iter().flatten().flatten();
     records.into_iter().any(|record| record.file_name().to_string_lossy().starts_with(&format!("{number}-")))
-}
-
-fn find_sources(directory: &Path, sources: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = std::fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if path.is_dir() && name != "target" && !name.starts_with('.') {
-            find_sources(&path, sources)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            sources.push(path);
-        }
-    }
-    Ok(())
 }
 
 fn wrongs_of(text: &str, known: &BTreeSet<String>, exists: impl Fn(&str) -> bool) -> Vec<String> {
@@ -62,7 +62,7 @@ fn wrongs_of(text: &str, known: &BTreeSet<String>, exists: impl Fn(&str) -> bool
     for (number, line) in (1..).zip(text.lines()) {
         let Some((_, comment)) = line.split_once("//") else { continue };
         for citation in citations(comment).filter(|citation| !known.contains(citation)) {
-            wrongs.push(format!("{number}: {citation} is not in {RULES}"));
+            wrongs.push(format!("{number}: {citation} is not in {PAGE}"));
         }
         for (_, record) in comment.match_indices(RECORDS).map(|(at, _)| comment.split_at(at + RECORDS.len())) {
             let digits: String = record.chars().take_while(char::is_ascii_digit).collect();
@@ -74,35 +74,9 @@ fn wrongs_of(text: &str, known: &BTreeSet<String>, exists: impl Fn(&str) -> bool
     wrongs
 }
 
-/// Words that are R or D and a number.
-fn citations(text: &str) -> impl Iterator<Item = String> + '_ {
-    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| is_citation(word)).map(str::to_owned)
-}
-
-fn is_citation(word: &str) -> bool {
-    let digits = word.strip_prefix(['R', 'D']);
-    digits.is_some_and(|digits| !digits.is_empty() && digits.len() <= 2 && digits.bytes().all(|b| b.is_ascii_digit()))
-}
-
-/// Rules that their page defines: the first cell of a row, or what stands in bold at the start of an item.
-fn definitions(rules: &str) -> BTreeSet<String> {
-    let heads = rules.lines().filter_map(|line| {
-        let row = line.strip_prefix("| ").and_then(|row| row.split_once(" |"));
-        let item = line.strip_prefix("- **").and_then(|item| item.split_once("**"));
-        row.or(item).map(|(head, _)| head)
-    });
-    heads.flat_map(citations).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rows_and_items_define_and_nothing_else_does() {
-        let rules = "| D1 | see D9 | R7 |\n- **R17, R18** not built\n- text R3\nR4";
-        assert_eq!(definitions(rules).into_iter().collect::<Vec<_>>(), ["D1", "R17", "R18"]);
-    }
 
     #[test]
     fn a_citation_of_nothing_and_a_missing_record_are_named_with_their_line() {

@@ -1,6 +1,8 @@
 //! Modules that decide and do nothing else (D11), and the words that they must not name: a simulation that steps them
 //! sees the same run each time.
 
+use crate::source::Source;
+
 /// Words that mean I/O, waiting, a clock, a thread, randomness, or an order that differs from run to run.
 const FORBIDDEN: [&str; 15] = [
     "tokio",
@@ -80,9 +82,9 @@ pub(crate) fn wrongs_of(name: &str, text: &str) -> Vec<String> {
 }
 
 /// Modules of the table that none of the sources belongs to: they were moved, and the table was not.
-pub(crate) fn missing(names: &[String]) -> Vec<String> {
+pub(crate) fn missing(sources: &[Source]) -> Vec<String> {
     let modules = ROOMS.iter().flat_map(|room| room.modules);
-    let gone = modules.filter(|module| !names.iter().any(|name| is_of(name, module)));
+    let gone = modules.filter(|module| !sources.iter().any(|source| is_of(&source.name, module)));
     gone.map(|module| format!("{module}: there is no such module to be kept pure")).collect()
 }
 
@@ -124,8 +126,8 @@ mod tests {
 
     #[test]
     fn a_module_that_was_moved_is_missed() {
-        let all: Vec<String> =
-            ROOMS.iter().flat_map(|room| room.modules).map(|module| format!("{module}/a.rs")).collect();
+        let source = |module| Source { name: format!("{module}/a.rs"), text: String::new() };
+        let all: Vec<Source> = ROOMS.iter().flat_map(|room| room.modules).map(source).collect();
         assert_eq!(missing(&all), Vec::<String>::new());
         assert_eq!(missing(&all[1..]), ["client/src/core: there is no such module to be kept pure"]);
     }

@@ -5,26 +5,17 @@ use super::capabilities::Agreed;
 use super::convert;
 use super::directory::Directories;
 use super::serve::{Refusal, Server};
+use super::validity::{ATTRIBUTE_VALIDITY, ENTRY_VALIDITY, GENERATION};
 use super::walk::Walks;
 use bytes::Bytes;
-use fuser::{Errno, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyXattr, Request};
+use fuser::{Errno, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyXattr, Request};
 use holdfast_client::{Attributes, Error, FileSystem, FileSystemStat, NewNode};
 use holdfast_common::Owner;
 use holdfast_common::limits::{NAME_BYTES_MAX, PAGE_BYTES};
 use std::ffi::OsStr;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::runtime::Handle;
-
-/// Time for which the kernel may believe an entry without asking. The kernel counts in its clock's ticks: the least
-/// time that is not zero is up to 8 ms.
-pub(super) const ENTRY_VALIDITY: Duration = Duration::ZERO;
-/// As above, of attributes. At zero a stat(2) is a lookup and a getattr for each directory on its path and for the
-/// file: the kernel asks again for what the lookup has just brought, to check permissions. See [`super::walk`].
-pub(super) const ATTRIBUTE_VALIDITY: Duration = Duration::ZERO;
-/// Inode numbers are never reused, so that one generation does.
-pub(super) const GENERATION: Generation = Generation(0);
 
 /// A volume as the file system that fuser drives.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 //!
 //! Each capability is asked for by itself: one that the kernel does not know would drop all that are asked with it.
 
+use super::validity::ENTRY_VALIDITY;
 use fuser::{InitFlags, KernelConfig};
 
 /// Largest write and read request. 256 pages are what the kernel allows without being tuned.
@@ -41,7 +42,7 @@ pub(crate) struct Agreed {
 }
 
 pub(crate) fn negotiate(config: &mut KernelConfig) -> Agreed {
-    let with_validity = WANTED_WITH_VALIDITY.into_iter().filter(|_| !super::ENTRY_VALIDITY.is_zero());
+    let with_validity = WANTED_WITH_VALIDITY.into_iter().filter(|_| !ENTRY_VALIDITY.is_zero());
     for wanted in WANTED.into_iter().chain(with_validity) {
         if config.add_capabilities(wanted).is_err() {
             tracing::debug!(?wanted, "this kernel's FUSE does without");

@@ -3,7 +3,7 @@
 use super::convert;
 use super::directory::{Buffer, Directories};
 use super::serve::{Answerable, Refusal, Server};
-use super::{ENTRY_VALIDITY, GENERATION};
+use super::validity::{ENTRY_VALIDITY, GENERATION};
 use fuser::{Errno, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use holdfast_client::{Attributes, DirectoryEntry, FileSystem, NodeKind};
 use holdfast_common::InodeId;

@@ -93,7 +93,7 @@ impl Core {
         job.state = if left > 1 { JobState::Writing { left: left - 1 } } else { JobState::Ready };
     }
 
-    /// Commits what is durable, when nothing of its inodes stands before it.
+    /// Commits what is durable (R2), when nothing of its inodes stands before it.
     pub(super) fn commit_ready(&mut self) {
         for id in self.writeback.ready() {
             let Some(job) = self.writeback.job(id) else { continue };

@@ -125,7 +125,7 @@ impl Members {
         self.groups.get(&group)
     }
 
-    /// The members of a group that a new chunk may use now, best first: with an address and not avoided. At least `wanted`
+    /// The members of a group that a new chunk may use now, best first (R12): with an address and not avoided. At least `wanted`
     /// of those thought alive and not full if there are so many; otherwise the others, too.
     pub(crate) fn usable(&self, group: &BlockGroup, wanted: usize, now: Moment) -> Vec<Member> {
         let mut members = self.all(group);

@@ -1,4 +1,4 @@
-//! Packs dirty ranges of many files into chunks. Pure.
+//! Packs dirty ranges of many files into new chunks (D1). Pure.
 //!
 //! Ranges of a page or more start on a page of their chunk, so that an aligned read touches one shard (R14); smaller
 //! ones are packed tightly, but do not cross a page that they would fit into.

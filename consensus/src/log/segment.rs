@@ -1,4 +1,4 @@
-//! Making segments ready ahead of their use: filled with zeros or recycled, headed, synced, and only then named.
+//! Making segments ready ahead of their use: filled with zeros or recycled (R31), headed, synced, and only then named.
 //!
 //! A file named as a segment therefore always has a valid header; one without is damage, never a crash.
 
@@ -6,11 +6,12 @@ use std::io;
 use std::sync::Arc;
 
 use super::batch::SegmentHeader;
-use super::spares::fill_with_zeros;
 use holdfast_storage::{Directory, DiskFile, is_no_space, is_out_of_descriptors};
 
 /// Name of a file that is no segment yet.
 pub(super) const PREPARING: &str = "preparing.tmp";
+/// Zeros that one write takes.
+const ZEROS_BYTES: usize = 1 << 20;
 /// The file name of a segment.
 pub(crate) fn name(segment: u64) -> String {
     format!("{segment:016x}.log")
@@ -78,6 +79,19 @@ impl Preparation {
         }
         Ok(file)
     }
+}
+
+/// Overwrites a file with zeros, or fills it.
+pub(super) fn fill_with_zeros(file: &dyn DiskFile, bytes: u32) -> io::Result<()> {
+    let bytes = bytes as usize;
+    let zeros = vec![0; ZEROS_BYTES.min(bytes)];
+    let mut offset = 0;
+    while offset < bytes {
+        let n = zeros.len().min(bytes - offset);
+        file.write_at(offset as u64, &zeros[..n])?;
+        offset += n;
+    }
+    Ok(())
 }
 
 /// Whether an error says only that room or a file descriptor is missing, which passes: what met it is tried again.

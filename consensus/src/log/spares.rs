@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::segment::{PREPARING, is_passing, lasting};
+use super::segment::{PREPARING, fill_with_zeros, is_passing, lasting};
 use holdfast_storage::Directory;
 
 /// Segments that a log can begin on a full disk: one for a start, one to write on while old ones are made obsolete.
@@ -13,8 +13,6 @@ pub(super) const SPARES: usize = 2;
 const SUFFIX: &str = ".spare";
 /// Name of a file that is no spare yet. Another than a segment's: those are prepared by another thread.
 const UNFINISHED: &str = "spare.tmp";
-/// Zeros that one write takes.
-const ZEROS_BYTES: usize = 1 << 20;
 
 fn name(number: u64) -> String {
     format!("{number:016x}{SUFFIX}")
@@ -100,17 +98,4 @@ impl Spares {
         self.adopt(disk, UNFINISHED)?;
         disk.sync_names().map_err(lasting)
     }
-}
-
-/// Overwrites a file with zeros, or fills it.
-pub(super) fn fill_with_zeros(file: &dyn holdfast_storage::DiskFile, bytes: u32) -> io::Result<()> {
-    let bytes = bytes as usize;
-    let zeros = vec![0; ZEROS_BYTES.min(bytes)];
-    let mut offset = 0;
-    while offset < bytes {
-        let n = zeros.len().min(bytes - offset);
-        file.write_at(offset as u64, &zeros[..n])?;
-        offset += n;
-    }
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Waits of the leader's collecting, in milliseconds. Simulations wait less, in the same order.
+//! Waits of the leader's collecting (R4), in milliseconds. Simulations wait less, in the same order.
 
 use holdfast_common::limits::REQUEST_DEADLINE_MS;
 

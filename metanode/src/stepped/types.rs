@@ -1,14 +1,17 @@
 //! Inputs and outputs of a stepped metanode.
 
-use super::*;
-use holdfast_common::{LogIndex, RaftGroupId};
-use holdfast_consensus::{SnapshotOut, StopReason};
-use holdfast_proto::control::{AllocateGroupsRequest, AllocateGroupsResponse, HeartbeatRequest};
+use crate::core::patience::Patience;
+use crate::sabotage::Sabotage;
+use bytes::Bytes;
+use holdfast_common::proof::ClusterSecret;
+use holdfast_common::{ClusterId, LogIndex, NodeId, RaftGroupId, VolumeId};
+use holdfast_consensus::{GroupMessage, SnapshotOut, SteppedOptions, StopReason};
+use holdfast_proto::control::{AllocateGroupsRequest, AllocateGroupsResponse, HeartbeatRequest, HeartbeatResponse};
 use holdfast_proto::data::{
     DeleteShardsRequest, DeleteShardsResponse, ListShardsRequest, ListShardsResponse, SetFloorRequest, SetFloorResponse,
 };
-use holdfast_proto::meta::ReadResponse;
-use holdfast_proto::raft::{AdmitAnswer, AdmittedPiece, AdmittedPieceRequest};
+use holdfast_proto::meta::{MutateRequest, MutateResponse, ReadRequest, ReadResponse};
+use holdfast_proto::raft::{AdmitAnswer, AdmitRequest, AdmittedPiece, AdmittedPieceRequest};
 
 /// Identity of a stepped metanode, and how it keeps its log.
 #[derive(Clone, Debug)]

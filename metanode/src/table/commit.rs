@@ -1,4 +1,4 @@
-//! Commits: ranges of many files are mapped to chunks whose shards are durable (R2). Atomic per file.
+//! Commits: ranges of many files are mapped to chunks whose shards are durable (D1, R2). Atomic per file.
 //!
 //! First every chunk record is judged; then each file, against the state the files before it left; last, chunks of the
 //! request that no file took go to the freed list, so that their shards are deleted.

@@ -1,7 +1,7 @@
 //! The map of file bytes to chunk bytes: cutting, adding, and the exact counts that go with it.
 //!
 //! Extents of one tree and file never overlap. A page counts as mapped if any extent of the tree touches it, or if it is
-//! allocated (R29). Live bytes of a chunk are the bytes that extents name; the operation that takes the last one puts the
+//! allocated (R29). Live bytes of a chunk are the bytes that extents name (R11); the operation that takes the last one puts the
 //! chunk on the freed list. Which extents readers see is next door (`dead`).
 
 use super::records::Run;

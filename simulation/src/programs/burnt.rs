@@ -9,12 +9,10 @@ use holdfast_proto::meta::{Code, Commit, Extent, FileCommit, MutateRequest, Muta
 
 use super::Desk;
 use super::data::FILES;
-use crate::machines::METANODES;
+use crate::machines::{METANODES, STRANGE_SEQUENCES};
 
 /// Pause between two, at most.
 const PAUSE_MS_MAX: u64 = 6_000;
-/// Sequences that no client comes to.
-pub(crate) const STRANGE_SEQUENCES: u64 = 1 << 60;
 /// Freed chunks that one is chosen from, at most.
 const FREED_MAX: usize = 64;
 const LENGTH_BYTES: u64 = 4096;

@@ -1,9 +1,10 @@
 //! Three stepped metanodes, a volume manager and datanodes that do as they are told, and a network that can be cut.
 
 use super::super::*;
+use crate::core::patience::Patience;
 use crate::core::testing::assignment;
-use holdfast_common::proof::Claim;
-use holdfast_common::{Incarnation, Random};
+use holdfast_common::proof::{Claim, ClusterSecret};
+use holdfast_common::{ClusterId, Incarnation, Random};
 use holdfast_proto::control::{
     AllocateGroupsResponse, Endpoint, Group, GroupMember, HeartbeatRequest, TableAssignment,
 };

@@ -1,0 +1,179 @@
+//! What the documents name: files, folders and tests of the repository in back-ticks, and pages that they lead to, are there.
+
+use crate::source::Source;
+use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Where documents are that speak of the tree as it is; `CHANGELOG.md` speaks of what it was, too.
+const PLACES: [&str; 2] = ["README.md", "docs"];
+/// Folder of the tree that no commit holds.
+const LEFT_BY_BUILDS: &str = "target";
+/// Endings of names that are files of the tree wherever they stand.
+const ENDINGS: [&str; 4] = [".rs", ".md", ".sh", ".toml"];
+/// Underscores in a name at least that makes it a test's.
+const UNDERSCORES_MIN: usize = 4;
+
+/// All documents, sorted by name.
+pub(crate) fn all(root: &Path) -> Result<Vec<Source>> {
+    let mut documents = Vec::new();
+    let mut paths = PLACES.map(|place| root.join(place)).to_vec();
+    while let Some(path) = paths.pop() {
+        if path.is_dir() {
+            let entries = std::fs::read_dir(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            for entry in entries {
+                paths.push(entry?.path());
+            }
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            documents.push(Source::read(root, &path)?);
+        }
+    }
+    documents.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(documents)
+}
+
+/// Names in a document of what is not there.
+pub(crate) fn wrongs_of(document: &Source, repository: &Repository<'_>) -> Vec<String> {
+    let Source { name, text } = document;
+    let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let mut wrongs = Vec::new();
+    let spans = spans(text);
+    if spans.len().is_multiple_of(2) {
+        wrongs.push("a back-tick has no other".to_owned());
+    }
+    wrongs.extend(
+        repository.paths_of(text).into_iter().filter(|path| !repository.is_there(path)).map(|path| missing(&path)),
+    );
+    let tests = words(&spans).filter(|word| is_test(word) && !repository.functions.contains(word));
+    wrongs.extend(tests.map(|test| format!("there is no test {test}")));
+    let links = links(text).filter(|link| !repository.is_there(&joined(folder, link)));
+    wrongs.extend(links.map(missing));
+    wrongs.into_iter().map(|wrong| format!("{name}: {wrong}")).collect()
+}
+
+fn missing(path: &str) -> String {
+    format!("there is no {path}")
+}
+
+/// What a document can name.
+pub(crate) struct Repository<'a> {
+    root: &'a Path,
+    /// Folders that stand at the tree's root.
+    folders: BTreeSet<String>,
+    functions: BTreeSet<&'a str>,
+}
+
+impl<'a> Repository<'a> {
+    pub(crate) fn of(root: &'a Path, sources: &'a [Source]) -> Result<Self> {
+        let mut folders = BTreeSet::new();
+        for entry in std::fs::read_dir(root).with_context(|| format!("cannot read {}", root.display()))? {
+            let entry = entry?;
+            if entry.path().is_dir() && entry.file_name() != LEFT_BY_BUILDS {
+                folders.insert(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        let functions = sources.iter().flat_map(|source| source.text.lines()).filter_map(function).collect();
+        Ok(Self { root, folders, functions })
+    }
+
+    /// Words in back-ticks that look like paths of this tree, from its root.
+    pub(crate) fn paths_of(&self, text: &str) -> Vec<String> {
+        words(&spans(text)).filter(|word| self.is_path(word)).map(str::to_owned).collect()
+    }
+
+    fn is_path(&self, word: &str) -> bool {
+        let first = word.split_once('/').map(|(first, _)| first);
+        let is_below = first.is_some_and(|first| self.folders.contains(first));
+        let is_elsewhere = first.is_some_and(|first| matches!(first, "" | "." | LEFT_BY_BUILDS));
+        is_below
+            || !is_elsewhere && ENDINGS.iter().any(|ending| word.strip_suffix(ending).is_some_and(|stem| stem != "*"))
+    }
+
+    fn is_there(&self, path: &str) -> bool {
+        self.root.join(path).exists()
+    }
+}
+
+/// A text's parts by its back-ticks, blocks of code left out: every second one stands between two.
+fn spans(text: &str) -> Vec<String> {
+    let mut is_code = false;
+    let mut outside = String::new();
+    for line in text.lines() {
+        let is_fence = line.trim_start().starts_with("```");
+        is_code ^= is_fence;
+        if !is_code && !is_fence {
+            outside.extend([line, "\n"]);
+        }
+    }
+    outside.split('`').map(str::to_owned).collect()
+}
+
+/// Words in back-ticks, without the signs around them.
+fn words(spans: &[String]) -> impl Iterator<Item = &str> {
+    let words = spans.iter().skip(1).step_by(2).flat_map(|span| span.split_whitespace());
+    words.map(|word| word.trim_matches(|c| matches!(c, ',' | ';' | ':' | '(' | ')' | '"' | '\'')))
+}
+
+fn is_test(word: &str) -> bool {
+    word.matches('_').count() >= UNDERSCORES_MIN
+        && word.starts_with(|c: char| c.is_ascii_lowercase())
+        && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// Name of the function that begins in a line.
+fn function(line: &str) -> Option<&str> {
+    let (before, name) = line.split_once("fn ")?;
+    let end = name.find(|c: char| !c.is_alphanumeric() && c != '_').filter(|end| *end > 0)?;
+    Some(&name[..end]).filter(|_| !before.contains("//"))
+}
+
+/// Pages of this tree that a document leads to.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let links = text.split("](").skip(1).filter_map(|link| link.split_once(')'));
+    let pages = links.map(|(link, _)| link.split('#').next().unwrap_or_default());
+    pages.filter(|page| !page.is_empty() && !page.contains("://"))
+}
+
+fn joined(folder: &str, link: &str) -> String {
+    Path::new(folder).join(link).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrongs(text: &str) -> Vec<String> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let sources = [Source {
+            name: String::new(),
+            text: "    async fn a_name_of_a_test() {\n// fn one_in_a_comment_only()".to_owned(),
+        }];
+        let repository = Repository::of(root, &sources).unwrap();
+        wrongs_of(&Source { name: "docs/A.md".to_owned(), text: text.to_owned() }, &repository)
+    }
+
+    #[test]
+    fn what_is_there_passes() {
+        let text = "`xtask/src/documents.rs`, `xtask/` `cargo test\nxtask/src` [a](RULES.md#x) [b](../README.md)\n\
+            `a_name_of_a_test` `core/deep` `/etc/a.rs` `target/tests/a.rs` `*.rs` `cap_sys_admin` xtask/none.rs\n\
+            ```\nxtask/none.rs `a_test_that_is_gone`\n```\n[c](https://a.b/c)";
+        assert_eq!(wrongs(text), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let text = "`xtask/src/none.rs` `xtask/none/`, `(none.md)` `cat ci/none.sh`\n\
+            `a_test_that_is_gone` `one_in_a_comment_only` [a](none.svg)";
+        let missing = ["xtask/src/none.rs", "xtask/none/", "none.md", "ci/none.sh", "test a_test_that_is_gone"];
+        let missing = missing.into_iter().chain(["test one_in_a_comment_only", "none.svg"]);
+        assert_eq!(
+            wrongs(text),
+            missing.map(|missing| format!("docs/A.md: there is no {missing}")).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn a_back_tick_without_another_is_named() {
+        assert_eq!(wrongs("`a` `b"), ["docs/A.md: a back-tick has no other"]);
+    }
+}

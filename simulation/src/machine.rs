@@ -45,6 +45,8 @@ pub(crate) struct Machine {
     /// The starts of metanodes that its process has heard messages of.
     pub(crate) heard: BTreeMap<NodeId, u64>,
     pub(crate) woken: bool,
+    /// Its process is to be paused for so long when it has sent its next keep-alive.
+    pub(crate) pause_when_asking: Option<u64>,
     /// What came while the process was paused; `None` when it is not.
     pub(crate) deferred: Option<Vec<Deferred>>,
 }
@@ -70,6 +72,7 @@ impl Machine {
             role: None,
             heard: BTreeMap::new(),
             woken: false,
+            pause_when_asking: None,
             deferred: None,
         }
     }

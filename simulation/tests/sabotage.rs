@@ -64,6 +64,7 @@ const FOUND: &[(&str, u64, &str)] = &[
     ("client-BurntChunkUsedAgain", 1, "after it was freed"),
     ("client-CommitsBeforeDurable", 0, "is not durable"),
     ("client-FrozenWrittenUnderNext", 16, "came behind what its successor synced"),
+    ("client-LeaseFromAnswer", 146, "which the table has ended"),
     ("client-LossUntold", 16, "a mount does not end well"),
     ("client-NewNumberOnRetry", 14, "being answered"),
     ("client-OlderAnswersBelieved", 171, "differs from what was written"),

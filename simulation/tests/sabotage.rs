@@ -69,6 +69,7 @@ const FOUND: &[(&str, u64, &str)] = &[
     ("client-NewNumberOnRetry", 14, "being answered"),
     ("client-OlderAnswersBelieved", 171, "differs from what was written"),
     ("client-OlderMapsBelieved", 69, "differs from what was written"),
+    ("client-ParityNarrowed", 3, "with 0 parity shards of 1"),
 ];
 
 #[test]

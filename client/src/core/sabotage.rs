@@ -24,11 +24,13 @@ pub enum Sabotage {
     BarriersOvertake,
     /// The session's lease counts from when a keep-alive's answer came, instead of from when it was sent (R20).
     LeaseFromAnswer,
+    /// A stripe over fewer members keeps its data shards and goes without parity (R13).
+    ParityNarrowed,
 }
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::OlderAnswersBelieved,
         Self::OlderMapsBelieved,
         Self::NewNumberOnRetry,
@@ -38,7 +40,8 @@ impl Sabotage {
         Self::FrozenWrittenUnderNext,
         Self::BarriersOvertake,
         Self::LeaseFromAnswer,
+        Self::ParityNarrowed,
     ];
 }
 
-const _: () = assert!(Sabotage::ALL.len() == Sabotage::LeaseFromAnswer as usize, "every value but none stands in ALL");
+const _: () = assert!(Sabotage::ALL.len() == Sabotage::ParityNarrowed as usize, "every value but none stands in ALL");

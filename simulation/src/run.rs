@@ -67,7 +67,7 @@ fn live(seed: u64, options: Options) -> Report {
     let demands = Demands::new(&mut Random::new(seed ^ 0xde_3a9d));
     let mut world = World::new(seed, Truth::new(CLIENTS, demands), (plan, FATE), Trace::new(options.shown));
     world.truth.lock().shards.rotting = world.plan.rotting();
-    cluster::build(&mut world, options.sabotage, demands.quota_bytes);
+    cluster::build(&mut world, options.sabotage, demands);
     wait(&mut world, "all clients mount", MOUNT_NS_MAX, |world| world.truth.lock().mounted() == CLIENTS);
     faults::begin(&mut world);
     let end = world.now + faults_ns;

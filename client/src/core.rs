@@ -54,6 +54,7 @@ use requests::{Body, Outcome, Requests};
 use sabotage::Sabotage;
 use session::{OpeningId, Phase, Session};
 use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
 use time::Moment;
 use writeback::{JobId, WriteBack};
 use writes::ChunkWrites;
@@ -366,6 +367,11 @@ impl Core {
             Asker::Refused(job) => self.refused_answered(job, answer.and_then(read)),
         }
         self.files.end_question(question);
+    }
+
+    /// The session, and the time for which this mount counts on the table to keep it (R20). Nothing while that is not sure.
+    pub(crate) fn lease(&self, now: Moment) -> Option<(SessionId, Duration)> {
+        self.requests.session().zip(self.session.lease_left(now))
     }
 
     /// The attributes of a file that this mount created a moment ago and has open, with what it wrote since. Nothing if

@@ -10,7 +10,7 @@ use crate::network::Network;
 use crate::runtime::{Runtime, TokioRuntime};
 use crate::shell::Running;
 use crate::{Attributes, Error, FileHandle, FileSystemStat, NodeKind};
-use holdfast_common::InodeId;
+use holdfast_common::{InodeId, SessionId};
 use holdfast_proto::control::Volume;
 use holdfast_proto::meta::{Attr, Kind, MutateResponse, ReadResponse, StatFs, mutation, read_request};
 use std::sync::Arc;
@@ -111,6 +111,13 @@ impl FileSystem {
     #[must_use]
     pub fn most_held_bytes(&self) -> u64 {
         self.mounted.shell.with(|core, _| core.most_held_bytes()) + self.mounted.reader.cache.most_held_bytes() as u64
+    }
+
+    /// The session, and the time for which this mount counts on the table to keep it: what is left of its lease. Nothing
+    /// while the lease has run out without an answer, or no session is open. Simulations compare it with the table.
+    #[must_use]
+    pub fn session_lease(&self) -> Option<(SessionId, Duration)> {
+        self.mounted.shell.with(|core, now| core.lease(now))
     }
 
     fn run(&self, call: Call) -> Running<'_> {

@@ -35,11 +35,15 @@ pub enum Sabotage {
     /// A voter that lost its log is let back in with whatever snapshot the leader has: no entry that every other voter
     /// acknowledged is waited for (R23).
     AdmittedAtOnce,
+    /// A part of a carry counts although the rest of it did not reach the disk (R25).
+    CarryCountedInParts,
+    /// A log that must be there and is not is made (R23).
+    MissingLogMade,
 }
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::AnswersBeforeSync,
         Self::FailedSyncRetried,
         Self::VotesUnwritten,
@@ -54,5 +58,7 @@ impl Sabotage {
         Self::AppliedAgain,
         Self::FreeingRefused,
         Self::AdmittedAtOnce,
+        Self::CarryCountedInParts,
+        Self::MissingLogMade,
     ];
 }

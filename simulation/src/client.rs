@@ -9,7 +9,7 @@ use std::time::Duration;
 use holdfast_client::network::Network;
 use holdfast_client::runtime::Runtime;
 use holdfast_client::{FileSystem, MountConfig};
-use holdfast_common::{NodeId, Random};
+use holdfast_common::{NodeId, Random, SessionId};
 use holdfast_proto::control::VolumeState;
 use parking_lot::Mutex;
 
@@ -40,7 +40,11 @@ const POLLS_MAX: usize = 100_000;
 pub(crate) struct ClientRole {
     executor: Executor,
     link: Link,
+    mounted: Mounted,
 }
+
+/// The file system of a process, once it is mounted: here a process looks at its own core.
+type Mounted = Arc<Mutex<Option<FileSystem>>>;
 
 impl ClientRole {
     /// Starts the process: it mounts the volume and lets its programs work.
@@ -53,9 +57,15 @@ impl ClientRole {
         times: Times,
     ) -> Self {
         let link = Link::new(volmgr, volume);
-        let mut process = Self { executor: Executor::default(), link: link.clone() };
+        let mounted = Mounted::default();
+        let mut process = Self { executor: Executor::default(), link: link.clone(), mounted: Arc::clone(&mounted) };
         process.set_time(times);
-        process.executor.spawn(Box::pin(live(client, sabotage, link, Arc::clone(truth), random)));
+        let truth = Arc::clone(truth);
+        process.executor.spawn(Box::pin(async move {
+            live(client, sabotage, (&link, &mounted), truth, random).await;
+            // A file system that nobody has any more ends its tasks.
+            *mounted.lock() = None;
+        }));
         process
     }
 
@@ -104,10 +114,15 @@ impl Role for ClientRole {
         }
         panic!("{} tasks of a client never come to rest", self.executor.tasks_count());
     }
+
+    fn lease(&self) -> Option<(SessionId, Duration)> {
+        self.mounted.lock().as_ref()?.session_lease()
+    }
 }
 
 impl Drop for ClientRole {
     fn drop(&mut self) {
+        *self.mounted.lock() = None;
         // Tasks that end put what goes on without them among the spawned, which hold the link.
         self.executor = Executor::default();
         loop {
@@ -119,8 +134,15 @@ impl Drop for ClientRole {
     }
 }
 
-async fn live(client: usize, sabotage: Sabotage, link: Link, truth: Arc<Mutex<Truth>>, mut random: Random) {
-    let fs = mount(client, sabotage, &link, random.bits()).await;
+async fn live(
+    client: usize,
+    sabotage: Sabotage,
+    (link, mounted): (&Link, &Mounted),
+    truth: Arc<Mutex<Truth>>,
+    mut random: Random,
+) {
+    let fs = mount(client, sabotage, link, random.bits()).await;
+    *mounted.lock() = Some(fs.clone());
     // The former mount is fenced: nothing of it can come any more.
     truth.lock().client_mounted(client);
     let losses = truth.lock().losses_of(&key_of(client));
@@ -141,12 +163,12 @@ async fn live(client: usize, sabotage: Sabotage, link: Link, truth: Arc<Mutex<Tr
     }
     let demands = truth.lock().demands;
     if client == 0 && demands.volumes {
-        begin(client, &runtime, &truth, work_on_volumes(desk(random.fork()), operator(&link)));
+        begin(client, &runtime, &truth, work_on_volumes(desk(random.fork()), operator(link)));
     }
     begin(client, &runtime, &truth, write_until_lost(desk(random.fork())));
     begin(client, &runtime, &truth, take_over(desk(random.fork())));
     begin(client, &runtime, &truth, watch_names(desk(random.fork())));
-    begin(client, &runtime, &truth, name_burnt_chunks(desk(random.fork()), lines(&link)));
+    begin(client, &runtime, &truth, name_burnt_chunks(desk(random.fork()), lines(link)));
     let desk = desk(random.fork());
     loop {
         let stage = truth.lock().stage;
@@ -161,7 +183,7 @@ async fn live(client: usize, sabotage: Sabotage, link: Link, truth: Arc<Mutex<Tr
                 truth.lock().stage = Stage::Clear;
             }
             Stage::Clear if client == 0 => {
-                clear_volumes(&desk, &operator(&link)).await;
+                clear_volumes(&desk, &operator(link)).await;
                 clear(&desk).await;
                 // What a program had let go of may have happened meanwhile.
                 runtime.sleep(CLEAR_PAUSE).await;

@@ -23,6 +23,7 @@ use crate::role::Role;
 use crate::sabotage::Sabotage;
 use crate::stranger::StrangerRole;
 use crate::truth::Truth;
+use crate::truth::volumes::Demands;
 use crate::volmgr::{self, VolmgrRole};
 use crate::world::World;
 
@@ -37,10 +38,11 @@ struct Registered {
     disks: BTreeMap<NodeId, DiskId>,
     neighbours: BTreeMap<NodeId, Arc<Mutex<Neighbours>>>,
     volume: VolumeId,
+    short_segments: bool,
 }
 
 /// Makes all machines: the volume manager gives ids to nodes and disks and makes the volume, then everybody starts.
-pub(crate) fn build(world: &mut World, sabotage: Sabotage, quota_bytes: u64) {
+pub(crate) fn build(world: &mut World, sabotage: Sabotage, demands: Demands) {
     let disks: BTreeMap<NodeId, SimulatedDisk> = [VOLMGR]
         .into_iter()
         .chain(METANODES)
@@ -49,14 +51,14 @@ pub(crate) fn build(world: &mut World, sabotage: Sabotage, quota_bytes: u64) {
         .chain([STRANGER])
         .map(|node| (node, SimulatedDisk::new(world.random.bits())))
         .collect();
-    let registered = set_up(&disks, &mut world.random, quota_bytes);
+    let registered = set_up(&disks, &mut world.random, demands);
     world.start = Box::new(move |machine, random, truth| start(&registered, sabotage, machine, random, truth));
     for (node, disk) in disks {
         world.add(node, disk);
     }
 }
 
-fn set_up(disks: &BTreeMap<NodeId, SimulatedDisk>, random: &mut Random, quota_bytes: u64) -> Registered {
+fn set_up(disks: &BTreeMap<NodeId, SimulatedDisk>, random: &mut Random, demands: Demands) -> Registered {
     format_log(&disks[&VOLMGR], FIRST_LOG).expect("a new disk");
     let mut manager = volmgr::Setup::new(CLUSTER, &disks[&VOLMGR], random.bits());
     let (mut secret, mut disk_ids) = (None, BTreeMap::new());
@@ -73,13 +75,15 @@ fn set_up(disks: &BTreeMap<NodeId, SimulatedDisk>, random: &mut Random, quota_by
     let secret = secret.expect("a secret");
     METANODES.into_iter().for_each(|node| make_log(node, &secret, &disks[&node]));
     let (data_shards, parity_shards) = CODE;
-    let volume = CreateVolumeRequest { name: VOLUME.to_owned(), data_shards, parity_shards, quota_bytes };
+    let volume =
+        CreateVolumeRequest { name: VOLUME.to_owned(), data_shards, parity_shards, quota_bytes: demands.quota_bytes };
     let volume = manager.make_volume(Request::CreateVolume(volume));
     Registered {
         secret,
         disks: disk_ids,
         neighbours: METANODES.into_iter().map(|node| (node, Arc::default())).collect(),
         volume,
+        short_segments: demands.short_segments,
     }
 }
 
@@ -94,6 +98,7 @@ fn make_log(node: NodeId, secret: &ClusterSecret, disk: &SimulatedDisk) {
         volmgr: VOLMGR,
         volume: VolumeId(0),
         neighbours: Arc::default(),
+        short_segments: false,
     };
     let [log, snapshots] = log_directories(disk, FIRST_LOG).expect("a new disk");
     let made = SteppedRecovery::open(identity.options(Sabotage::None, 0, true), log, snapshots);
@@ -128,7 +133,17 @@ fn start(
     if METANODES.contains(&node) {
         let neighbours = Arc::clone(&registered.neighbours[&node]);
         let (volmgr, volume) = (VOLMGR, registered.volume);
-        let identity = MetanodeIdentity { cluster: CLUSTER, secret, node, generation, log, volmgr, volume, neighbours };
+        let identity = MetanodeIdentity {
+            cluster: CLUSTER,
+            secret,
+            node,
+            generation,
+            log,
+            volmgr,
+            volume,
+            neighbours,
+            short_segments: registered.short_segments,
+        };
         return start_metanode(identity, sabotage, machine, seed);
     }
     let disk = &machine.disk;

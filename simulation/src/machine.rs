@@ -47,6 +47,8 @@ pub(crate) struct Machine {
     /// Operations of its disk that had failed before its process started.
     pub(crate) failed_before: u64,
     pub(crate) woken: bool,
+    /// Its process is to be paused for so long when it has sent its next keep-alive.
+    pub(crate) pause_when_asking: Option<u64>,
     /// What came while the process was paused; `None` when it is not.
     pub(crate) deferred: Option<Vec<Deferred>>,
 }
@@ -73,6 +75,7 @@ impl Machine {
             heard: BTreeMap::new(),
             failed_before: 0,
             woken: false,
+            pause_when_asking: None,
             deferred: None,
         }
     }

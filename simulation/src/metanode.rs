@@ -37,6 +37,10 @@ const GROUPS_TIMEOUT: Duration = Duration::from_secs(5);
 const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Segments in which what a Raft group needs does not fit one batch, and a log so short that it is carried forward.
+const SHORT_SEGMENT_BYTES: u32 = 8 << 10;
+const SHORT_LOG_BYTES: u64 = 32 << 10;
+
 /// Properties of a metanode that outlive its process.
 #[derive(Clone)]
 pub(crate) struct MetanodeIdentity {
@@ -51,6 +55,8 @@ pub(crate) struct MetanodeIdentity {
     pub(crate) volume: VolumeId,
     /// The volume manager's last word, as the real one keeps it in a file.
     pub(crate) neighbours: Arc<Mutex<Neighbours>>,
+    /// See [`SHORT_SEGMENT_BYTES`].
+    pub(crate) short_segments: bool,
 }
 
 /// Purpose of an answer.
@@ -114,6 +120,11 @@ impl MetanodeIdentity {
     /// What a start is opened with. `is_new`: its log may be made.
     pub(crate) fn options(&self, sabotage: Sabotage, seed: u64, is_new: bool) -> MetanodeOptions {
         let identity = log_identity(self.node, self.log);
+        let mut consensus = log_options(self.node, seed, TICK, sabotage);
+        if self.short_segments {
+            (consensus.segment_bytes, consensus.log_bytes_max) = (SHORT_SEGMENT_BYTES, SHORT_LOG_BYTES);
+            consensus.snapshot_log_bytes = SteppedOptions::small(self.node, seed).snapshot_log_bytes;
+        }
         let log = if is_new { ExpectedLog::AnyOrNone } else { ExpectedLog::Identity(identity) };
         MetanodeOptions {
             cluster: self.cluster,
@@ -121,7 +132,7 @@ impl MetanodeIdentity {
             generation: self.generation,
             secret: self.secret.clone(),
             heartbeat_interval_ms: BEAT_MS,
-            consensus: SteppedOptions { identity, log, ..log_options(self.node, seed, TICK, sabotage) },
+            consensus: SteppedOptions { identity, log, ..consensus },
             patience: PATIENCE,
             sabotage: sabotage.metanode(),
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use holdfast_common::{LogIndex, NodeId, Random};
+use holdfast_common::{LogIndex, NodeId, Random, SessionId};
 use holdfast_storage::SimulatedDisk;
 use parking_lot::Mutex;
 
@@ -76,6 +76,11 @@ pub(crate) trait Role {
 
     /// Last start of a node that it has registered for good.
     fn registered_start(&self, _: NodeId) -> Option<u64> {
+        None
+    }
+
+    /// The session that it counts upon as a client, and for how long by its clock.
+    fn lease(&self) -> Option<(SessionId, Duration)> {
         None
     }
 

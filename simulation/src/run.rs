@@ -71,7 +71,7 @@ fn live(seed: u64, options: Options) -> Report {
         truth.shards.rotting = world.plan.rotting();
         truth.full_disks.clone_from(&world.plan.full_disks);
     }
-    cluster::build(&mut world, options.sabotage, demands.quota_bytes);
+    cluster::build(&mut world, options.sabotage, demands);
     wait(&mut world, "all clients mount", MOUNT_NS_MAX, |world| world.truth.lock().mounted() == CLIENTS);
     faults::begin(&mut world);
     let end = world.now + faults_ns;

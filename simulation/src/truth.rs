@@ -3,6 +3,7 @@
 
 pub(crate) mod chunks;
 pub(crate) mod files;
+pub(crate) mod leases;
 pub(crate) mod log;
 pub(crate) mod names;
 mod opens;
@@ -23,6 +24,7 @@ use holdfast_proto::data::DeleteShardsRequest;
 use holdfast_proto::meta::mutation::Op;
 use holdfast_proto::meta::{Code, GroupSlot, Kind, MutateResponse};
 use holdfast_proto::record::TableCommand;
+use leases::{Lease, Leases};
 use log::{Applied, Log};
 use names::Names;
 use opens::Opens;
@@ -76,6 +78,7 @@ pub(crate) struct Truth {
     /// The session under which a file that was opened with its creation was made.
     pub(crate) made_under: BTreeMap<InodeId, u64>,
     opens: Opens,
+    leases: Leases,
     pub(crate) demands: Demands,
     pub(crate) volumes: Volumes,
     pub(crate) shards: Shards,
@@ -130,6 +133,7 @@ impl Truth {
             takeovers: Takeovers::default(),
             made_under: BTreeMap::new(),
             opens: Opens::default(),
+            leases: Leases::default(),
             demands,
             volumes: Volumes::default(),
             shards: Shards::default(),
@@ -166,6 +170,7 @@ impl Truth {
     /// A client was killed.
     pub(crate) fn client_killed(&mut self, client: usize) {
         self.opens.ended(&key_of(client));
+        self.leases.ended(client);
         self.takeovers.killed(client);
         let client = &mut self.clients[client];
         self.programs -= client.programs;
@@ -351,6 +356,8 @@ impl Truth {
                         "session {session} was expired {} ms after it was answered",
                         silent / 1_000_000
                     );
+                    let counted = self.leases.expired(*session, self.now);
+                    counted.unwrap_or_else(|wrong| panic!("{wrong}"));
                     if let Some(key) = self.keys.get(session) {
                         *self.lost_sessions.entry(key.clone()).or_default() += 1;
                     }
@@ -390,6 +397,12 @@ impl Truth {
         if !opens || sent < *last + LEASE_NS {
             *last = sent.max(*last);
         }
+    }
+
+    /// A client counts upon a session from now on, or upon none.
+    pub(crate) fn counts_on(&mut self, client: usize, lease: Option<Lease>) {
+        let counted = self.leases.counts_on(client, lease, |session| self.names.has_session(session));
+        counted.unwrap_or_else(|wrong| panic!("{wrong}"));
     }
 
     /// The session that a client has opened last, while the table has it.

@@ -23,6 +23,7 @@ use crate::plan::{Later, Plan};
 use crate::role::{Moment, Role, Timer, Wish};
 use crate::trace::Trace;
 use crate::truth::Truth;
+use crate::truth::leases::Lease;
 
 /// A process that has something to do begins within this.
 const WAKE_NS_MAX: u64 = 200_000;
@@ -319,6 +320,11 @@ impl World {
             let moment = Moment { times, random: &mut self.random, truth: &truth, disk: &machine.disk };
             role.drive(moment)
         };
+        if let Some(client) = client_of(node) {
+            let until = |left| self.now + machine.clock.true_ns(left);
+            let lease = role.lease().map(|(session, left)| Lease { session: session.0, until: until(left) });
+            truth.lock().counts_on(client, lease);
+        }
         if machine.disk.is_dead() {
             // What it did last never left the machine.
             self.coverage.deaths_in_operations += 1;
@@ -397,7 +403,7 @@ impl World {
         let Some(machine) = self.machines.get_mut(&node) else { return };
         machine.role = None;
         machine.life += 1;
-        (machine.woken, machine.deferred) = (false, None);
+        (machine.woken, machine.deferred, machine.pause_when_asking) = (false, None, None);
         machine.heard.clear();
         if power {
             machine.disk.lose_power(&mut self.random);
@@ -461,6 +467,13 @@ impl World {
             let life = machine.life;
             self.after(duration, Event::Resume { node, life });
             self.coverage.pauses += 1;
+        }
+    }
+
+    /// Stops a client's process for a while, once it has sent its next keep-alive.
+    pub(crate) fn pause_when_asking(&mut self, node: NodeId, duration: u64) {
+        if let Some(machine) = self.machines.get_mut(&node) {
+            machine.pause_when_asking = Some(duration);
         }
     }
 

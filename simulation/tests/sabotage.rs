@@ -8,11 +8,13 @@ const FOUND: &[(&str, u64, &str)] = &[
     ("consensus-AdmittedAtOnce", 308, "is not the same on all replicas"),
     ("consensus-AnswersBeforeSync", 20, "out of range"),
     ("consensus-AppliedAgain", 6, "contents after entry"),
+    ("consensus-CarryCountedInParts", 64, "the log contradicts itself"),
     ("consensus-ChecksumsIgnored", 0, "is damaged"),
     ("consensus-FailedSyncRetried", 29, "acknowledged bytes"),
     ("consensus-FreeingRefused", 4, "a removal is refused"),
     ("consensus-InstalledEntriesKept", 26, "contradicts its snapshot"),
     ("consensus-LeaseOutlivesPatience", 12, "never had the names"),
+    ("consensus-MissingLogMade", 1, "serves without the log that it had"),
     ("consensus-NeededSegmentsRecycled", 0, "the log contradicts itself"),
     ("consensus-ReadsWithoutQuorum", 5, "never had the names"),
     ("consensus-RestartedVotesAtOnce", 2, "never had the names"),
@@ -66,10 +68,12 @@ const FOUND: &[(&str, u64, &str)] = &[
     ("client-BurntChunkUsedAgain", 1, "after it was freed"),
     ("client-CommitsBeforeDurable", 0, "is not durable"),
     ("client-FrozenWrittenUnderNext", 16, "came behind what its successor synced"),
+    ("client-LeaseFromAnswer", 146, "which the table has ended"),
     ("client-LossUntold", 16, "a mount does not end well"),
     ("client-NewNumberOnRetry", 14, "being answered"),
     ("client-OlderAnswersBelieved", 171, "differs from what was written"),
     ("client-OlderMapsBelieved", 69, "differs from what was written"),
+    ("client-ParityNarrowed", 3, "with 0 parity shards of 1"),
 ];
 
 #[test]

@@ -22,11 +22,15 @@ pub enum Sabotage {
     FrozenWrittenUnderNext,
     /// A truncation or a hole does not wait for what was written before it (R9).
     BarriersOvertake,
+    /// The session's lease counts from when a keep-alive's answer came, instead of from when it was sent (R20).
+    LeaseFromAnswer,
+    /// A stripe over fewer members keeps its data shards and goes without parity (R13).
+    ParityNarrowed,
 }
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::OlderAnswersBelieved,
         Self::OlderMapsBelieved,
         Self::NewNumberOnRetry,
@@ -35,7 +39,9 @@ impl Sabotage {
         Self::LossUntold,
         Self::FrozenWrittenUnderNext,
         Self::BarriersOvertake,
+        Self::LeaseFromAnswer,
+        Self::ParityNarrowed,
     ];
 }
 
-const _: () = assert!(Sabotage::ALL.len() == Sabotage::BarriersOvertake as usize, "every value but none stands in ALL");
+const _: () = assert!(Sabotage::ALL.len() == Sabotage::ParityNarrowed as usize, "every value but none stands in ALL");

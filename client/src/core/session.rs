@@ -97,6 +97,11 @@ impl Session {
         runs_out
     }
 
+    /// Time for which this mount still counts on the table to keep the session: what is left of the lease, if it is live.
+    pub(crate) fn lease_left(&self, now: Moment) -> Option<Duration> {
+        (self.phase == Phase::Live && now < self.lease_until).then(|| self.lease_until.since(now))
+    }
+
     /// Time at which [`Session::look`] will find it unsure.
     pub(crate) fn unsure_at(&self) -> Option<Moment> {
         (self.phase == Phase::Live).then_some(self.lease_until)

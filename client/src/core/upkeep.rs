@@ -3,6 +3,7 @@
 use super::effects::Note;
 use super::inode::Inode;
 use super::operations::State;
+use super::sabotage::Sabotage;
 use super::session::Phase;
 use super::{Answer, Asker, Core};
 use crate::Error;
@@ -38,7 +39,7 @@ impl Core {
     pub(super) fn session_opened(&mut self, sent: Moment, answer: Result<MutateResponse, Error>) {
         match answer {
             Ok(response) => {
-                self.session.renewed(sent, self.now);
+                self.renewed(sent);
                 self.mounted = true;
                 let session = SessionId(response.session);
                 self.requests.set_session(session, self.now, &self.members, &mut self.out);
@@ -103,6 +104,12 @@ impl Core {
         }
     }
 
+    /// A sign of life that was sent at that time was answered.
+    fn renewed(&mut self, sent: Moment) {
+        let counts_from = if self.settings.sabotage == Sabotage::LeaseFromAnswer { self.now } else { sent };
+        self.session.renewed(counts_from, self.now);
+    }
+
     /// Sends a keep-alive when it is time, and notices when the lease has run out.
     pub(super) fn renew(&mut self) {
         if self.session.look(self.now) {
@@ -142,7 +149,7 @@ impl Core {
         self.keep_alive = None;
         self.session.told(answer.is_ok());
         let Ok(response) = answer else { return };
-        self.session.renewed(sent, self.now);
+        self.renewed(sent);
         self.session.heed_floor(response.floor);
         if self.members.is_behind(response.groups_changes, response.nodes_version) {
             self.ask_groups();

@@ -27,6 +27,17 @@ pub(crate) struct Stripe {
     pub(crate) members: Vec<Member>,
 }
 
+impl Stripe {
+    /// For [`super::sabotage::Sabotage::ParityNarrowed`]: as many data shards as its members can take. Gives the parity shards that
+    /// are left: those without a member are put nowhere.
+    pub(crate) fn widen(&mut self, code: CodeMode, length_bytes: u32) -> u32 {
+        let usable = self.members.len() + usize::from(code.m());
+        self.geometry = Geometry::new(code, length_bytes, usable).unwrap_or(self.geometry);
+        let parity_shards = self.members.len().saturating_sub(usize::from(self.geometry.data_shards()));
+        u32::try_from(parity_shards).unwrap_or(0)
+    }
+}
+
 /// Chooses the group: by the chunk's id, among those that can take the widest stripe.
 pub(crate) fn choose_stripe(
     members: &Members,

@@ -359,11 +359,15 @@ impl Core {
             return self.reserve_chunks();
         };
         let code = self.settings.code;
-        let Some(stripe) = writes::choose_stripe(&self.members, code, chunk, length_bytes, self.now) else {
+        let Some(mut stripe) = writes::choose_stripe(&self.members, code, chunk, length_bytes, self.now) else {
             self.ask_groups();
             self.writes.paused.insert((self.now + MEMBERS_PAUSE, id));
             return;
         };
+        let mut parity_shards = u32::from(stripe.geometry.parity_shards());
+        if self.settings.sabotage == Sabotage::ParityNarrowed {
+            parity_shards = stripe.widen(code, length_bytes);
+        }
         let record = ChunkRecord {
             chunk: chunk.0,
             nonce: self.draw(),
@@ -371,7 +375,7 @@ impl Core {
             epoch: stripe.group.epoch,
             length_bytes,
             data_shards: u32::from(stripe.geometry.data_shards()),
-            parity_shards: u32::from(stripe.geometry.parity_shards()),
+            parity_shards,
             slots: stripe.members.iter().map(|member| member.slot).collect::<Vec<u8>>().into(),
             shard_length_bytes: stripe.geometry.shard_length_bytes(),
         };

@@ -65,8 +65,8 @@ impl Found {
     fn read(disk: &dyn Directory, options: LogOptions) -> Result<Self, RecoveryError> {
         let scans = scan_all(disk, options.sabotage)?;
         let extent = extent(&scans)?;
-        check_expected(&scans, options.expected)?;
-        let mut replay = Replay::new(options.tail_entries);
+        check_expected(&scans, options)?;
+        let mut replay = Replay::new(options.tail_entries, options.sabotage);
         let mut pins = AllPins::default();
         let mut tail = Vec::new();
         for (segment, end) in &extent.parts {
@@ -148,7 +148,7 @@ impl Log {
     /// cannot be trusted, so that it does not hold the log for ever. Reads the whole log.
     pub(crate) fn recall(&self, group: RaftGroupId) -> Result<Vec<Record>, RecoveryError> {
         let scans = scan_all(&*self.disk, self.options.sabotage)?;
-        let mut replay = Replay::new(0);
+        let mut replay = Replay::new(0, self.options.sabotage);
         for (segment, end) in &extent(&scans)?.parts {
             let bytes = read(&*self.disk, *segment)?;
             for batch in scans[segment].0.batches.iter().filter(|batch| batch.end <= *end) {
@@ -180,8 +180,9 @@ impl Log {
 }
 
 /// Before anything is changed.
-fn check_expected(scans: &BTreeMap<u64, (Scan, u32)>, expected: ExpectedLog) -> Result<(), RecoveryError> {
-    match (scans.values().next(), expected) {
+fn check_expected(scans: &BTreeMap<u64, (Scan, u32)>, options: LogOptions) -> Result<(), RecoveryError> {
+    match (scans.values().next(), options.expected) {
+        (None, _) if options.sabotage == Sabotage::MissingLogMade => Ok(()),
         (None, ExpectedLog::Any | ExpectedLog::Identity(_)) => Err(RecoveryError::Missing),
         (Some((scan, _)), ExpectedLog::Identity(wanted)) if scan.header.log != wanted => Err(RecoveryError::Foreign),
         _ => Ok(()),

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use holdfast_common::{LogIndex, RaftGroupId, Term};
 
 use super::record::{GroupState, HardState, LogEntry, Record};
+use crate::sabotage::Sabotage;
 
 /// A Raft group as its records leave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,12 +58,13 @@ pub(crate) enum Contradiction {
 pub(crate) struct Replay {
     groups: BTreeMap<RaftGroupId, Partial>,
     tail_entries: u64,
+    sabotage: Sabotage,
 }
 
 impl Replay {
     /// Keeps at most `tail_entries` entries below each group's snapshot.
-    pub(crate) fn new(tail_entries: u64) -> Self {
-        Self { groups: BTreeMap::new(), tail_entries }
+    pub(crate) fn new(tail_entries: u64, sabotage: Sabotage) -> Self {
+        Self { groups: BTreeMap::new(), tail_entries, sabotage }
     }
 
     pub(crate) fn take(&mut self, record: Record) {
@@ -91,7 +93,7 @@ impl Replay {
                     partial.carry.clear();
                 }
                 partial.carry.extend(entries);
-                if is_last {
+                if is_last || self.sabotage == Sabotage::CarryCountedInParts {
                     let carried = std::mem::take(&mut partial.carry);
                     partial.replace(carried);
                 }
@@ -157,7 +159,7 @@ mod tests {
     }
 
     fn replay(records: Vec<Record>) -> Result<BTreeMap<RaftGroupId, Replayed>, Contradiction> {
-        let mut replay = Replay::new(100);
+        let mut replay = Replay::new(100, Sabotage::None);
         records.into_iter().for_each(|record| replay.take(record));
         replay.finish()
     }

@@ -41,7 +41,7 @@ fn simplified(groups: BTreeMap<RaftGroupId, Replayed>) -> Groups {
 }
 
 fn replayed(records: &[Record]) -> Groups {
-    let mut replay = Replay::new(0);
+    let mut replay = Replay::new(0, Sabotage::None);
     records.iter().for_each(|record| replay.take(record.clone()));
     simplified(replay.finish().unwrap())
 }
@@ -272,6 +272,33 @@ fn a_carry_of_several_batches_counts_whole_or_not_at_all_wherever_the_power_fail
         whole += u64::from(done);
     }
     assert!((1..200).contains(&whole));
+}
+
+/// What counting each part by itself would do.
+#[test]
+fn r25_a_part_of_a_carry_that_counts_takes_away_what_follows_it() {
+    let full = SimulatedDisk::default();
+    let (mut log, _) = open(&full).unwrap();
+    write(&mut log, vec![state(0), entries(1, 20), entries(21, 20), entries(41, 20)]);
+    let Record::Entries(_, all) = entries(1, 60) else { unreachable!() };
+    let part = Record::Carry(RaftGroupId(7), all[..20].to_vec(), false);
+    write(&mut log, vec![state(0), part]);
+    drop(log);
+    for (sabotage, left) in [(Sabotage::None, 60), (Sabotage::CarryCountedInParts, 20)] {
+        let options = LogOptions { sabotage, ..OPTIONS };
+        let (_, groups) = Log::open(Arc::new(full.fork()), options).unwrap();
+        assert_eq!(simplified(groups)[&RaftGroupId(7)].1.len(), left, "{sabotage:?}");
+    }
+}
+
+/// R23: it would vote without what its former life promised.
+#[test]
+fn a_log_that_must_be_there_is_made_only_by_who_breaks_the_rule() {
+    for (sabotage, is_made) in [(Sabotage::None, false), (Sabotage::MissingLogMade, true)] {
+        let options = LogOptions { sabotage, expected: ExpectedLog::Identity([9; 16]), ..OPTIONS };
+        let opened = Log::open(Arc::new(SimulatedDisk::default()), options);
+        assert_eq!(opened.is_ok(), is_made, "{sabotage:?}");
+    }
 }
 
 #[test]

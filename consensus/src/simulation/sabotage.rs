@@ -15,11 +15,13 @@ struct Known {
     seeds_max: u64,
 }
 
-/// The finding that is known of a broken rule.
+/// The finding that is known of a broken rule; none of those that are beyond these replicas, and that whole clusters find.
 fn known(sabotage: Sabotage) -> Option<Known> {
     let (seed, seeds_max) = match sabotage {
-        // Whole clusters find what is refused on a full disk: here nobody deletes.
-        Sabotage::None | Sabotage::FreeingRefused => return None,
+        // What is carried forward here fits one batch, nobody serves on new disks, and nobody deletes on a full one.
+        Sabotage::None | Sabotage::CarryCountedInParts | Sabotage::MissingLogMade | Sabotage::FreeingRefused => {
+            return None;
+        }
         // A leader's commit index is ahead of what a restarted follower holds.
         Sabotage::AnswersBeforeSync => (2, 20),
         // Acknowledged bytes of the log are missing.
@@ -72,7 +74,8 @@ fn find(sabotage: Sabotage, known: &Known) -> Option<(u64, Panicked)> {
 #[test]
 fn every_rule_that_is_broken_is_found() {
     let mut missed = Vec::new();
-    for (sabotage, known) in Sabotage::ALL.into_iter().filter_map(|sabotage| Some((sabotage, known(sabotage)?))) {
+    for sabotage in Sabotage::ALL {
+        let Some(known) = known(sabotage) else { continue };
         let found = find(sabotage, &known);
         println!("{sabotage:?}: {found:?}");
         missed.extend(found.is_none().then_some(sabotage));

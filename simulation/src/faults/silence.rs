@@ -1,5 +1,6 @@
-//! A client is silent for longer than its lease, in the midst of its work: it is cut off or paused. Some speak again while the
-//! entry that expires them waits in the log of a leader that is cut off from the other metanodes for a moment.
+//! A client is silent for longer than its lease, in the midst of its work: it is cut off or paused. Some that are paused
+//! have just sent a keep-alive, whose answer they take in when they go on, long after they were expired. Others speak again while
+//! the entry that expires them waits in the log of a leader that is cut off from the other metanodes for a moment.
 
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ pub(super) fn begin(world: &mut World) {
     let node = client_node(client);
     let duration = 36 * SECOND + world.random.below(12 * SECOND);
     if world.random.chance(50) {
+        if world.truth.lock().demands.asks_before_silence {
+            return world.pause_when_asking(node, duration);
+        }
         world.pause(node, duration);
         return world.later(SETTLED_NS, Later::Silence(Part::Settled(client)));
     }

@@ -8,9 +8,10 @@ use holdfast_common::{ChunkId, DiskId, GroupId, Nonce};
 use holdfast_metanode::{Patience, Table};
 use holdfast_proto::data::{DeleteShardsRequest, DeleteShardsResponse, Status};
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{Code, ForgetChunks, MutateResponse};
+use holdfast_proto::meta::{ChunkRecord, Code, Commit, ForgetChunks, MutateResponse};
 
 use super::shortest_ns;
+use crate::machines::CODE;
 
 /// Times of the simulated leaders: short, so that most runs come to floors and debts.
 pub(crate) const PATIENCE: Patience =
@@ -59,7 +60,8 @@ impl Chunks {
                 self.check_forgotten(forget)?;
             }
             Op::Swept(_) => self.settled += 1,
-            Op::Commit(_) => {
+            Op::Commit(commit) => {
+                check_parity(commit, CODE.1)?;
                 let rewritten = answer.commits.iter().filter(|commit| commit.code() == Code::RewriteChunk);
                 self.rewritten += rewritten.count() as u64;
             }
@@ -138,5 +140,31 @@ impl Chunks {
         if request.shards.first().is_some_and(|name| !known(name.chunk)) {
             self.orphans += u64::from(response.deleted_count);
         }
+    }
+}
+
+/// Stripes narrow, parity stays, whatever the table says to it (R13).
+fn check_parity(commit: &Commit, parity_shards: u32) -> Result<(), String> {
+    match commit.chunks.iter().find(|chunk| chunk.parity_shards != parity_shards) {
+        Some(ChunkRecord { chunk, parity_shards: its, .. }) => {
+            Err(format!("chunk {chunk} is committed with {its} parity shards of {parity_shards}"))
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_is_committed_with_all_of_its_parity() {
+        let commit = |parity: &[u32]| Commit {
+            chunks: parity.iter().map(|m| ChunkRecord { parity_shards: *m, ..ChunkRecord::default() }).collect(),
+            ..Commit::default()
+        };
+        assert_eq!(check_parity(&commit(&[]), 1), Ok(()));
+        assert_eq!(check_parity(&commit(&[1, 1]), 1), Ok(()));
+        assert!(check_parity(&commit(&[1, 0]), 1).is_err());
     }
 }

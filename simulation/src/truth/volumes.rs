@@ -1,4 +1,4 @@
-//! Volumes that come and go beside the one that is worked on, and what a run asks of space and volumes.
+//! Volumes that come and go beside the one that is worked on, and what a run asks of space, volumes, clients and logs.
 
 use std::collections::BTreeSet;
 
@@ -12,12 +12,21 @@ pub(crate) struct Demands {
     pub(crate) quota_bytes: u64,
     /// Volumes are made and deleted.
     pub(crate) volumes: bool,
+    /// A client that is paused for longer than its lease has just sent a keep-alive.
+    pub(crate) asks_before_silence: bool,
+    /// The segments of the metanodes' logs are so short that what a Raft group needs is carried forward in several batches.
+    pub(crate) short_segments: bool,
 }
 
 impl Demands {
     pub(crate) fn new(random: &mut Random) -> Self {
         let quota_bytes = if random.one_in(4) { 100_000 + random.below(300_000) } else { 0 };
-        Self { quota_bytes, volumes: random.one_in(4) }
+        Self {
+            quota_bytes,
+            volumes: random.one_in(4),
+            asks_before_silence: random.chance(60),
+            short_segments: random.one_in(12),
+        }
     }
 }
 

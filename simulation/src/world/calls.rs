@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use holdfast_common::NodeId;
+use holdfast_proto::meta::read_request::Op;
 use holdfast_transport::RpcError;
 
 use super::{Event, TRANSIT_NS_MAX, World};
@@ -23,6 +24,10 @@ pub(super) struct OpenCall {
     expires: (u64, u64),
 }
 
+fn is_keep_alive(request: &Request) -> bool {
+    matches!(request, Request::Read(read) if matches!(read.op, Some(Op::KeepAlive(_))))
+}
+
 fn tells_map(answer: &Answer) -> bool {
     matches!(answer, Ok(Response::Read(response)) if response.map.is_some())
 }
@@ -40,7 +45,14 @@ impl World {
             self.after(TRANSIT_NS_MAX, Event::Arrive { from: to, to: caller, packet });
             return;
         }
+        let pauses = is_keep_alive(&request);
         self.send(caller, to, Packet::Call(call, request));
+        if pauses
+            && self.plan.on
+            && let Some(duration) = self.machines.get_mut(&caller).and_then(|it| it.pause_when_asking.take())
+        {
+            self.pause(caller, duration);
+        }
     }
 
     pub(super) fn answer(&mut self, from: NodeId, call: u64, answer: Box<Answer>, after_ns: u64) {

@@ -180,13 +180,10 @@ async fn a_datanode_of_three_thousand_segments_serves_is_stopped_and_serves_agai
         let role = serve();
         assert_eq!(open_files_max(role.child.id()), (OPEN_FILES, OPEN_FILES));
         let (to, disk) = (role.address, superblock.disk.0);
-        check_all(&clients, to, disk).await;
-        let new = [SEGMENTS + start, SEGMENTS + start * LARGE_PART];
-        for chunk in new {
-            put(&clients[0], to, disk, chunk).await;
-        }
-        check(&clients[1], to, disk, &new).await;
-        check_all(&clients, to, disk).await;
+        let [small, large] = [SEGMENTS + start, SEGMENTS + start * LARGE_PART];
+        let puts = async { tokio::join!(put(&clients[0], to, disk, small), put(&clients[1], to, disk, large)) };
+        tokio::join!(check_all(&clients, to, disk), puts);
+        check(&clients[2], to, disk, &[small, large]).await;
         until_reported(volmgr.address, SEGMENTS + 2 * start).await;
         assert!(role.stop().success());
     }

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_common::checksum::ShardPlace;
+use holdfast_common::limits::PAGE_BYTES;
 use holdfast_common::proof::ClusterSecret;
-use holdfast_common::{ChunkId, Random, VolumeId};
+use holdfast_common::{ChunkId, VolumeId};
 use holdfast_datanode::{DataRequest, DataResponse, DatanodeOptions, DiskSuperblock, SteppedDatanode, StoreOptions};
 use holdfast_proto::control::ShowClusterRequest;
 use holdfast_proto::control::admin_client::AdminClient;
@@ -18,7 +19,8 @@ use holdfast_proto::data::{
 };
 use holdfast_proto::method;
 use holdfast_storage::SimulatedDisk;
-use holdfast_transport::{Client, ClientLimits, Identity};
+use holdfast_transport::{Answer, Client, ClientLimits, Identity};
+use prost::Message;
 
 use super::{OPEN_FILES, PATIENCE, Role, holdfast, open_files_max};
 
@@ -34,16 +36,22 @@ fn is_large(chunk: u64) -> bool {
     chunk.is_multiple_of(LARGE_PART)
 }
 
-/// The content of a shard follows from its chunk.
+fn length_bytes(chunk: u64) -> u32 {
+    if is_large(chunk) { 64 << 10 } else { 4 << 10 }
+}
+
+/// The content of a shard follows from its chunk; no two pages are alike.
 fn payload(chunk: u64) -> Bytes {
-    let mut random = Random::new(chunk);
-    let bytes = if is_large(chunk) { 64 << 10 } else { 4 << 10 };
-    (0..bytes / 8).flat_map(|_| random.bits().to_le_bytes()).collect::<Vec<u8>>().into()
+    let mut bytes = chunk.to_le_bytes().repeat(usize::try_from(length_bytes(chunk) / 8).unwrap());
+    for (page, number) in bytes.chunks_mut(PAGE_BYTES as usize).zip(0_u64..) {
+        page[..8].copy_from_slice(&number.to_le_bytes());
+    }
+    bytes.into()
 }
 
 fn put_request(disk: u64, chunk: u64) -> (PutShardRequest, Bytes) {
     let payload = payload(chunk);
-    let length_bytes = u32::try_from(payload.len()).unwrap();
+    let length_bytes = length_bytes(chunk);
     let place = ShardPlace { volume: VolumeId(VOLUME), chunk: ChunkId(chunk), shard: 1 };
     let header = ShardHeader {
         volume: VOLUME,
@@ -64,7 +72,7 @@ fn put_request(disk: u64, chunk: u64) -> (PutShardRequest, Bytes) {
 }
 
 fn range(disk: u64, chunk: u64) -> ShardRange {
-    let length_bytes = u32::try_from(payload(chunk).len()).unwrap();
+    let length_bytes = length_bytes(chunk);
     ShardRange { disk, volume: VOLUME, incarnation: 1, chunk, nonce: 9, shard: 1, offset: 0, length_bytes }
 }
 
@@ -110,10 +118,22 @@ fn write_sparse(path: &Path, bytes: &[u8]) {
     }
 }
 
+/// Calls until it is executed: on a machine that stands still for a while, a handshake comes too late.
+async fn call(client: &Client, to: SocketAddr, method: u16, request: &impl Message, body: &[Bytes]) -> Answer {
+    let begun = Instant::now();
+    loop {
+        match client.call(to, method, request, body.to_vec(), PATIENCE).await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(error.certainly_not_executed() && begun.elapsed() < PATIENCE, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Reads shards in one request, and demands every byte.
 async fn check(client: &Client, to: SocketAddr, disk: u64, chunks: &[u64]) {
     let request = ReadShardsRequest { ranges: chunks.iter().map(|chunk| range(disk, *chunk)).collect() };
-    let mut answer = client.call(to, method::DATA_READ, &request, vec![], PATIENCE).await.unwrap();
+    let mut answer = call(client, to, method::DATA_READ, &request, &[]).await;
     let results = answer.message::<ReadShardsResponse>().unwrap().results;
     for (chunk, result) in chunks.iter().zip(&results) {
         assert_eq!(result.status(), Status::Ok, "chunk {chunk}: {}", result.detail);
@@ -136,7 +156,7 @@ async fn check_all(clients: &[Client], to: SocketAddr, disk: u64) {
 
 async fn put(client: &Client, to: SocketAddr, disk: u64, chunk: u64) {
     let (request, payload) = put_request(disk, chunk);
-    let mut answer = client.call(to, method::DATA_PUT, &request, vec![payload], PATIENCE).await.unwrap();
+    let mut answer = call(client, to, method::DATA_PUT, &request, &[payload]).await;
     let answer: PutShardResponse = answer.message().unwrap();
     assert_eq!(answer.status(), Status::Ok, "chunk {chunk}: {}", answer.detail);
 }

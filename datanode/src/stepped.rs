@@ -28,6 +28,7 @@ use crate::heartbeat;
 use crate::memory::Memory;
 use crate::protocol::{self, Denied, Everywhere, Judge, ListQuery, NodeDisks, ReadPlan};
 use crate::store::recover::{self, OpenError};
+use crate::store::segment::SegmentKind;
 use crate::store::space::Shelves;
 use crate::store::surroundings::Surroundings;
 use crate::store::types::{Outcome, Request, ShardError, ShardKey, VolumeKey};
@@ -319,6 +320,14 @@ impl SteppedDatanode {
             more |= store.maintain(idle);
         }
         more
+    }
+
+    /// Begins a new segment on every disk, of small shards or of the larger ones: for tests of disks that have many. False if one
+    /// could not be made.
+    pub fn begin_segments(&mut self, now: Duration, of_small: bool) -> bool {
+        self.clock.set(now);
+        let kind = if of_small { SegmentKind::Small } else { SegmentKind::Bulk };
+        self.disks.open_mut().values_mut().all(|store| store.roll(kind).is_ok())
     }
 
     /// Ends the process in order: every disk that serves writes its checkpoint.

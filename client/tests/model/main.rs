@@ -4,6 +4,7 @@
 mod amiss;
 mod budgets;
 mod cluster;
+mod groups;
 mod interruptions;
 mod names;
 mod random;

@@ -6,6 +6,8 @@ use crate::config::ELECTION_TICKS;
 use crate::log::record::LogEntry;
 use crate::status::Role;
 
+mod restoring;
+
 const TICK_NS: u64 = 1_000;
 type Core = NodeCore<u64, u64>;
 type Messages = BTreeMap<NodeId, Vec<crate::outbox::GroupMessage>>;
@@ -47,6 +49,9 @@ fn turn(core: &mut Core, now: u64, inputs: Vec<Input<u64, u64>>) -> Effects<u64,
         all.records = next.records;
         all.applies.extend(next.applies);
         all.reads.extend(next.reads);
+        all.snapshots.extend(next.snapshots);
+        all.freezes.extend(next.freezes);
+        all.installs.extend(next.installs);
     }
     all
 }

@@ -101,7 +101,7 @@ pub(crate) fn coverage(world: &World) -> Coverage {
     coverage.nameless_files = truth.nameless;
     coverage.truncated_by_another = truth.meddled;
     coverage.over_quota = truth.over_quota;
-    coverage.refused_growth = truth.refused_growth;
+    coverage.refused_growth = truth.room.refused_growth;
     (coverage.volumes_made, coverage.volumes_deleted) = (truth.volumes.made, truth.volumes.deleted);
     let chunks = &truth.chunks;
     coverage.forgotten_chunks = chunks.forgotten;

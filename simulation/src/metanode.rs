@@ -274,7 +274,7 @@ impl MetanodeRole {
             Output::Mutated { ticket, response } => {
                 let refused = self.removals.remove(&ticket) && response.code() == Code::NoSpace;
                 assert!(!refused, "{}: a removal is refused for want of space", self.identity.node);
-                truth.refused_growth += u64::from(response.code() == Code::NoSpace);
+                truth.room.refused_growth += u64::from(response.code() == Code::NoSpace);
                 if response.code() == Code::Ok {
                     self.session_answered(ticket, truth);
                 }

@@ -69,7 +69,7 @@ fn live(seed: u64, options: Options) -> Report {
     {
         let mut truth = world.truth.lock();
         truth.shards.rotting = world.plan.rotting();
-        truth.full_disks.clone_from(&world.plan.full_disks);
+        truth.room.full_disks.clone_from(&world.plan.full_disks);
     }
     cluster::build(&mut world, options.sabotage, demands);
     wait(&mut world, "all clients mount", MOUNT_NS_MAX, |world| world.truth.lock().mounted() == CLIENTS);

@@ -7,6 +7,7 @@ pub(crate) mod leases;
 pub(crate) mod log;
 pub(crate) mod names;
 mod opens;
+mod room;
 pub(crate) mod shards;
 pub(crate) mod takeovers;
 pub(crate) mod volumes;
@@ -22,17 +23,18 @@ use holdfast_common::{InodeId, LogIndex, NodeId, Term};
 use holdfast_datanode::{DataRequest, DataResponse};
 use holdfast_proto::data::DeleteShardsRequest;
 use holdfast_proto::meta::mutation::Op;
-use holdfast_proto::meta::{Code, GroupSlot, Kind, MutateResponse};
+use holdfast_proto::meta::{Code, Kind, MutateResponse};
 use holdfast_proto::record::TableCommand;
 use leases::{Lease, Leases};
 use log::{Applied, Log};
 use names::Names;
 use opens::Opens;
+use room::Room;
 use shards::Shards;
 use takeovers::Takeovers;
 use volumes::{Demands, Volumes};
 
-use crate::machines::{BASE_KEY_BYTES, CODE, STRANGE_SEQUENCES, STRANGER_VOLUMES, key_of};
+use crate::machines::{BASE_KEY_BYTES, STRANGE_SEQUENCES, STRANGER_VOLUMES, key_of};
 
 /// The least true time in which a clock that is a fiftieth fast counts this many milliseconds.
 pub(crate) const fn shortest_ns(ms: u64) -> u64 {
@@ -84,10 +86,7 @@ pub(crate) struct Truth {
     pub(crate) shards: Shards,
     /// Writes that were refused for want of quota.
     pub(crate) over_quota: u64,
-    /// Machines whose disks become full now and then.
-    pub(crate) full_disks: Vec<NodeId>,
-    /// Requests of clients that a table refused for want of space.
-    pub(crate) refused_growth: u64,
+    pub(crate) room: Room,
     /// Orphans reaped.
     pub(crate) reaped: u64,
     /// Times that a program's file had lost its last name.
@@ -138,8 +137,7 @@ impl Truth {
             volumes: Volumes::default(),
             shards: Shards::default(),
             over_quota: 0,
-            full_disks: Vec::new(),
-            refused_growth: 0,
+            room: Room::default(),
             reaped: 0,
             nameless: 0,
             meddled: 0,
@@ -196,11 +194,9 @@ impl Truth {
         self.opens.closes(inode, &key_of(client));
     }
 
-    /// Whether some group may be left with too few disks with room: then a client may lose what it has taken in (R16).
+    /// See [`Room::may_run_out`].
     pub(crate) fn may_run_out_of_room(&self) -> bool {
-        let has_room = |slot: &&GroupSlot| !self.full_disks.contains(&NodeId(slot.node));
-        let groups = self.log.table().groups();
-        groups.iter().any(|group| group.slots.iter().filter(has_room).count() < 1 + CODE.1 as usize)
+        self.room.may_run_out(&self.log.table().groups())
     }
 
     /// A session told a leader that it has inodes open no longer. Of what it is about to open again it will tell the leader again.

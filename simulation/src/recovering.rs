@@ -118,7 +118,7 @@ impl Role for RecoveringRole {
             self.is_asked = false;
             match self.node.answered(answer) {
                 Ok(()) => {}
-                Err(RecoveryStopped::Disk(error)) => return vec![Wish::Die(error.to_string())],
+                Err(RecoveryStopped::Disk(error)) => return vec![Wish::GiveUp(error.to_string())],
                 Err(RecoveryStopped::Refused(why)) => panic!("a metanode that lost its log is not let back in: {why}"),
             }
         }

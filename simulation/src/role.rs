@@ -44,6 +44,8 @@ pub(crate) enum Wish {
     Recovered,
     /// The process cannot go on, and ends.
     Die(String),
+    /// It ends with a sentence, as a command does that is to be run again.
+    GiveUp(String),
 }
 
 /// Moment at which a process is driven, with what it is handed.

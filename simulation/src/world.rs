@@ -356,19 +356,24 @@ impl World {
                     return self.kill(node);
                 }
                 Wish::Die(why) => {
-                    self.trace.note(self.now, || format!("{node} ends: {why}"));
                     let machine = &self.machines[&node];
-                    // Space and descriptors come back: whoever lacks them waits.
+                    // Space and descriptors come back: whoever serves without them waits.
                     let failed = machine.failed_operations() > machine.failed_before;
                     assert!(failed, "{node} ends although its disk has not failed: {why}");
-                    return self.kill(node);
+                    return self.give_up(node, &why);
                 }
+                Wish::GiveUp(why) => return self.give_up(node, &why),
             }
         }
         if dies.is_some() {
             self.coverage.deaths_between_effects += 1;
             self.kill(node);
         }
+    }
+
+    fn give_up(&mut self, node: NodeId, why: &str) {
+        self.trace.note(self.now, || format!("{node} ends: {why}"));
+        self.kill(node);
     }
 
     /// Ends a process. What its disk had not synced may be lost with the power.

@@ -164,6 +164,8 @@ pub(crate) struct Store {
     pub(crate) bulk: Option<Cursor>,
     pub(crate) spares: VecDeque<Arc<Segment>>,
     pub(crate) spare_planned: bool,
+    /// Upkeep found no room when it was last done, which is said once.
+    pub(crate) upkeep_waits: bool,
     pub(crate) dropping: VecDeque<VolumeKey>,
     pub(crate) records_since_checkpoint: u64,
     /// Whether upkeep writes checkpoints itself, rather than leave them to another thread.

@@ -7,8 +7,8 @@
 use super::time::Moment;
 use holdfast_common::{DiskId, GroupId, NodeId};
 use holdfast_proto::control::Endpoint;
-use holdfast_proto::meta::{BlockGroup, ChunkRecord, GroupState, NodeAddress};
-use std::collections::BTreeMap;
+use holdfast_proto::meta::{BlockGroup, ChunkRecord, GroupSlot, GroupState, NodeAddress};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,8 +33,6 @@ struct NodePlace {
 struct Health {
     failures: u32,
     avoid_until: Moment,
-    /// Until then it is taken for full.
-    full_until: Moment,
 }
 
 /// Place of a shard: slot, disk, and the address to send to.
@@ -172,16 +170,20 @@ impl Members {
     }
 
     pub(crate) fn full(&mut self, disk: DiskId, now: Moment) {
-        let entry = self.health.entry(disk).or_default();
-        (entry.avoid_until, entry.full_until) = (now + FULL_PAUSE, now + FULL_PAUSE);
+        self.health.entry(disk).or_default().avoid_until = now + FULL_PAUSE;
     }
 
-    /// Whether some group has this many members whose disks are not known to be full, although they may be out of reach.
-    pub(crate) fn have_room(&self, wanted: usize, now: Moment) -> bool {
-        let is_full = |disk| self.health.get(&disk).is_some_and(|health| now < health.full_until);
-        let has_room = |member: &Member| !member.full && !is_full(member.disk);
+    /// Whether some group has this many members, within reach or not, whose disks serve and are neither of these nor known to be full.
+    pub(crate) fn have_room(&self, wanted: usize, full: &BTreeSet<DiskId>) -> bool {
+        let has_room = |slot: &&GroupSlot| {
+            // A node whose address is yet to be learnt may have room.
+            let place = self.nodes.get(&NodeId(slot.node));
+            let is_out =
+                place.is_some_and(|p| p.failed_disks.contains(&slot.disk) || p.full_disks.contains(&slot.disk));
+            slot.disk != 0 && !is_out && !full.contains(&DiskId(slot.disk))
+        };
         let groups = self.open.iter().filter_map(|id| self.groups.get(id));
-        groups.into_iter().any(|group| self.all(group).iter().filter(|member| has_room(member)).count() >= wanted)
+        groups.map(|group| group.slots.iter().filter(has_room).count()).any(|count| count >= wanted)
     }
 
     pub(crate) fn works(&mut self, disk: DiskId) {
@@ -192,7 +194,6 @@ impl Members {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_proto::meta::GroupSlot;
 
     fn members() -> (Members, BlockGroup) {
         let mut members = Members::default();
@@ -302,15 +303,25 @@ mod tests {
         let (mut members, _) = members();
         members.full(DiskId(1), Moment(0));
         assert!(members.is_avoided(DiskId(1), Moment(0)));
-        assert!(
-            members.have_room(2, Moment(0)) && !members.have_room(3, Moment(0)),
-            "the one that is dead may have room"
-        );
         let later = Moment(0) + FULL_PAUSE;
         assert!(!members.is_avoided(DiskId(1), later));
-        assert!(members.have_room(3, later));
         members.failed(DiskId(1), later);
         assert!(!members.is_avoided(DiskId(1), later + AVOID_FIRST), "its first failure");
+    }
+
+    #[test]
+    fn a_member_out_of_reach_may_have_room_and_a_full_or_failed_one_has_none() {
+        let (mut members, mut group) = members();
+        let full = |disks: &[u64]| disks.iter().copied().map(DiskId).collect();
+        assert!(members.have_room(3, &full(&[])), "also the one that is dead");
+        assert!(members.have_room(2, &full(&[1])) && !members.have_room(3, &full(&[1])));
+        members.learn_nodes(&[NodeAddress { failed_disks: vec![2], ..address(12, true) }]);
+        assert!(members.have_room(1, &full(&[1])) && !members.have_room(2, &full(&[1])));
+        members.learn_nodes(&[NodeAddress { full_disks: vec![3], ..address(13, true) }]);
+        assert!(!members.have_room(1, &full(&[1])));
+        group.slots[0].node = 99;
+        members.learn_groups(vec![group]);
+        assert!(members.have_room(1, &full(&[])), "one whose address is not known yet");
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub enum Sabotage {
     CommitsBeforeDurable,
     /// A chunk that could not be written is tried again under the same id (R1).
     BurntChunkUsedAgain,
+    /// Three attempts that met a full disk lose the data, although other disks have room (R16).
+    RoomElsewhereIgnored,
     /// A lost write is told to nobody (R22).
     LossUntold,
     /// Frozen data of a lost session is written under the next one (R22).
@@ -30,12 +32,13 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// Every rule that can be broken.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::OlderAnswersBelieved,
         Self::OlderMapsBelieved,
         Self::NewNumberOnRetry,
         Self::CommitsBeforeDurable,
         Self::BurntChunkUsedAgain,
+        Self::RoomElsewhereIgnored,
         Self::LossUntold,
         Self::FrozenWrittenUnderNext,
         Self::BarriersOvertake,

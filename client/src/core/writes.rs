@@ -9,7 +9,7 @@ use super::time::Moment;
 use super::writeback::JobId;
 use crate::CallFailed;
 use bytes::Bytes;
-use holdfast_common::ChunkId;
+use holdfast_common::{ChunkId, DiskId};
 use holdfast_erasure::{CodeMode, Geometry, choose_slots};
 use holdfast_proto::data::{PutShardResponse, Status};
 use holdfast_proto::meta::{BlockGroup, ChunkRecord};
@@ -122,8 +122,23 @@ pub(crate) struct ChunkWrite {
     pub(crate) index: usize,
     pub(crate) pieces: Vec<Bytes>,
     pub(crate) length_bytes: u32,
+    /// Disks that had no room for it, and whether the last attempt met another one.
+    full: BTreeSet<DiskId>,
+    met_another: bool,
+    /// Times that too few other disks were left.
     no_space_count: u32,
     putting: Option<Putting>,
+}
+
+/// Course of a write behind an attempt that met a full disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterFull {
+    /// It is tried at once, without the disk that was not known to be full.
+    Again,
+    /// It waits: for room, or for members that may have some.
+    Later,
+    /// It is given up.
+    Lost,
 }
 
 /// End of an attempt.
@@ -148,7 +163,9 @@ impl ChunkWrites {
     pub(crate) fn begin(&mut self, job: JobId, index: usize, pieces: Vec<Bytes>, length_bytes: u32) -> WriteId {
         let id = WriteId(self.next);
         self.next += 1;
-        self.writes.insert(id, ChunkWrite { job, index, pieces, length_bytes, no_space_count: 0, putting: None });
+        let (full, met_another, no_space_count, putting) = (BTreeSet::new(), false, 0, None);
+        let write = ChunkWrite { job, index, pieces, length_bytes, full, met_another, no_space_count, putting };
+        self.writes.insert(id, write);
         id
     }
 
@@ -176,6 +193,9 @@ impl ChunkWrites {
         let write = self.writes.get_mut(&id)?;
         let putting = write.putting.as_mut()?;
         putting.left.remove(&shard);
+        if let (Put::Full, Some(member)) = (said, putting.members.get(usize::from(shard))) {
+            write.met_another |= write.full.insert(member.disk);
+        }
         if said != Put::Stored {
             // A failure that is not want of space says that space is not what is wanting.
             let graver = putting.failure.is_none_or(|before| before == Put::Full);
@@ -194,11 +214,17 @@ impl ChunkWrites {
         })
     }
 
-    /// Counts an attempt behind which too few disks had room; false once there were too many of them.
-    pub(crate) fn may_wait_for_space(&mut self, id: WriteId) -> bool {
-        let Some(write) = self.writes.get_mut(&id) else { return false };
+    /// Decides on a write whose attempt met a full disk. `have_room` says whether enough disks but these may have room.
+    pub(crate) fn after_full(&mut self, id: WriteId, have_room: impl Fn(&BTreeSet<DiskId>) -> bool) -> AfterFull {
+        let Some(write) = self.writes.get_mut(&id) else { return AfterFull::Lost };
+        let met_another = std::mem::take(&mut write.met_another);
+        if have_room(&write.full) {
+            return if met_another { AfterFull::Again } else { AfterFull::Later };
+        }
+        // Others may have given room back meanwhile.
+        write.full.clear();
         write.no_space_count += 1;
-        write.no_space_count < NO_SPACE_ATTEMPTS_MAX
+        if write.no_space_count < NO_SPACE_ATTEMPTS_MAX { AfterFull::Later } else { AfterFull::Lost }
     }
 
     /// Forgets the writes of a job.

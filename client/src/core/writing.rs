@@ -7,7 +7,8 @@ use super::inode::Freeze;
 use super::operations::{State, Then};
 use super::pending::{PendingWrite, Share, Space};
 use super::sabotage::Sabotage;
-use super::writes::{self, Ended, Put};
+use super::writeback::JobId;
+use super::writes::{self, AfterFull, Ended, Put};
 use super::{Asker, Core};
 use crate::{CallFailed, Error, FileHandle, WriteAt};
 use bytes::Bytes;
@@ -403,10 +404,16 @@ impl Core {
         }
     }
 
-    /// Whether a chunk could be written if all members were in reach: what is out of reach is waited for, not lost.
-    fn has_room(&self) -> bool {
+    /// Goes on with a write whose attempt met a full disk. What is out of reach is waited for, not taken for full.
+    fn go_on_without_full(&mut self, id: WriteId, job: JobId) {
         let least = 1 + usize::from(self.settings.code.m());
-        self.members.have_room(least, self.now)
+        let members = &self.members;
+        let is_ignored = self.settings.sabotage == Sabotage::RoomElsewhereIgnored;
+        match self.writes.after_full(id, |full| !is_ignored && members.have_room(least, full)) {
+            AfterFull::Again => self.attempt(id),
+            AfterFull::Later => drop(self.writes.paused.insert((self.now + MEMBERS_PAUSE, id))),
+            AfterFull::Lost => self.lose_job(job, &Error::NoSpace),
+        }
     }
 
     /// Takes note of a member's answer at once: others know it before the slowest has answered.
@@ -450,13 +457,11 @@ impl Core {
         match self.writes.answered(id, shard, said) {
             None => {}
             Some(Ended::Written(record)) => self.chunk_written(job, index, record),
-            Some(Ended::Burnt(Put::Full)) if !self.has_room() && !self.writes.may_wait_for_space(id) => {
-                self.lose_job(job, &Error::NoSpace);
-            }
+            Some(Ended::Burnt(Put::Full)) => self.go_on_without_full(id, job),
             Some(Ended::Burnt(Put::Busy | Put::Misplaced)) => {
                 self.writes.paused.insert((self.now + MEMBERS_PAUSE, id));
             }
-            Some(Ended::Burnt(Put::Stored | Put::Full | Put::Failed | Put::BelowFloor)) => {
+            Some(Ended::Burnt(Put::Stored | Put::Failed | Put::BelowFloor)) => {
                 if self.settings.sabotage == Sabotage::BurntChunkUsedAgain {
                     self.session.use_again(chunk);
                 }

@@ -221,38 +221,82 @@ fn a_space_that_cannot_be_asked_for_and_a_read_error_leave_no_note() {
 /// Any write may be the one without space: also that of a header, when a segment is used again.
 #[test]
 fn a_disk_that_is_full_now_and_then_never_fails_and_loses_nothing() {
+    let (mut refused_count, mut recycled_count) = (0, 0);
     for seed in 0..20 {
         let disk = SimulatedDisk::new(seed);
         create(&*disk.root()).unwrap();
         let mut store = open(&disk);
         disk.set_faults(Faults { no_space_ppm: 200_000, ..Faults::default() });
-        let mut held = Vec::new();
+        let (mut held, mut deleted) = (Vec::new(), Vec::new());
         for chunk in 1..=400 {
             let bytes = if chunk % 20 == 0 { BULK } else { SMALL };
             match commit_one(&mut store, Request::Put(put(chunk, 1, bytes))) {
                 Ok(_) => held.push((chunk, bytes)),
-                Err(error) => assert_eq!(error, ShardError::NoSpace, "seed {seed}"),
+                Err(error) => assert_eq!((error, refused_count += 1), (ShardError::NoSpace, ()), "seed {seed}"),
             }
-            if held.len() > 30 {
-                let oldest = held.remove(0);
-                if commit_one(&mut store, delete(&[oldest.0])).is_err() {
-                    held.push(oldest);
-                }
+            if held.len() > 30 && commit_one(&mut store, delete(&[held[0].0])).is_ok() {
+                deleted.push(held.remove(0));
             }
             store.maintain(chunk % 3 == 0);
             assert!(!store.is_failed(), "seed {seed}: its disk failed for want of space");
         }
         disk.set_faults(Faults::default());
         settle(&mut store);
+        let state = store.shared.state.read();
+        recycled_count += state.segments.values().filter(|segment| segment.header.generation > 1).count();
+        drop(state);
         for store in [store, open(&disk.fork())] {
-            held.iter().for_each(|(chunk, bytes)| {
+            for (chunk, bytes) in &held {
                 assert_eq!(
                     read(&store.reader(), *chunk, 1, *bytes).unwrap(),
                     payload(*chunk, 1, *bytes),
                     "seed {seed}"
                 );
-            });
+            }
+            for (chunk, bytes) in &deleted {
+                assert_eq!(read(&store.reader(), *chunk, 1, *bytes), Err(ShardError::NotFound), "seed {seed}");
+            }
         }
+    }
+    assert!(refused_count > 100 && recycled_count > 20, "{refused_count} refused, {recycled_count} used again");
+}
+
+/// What upkeep cannot do now for want of room it does later, and what else there is to do meanwhile.
+#[test]
+fn upkeep_without_room_takes_no_segment_twice_and_goes_on_with_the_rest() {
+    for fault in [Fault::SyncNames, Fault::Remove, Fault::Punch].map(|fault| fault(libc::ENOSPC)) {
+        let (disk, mut store) = fresh();
+        let segments = || disk.root().list().unwrap().into_iter().filter(|name| name.starts_with("small")).count();
+        (1..=300).for_each(|chunk| put_one(&mut store, chunk, SMALL));
+        (301..=310).for_each(|chunk| put_one(&mut store, chunk, BULK));
+        let full = segments();
+        commit_one(&mut store, delete(&(1..=310).collect::<Vec<_>>())).unwrap();
+        for _ in 0..200 {
+            disk.fail_next(fault);
+            store.maintain(false);
+        }
+        for _ in 0..3 {
+            let frozen = store.freeze();
+            let written = frozen.write();
+            disk.fail_next(fault);
+            let ended = store.end_checkpoint(&frozen, written);
+            assert!(matches!(ended, Ok(()) | Err(ShardError::NoSpace)), "{fault:?}: {ended:?}");
+        }
+        assert!(!store.is_failed(), "{fault:?}");
+        if fault == Fault::Punch(libc::ENOSPC) {
+            assert!(segments() < full / 2, "holes without room hold up what would give room");
+        }
+        disk.fail_no_more();
+        (401..=700).for_each(|chunk| put_one(&mut store, chunk, SMALL));
+        let mut again = open(&disk.fork());
+        for chunk in 401..=700 {
+            for store in [&store, &again] {
+                assert_eq!(read(&store.reader(), chunk, 1, SMALL).unwrap(), payload(chunk, 1, SMALL), "{fault:?}");
+            }
+        }
+        settle(&mut store);
+        settle(&mut again);
+        assert!(segments() <= full + 3, "{fault:?}: {} segments", segments());
     }
 }
 

@@ -44,19 +44,26 @@ impl Store {
             self.shared.note_failure_at_last();
             return false;
         }
-        self.maintain_step(idle).unwrap_or_else(|error| {
-            if error == ShardError::NoSpace {
-                tracing::warn!(disk = self.shared.disk.0, "upkeep waits for space");
-            }
+        let mut waits = false;
+        let more = self.maintain_step(idle, &mut waits).unwrap_or_else(|error| {
+            waits |= error == ShardError::NoSpace;
             false
-        })
+        });
+        if waits && !self.upkeep_waits {
+            tracing::warn!(disk = self.shared.disk.0, "upkeep waits for space");
+        }
+        self.upkeep_waits = waits;
+        more
     }
 
-    fn maintain_step(&mut self, idle: bool) -> Result<bool, ShardError> {
-        if self.punch_some()? || self.remove_dead_bulk()? || self.remove_excess_spare()? || self.drop_some() {
-            return Ok(true);
+    /// `waits` says whether some of it waits for space: the rest goes on, because it may give space back.
+    fn maintain_step(&mut self, idle: bool, waits: &mut bool) -> Result<bool, ShardError> {
+        for work in [Self::punch_some, Self::remove_dead_bulk, Self::remove_excess_spare, Self::drop_some] {
+            if unless_full(work(self), waits)? {
+                return Ok(true);
+            }
         }
-        let copied = self.compact_some()?;
+        let copied = unless_full(self.compact_some(), waits)?;
         let drained = self.drained();
         let due = self.checkpoint_due(idle)
             || drained.len() >= DRAINED_SEGMENTS_MAX
@@ -125,37 +132,36 @@ impl Store {
         if self.spares.len() <= SPARE_SEGMENTS_MAX {
             return Ok(false);
         }
-        let Some(spare) = self.spares.back() else { return Ok(false) };
-        self.remove_segment(spare.header.number)?;
-        self.spares.pop_back();
-        Ok(true)
+        let Some(spare) = self.spares.pop_back() else { return Ok(false) };
+        let number = spare.header.number;
+        let removed = self.remove_segment(number);
+        if self.shared.state.read().segments.contains_key(&number) {
+            self.spares.push_back(spare);
+        }
+        removed.map(|()| true)
     }
 
+    /// Once the file has no name any more the segment is forgotten, whatever the sync says: a file that is back after a loss of power is
+    /// found by the start as it was.
     fn remove_segment(&mut self, number: u32) -> Result<(), ShardError> {
         let Some(segment) = self.shared.state.write().segments.remove(&number) else { return Ok(()) };
         segment.drain_readers();
         let directory = &self.shared.directory;
-        let name = file_name(segment.header.kind, number);
-        // It may have gone in a try whose sync found no room.
-        let removed = directory.remove(&name).or_else(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        });
-        if let Err(error) = removed.and_then(|()| directory.sync_names()) {
-            self.shared.state.write().segments.insert(number, segment);
+        if let Err(error) = directory.remove(&file_name(segment.header.kind, number)) {
+            self.shared.state.write().segments.insert(number, segment.clone());
             return Err(self.shared.unchanged("removing a segment", &error));
         }
         self.shared.state.write().index.forget_segment(number);
         self.shared.doubt_space();
-        Ok(())
+        directory.sync_names().map_err(|error| self.shared.unchanged("removing a segment", &error))
     }
 
-    fn drop_some(&mut self) -> bool {
-        let Some(volume) = self.dropping.front().copied() else { return false };
+    fn drop_some(&mut self) -> Result<bool, ShardError> {
+        let Some(volume) = self.dropping.front().copied() else { return Ok(false) };
         if self.shared.state.write().index.drop_some(&volume, DROPS_PER_STEP) {
             self.dropping.pop_front();
         }
-        true
+        Ok(true)
     }
 
     /// Copies some live records out of a mostly dead segment.
@@ -236,7 +242,7 @@ impl Store {
         let old = self.shared.state.read().segments[&number].clone();
         old.drain_readers();
         let header = SegmentHeader { generation: self.take_sequence(), ..old.header };
-        // It stays drained without: nothing that it says counts any more.
+        // On failure the segment stays drained: what it holds is not needed.
         write_header(&*old.file, &header).map_err(|e| self.shared.unchanged("recycling a segment", &e))?;
         let segment = Segment::new(header, old.file.clone());
         self.shared.state.write().index.forget_segment(number);
@@ -283,7 +289,8 @@ impl Store {
     /// again.
     ///
     /// # Errors
-    /// [`ShardError::NoSpace`] and [`ShardError::Busy`] leave the old one; anything else fails the disk.
+    /// [`ShardError::NoSpace`] and [`ShardError::Busy`] leave the old one, or drained segments for the next one; anything else
+    /// fails the disk.
     pub(crate) fn end_checkpoint(&mut self, frozen: &Frozen, written: std::io::Result<()>) -> Result<(), ShardError> {
         self.checkpoint_runs = false;
         match written {
@@ -291,7 +298,15 @@ impl Store {
             Err(error) => return Err(self.shared.unchanged("writing the checkpoint", &error)),
         }
         self.shared.state.write().index.forget_unused_stripes();
-        frozen.drained.iter().try_for_each(|number| self.recycle(*number))
+        let mut ended = Ok(());
+        for number in &frozen.drained {
+            match self.recycle(*number) {
+                Ok(()) => {}
+                Err(error @ (ShardError::NoSpace | ShardError::Busy)) => ended = Err(error),
+                Err(error) => return Err(error),
+            }
+        }
+        ended
     }
 
     /// Writes the checkpoint here and now.
@@ -306,6 +321,13 @@ impl Store {
         let written = frozen.write();
         self.end_checkpoint(&frozen, written)
     }
+}
+
+/// The outcome of a piece of upkeep; want of space is noted, and leaves it for later.
+fn unless_full(done: Result<bool, ShardError>, waits: &mut bool) -> Result<bool, ShardError> {
+    let is_full = done == Err(ShardError::NoSpace);
+    *waits |= is_full;
+    if is_full { Ok(false) } else { done }
 }
 
 impl super::Shared {

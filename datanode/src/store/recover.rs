@@ -143,6 +143,7 @@ impl Store {
             bulk,
             spares,
             spare_planned: false,
+            upkeep_waits: false,
             dropping,
             records_since_checkpoint: report.records_count,
             checkpoints_here: true,

@@ -140,7 +140,7 @@ impl Shared {
         ShardError::Busy
     }
 
-    /// Translates a failed change that left what was there as it was: without space it is tried again later.
+    /// Translates a failed change that nothing was promised of: without space it is tried again later.
     pub(crate) fn unchanged(&self, what: &str, error: &std::io::Error) -> ShardError {
         if !is_no_space(error) || self.sabotage == Sabotage::NoRoomFails {
             return self.trouble(what, error);

@@ -45,12 +45,14 @@ pub enum Fault {
     Write(i32),
     /// See [`Faults::sync_error_ppm`].
     Sync,
-    /// See [`Faults::sync_names_error_ppm`].
-    SyncNames,
+    /// A sync of names says this errno.
+    SyncNames(i32),
+    /// A removal of a file says this errno, and the file stays.
+    Remove(i32),
     /// Making or opening a file says this errno.
     Open(i32),
-    /// Giving blocks back says EIO.
-    Punch,
+    /// Giving blocks back says this errno.
+    Punch(i32),
     /// Asking for the space of the file system says EIO.
     Space,
 }

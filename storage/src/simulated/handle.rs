@@ -97,6 +97,9 @@ impl Directory for SimulatedDirectory {
         machine.alive(self.life)?;
         machine.names(self.inode)?.get(name).ok_or(io::ErrorKind::NotFound)?;
         let survived = machine.step(self.life, "remove")?;
+        if let Some(Fault::Remove(number)) = machine.trouble.planned(|fault| matches!(fault, Fault::Remove(_))) {
+            return Err(errno(number));
+        }
         machine.names(self.inode)?.unbind(name);
         unless_dead(survived)
     }
@@ -104,8 +107,11 @@ impl Directory for SimulatedDirectory {
     fn sync_names(&self) -> io::Result<()> {
         let mut machine = self.disk.0.lock();
         unless_dead(machine.step(self.life, "sync of names")?)?;
+        if let Some(Fault::SyncNames(number)) = machine.trouble.planned(|fault| matches!(fault, Fault::SyncNames(_))) {
+            return Err(errno(number));
+        }
         let ppm = machine.trouble.faults.sync_names_error_ppm;
-        if machine.trouble.planned(|fault| *fault == Fault::SyncNames).is_some() || machine.trouble.rolls(ppm) {
+        if machine.trouble.rolls(ppm) {
             machine.trouble.counts.sync_errors += 1;
             return Err(errno(libc::EIO));
         }
@@ -322,8 +328,8 @@ impl DiskFile for SimulatedFile {
     fn punch(&self, offset: u64, length_bytes: u64) -> io::Result<()> {
         let mut machine = self.disk.0.lock();
         let survived = machine.step(self.life, "punch")?;
-        if machine.trouble.planned(|fault| *fault == Fault::Punch).is_some() {
-            return Err(errno(libc::EIO));
+        if let Some(Fault::Punch(number)) = machine.trouble.planned(|fault| matches!(fault, Fault::Punch(_))) {
+            return Err(errno(number));
         }
         machine.allocate(self.inode, |file| file.punch(offset, length_bytes))?;
         unless_dead(survived)

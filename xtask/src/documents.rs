@@ -1,11 +1,11 @@
-//! What the documents name: files, folders and tests of the repository in back-ticks, and pages that they lead to, are there.
+//! Files, folders and tests of the repository that the documents name in back-ticks, and pages that they lead to: all are there.
 
 use crate::source::Source;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Where documents are that speak of the tree as it is; `CHANGELOG.md` speaks of what it was, too.
+/// Places of documents that speak of the tree as it is; `CHANGELOG.md` speaks of what it was, too.
 const PLACES: [&str; 2] = ["README.md", "docs"];
 /// Folder of the tree that no commit holds.
 const LEFT_BY_BUILDS: &str = "target";
@@ -55,7 +55,7 @@ fn missing(path: &str) -> String {
     format!("there is no {path}")
 }
 
-/// What a document can name.
+/// The tree that documents speak of, as far as they can name its parts.
 pub(crate) struct Repository<'a> {
     root: &'a Path,
     /// Folders that stand at the tree's root.

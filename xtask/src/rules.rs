@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Their page.
 pub(crate) const PAGE: &str = "docs/RULES.md";
-/// How many there are, by their letter. Numbers are not given again.
+/// Number of rules of each letter. Numbers are not given again.
 const COUNTS: [(char, usize); 2] = [('D', 13), ('R', 31)];
 /// Words of a rule that no code keeps yet.
 const UNBUILT: &str = "ot built yet";

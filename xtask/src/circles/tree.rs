@@ -14,7 +14,7 @@ pub(super) type Uses = BTreeMap<String, BTreeMap<String, String>>;
 pub(super) struct Tree {
     files: Vec<(Module, String, Vec<Named>)>,
     modules: BTreeSet<Module>,
-    /// What each module calls by a name of its own, with the path that it has from the root.
+    /// Imports of each module: the name there, with the path from the root that it stands for.
     imports: BTreeMap<(Module, String), Module>,
 }
 

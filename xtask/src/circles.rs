@@ -5,7 +5,7 @@
 //! Two things are not seen. A module written in braces in its file counts as the file: a `super` or `self` in it is taken for the
 //! file's own. And a program that names its library by the crate's name uses another crate, as far as this can tell.
 
-mod code;
+mod paths;
 mod tree;
 
 use crate::source::Source;

@@ -134,6 +134,7 @@ impl Drop for ClientRole {
     }
 }
 
+/// The whole life of a process: it mounts, its programs work, and it leaves when all is over.
 async fn live(
     client: usize,
     sabotage: Sabotage,
@@ -147,53 +148,61 @@ async fn live(
     truth.lock().client_mounted(client);
     let losses = truth.lock().losses_of(&key_of(client));
     let runtime: Arc<dyn Runtime> = Arc::new(link.clone());
-    let desk = |random: Random| Desk {
+    let mut desk = || Desk {
         fs: fs.clone(),
         runtime: Arc::clone(&runtime),
         truth: Arc::clone(&truth),
-        random,
+        random: random.fork(),
         client,
         key: key_of(client),
         losses,
     };
+    let makes_volumes = client == 0 && truth.lock().demands.volumes;
+    begin_all(link, makes_volumes, &mut desk);
+    follow_stages(link, &desk()).await;
+}
+
+/// Begins all programs, each at a desk of its own. A trace depends on their order, in which desks draw their randomness.
+fn begin_all(link: &Link, makes_volumes: bool, mut desk: impl FnMut() -> Desk) {
     for _ in 0..2 {
-        let (names, files) = (desk(random.fork()), desk(random.fork()));
-        begin(client, &runtime, &truth, work_on_names(names));
-        begin(client, &runtime, &truth, work_on_files(files));
+        begin(desk(), work_on_names);
+        begin(desk(), work_on_files);
     }
-    let demands = truth.lock().demands;
-    if client == 0 && demands.volumes {
-        begin(client, &runtime, &truth, work_on_volumes(desk(random.fork()), operator(link)));
+    if makes_volumes {
+        begin(desk(), |desk| work_on_volumes(desk, operator(link)));
     }
-    begin(client, &runtime, &truth, write_until_lost(desk(random.fork())));
-    begin(client, &runtime, &truth, take_over(desk(random.fork())));
-    begin(client, &runtime, &truth, watch_names(desk(random.fork())));
-    begin(client, &runtime, &truth, name_burnt_chunks(desk(random.fork()), lines(link)));
-    let desk = desk(random.fork());
+    begin(desk(), write_until_lost);
+    begin(desk(), take_over);
+    begin(desk(), watch_names);
+    begin(desk(), |desk| name_burnt_chunks(desk, lines(link)));
+}
+
+/// Does what is asked of a client at each stage of the run, until it has left.
+async fn follow_stages(link: &Link, desk: &Desk) {
     loop {
-        let stage = truth.lock().stage;
+        let stage = desk.truth().stage;
         match stage {
             Stage::Work | Stage::Stop => {}
-            Stage::Audit if client == 0 => {
-                audit(&desk).await;
-                let others_left = || truth.lock().left + 1 == CLIENTS;
+            Stage::Audit if desk.client == 0 => {
+                audit(desk).await;
+                let others_left = || desk.truth().left + 1 == CLIENTS;
                 while !others_left() {
-                    runtime.sleep(LOOK_PAUSE).await;
+                    desk.runtime.sleep(LOOK_PAUSE).await;
                 }
-                truth.lock().stage = Stage::Clear;
+                desk.truth().stage = Stage::Clear;
             }
-            Stage::Clear if client == 0 => {
-                clear_volumes(&desk, &operator(link)).await;
-                clear(&desk).await;
+            Stage::Clear if desk.client == 0 => {
+                clear_volumes(desk, &operator(link)).await;
+                clear(desk).await;
                 // What a program had let go of may have happened meanwhile.
-                runtime.sleep(CLEAR_PAUSE).await;
-                clear(&desk).await;
-                return leave(client, &desk).await;
+                desk.runtime.sleep(CLEAR_PAUSE).await;
+                clear(desk).await;
+                return leave(desk).await;
             }
-            Stage::Audit => return leave(client, &desk).await,
+            Stage::Audit => return leave(desk).await,
             Stage::Clear => {}
         }
-        runtime.sleep(LOOK_PAUSE).await;
+        desk.runtime.sleep(LOOK_PAUSE).await;
     }
 }
 
@@ -208,22 +217,18 @@ fn lines(link: &Link) -> Lines {
     Lines { mutate: Box::new(mutate), volume: Box::new(move || manager.volume()) }
 }
 
-async fn leave(client: usize, desk: &Desk) {
+async fn leave(desk: &Desk) {
     desk.fs.shutdown().await.unwrap_or_else(|error| panic!("a mount does not end well: {error}"));
     let held = desk.fs.held_bytes();
-    assert_eq!(held, 0, "client {client} holds {held} bytes at its end");
+    assert_eq!(held, 0, "client {} holds {held} bytes at its end", desk.client);
     desk.truth().left += 1;
 }
 
 /// Begins a program beside the others.
-fn begin(
-    client: usize,
-    runtime: &Arc<dyn Runtime>,
-    truth: &Arc<Mutex<Truth>>,
-    program: impl Future<Output = ()> + Send + 'static,
-) {
-    let life = truth.lock().program_begins(client);
-    let truth = Arc::clone(truth);
+fn begin<P: Future<Output = ()> + Send + 'static>(desk: Desk, program: impl FnOnce(Desk) -> P) {
+    let life = desk.truth().program_begins(desk.client);
+    let (client, truth, runtime) = (desk.client, Arc::clone(&desk.truth), Arc::clone(&desk.runtime));
+    let program = program(desk);
     runtime.spawn(Box::pin(async move {
         program.await;
         truth.lock().program_ended(client, life);

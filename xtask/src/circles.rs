@@ -1,8 +1,11 @@
 //! Modules that stand beside one another use each other one way: a reader of one needs only what it stands on. This holds in every
 //! folder of every crate's library or program. A module's use of what its own folder's file has, by `super`, is Rust's usual way and
 //! does not count; neither does a folder's use of its modules. So that the uses can be seen, tests alone import all of a module.
+//!
+//! Two things are not seen. A module written in braces in its file counts as the file: a `super` or `self` in it is taken for the
+//! file's own. And a program that names its library by the crate's name uses another crate, as far as this can tell.
 
-mod code;
+mod paths;
 mod tree;
 
 use crate::source::Source;

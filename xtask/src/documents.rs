@@ -1,11 +1,15 @@
-//! What the documents name: files, folders and tests of the repository in back-ticks, and pages that they lead to, are there.
+//! Files, folders and tests of the repository that the documents name in back-ticks, and pages that they lead to: all are there.
+//!
+//! A test is known by its attribute or by a room's list of claims. Only the form "`test` (`file.rs`)", or a list of tests before the
+//! file, says where a test is: elsewhere a test in any file will do, and a test of few words is not seen as one.
 
+use crate::code;
 use crate::source::Source;
 use anyhow::{Context, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Where documents are that speak of the tree as it is; `CHANGELOG.md` speaks of what it was, too.
+/// Places of documents that speak of the tree as it is; `CHANGELOG.md` speaks of what it was, too.
 const PLACES: [&str; 2] = ["README.md", "docs"];
 /// Folder of the tree that no commit holds.
 const LEFT_BY_BUILDS: &str = "target";
@@ -44,8 +48,7 @@ pub(crate) fn wrongs_of(document: &Source, repository: &Repository<'_>) -> Vec<S
     wrongs.extend(
         repository.paths_of(text).into_iter().filter(|path| !repository.is_there(path)).map(|path| missing(&path)),
     );
-    let tests = words(&spans).filter(|word| is_test(word) && !repository.functions.contains(word));
-    wrongs.extend(tests.map(|test| format!("there is no test {test}")));
+    wrongs.extend(tests(&spans).into_iter().filter_map(|(test, file)| repository.missing_test(test, file)));
     let links = links(text).filter(|link| !repository.is_there(&joined(folder, link)));
     wrongs.extend(links.map(missing));
     wrongs.into_iter().map(|wrong| format!("{name}: {wrong}")).collect()
@@ -55,12 +58,13 @@ fn missing(path: &str) -> String {
     format!("there is no {path}")
 }
 
-/// What a document can name.
+/// The tree that documents speak of, as far as they can name its parts.
 pub(crate) struct Repository<'a> {
     root: &'a Path,
     /// Folders that stand at the tree's root.
     folders: BTreeSet<String>,
-    functions: BTreeSet<&'a str>,
+    /// Tests, with the files that have one of the name.
+    tests: BTreeMap<&'a str, Vec<&'a str>>,
 }
 
 impl<'a> Repository<'a> {
@@ -72,8 +76,11 @@ impl<'a> Repository<'a> {
                 folders.insert(entry.file_name().to_string_lossy().into_owned());
             }
         }
-        let functions = sources.iter().flat_map(|source| source.text.lines()).filter_map(function).collect();
-        Ok(Self { root, folders, functions })
+        let mut tests: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for Source { name, text } in sources {
+            code::tests(text).into_iter().for_each(|test| tests.entry(test).or_default().push(name));
+        }
+        Ok(Self { root, folders, tests })
     }
 
     /// Words in back-ticks that look like paths of this tree, from its root.
@@ -87,6 +94,13 @@ impl<'a> Repository<'a> {
         let is_elsewhere = first.is_some_and(|first| matches!(first, "" | "." | LEFT_BY_BUILDS));
         is_below
             || !is_elsewhere && ENDINGS.iter().any(|ending| word.strip_suffix(ending).is_some_and(|stem| stem != "*"))
+    }
+
+    /// Complaint about a test that is not there, or not in the file that is said to have it.
+    fn missing_test(&self, test: &str, file: Option<&str>) -> Option<String> {
+        let Some(files) = self.tests.get(test) else { return Some(missing(&format!("test {test}"))) };
+        let file = file.filter(|file| !files.contains(file))?;
+        Some(missing(&format!("test {test} in {file}")))
     }
 
     fn is_there(&self, path: &str) -> bool {
@@ -110,8 +124,11 @@ fn spans(text: &str) -> Vec<String> {
 
 /// Words in back-ticks, without the signs around them.
 fn words(spans: &[String]) -> impl Iterator<Item = &str> {
-    let words = spans.iter().skip(1).step_by(2).flat_map(|span| span.split_whitespace());
-    words.map(|word| word.trim_matches(|c| matches!(c, ',' | ';' | ':' | '(' | ')' | '"' | '\'')))
+    spans.iter().skip(1).step_by(2).flat_map(|span| words_of(span))
+}
+
+fn words_of(span: &str) -> impl Iterator<Item = &str> {
+    span.split_whitespace().map(|word| word.trim_matches(|c| matches!(c, ',' | ';' | ':' | '(' | ')' | '"' | '\'')))
 }
 
 fn is_test(word: &str) -> bool {
@@ -120,11 +137,22 @@ fn is_test(word: &str) -> bool {
         && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
-/// Name of the function that begins in a line.
-fn function(line: &str) -> Option<&str> {
-    let (before, name) = line.split_once("fn ")?;
-    let end = name.find(|c: char| !c.is_alphanumeric() && c != '_').filter(|end| *end > 0)?;
-    Some(&name[..end]).filter(|_| !before.contains("//"))
+/// Tests that a document names, each with the file if one stands in brackets behind it.
+fn tests(spans: &[String]) -> Vec<(&str, Option<&str>)> {
+    let mut tests: Vec<(&str, Option<&str>)> = Vec::new();
+    // Tests before this one have their file, or none.
+    let mut first_open = 0;
+    for at in (1..spans.len()).step_by(2) {
+        let (before, span) = (spans[at - 1].trim(), &spans[at]);
+        if before == "(" && span.ends_with(".rs") {
+            tests[first_open..].iter_mut().for_each(|(_, file)| *file = Some(span));
+        }
+        if before != "," {
+            first_open = tests.len();
+        }
+        tests.extend(words_of(span).filter(|word| is_test(word)).map(|test| (test, None)));
+    }
+    tests
 }
 
 /// Pages of this tree that a document leads to.
@@ -144,10 +172,11 @@ mod tests {
 
     fn wrongs(text: &str) -> Vec<String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let sources = [Source {
-            name: String::new(),
-            text: "    async fn a_name_of_a_test() {\n// fn one_in_a_comment_only()".to_owned(),
-        }];
+        let code = "#[tokio::test(flavor = \"x\")]\n#[ignore]\nasync fn a_name_of_a_test() {}\n\
+            #[test] fn a_second_test_of_it() {}\n// #[test] fn one_in_a_comment_only()\n\
+            const A: &str = \"#[test] fn one_in_a_literal_only()\"; fn a_function_of_no_test() {}\n\
+            claims![5 => a_claim_of_a_room, 6 => another_claim_of_a_room];";
+        let sources = [Source { name: "xtask/src/documents.rs".to_owned(), text: code.to_owned() }];
         let repository = Repository::of(root, &sources).unwrap();
         wrongs_of(&Source { name: "docs/A.md".to_owned(), text: text.to_owned() }, &repository)
     }
@@ -155,7 +184,9 @@ mod tests {
     #[test]
     fn what_is_there_passes() {
         let text = "`xtask/src/documents.rs`, `xtask/` `cargo test\nxtask/src` [a](RULES.md#x) [b](../README.md)\n\
-            `a_name_of_a_test` `core/deep` `/etc/a.rs` `target/tests/a.rs` `*.rs` `cap_sys_admin` xtask/none.rs\n\
+            `a_name_of_a_test` `a_second_test_of_it`, `a_name_of_a_test` (`xtask/src/documents.rs`) (`xtask/src/rules.rs`)\n\
+            `a_claim_of_a_room` `another_claim_of_a_room` (see `xtask/src/rules.rs`)\n\
+            `core/deep` `/etc/a.rs` `target/tests/a.rs` `*.rs` `cap_sys_admin` xtask/none.rs\n\
             ```\nxtask/none.rs `a_test_that_is_gone`\n```\n[c](https://a.b/c)";
         assert_eq!(wrongs(text), Vec::<String>::new());
     }
@@ -170,6 +201,20 @@ mod tests {
             wrongs(text),
             missing.map(|missing| format!("docs/A.md: there is no {missing}")).collect::<Vec<_>>()
         );
+    }
+
+    #[test]
+    fn a_test_is_behind_its_attribute_and_in_the_file_that_is_said_to_have_it() {
+        let text = "`one_in_a_literal_only` `a_function_of_no_test`\n\
+            `a_name_of_a_test`, `a_second_test_of_it`\n(`xtask/src/rules.rs`), `a_claim_of_a_room` (`xtask/src/rules.rs`)";
+        let missing = [
+            "one_in_a_literal_only",
+            "a_function_of_no_test",
+            "a_name_of_a_test in xtask/src/rules.rs",
+            "a_second_test_of_it in xtask/src/rules.rs",
+            "a_claim_of_a_room in xtask/src/rules.rs",
+        ];
+        assert_eq!(wrongs(text), missing.map(|missing| format!("docs/A.md: there is no test {missing}")));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(crate) fn check(root: &Path) -> Result<bool> {
     Ok(wrongs.is_empty())
 }
 
-/// What is wrong with the documents, and with their page of rules.
+/// Sentences that are wrong in the documents, and in their page of rules.
 fn of_documents(root: &Path, page: &Source, sources: &[Source]) -> Result<Vec<String>> {
     let repository = Repository::of(root, sources)?;
     let documents = documents::all(root)?;

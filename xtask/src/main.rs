@@ -5,6 +5,7 @@ mod bench;
 mod budget;
 mod build;
 mod circles;
+mod code;
 mod command;
 mod documents;
 mod functions;

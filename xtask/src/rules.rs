@@ -1,14 +1,15 @@
 //! The page of decisions and rules, and whether it and the code agree: each stands there once, and names files that cite it.
 
+use crate::code;
 use crate::source::Source;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Their page.
 pub(crate) const PAGE: &str = "docs/RULES.md";
-/// How many there are, by their letter. Numbers are not given again.
+/// Number of rules of each letter. Numbers are not given again.
 const COUNTS: [(char, usize); 2] = [('D', 13), ('R', 31)];
-/// Words of a rule that no code keeps yet.
-const UNBUILT: &str = "ot built yet";
+/// Last words of a rule that no code keeps yet. What stands behind them would be a promise that something keeps.
+const UNBUILT: &str = "ot built yet.";
 
 /// A row of the decisions or an item of the rules: its numbers, and its lines.
 struct Entry<'a> {
@@ -19,6 +20,11 @@ struct Entry<'a> {
 impl Entry<'_> {
     fn text(&self) -> String {
         self.lines.join("\n")
+    }
+
+    /// Whether the entry says nothing behind the words that no code keeps it yet.
+    fn is_unbuilt(&self) -> bool {
+        self.text().trim_end_matches([' ', '|']).ends_with(UNBUILT)
     }
 }
 
@@ -45,12 +51,13 @@ pub(crate) fn wrongs_of(
     for entry in &entries {
         let (text, heads) = (entry.text(), entry.heads.join(", "));
         let paths = paths_of(&text);
-        if paths.is_empty() && !text.contains(UNBUILT) {
+        if paths.is_empty() && !entry.is_unbuilt() {
             wrongs.push(format!("{heads}: names nothing that keeps it"));
         }
         for path in paths {
             let files = sources.iter().chain(others).filter(|source| is_in(&source.name, &path));
-            let cited: BTreeSet<String> = files.flat_map(|source| cited(&source.text)).collect();
+            let files = files.filter(|source| is_of_tests(&source.name) == is_of_tests(&path));
+            let cited: BTreeSet<String> = files.flat_map(cited).collect();
             let missing = entry.heads.iter().filter(|head| !cited.contains(*head));
             wrongs.extend(missing.map(|head| format!("{head}: is not cited in {path}, which is said to keep it")));
         }
@@ -90,15 +97,23 @@ fn entries(page: &str) -> Vec<Entry<'_>> {
     entries
 }
 
-/// Rules in the comments and in the names of tests of a file.
-fn cited(text: &str) -> Vec<String> {
-    let cited = |line: &str| -> Vec<String> {
+/// Rules that a file cites: in a comment outside of its tests, and a file of tests in any comment and in the names of tests.
+fn cited(source: &Source) -> Vec<String> {
+    let comment = |line: &str| -> Vec<String> {
         let comment = line.split_once("//").or_else(|| line.split_once("# ")).map_or("", |(_, comment)| comment);
-        let test = line.trim_start().trim_start_matches("async ").strip_prefix("fn ").unwrap_or_default();
-        let number = test.split('_').next().unwrap_or_default().to_uppercase();
-        citations(comment).chain(Some(number).filter(|number| is_citation(number))).collect()
+        citations(comment).collect()
     };
-    text.lines().flat_map(cited).collect()
+    if !is_of_tests(&source.name) {
+        return code::without_tests(&source.text).0.lines().flat_map(comment).collect();
+    }
+    let tests =
+        code::tests(&source.text).into_iter().map(|test| test.split('_').next().unwrap_or_default().to_uppercase());
+    source.text.lines().flat_map(comment).chain(tests.filter(|number| is_citation(number))).collect()
+}
+
+/// Whether a file or folder has nothing but tests.
+fn is_of_tests(path: &str) -> bool {
+    path.trim_end_matches(".rs").split('/').any(|part| part == "tests" || part.ends_with("_tests"))
 }
 
 /// Whether a file is what a path names: the file, one in the folder, or the one beside the folder that is its module.
@@ -129,8 +144,10 @@ mod tests {
 
     fn wrongs(lines: &str) -> Vec<String> {
         let source = |(name, text): (&str, &str)| Source { name: name.to_owned(), text: text.to_owned() };
+        let b =
+            format!("/// R1, R2\n{}", "#[cfg(test)]\nmod tests {\n    // D2\n    #[test]\n    fn d1_holds() {}\n}\n");
         let sources =
-            [("a/one.rs", "//! One (D1).\nlet R9 = 1;"), ("a/two.rs", "fn r1_holds() {}"), ("b.rs", "/// R1, R2")];
+            [("a/one.rs", "//! One (D1).\nlet R9 = 1;"), ("a/tests.rs", "#[test]\nfn r1_holds() {}"), ("b.rs", &b)];
         let others = [("Cargo.toml", "# What for (D2).")];
         let paths_of = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect();
         let wrongs = wrongs_of(&page(lines), &sources.map(source), &others.map(source), paths_of);
@@ -146,7 +163,7 @@ mod tests {
     #[test]
     fn a_page_that_agrees_with_its_files_passes() {
         let lines =
-            "| D1 | x | `a/` |\n| D2 | x | `Cargo.toml` |\n- **R1** x\n  y (`a/two.rs`, `b`)\n- **R2** (`b.rs`)\n";
+            "| D1 | x | `a/` |\n| D2 | x | `Cargo.toml` |\n- **R1** x\n  y (`a/tests.rs`, `b`)\n- **R2** (`b.rs`)\n";
         assert_eq!(wrongs(lines), Vec::<String>::new());
     }
 
@@ -159,10 +176,25 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_that_says_what_holds_until_it_is_built_is_to_name_what_keeps_that() {
+        let lines = "| D1 | Not built yet: x | |\n| D2 | x. Not built yet. | |\n- **R1** Not built yet.\n  x\n- **R2** x\n  is not built yet.\n";
+        assert_eq!(wrongs(lines), ["D1: names nothing that keeps it", "R1: names nothing that keeps it"]);
+    }
+
+    #[test]
+    fn a_test_of_a_folder_does_not_cite_for_its_code() {
+        let lines = "| D1 | x | `a` |\n| D2 | x | `b.rs` |\n- **R1** (`a`)\n- **R2** (`b.rs`)\n";
+        let said =
+            ["D2: is not cited in b.rs, which is said to keep it", "R1: is not cited in a, which is said to keep it"];
+        assert_eq!(wrongs(lines), said);
+    }
+
+    #[test]
     fn a_rule_that_nothing_keeps_or_its_file_does_not_cite_is_named() {
-        let lines = "| D1 | x | `a/two.rs` |\n| D2 | x | |\n- **R1** x\n\n  (`b.rs`)\n- **R2** (`a`)\n";
+        let lines = "| D1 | x | `a/tests.rs`, `b.rs` |\n| D2 | x | |\n- **R1** x\n\n  (`b.rs`)\n- **R2** (`a`)\n";
         let said = [
-            "D1: is not cited in a/two.rs, which is said to keep it",
+            "D1: is not cited in a/tests.rs, which is said to keep it",
+            "D1: is not cited in b.rs, which is said to keep it",
             "D2: names nothing that keeps it",
             "R1: names nothing that keeps it",
             "R2: is not cited in a, which is said to keep it",

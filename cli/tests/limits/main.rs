@@ -6,7 +6,8 @@ mod segments;
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -35,11 +36,14 @@ impl Role {
     fn serve<S: AsRef<OsStr>>(ulimit: &str, words: &[S]) -> Self {
         let mut command = holdfast(ulimit, words);
         let mut child = command.args(["--listen", "127.0.0.1:0", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let line = first_line(child.stdout.take().unwrap());
+        // Dropped when it is not ready, and ends the process.
+        let mut role = Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let line = line.recv_timeout(PATIENCE).expect("it does not get ready");
         assert!(line.contains("\"ready\":true"), "{line}");
         let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
-        Self { child, address: ready["address"].as_str().unwrap().parse().unwrap() }
+        role.address = ready["address"].as_str().unwrap().parse().unwrap();
+        role
     }
 
     /// Ends it as an operator does.
@@ -54,6 +58,18 @@ impl Role {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// The first line of an output, empty if it ends without one. A thread of its own reads it, so that a wait has an end.
+fn first_line(output: ChildStdout) -> Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        // Nobody waits any more if the test failed meanwhile.
+        let _ = sender.send(line);
+    });
+    receiver
 }
 
 /// Limits of open files of a process, the soft and the hard one.

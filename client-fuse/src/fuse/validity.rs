@@ -1,4 +1,4 @@
-//! How long the kernel may believe what an answer says.
+//! Times for which the kernel may believe what an answer says.
 
 use fuser::Generation;
 use std::time::Duration;

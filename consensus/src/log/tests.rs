@@ -274,7 +274,7 @@ fn a_carry_of_several_batches_counts_whole_or_not_at_all_wherever_the_power_fail
     assert!((1..200).contains(&whole));
 }
 
-/// What counting each part by itself would do.
+/// A carry counts as a whole: the entries behind a part that counted alone would be gone.
 #[test]
 fn r25_a_part_of_a_carry_that_counts_takes_away_what_follows_it() {
     let full = SimulatedDisk::default();

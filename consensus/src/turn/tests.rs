@@ -169,6 +169,26 @@ fn a_lone_voter_leads_at_once_and_reads_without_asking() {
 }
 
 #[test]
+fn r29_a_leader_without_room_takes_what_frees_and_refuses_what_grows() {
+    for (sabotage, taken) in [(Sabotage::None, vec![2]), (Sabotage::FreeingRefused, vec![])] {
+        let mut one = Core::new(CoreOptions { sabotage, ..options(1) }, BTreeMap::new(), 1);
+        one.create(RaftGroupId(7), &voters(1)).unwrap();
+        turn(&mut one, 1, vec![]);
+        one.set_tight(true);
+        let propose = |ticket, frees| {
+            let command = Bytes::from_static(b"x");
+            Input::Propose { group: RaftGroupId(7), command, ticket, frees }
+        };
+        let out = turn(&mut one, 2, vec![propose(1, false), propose(2, true)]);
+        let tickets: Vec<u64> = out.applies.iter().flat_map(|a| &a.commands).filter_map(|c| c.ticket).collect();
+        assert_eq!(tickets, taken, "{sabotage:?}");
+        let refused = [1, 2].into_iter().filter(|ticket| !taken.contains(ticket));
+        let refused: Vec<_> = refused.map(|ticket| (ticket, ProposeError::NoSpace)).collect();
+        assert_eq!(out.failed, refused, "{sabotage:?}");
+    }
+}
+
+#[test]
 fn a_peer_that_lost_what_it_acknowledged_stops_one_group_only() {
     let (mut one, mut two, now) = pair();
     two.create(RaftGroupId(8), &voters(1)).unwrap_err();

@@ -1,6 +1,7 @@
 //! The modules of one crate, and which of those that stand beside one another use which.
 
-use super::code::{self, Named};
+use super::paths::{self, Named};
+use crate::code;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A module by the words of its path from the crate's root.
@@ -14,7 +15,7 @@ pub(super) type Uses = BTreeMap<String, BTreeMap<String, String>>;
 pub(super) struct Tree {
     files: Vec<(Module, String, Vec<Named>)>,
     modules: BTreeSet<Module>,
-    /// What each module calls by a name of its own, with the path that it has from the root.
+    /// Imports of each module: the name there, with the path from the root that it stands for.
     imports: BTreeMap<(Module, String), Module>,
 }
 
@@ -26,7 +27,7 @@ impl Tree {
             let module = module_of(name);
             let (code, names) = code::without_tests(text);
             tests.extend(names.into_iter().map(|name| below(&module, &name)));
-            files.push((module, name.to_owned(), code::paths(&code)));
+            files.push((module, name.to_owned(), paths::paths(&code)));
         }
         files.retain(|(module, ..)| !tests.iter().any(|test| module.starts_with(test)));
         let modules = files.iter().map(|(module, ..)| module.clone()).collect();

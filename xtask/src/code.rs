@@ -1,16 +1,9 @@
-//! Paths that a source's code names, tests left out. Relies on the form that rustfmt gives.
+//! Rust code as text: its words and signs, and what of it only tests have. Relies on the form that rustfmt gives.
 
 use std::collections::BTreeSet;
 
-/// A path as it is written, and the name that a `use` gives it in its module.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Named {
-    pub(super) words: Vec<String>,
-    pub(super) import: Option<String>,
-}
-
 /// A source without the items that only tests have, and the modules among these.
-pub(super) fn without_tests(text: &str) -> (String, BTreeSet<String>) {
+pub(crate) fn without_tests(text: &str) -> (String, BTreeSet<String>) {
     let (mut code, mut tests) = (String::new(), BTreeSet::new());
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
@@ -32,68 +25,28 @@ pub(super) fn without_tests(text: &str) -> (String, BTreeSet<String>) {
     (code, tests)
 }
 
-/// All paths of a code that begin with `crate`, `super` or `self`, and everything that it imports.
-pub(super) fn paths(code: &str) -> Vec<Named> {
-    let tokens = tokens(code);
-    let mut paths = Vec::new();
-    let mut at = 0;
-    while let Some(token) = tokens.get(at) {
-        let is_import = *token == "use";
-        let is_head = matches!(*token, "crate" | "super" | "self") && tokens.get(at + 1) == Some(&"::");
-        at = match (is_import, is_head) {
-            (true, _) => branches(&tokens, at + 1, Vec::new(), true, &mut paths),
-            (false, true) => branches(&tokens, at, Vec::new(), false, &mut paths),
-            (false, false) => at + 1,
-        };
-    }
-    paths
-}
-
-/// Reads the paths that go on from `words` at a token, all of them if there is a list; the place behind.
-fn branches(tokens: &[&str], mut at: usize, mut words: Vec<String>, import: bool, paths: &mut Vec<Named>) -> usize {
-    loop {
-        match tokens.get(at) {
-            Some(&"{") if import => return list(tokens, at + 1, &words, paths),
-            Some(word) if is_word(word) || *word == "*" => words.push((*word).to_owned()),
-            _ => break,
-        }
-        at += 1;
-        if tokens.get(at) != Some(&"::") {
-            break;
-        }
-        at += 1;
-    }
-    if words.len() > 1 && words.last().is_some_and(|word| word == "self") {
-        words.pop();
-    }
-    let mut name = words.last().cloned();
-    if import && tokens.get(at) == Some(&"as") {
-        name = tokens.get(at + 1).map(|name| (*name).to_owned());
-        at += 2;
-    }
-    paths.push(Named { words, import: name.filter(|_| import) });
-    at
-}
-
-/// Reads the list of an import from behind its opening brace.
-fn list(tokens: &[&str], mut at: usize, words: &[String], paths: &mut Vec<Named>) -> usize {
-    loop {
-        match tokens.get(at) {
-            Some(&",") => at += 1,
-            Some(token) if is_word(token) || matches!(*token, "{" | "*") => {
-                at = branches(tokens, at, words.to_vec(), true, paths);
+/// Names of tests in a source: of functions behind a test's attribute, and in a room's list of claims.
+pub(crate) fn tests(text: &str) -> Vec<&str> {
+    let tokens = tokens(text);
+    let mut tests = Vec::new();
+    for at in 0..tokens.len() {
+        match &tokens[at..] {
+            ["#", "[", "test", "]", ..] | ["#", "[", "tokio", "::", "test", "]" | "(", ..] => {
+                tests.extend(tokens[at..].windows(2).find(|pair| pair[0] == "fn").map(|pair| pair[1]));
             }
-            _ => return at + 1,
+            ["claims", "!", "[", list @ ..] => {
+                let list = list.split(|token| *token == "]").next().unwrap_or_default();
+                tests.extend(list.windows(3).filter(|three| three[..2] == ["=", ">"]).map(|three| three[2]));
+            }
+            _ => {}
         }
     }
-}
-
-fn is_word(token: &str) -> bool {
-    token.starts_with(|c: char| c.is_alphanumeric() || c == '_')
+    tests.retain(|test| is_word(test));
+    tests
 }
 
 /// Words, `::` and single signs of a code, without its comments and literals.
-fn tokens(code: &str) -> Vec<&str> {
+pub(crate) fn tokens(code: &str) -> Vec<&str> {
     let mut tokens = Vec::new();
     let mut rest = code;
     while let Some(first) = rest.chars().next() {
@@ -114,6 +67,10 @@ fn tokens(code: &str) -> Vec<&str> {
         rest = behind;
     }
     tokens
+}
+
+pub(crate) fn is_word(token: &str) -> bool {
+    token.starts_with(|c: char| c.is_alphanumeric() || c == '_')
 }
 
 /// Length of the comment or literal that begins here; 0 if none does.
@@ -153,28 +110,6 @@ fn quoted(code: &str, quote: char) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn shown(code: &str) -> Vec<String> {
-        let show = |named: &Named| match &named.import {
-            Some(name) => format!("{} = {name}", named.words.join(".")),
-            None => named.words.join("."),
-        };
-        paths(code).iter().map(show).collect()
-    }
-
-    #[test]
-    fn lists_of_imports_are_read_to_their_leaves() {
-        let code =
-            "pub(crate) use crate::{a, b::{self, C as D}, e::*};\nuse f::g;\nfn f() { super::h::<u8>(self::i::J) }";
-        let paths = ["crate.a = a", "crate.b = b", "crate.b.C = D", "crate.e.* = *", "f.g = g", "super.h", "self.i.J"];
-        assert_eq!(shown(code), paths);
-    }
-
-    #[test]
-    fn comments_and_literals_name_nothing() {
-        let code = "// crate::a\n/* crate::b */ f(\"\\\" crate::c\", r#\"\" crate::d\"#, b\"crate::e\", '\"', '\\'', &'a x);\nself.y; crate::z";
-        assert_eq!(shown(code), ["crate.z"]);
-    }
 
     #[test]
     fn what_only_tests_have_is_left_out() {

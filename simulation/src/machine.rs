@@ -44,7 +44,7 @@ pub(crate) struct Machine {
     pub(crate) role: Option<Box<dyn Role>>,
     /// The starts of metanodes that its process has heard messages of.
     pub(crate) heard: BTreeMap<NodeId, u64>,
-    /// Operations of its disk that had failed before its process started.
+    /// Writes and syncs of its disk that had failed before its process started.
     pub(crate) failed_before: u64,
     pub(crate) woken: bool,
     /// Its process is to be paused for so long when it has sent its next keep-alive.
@@ -87,12 +87,6 @@ impl Machine {
     /// Whether its process lives and is not paused.
     pub(crate) fn is_awake(&self) -> bool {
         self.role.is_some() && self.deferred.is_none()
-    }
-
-    /// Operations of its disk that have failed so far, but for want of space or of descriptors.
-    pub(crate) fn failed_operations(&self) -> u64 {
-        let counts = self.disk.counts();
-        counts.read_errors + counts.write_errors + counts.sync_errors
     }
 
     /// Puts another directory in the place of its own, which it gives back.

@@ -102,13 +102,27 @@ pub(crate) struct MetanodeRole {
     /// Sessions of requests that came and were not answered yet: when they came, by call.
     sessions: BTreeMap<u64, Sign>,
     arrived: Vec<(u64, Sign)>,
-    /// Calls that take names away, and are not answered yet.
-    removals: BTreeSet<u64>,
+    /// Calls of what a full disk takes, and that are not answered yet.
+    freeing: BTreeSet<u64>,
     /// Inodes that sessions release by keep-alives that are not answered yet, by call.
     releases: BTreeMap<u64, (u64, Vec<u64>)>,
     /// Snapshots that came whole and are not answered yet.
     snapshots: BTreeMap<(NodeId, RaftGroupId), u64>,
     wishes: Vec<Wish>,
+}
+
+/// Whether a request of a client's has to be taken on a full disk (R29).
+fn frees(op: &MutationOp) -> bool {
+    match op {
+        MutationOp::OpenSession(_)
+        | MutationOp::CloseSession(_)
+        | MutationOp::Unlink(_)
+        | MutationOp::Rename(_)
+        | MutationOp::SetAttr(_)
+        | MutationOp::Commit(_)
+        | MutationOp::RemoveXattr(_) => true,
+        _ => false,
+    }
 }
 
 fn now(times: Times) -> Now {
@@ -161,7 +175,7 @@ impl MetanodeRole {
             next_ticket: 1,
             sessions: BTreeMap::new(),
             arrived: Vec::new(),
-            removals: BTreeSet::new(),
+            freeing: BTreeSet::new(),
             releases: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             wishes: vec![Wish::Arm { timer: Timer::Tick, after: TICK }],
@@ -203,9 +217,8 @@ impl MetanodeRole {
         match request {
             Request::Mutate(request) => {
                 self.arrived.push((call, Sign { session: request.session, came: 0, opens: false }));
-                if let Some(MutationOp::Unlink(_)) = request.mutation.as_ref().and_then(|mutation| mutation.op.as_ref())
-                {
-                    self.removals.insert(call);
+                if request.mutation.as_ref().and_then(|mutation| mutation.op.as_ref()).is_some_and(frees) {
+                    self.freeing.insert(call);
                 }
                 self.node.handle(now, Event::Mutate { ticket: call, request });
             }
@@ -272,8 +285,8 @@ impl MetanodeRole {
     fn put_out(&mut self, output: Output, truth: &mut Truth) {
         match output {
             Output::Mutated { ticket, response } => {
-                let refused = self.removals.remove(&ticket) && response.code() == Code::NoSpace;
-                assert!(!refused, "{}: a removal is refused for want of space", self.identity.node);
+                let refused = self.freeing.remove(&ticket) && response.code() == Code::NoSpace;
+                assert!(!refused, "{}: what frees is refused for want of space", self.identity.node);
                 truth.room.refused_growth += u64::from(response.code() == Code::NoSpace);
                 if response.code() == Code::Ok {
                     self.session_answered(ticket, truth);

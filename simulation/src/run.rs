@@ -66,11 +66,7 @@ fn live(seed: u64, options: Options) -> Report {
     let faults_ns = plan.faults_ns;
     let demands = Demands::new(&mut Random::new(seed ^ 0xde_3a9d));
     let mut world = World::new(seed, Truth::new(CLIENTS, demands), (plan, FATE), Trace::new(options.shown));
-    {
-        let mut truth = world.truth.lock();
-        truth.shards.rotting = world.plan.rotting();
-        truth.room.full_disks.clone_from(&world.plan.full_disks);
-    }
+    world.truth.lock().shards.rotting = world.plan.rotting();
     cluster::build(&mut world, options.sabotage, demands);
     wait(&mut world, "all clients mount", MOUNT_NS_MAX, |world| world.truth.lock().mounted() == CLIENTS);
     faults::begin(&mut world);

@@ -358,7 +358,7 @@ impl World {
                 Wish::Die(why) => {
                     let machine = &self.machines[&node];
                     // Space and descriptors come back: whoever serves without them waits.
-                    let failed = machine.failed_operations() > machine.failed_before;
+                    let failed = machine.disk.counts().failed_changes() > machine.failed_before;
                     assert!(failed, "{node} ends although its disk has not failed: {why}");
                     return self.give_up(node, &why);
                 }
@@ -442,7 +442,7 @@ impl World {
     pub(crate) fn start(&mut self, node: NodeId) {
         let Some(machine) = self.machines.get_mut(&node).filter(|machine| machine.role.is_none()) else { return };
         machine.now = self.now;
-        machine.failed_before = machine.failed_operations();
+        machine.failed_before = machine.disk.counts().failed_changes();
         match (self.start)(machine, &mut self.random, &self.truth) {
             Ok(role) => {
                 machine.role = Some(role);

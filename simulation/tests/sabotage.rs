@@ -13,7 +13,7 @@ const FOUND: &[(&str, u64, &str)] = &[
     ("consensus-CarryCountedInParts", 64, "the log contradicts itself"),
     ("consensus-ChecksumsIgnored", 0, "is damaged"),
     ("consensus-FailedSyncRetried", 29, "acknowledged bytes"),
-    ("consensus-FreeingRefused", 4, "a removal is refused"),
+    ("consensus-FreeingRefused", 4, "what frees is refused"),
     ("consensus-InstalledEntriesKept", 26, "contradicts its snapshot"),
     ("consensus-LeaseOutlivesPatience", 12, "never had the names"),
     ("consensus-MissingLogMade", 1, "serves without the log that it had"),

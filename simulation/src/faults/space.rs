@@ -14,9 +14,13 @@ const TAKEN_NS_MAX: u64 = 10 * SECOND;
 const GIVEN_BACK_NS_MAX: u64 = 6 * SECOND;
 /// Bytes that others leave: none, less than a segment, and some segments.
 const LEFT_BYTES: [u64; 4] = [0, 16 << 10, 300 << 10, 2 << 20];
+/// Bytes that they give back, where it is not everything.
+const BACK_BYTES: u64 = 4 << 20;
 
 /// Plans it.
 pub(super) fn begin(world: &mut World) {
+    let may_lack = world.plan.full_disks.iter().copied().chain(world.plan.bad_disk);
+    world.truth.lock().room.may_lack.extend(may_lack);
     for node in world.plan.full_disks.clone() {
         let delay = world.random.below(TAKEN_AFTER_NS_MAX);
         world.later(delay, Later::Space(node, Space::Taken));
@@ -24,21 +28,17 @@ pub(super) fn begin(world: &mut World) {
 }
 
 pub(super) fn change(world: &mut World, node: NodeId, space: Space) {
-    let left_bytes = LEFT_BYTES[world.random.index(LEFT_BYTES.len())];
     let disk = &world.machines[&node].disk;
     let (next, after_ns_max) = match space {
         Space::Taken => {
+            let left_bytes = LEFT_BYTES[world.random.index(LEFT_BYTES.len())];
             disk.set_capacity(disk.allocated_bytes() + left_bytes);
             world.coverage.full_disks += 1;
             (Space::GivenBack, TAKEN_NS_MAX)
         }
-        // A part does: a disk that was full is used at its brink.
-        Space::GivenBack if left_bytes > 0 => {
-            disk.set_capacity(disk.allocated_bytes() + left_bytes);
-            (Space::Taken, GIVEN_BACK_NS_MAX)
-        }
         Space::GivenBack => {
-            disk.set_capacity(ROOMY_BYTES);
+            let is_part = world.random.chance(50);
+            disk.set_capacity(if is_part { disk.allocated_bytes() + BACK_BYTES } else { ROOMY_BYTES });
             (Space::Taken, GIVEN_BACK_NS_MAX)
         }
     };

@@ -263,8 +263,10 @@ async fn sync(desk: &mut Desk, held: &mut Held) {
                 }
                 return;
             }
-            Err(_) => {
+            Err(error) => {
                 held.untold = false;
+                let is_allowed = error != Error::NoSpace || desk.truth().may_run_out_of_room();
+                assert!(is_allowed, "{}: given up for want of space, and enough disks have room", held.inode);
                 let mut truth = desk.truth();
                 truth.told_losses += 1;
                 truth.files.file(held.inode).doubt();

@@ -77,6 +77,14 @@ pub struct Counts {
     pub slow_operations: u64,
 }
 
+impl Counts {
+    /// Writes and syncs that failed, but for want of space or of descriptors.
+    #[must_use]
+    pub fn failed_changes(&self) -> u64 {
+        self.write_errors + self.sync_errors
+    }
+}
+
 /// Faults of a machine, planned and by chance, with their counts.
 #[derive(Clone)]
 pub(super) struct Trouble {

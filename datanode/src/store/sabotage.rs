@@ -14,7 +14,7 @@ pub enum Sabotage {
     RetryFailedSync,
     /// A failure is not written down: the disk serves again after a restart (D6).
     ForgetFailure,
-    /// A change that finds no room fails the disk.
+    /// A change that finds no room fails the disk (R29).
     NoRoomFails,
     /// A shard under another nonce or with another content takes the place of the one that is there (R1).
     OverwriteOtherShard,

@@ -194,11 +194,6 @@ impl Truth {
         self.opens.closes(inode, &key_of(client));
     }
 
-    /// See [`Room::may_run_out`].
-    pub(crate) fn may_run_out_of_room(&self) -> bool {
-        self.room.may_run_out(&self.log.table().groups())
-    }
-
     /// A session told a leader that it has inodes open no longer. Of what it is about to open again it will tell the leader again.
     pub(crate) fn released(&mut self, session: u64, inodes: &[u64]) {
         if let Some(key) = self.keys.get(&session) {

@@ -19,8 +19,12 @@ const BACK_BYTES: u64 = 4 << 20;
 
 /// Plans it.
 pub(super) fn begin(world: &mut World) {
-    let may_lack = world.plan.full_disks.iter().copied().chain(world.plan.bad_disk);
-    world.truth.lock().room.may_lack.extend(may_lack);
+    if !world.plan.full_disks.is_empty() {
+        let may_lack: Vec<NodeId> = world.plan.full_disks.iter().copied().chain(world.plan.bad_disk).collect();
+        let mut truth = world.truth.lock();
+        let groups = truth.log.table().groups();
+        truth.room.begin(&may_lack, &groups);
+    }
     for node in world.plan.full_disks.clone() {
         let delay = world.random.below(TAKEN_AFTER_NS_MAX);
         world.later(delay, Later::Space(node, Space::Taken));

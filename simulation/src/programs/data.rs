@@ -51,7 +51,7 @@ fn has_lost_session(desk: &Desk) -> bool {
 
 /// Whether data that was taken in may be lost: with a session, or for want of space. An fsync has to say so.
 fn may_have_lost(desk: &Desk) -> bool {
-    has_lost_session(desk) || desk.truth().may_run_out_of_room()
+    has_lost_session(desk) || desk.truth().room.may_run_out
 }
 
 /// Opens a file, makes it if it is not there, and works on it if nobody else does.
@@ -265,7 +265,7 @@ async fn sync(desk: &mut Desk, held: &mut Held) {
             }
             Err(error) => {
                 held.untold = false;
-                let is_allowed = error != Error::NoSpace || desk.truth().may_run_out_of_room();
+                let is_allowed = error != Error::NoSpace || desk.truth().room.may_run_out;
                 assert!(is_allowed, "{}: given up for want of space, and enough disks have room", held.inode);
                 let mut truth = desk.truth();
                 truth.told_losses += 1;
@@ -291,7 +291,7 @@ async fn sync_beside_reader(desk: &mut Desk, held: &mut Held) {
             if file.is_doubtful() { Ok(()) } else { file.seen(&pieces.concat(), false) }
         };
         match seen {
-            Err(why) if reader.lost_sessions() == losses && !reader.truth().may_run_out_of_room() => {
+            Err(why) if reader.lost_sessions() == losses && !reader.truth().room.may_run_out => {
                 wrong(&reader, inode, &format!("beside a sync: {why}"))
             }
             _ => {}

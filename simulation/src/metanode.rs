@@ -113,16 +113,16 @@ pub(crate) struct MetanodeRole {
 
 /// Whether a request of a client's has to be taken on a full disk (R29).
 fn frees(op: &MutationOp) -> bool {
-    match op {
+    matches!(
+        op,
         MutationOp::OpenSession(_)
-        | MutationOp::CloseSession(_)
-        | MutationOp::Unlink(_)
-        | MutationOp::Rename(_)
-        | MutationOp::SetAttr(_)
-        | MutationOp::Commit(_)
-        | MutationOp::RemoveXattr(_) => true,
-        _ => false,
-    }
+            | MutationOp::CloseSession(_)
+            | MutationOp::Unlink(_)
+            | MutationOp::Rename(_)
+            | MutationOp::SetAttr(_)
+            | MutationOp::Commit(_)
+            | MutationOp::RemoveXattr(_)
+    )
 }
 
 fn now(times: Times) -> Now {

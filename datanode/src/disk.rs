@@ -453,7 +453,7 @@ impl Writer {
         while let Ok((frozen, written)) = self.written.1.try_recv() {
             self.checkpointing = None;
             if let Err(error) = self.store.end_checkpoint(&frozen, written) {
-                tracing::warn!(%error, "no checkpoint could be written");
+                tracing::warn!(%error, "a checkpoint could not be written, or segments not be used again");
             }
         }
     }

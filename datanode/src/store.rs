@@ -62,6 +62,8 @@ use holdfast_storage::{BLOCK_BYTES, Directory, is_no_space, is_out_of_descriptor
 
 /// Zeros are written ahead in pieces of this size.
 const ZERO_PIECE_BYTES: u64 = 1 << 20;
+/// Pause before a spare segment or a checkpoint is tried again that found no room.
+const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Sizes and habits of a store. Tests make them small.
 #[derive(Clone, Debug)]
@@ -164,8 +166,12 @@ pub(crate) struct Store {
     pub(crate) bulk: Option<Cursor>,
     pub(crate) spares: VecDeque<Arc<Segment>>,
     pub(crate) spare_planned: bool,
-    /// Upkeep found no room when it was last done, which is said once.
+    /// Some upkeep waits for room, which is said once.
     pub(crate) upkeep_waits: bool,
+    /// Neither a spare segment nor a checkpoint is planned before: the last one found no room or no descriptor.
+    pub(crate) pauses_until: Duration,
+    /// The removal of a segment may not be durable: no checkpoint may forget the segment before.
+    pub(crate) removal_unsynced: bool,
     pub(crate) dropping: VecDeque<VolumeKey>,
     pub(crate) records_since_checkpoint: u64,
     /// Whether upkeep writes checkpoints itself, rather than leave them to another thread.
@@ -249,12 +255,22 @@ impl Store {
     /// A segment to be made ahead of need by [`make_segment`], on any thread, and then handed to [`Store::add_spare`].
     /// `None` when there is a spare one, or one is being made.
     pub(crate) fn plan_spare(&mut self) -> Option<SegmentHeader> {
-        if !self.spares.is_empty() || self.spare_planned || self.is_failed() {
+        if !self.spares.is_empty() || self.spare_planned || self.is_failed() || self.pauses() {
             return None;
         }
         self.spare_planned = true;
         let size_bytes = self.next_small_bytes();
         Some(self.plan_segment(SegmentKind::Small, size_bytes))
+    }
+
+    /// Work that found no room or no descriptor is not tried again at once, which would keep the disk and a core busy.
+    pub(crate) fn pause(&mut self) {
+        self.pauses_until = self.shared.now() + SHORTAGE_PAUSE;
+    }
+
+    /// Whether such a pause goes on.
+    pub(crate) fn pauses(&self) -> bool {
+        self.shared.now() < self.pauses_until
     }
 
     /// The segment asked for by [`Store::plan_spare`] will not be made now.
@@ -276,6 +292,7 @@ impl Store {
                 self.spares.push_back(segment);
             }
             Err(error) if is_no_space(&error) || is_out_of_descriptors(&error) => {
+                self.pause();
                 tracing::warn!(disk = self.shared.disk.0, %error, "no segment is prepared");
             }
             Err(error) => {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use holdfast_common::NodeId;
 use holdfast_storage::SimulatedDisk;
+use holdfast_storage::simulated::Counts;
 
 use crate::clock::{Clock, Times};
 use crate::disk::FIRST_LOG;
@@ -44,8 +45,8 @@ pub(crate) struct Machine {
     pub(crate) role: Option<Box<dyn Role>>,
     /// The starts of metanodes that its process has heard messages of.
     pub(crate) heard: BTreeMap<NodeId, u64>,
-    /// Writes and syncs of its disk that had failed before its process started.
-    pub(crate) failed_before: u64,
+    /// Counts of its disk before its process started.
+    pub(crate) before: Counts,
     pub(crate) woken: bool,
     /// Its process is to be paused for so long when it has sent its next keep-alive.
     pub(crate) pause_when_asking: Option<u64>,
@@ -73,7 +74,7 @@ impl Machine {
             original: None,
             role: None,
             heard: BTreeMap::new(),
-            failed_before: 0,
+            before: Counts::default(),
             woken: false,
             pause_when_asking: None,
             deferred: None,
@@ -87,6 +88,13 @@ impl Machine {
     /// Whether its process lives and is not paused.
     pub(crate) fn is_awake(&self) -> bool {
         self.role.is_some() && self.deferred.is_none()
+    }
+
+    /// Whether its process has a reason to end by itself: its disk failed it, or, if that counts, had no space or no descriptor.
+    pub(crate) fn may_end(&self, may_lack: bool) -> bool {
+        let counts = self.disk.counts();
+        let lacked = counts.shortages() > self.before.shortages();
+        (may_lack && lacked) || counts.failed_changes() > self.before.failed_changes()
     }
 
     /// Puts another directory in the place of its own, which it gives back.

@@ -9,9 +9,9 @@ use holdfast_common::{ClusterId, LogIndex, NodeId, RaftGroupId, Random, VolumeId
 use holdfast_consensus::{ExpectedLog, GroupStatus, Role as RaftRole, SteppedOptions};
 use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
-use holdfast_proto::meta::Code;
 use holdfast_proto::meta::mutation::Op as MutationOp;
 use holdfast_proto::meta::read_request::Op;
+use holdfast_proto::meta::{Code, FallocateMode};
 use holdfast_proto::metanode::Neighbours;
 use holdfast_storage::SimulatedDisk;
 use parking_lot::Mutex;
@@ -113,16 +113,18 @@ pub(crate) struct MetanodeRole {
 
 /// Whether a request of a client's has to be taken on a full disk (R29).
 fn frees(op: &MutationOp) -> bool {
-    matches!(
-        op,
+    match op {
         MutationOp::OpenSession(_)
-            | MutationOp::CloseSession(_)
-            | MutationOp::Unlink(_)
-            | MutationOp::Rename(_)
-            | MutationOp::SetAttr(_)
-            | MutationOp::Commit(_)
-            | MutationOp::RemoveXattr(_)
-    )
+        | MutationOp::CloseSession(_)
+        | MutationOp::Unlink(_)
+        | MutationOp::Rename(_)
+        | MutationOp::SetAttr(_)
+        | MutationOp::Commit(_)
+        | MutationOp::RemoveXattr(_) => true,
+        MutationOp::Fallocate(op) => op.mode() == FallocateMode::PunchHole,
+        MutationOp::ReserveQuota(op) => op.bytes == 0,
+        _ => false,
+    }
 }
 
 fn now(times: Times) -> Now {

@@ -355,14 +355,9 @@ impl World {
                     (self.fate.recovered)(self, node);
                     return self.kill(node);
                 }
-                Wish::Die(why) => {
-                    let machine = &self.machines[&node];
-                    // Space and descriptors come back: whoever serves without them waits.
-                    let failed = machine.disk.counts().failed_changes() > machine.failed_before;
-                    assert!(failed, "{node} ends although its disk has not failed: {why}");
-                    return self.give_up(node, &why);
-                }
-                Wish::GiveUp(why) => return self.give_up(node, &why),
+                // Space and descriptors come back: whoever serves without them waits.
+                Wish::Die(why) => return self.give_up(node, &why, false),
+                Wish::GiveUp(why) => return self.give_up(node, &why, true),
             }
         }
         if dies.is_some() {
@@ -371,7 +366,8 @@ impl World {
         }
     }
 
-    fn give_up(&mut self, node: NodeId, why: &str) {
+    fn give_up(&mut self, node: NodeId, why: &str, may_lack: bool) {
+        assert!(self.machines[&node].may_end(may_lack), "{node} ends although its disk has not failed: {why}");
         self.trace.note(self.now, || format!("{node} ends: {why}"));
         self.kill(node);
     }
@@ -442,7 +438,7 @@ impl World {
     pub(crate) fn start(&mut self, node: NodeId) {
         let Some(machine) = self.machines.get_mut(&node).filter(|machine| machine.role.is_none()) else { return };
         machine.now = self.now;
-        machine.failed_before = machine.disk.counts().failed_changes();
+        machine.before = machine.disk.counts();
         match (self.start)(machine, &mut self.random, &self.truth) {
             Ok(role) => {
                 machine.role = Some(role);

@@ -61,6 +61,8 @@ pub(crate) struct Members {
     /// Of addresses and liveness, as the table told them last: equal for equal ones, not ordered.
     nodes_version: u64,
     health: BTreeMap<DiskId, Health>,
+    /// Disks that had no room for some write, and how long they are taken for full.
+    full_until: BTreeMap<DiskId, Moment>,
 }
 
 impl Members {
@@ -171,16 +173,19 @@ impl Members {
 
     pub(crate) fn full(&mut self, disk: DiskId, now: Moment) {
         self.health.entry(disk).or_default().avoid_until = now + FULL_PAUSE;
+        self.full_until.insert(disk, now + FULL_PAUSE);
     }
 
-    /// Whether some group has this many members, within reach or not, whose disks serve and are neither of these nor known to be full.
-    pub(crate) fn have_room(&self, wanted: usize, full: &BTreeSet<DiskId>) -> bool {
+    /// Whether some group has this many members, within reach or not, whose disks serve and are neither of these, which were full for
+    /// one write, nor were full for any within the last second.
+    pub(crate) fn have_room(&self, wanted: usize, full: &BTreeSet<DiskId>, now: Moment) -> bool {
+        let was_full = |disk| full.contains(&disk) || self.full_until.get(&disk).is_some_and(|until| now < *until);
         let has_room = |slot: &&GroupSlot| {
             // A node whose address is yet to be learnt may have room.
             let place = self.nodes.get(&NodeId(slot.node));
             let is_out =
                 place.is_some_and(|p| p.failed_disks.contains(&slot.disk) || p.full_disks.contains(&slot.disk));
-            slot.disk != 0 && !is_out && !full.contains(&DiskId(slot.disk))
+            slot.disk != 0 && !is_out && !was_full(DiskId(slot.disk))
         };
         let groups = self.open.iter().filter_map(|id| self.groups.get(id));
         groups.map(|group| group.slots.iter().filter(has_room).count()).any(|count| count >= wanted)
@@ -312,16 +317,19 @@ mod tests {
     #[test]
     fn a_member_out_of_reach_may_have_room_and_a_full_or_failed_one_has_none() {
         let (mut members, mut group) = members();
-        let full = |disks: &[u64]| disks.iter().copied().map(DiskId).collect();
-        assert!(members.have_room(3, &full(&[])), "also the one that is dead");
-        assert!(members.have_room(2, &full(&[1])) && !members.have_room(3, &full(&[1])));
+        let (full, now) = (|disks: &[u64]| disks.iter().copied().map(DiskId).collect(), Moment(0));
+        assert!(members.have_room(3, &full(&[]), now), "also the one that is dead");
+        assert!(members.have_room(2, &full(&[1]), now) && !members.have_room(3, &full(&[1]), now));
         members.learn_nodes(&[NodeAddress { failed_disks: vec![2], ..address(12, true) }]);
-        assert!(members.have_room(1, &full(&[1])) && !members.have_room(2, &full(&[1])));
+        assert!(members.have_room(1, &full(&[1]), now) && !members.have_room(2, &full(&[1]), now));
         members.learn_nodes(&[NodeAddress { full_disks: vec![3], ..address(13, true) }]);
-        assert!(!members.have_room(1, &full(&[1])));
+        assert!(!members.have_room(1, &full(&[1]), now));
+        members.full(DiskId(1), now);
+        assert!(!members.have_room(1, &full(&[]), now) && members.have_room(1, &full(&[]), now + FULL_PAUSE));
+        members.full_until.clear();
         group.slots[0].node = 99;
         members.learn_groups(vec![group]);
-        assert!(members.have_room(1, &full(&[])), "one whose address is not known yet");
+        assert!(members.have_room(1, &full(&[]), now), "one whose address is not known yet");
     }
 
     #[test]

@@ -407,9 +407,9 @@ impl Core {
     /// Goes on with a write whose attempt met a full disk. What is out of reach is waited for, not taken for full.
     fn go_on_without_full(&mut self, id: WriteId, job: JobId) {
         let least = 1 + usize::from(self.settings.code.m());
-        let members = &self.members;
+        let (members, now) = (&self.members, self.now);
         let is_ignored = self.settings.sabotage == Sabotage::RoomElsewhereIgnored;
-        match self.writes.after_full(id, |full| !is_ignored && members.have_room(least, full)) {
+        match self.writes.after_full(id, |full| !is_ignored && members.have_room(least, full, now)) {
             AfterFull::Again => self.attempt(id),
             AfterFull::Later => drop(self.writes.paused.insert((self.now + MEMBERS_PAUSE, id))),
             AfterFull::Lost => self.lose_job(job, &Error::NoSpace),

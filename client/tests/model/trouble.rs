@@ -309,3 +309,24 @@ fn an_unmount_ends_whoever_waits() {
         assert_eq!(fs.unlink(InodeId::ROOT, b"file").await, Err(Error::SessionLost));
     });
 }
+
+/// Disks out of reach may have the room that those within reach have not: what waits for them is kept.
+#[test]
+fn full_disks_beside_silent_ones_lose_nothing_and_the_data_lands_when_these_are_back() {
+    in_virtual_time(async {
+        let cluster = Cluster::new(65, 0);
+        let fs = mount(&cluster, "a").await;
+        let (_, handle) = create(&fs, "file").await;
+        cluster.state().full = vec![1, 4];
+        cluster.state().silent = vec![2, 3];
+        write(&fs, handle, 0, "kept").await.unwrap();
+        assert!(matches!(fs.fsync(handle).await, Err(Error::TimedOut(_))));
+        assert_eq!(read(&fs, handle).await, b"kept");
+        cluster.state().silent.clear();
+        fs.fsync(handle).await.unwrap();
+        assert_eq!(read(&fs, handle).await, b"kept");
+        fs.release(handle).await.unwrap();
+        fs.shutdown().await.unwrap();
+        assert_eq!(fs.held_bytes(), 0);
+    });
+}

@@ -40,6 +40,8 @@ pub(crate) struct Frozen {
     pub(super) drained: Vec<u32>,
     /// Records since the checkpoint before, which this one covers.
     pub(super) records_count: u64,
+    /// A segment that this one does not know any more may be back after a loss of power.
+    pub(super) syncs_names_first: bool,
 }
 
 impl Frozen {
@@ -50,6 +52,9 @@ impl Frozen {
     pub(crate) fn write(&self) -> io::Result<()> {
         let Self { index, disk, durable_sequence, next_sequence, next_segment, .. } = self;
         let bytes = encode(index, *disk, *durable_sequence, *next_sequence, *next_segment);
+        if self.syncs_names_first {
+            self.directory.sync_names()?;
+        }
         self.directory.replace(CHECKPOINT_FILE, &bytes)
     }
 }

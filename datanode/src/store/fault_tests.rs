@@ -2,8 +2,10 @@
 //! disk's.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use holdfast_common::ChunkId;
+use holdfast_common::{ChunkId, Random};
 use holdfast_storage::simulated::{Fault, Faults};
 use holdfast_storage::{Directory, RealDirectory, SimulatedDisk, descriptors};
 
@@ -12,8 +14,8 @@ use super::recover::{OpenError, create};
 use super::segment::{SegmentKind, file_name};
 use super::surroundings::Surroundings;
 use super::tests::{
-    BULK, DISK, SMALL, VOLUME, alone, commit_one, delete, fresh, key, open, options, payload, put, put_one, read,
-    settle,
+    BULK, DISK, SMALL, Survival, VOLUME, alone, commit_one, delete, fresh, key, open, options, payload, put, put_one,
+    read, settle,
 };
 use super::types::{Done, Request, ShardError};
 use super::{Store, StoreOptions};
@@ -242,9 +244,10 @@ fn a_disk_that_is_full_now_and_then_never_fails_and_loses_nothing() {
         }
         disk.set_faults(Faults::default());
         settle(&mut store);
-        let state = store.shared.state.read();
-        recycled_count += state.segments.values().filter(|segment| segment.header.generation > 1).count();
-        drop(state);
+        // Generations and numbers ascend together but where a segment is used again.
+        let generations: Vec<u64> =
+            store.shared.state.read().segments.values().map(|segment| segment.header.generation).collect();
+        recycled_count += generations.windows(2).filter(|pair| pair[0] > pair[1]).count();
         for store in [store, open(&disk.fork())] {
             for (chunk, bytes) in &held {
                 assert_eq!(
@@ -258,7 +261,7 @@ fn a_disk_that_is_full_now_and_then_never_fails_and_loses_nothing() {
             }
         }
     }
-    assert!(refused_count > 100 && recycled_count > 20, "{refused_count} refused, {recycled_count} used again");
+    assert!(refused_count > 100 && recycled_count > 10, "{refused_count} refused, {recycled_count} used again");
 }
 
 /// What upkeep cannot do now for want of room it does later, and what else there is to do meanwhile.
@@ -268,36 +271,77 @@ fn upkeep_without_room_takes_no_segment_twice_and_goes_on_with_the_rest() {
         let (disk, mut store) = fresh();
         let segments = || disk.root().list().unwrap().into_iter().filter(|name| name.starts_with("small")).count();
         (1..=300).for_each(|chunk| put_one(&mut store, chunk, SMALL));
-        (301..=310).for_each(|chunk| put_one(&mut store, chunk, BULK));
+        (301..=360).for_each(|chunk| put_one(&mut store, chunk, BULK));
         let full = segments();
-        commit_one(&mut store, delete(&(1..=310).collect::<Vec<_>>())).unwrap();
+        commit_one(&mut store, delete(&(1..=360).collect::<Vec<_>>())).unwrap();
         for _ in 0..200 {
             disk.fail_next(fault);
             store.maintain(false);
         }
-        for _ in 0..3 {
+        // The next checkpoint syncs the names.
+        let rounds = if fault == Fault::SyncNames(libc::ENOSPC) { 1 } else { 3 };
+        for _ in 0..rounds {
+            disk.fail_no_more();
             let frozen = store.freeze();
             let written = frozen.write();
-            disk.fail_next(fault);
+            disk.fail_all(fault);
             let ended = store.end_checkpoint(&frozen, written);
             assert!(matches!(ended, Ok(()) | Err(ShardError::NoSpace)), "{fault:?}: {ended:?}");
         }
         assert!(!store.is_failed(), "{fault:?}");
+        disk.fail_no_more();
+        if fault == Fault::SyncNames(libc::ENOSPC) {
+            // A checkpoint forgets a segment only once the removal of its file is durable.
+            let known = disk.bytes("checkpoint");
+            disk.fail_next(fault);
+            assert!(store.freeze().write().is_err() && disk.bytes("checkpoint") == known);
+        }
         if fault == Fault::Punch(libc::ENOSPC) {
             assert!(segments() < full / 2, "holes without room hold up what would give room");
         }
         disk.fail_no_more();
         (401..=700).for_each(|chunk| put_one(&mut store, chunk, SMALL));
-        let mut again = open(&disk.fork());
-        for chunk in 401..=700 {
-            for store in [&store, &again] {
+        // Whatever names the power takes along: what was deleted stays so, what was put is there.
+        let survivors = (0..8).map(|seed| open(&Survival::Some.of(&disk, &mut Random::new(seed))));
+        for mut store in [store].into_iter().chain(survivors) {
+            settle(&mut store);
+            for chunk in 401..=700 {
                 assert_eq!(read(&store.reader(), chunk, 1, SMALL).unwrap(), payload(chunk, 1, SMALL), "{fault:?}");
             }
+            for chunk in 1..=360 {
+                let bytes = if chunk > 300 { BULK } else { SMALL };
+                assert_eq!(read(&store.reader(), chunk, 1, bytes), Err(ShardError::NotFound), "{fault:?} {chunk}");
+            }
         }
-        settle(&mut store);
-        settle(&mut again);
         assert!(segments() <= full + 3, "{fault:?}: {} segments", segments());
     }
+}
+
+#[test]
+fn what_found_no_room_is_not_tried_again_at_once() {
+    let disk = SimulatedDisk::default();
+    create(&*disk.root()).unwrap();
+    let clock = Arc::new(AtomicU64::new(0));
+    let seconds = clock.clone();
+    let surroundings =
+        Surroundings { clock: Arc::new(move || Duration::from_secs(seconds.load(Ordering::Relaxed))), ..alone() };
+    let (mut store, _) = Store::open(disk.root(), DISK, options(), surroundings).unwrap();
+    assert!(store.plan_spare().is_some());
+    store.add_spare(Err(std::io::Error::from_raw_os_error(libc::ENOSPC)));
+    assert!(store.plan_spare().is_none());
+    clock.store(1, Ordering::Relaxed);
+    assert!(store.plan_spare().is_some());
+    put_one(&mut store, 1, SMALL);
+    let frozen = store.freeze();
+    assert_eq!(
+        store.end_checkpoint(&frozen, Err(std::io::Error::from_raw_os_error(libc::ENOSPC))),
+        Err(ShardError::NoSpace)
+    );
+    store.write_checkpoints_elsewhere();
+    store.checkpoint_wanted = true;
+    assert!(store.plan_checkpoint().is_none());
+    clock.store(2, Ordering::Relaxed);
+    assert!(store.plan_checkpoint().is_some());
 }
 
 #[test]

@@ -304,9 +304,9 @@ impl Index {
         self.punches.slice(..count).into_iter().collect()
     }
 
-    /// Takes back punches that could not be made.
+    /// Takes back punches that could not be made. Their turn comes behind the others.
     pub(super) fn give_back_punches(&mut self, punches: Vec<Punch>) {
-        punches.into_iter().rev().for_each(|punch| self.punches.push_front(punch));
+        punches.into_iter().for_each(|punch| self.punches.push_back(punch));
     }
 
     /// A punch is synced, or its file gone for good.

@@ -45,15 +45,14 @@ impl Store {
             return false;
         }
         let mut waits = false;
-        let more = self.maintain_step(idle, &mut waits).unwrap_or_else(|error| {
-            waits |= error == ShardError::NoSpace;
-            false
-        });
+        let done = self.maintain_step(idle, &mut waits);
+        waits |= done == Err(ShardError::NoSpace);
         if waits && !self.upkeep_waits {
             tracing::warn!(disk = self.shared.disk.0, "upkeep waits for space");
         }
-        self.upkeep_waits = waits;
-        more
+        // A step that did something did not look at everything.
+        self.upkeep_waits = waits || (self.upkeep_waits && done == Ok(true));
+        done.unwrap_or(false)
     }
 
     /// `waits` says whether some of it waits for space: the rest goes on, because it may give space back.
@@ -107,7 +106,7 @@ impl Store {
             return Ok(false);
         }
         if let Err(error) = self.shared.punch(&punches, &segments) {
-            // A hole may be made twice, but none may be forgotten.
+            // A hole may be made twice, but none may be forgotten. Others may find the room that these did not.
             self.shared.state.write().index.give_back_punches(punches);
             return Err(error);
         }
@@ -141,8 +140,8 @@ impl Store {
         removed.map(|()| true)
     }
 
-    /// Once the file has no name any more the segment is forgotten, whatever the sync says: a file that is back after a loss of power is
-    /// found by the start as it was.
+    /// Once its file has no name any more the segment is forgotten. Until that is durable no checkpoint may forget it, and the
+    /// tombstones that the segment needs: a loss of power could bring the file back.
     fn remove_segment(&mut self, number: u32) -> Result<(), ShardError> {
         let Some(segment) = self.shared.state.write().segments.remove(&number) else { return Ok(()) };
         segment.drain_readers();
@@ -153,7 +152,10 @@ impl Store {
         }
         self.shared.state.write().index.forget_segment(number);
         self.shared.doubt_space();
-        directory.sync_names().map_err(|error| self.shared.unchanged("removing a segment", &error))
+        self.removal_unsynced = true;
+        directory.sync_names().map_err(|error| self.shared.unchanged("removing a segment", &error))?;
+        self.removal_unsynced = false;
+        Ok(())
     }
 
     fn drop_some(&mut self) -> Result<bool, ShardError> {
@@ -259,7 +261,7 @@ impl Store {
     /// A checkpoint that is due, to be written by [`Frozen::write`] on any thread, and then handed to
     /// [`Store::end_checkpoint`]. `None` while there is none to write or one is being written.
     pub(crate) fn plan_checkpoint(&mut self) -> Option<Frozen> {
-        if self.is_failed() || self.checkpoint_runs || !std::mem::take(&mut self.checkpoint_wanted) {
+        if self.is_failed() || self.checkpoint_runs || self.pauses() || !std::mem::take(&mut self.checkpoint_wanted) {
             return None;
         }
         self.checkpoint_runs = true;
@@ -282,6 +284,7 @@ impl Store {
             next_segment: self.next_segment,
             drained: self.drained(),
             records_count: self.records_since_checkpoint,
+            syncs_names_first: self.removal_unsynced,
         }
     }
 
@@ -293,6 +296,14 @@ impl Store {
     /// fails the disk.
     pub(crate) fn end_checkpoint(&mut self, frozen: &Frozen, written: std::io::Result<()>) -> Result<(), ShardError> {
         self.checkpoint_runs = false;
+        let ended = self.adopt_checkpoint(frozen, written);
+        if ended.is_err() {
+            self.pause();
+        }
+        ended
+    }
+
+    fn adopt_checkpoint(&mut self, frozen: &Frozen, written: std::io::Result<()>) -> Result<(), ShardError> {
         match written {
             Ok(()) => self.records_since_checkpoint -= frozen.records_count,
             Err(error) => return Err(self.shared.unchanged("writing the checkpoint", &error)),

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
 
 use holdfast_common::DiskId;
 use parking_lot::{Mutex, RwLock};
@@ -144,6 +145,8 @@ impl Store {
             spares,
             spare_planned: false,
             upkeep_waits: false,
+            pauses_until: Duration::ZERO,
+            removal_unsynced: false,
             dropping,
             records_since_checkpoint: report.records_count,
             checkpoints_here: true,

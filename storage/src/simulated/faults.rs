@@ -83,6 +83,12 @@ impl Counts {
     pub fn failed_changes(&self) -> u64 {
         self.write_errors + self.sync_errors
     }
+
+    /// Operations that found no space or no descriptor.
+    #[must_use]
+    pub fn shortages(&self) -> u64 {
+        self.no_space + self.no_descriptor
+    }
 }
 
 /// Faults of a machine, planned and by chance, with their counts.

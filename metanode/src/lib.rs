@@ -30,4 +30,4 @@ pub use server::{Metanode, MetanodeConfig, StartError, cluster_of, format, start
 pub use stepped::{
     Answer, Event, MetanodeOptions, Now, Output, Question, RecoveryStopped, SteppedMetanode, SteppedRecovery,
 };
-pub use table::{COMMAND_VERSION, FEATURE_LEVEL, Table, is_leader_only, refusal};
+pub use table::{COMMAND_VERSION, FEATURE_LEVEL, Table, frees, is_leader_only, refusal};

@@ -315,7 +315,7 @@ pub fn is_leader_only(op: &Op) -> bool {
 /// or changes what is there, or ends what was begun. Commits are bounded by the chunk ids that sessions reserved before, and a
 /// session is what deleting begins with.
 #[must_use]
-pub(crate) fn frees(op: &Op) -> bool {
+pub fn frees(op: &Op) -> bool {
     match op {
         Op::ExpireSessions(_)
         | Op::ReapOrphans(_)

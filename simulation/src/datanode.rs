@@ -52,8 +52,6 @@ pub(crate) struct DatanodeRole {
     requests: Vec<(u64, DataRequest)>,
     /// Answers to heartbeats, which may order something.
     orders: Vec<HeartbeatResponse>,
-    /// Writes and syncs of its disk that had failed before it started.
-    failed_before: u64,
     registered: bool,
     beats: bool,
     looks: bool,
@@ -95,7 +93,6 @@ impl DatanodeRole {
         seed: u64,
         truth: &mut Truth,
     ) -> Result<Self, String> {
-        let failed_before = disk.counts().failed_changes();
         let store = store_options(sabotage, seed);
         let options = DatanodeOptions { node: identity.node, secret: identity.secret.clone(), store };
         let (home, disks) = (directory(disk, HOME)?, vec![(identity.disk, directory(disk, DISK)?)]);
@@ -107,7 +104,6 @@ impl DatanodeRole {
             node,
             requests: Vec::new(),
             orders: Vec::new(),
-            failed_before,
             registered: false,
             beats: true,
             looks: true,
@@ -274,8 +270,9 @@ impl Role for DatanodeRole {
         if std::mem::take(&mut self.beats) {
             self.beat();
         }
-        let Self { node, identity, failed_before, .. } = self;
-        let has_failed = moment.disk.is_dead() || moment.disk.counts().failed_changes() > *failed_before;
+        let Self { node, identity, .. } = self;
+        let has_failed =
+            moment.disk.is_dead() || moment.disk.counts().failed_changes() > moment.before.failed_changes();
         assert!(
             has_failed || !node.is_failed(identity.disk),
             "{} takes its disk for failed, and it is not",

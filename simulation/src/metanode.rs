@@ -7,11 +7,10 @@ use std::time::Duration;
 use holdfast_common::proof::ClusterSecret;
 use holdfast_common::{ClusterId, LogIndex, NodeId, RaftGroupId, Random, VolumeId};
 use holdfast_consensus::{ExpectedLog, GroupStatus, Role as RaftRole, SteppedOptions};
-use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode};
+use holdfast_metanode::{Event, MetanodeOptions, Now, Output, SteppedMetanode, frees};
 use holdfast_proto::control::{HeartbeatRequest, RegisterRequest, Role as NodeRole};
-use holdfast_proto::meta::mutation::Op as MutationOp;
+use holdfast_proto::meta::Code;
 use holdfast_proto::meta::read_request::Op;
-use holdfast_proto::meta::{Code, FallocateMode};
 use holdfast_proto::metanode::Neighbours;
 use holdfast_storage::SimulatedDisk;
 use parking_lot::Mutex;
@@ -102,29 +101,13 @@ pub(crate) struct MetanodeRole {
     /// Sessions of requests that came and were not answered yet: when they came, by call.
     sessions: BTreeMap<u64, Sign>,
     arrived: Vec<(u64, Sign)>,
-    /// Calls of what a full disk takes, and that are not answered yet.
+    /// Calls that have to be served on a full disk (R29), and are not answered yet.
     freeing: BTreeSet<u64>,
     /// Inodes that sessions release by keep-alives that are not answered yet, by call.
     releases: BTreeMap<u64, (u64, Vec<u64>)>,
     /// Snapshots that came whole and are not answered yet.
     snapshots: BTreeMap<(NodeId, RaftGroupId), u64>,
     wishes: Vec<Wish>,
-}
-
-/// Whether a request of a client's has to be taken on a full disk (R29).
-fn frees(op: &MutationOp) -> bool {
-    match op {
-        MutationOp::OpenSession(_)
-        | MutationOp::CloseSession(_)
-        | MutationOp::Unlink(_)
-        | MutationOp::Rename(_)
-        | MutationOp::SetAttr(_)
-        | MutationOp::Commit(_)
-        | MutationOp::RemoveXattr(_) => true,
-        MutationOp::Fallocate(op) => op.mode() == FallocateMode::PunchHole,
-        MutationOp::ReserveQuota(op) => op.bytes == 0,
-        _ => false,
-    }
 }
 
 fn now(times: Times) -> Now {

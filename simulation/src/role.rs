@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use holdfast_common::{LogIndex, NodeId, Random, SessionId};
 use holdfast_storage::SimulatedDisk;
+use holdfast_storage::simulated::Counts;
 use parking_lot::Mutex;
 
 use crate::clock::Times;
@@ -54,6 +55,8 @@ pub(crate) struct Moment<'a> {
     pub(crate) random: &'a mut Random,
     pub(crate) truth: &'a Mutex<Truth>,
     pub(crate) disk: &'a SimulatedDisk,
+    /// Counts of the disk before the process started.
+    pub(crate) before: Counts,
 }
 
 pub(crate) trait Role {

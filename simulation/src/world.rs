@@ -317,7 +317,8 @@ impl World {
         let truth = Arc::clone(&self.truth);
         let installed = truth.lock().installed;
         let wishes = {
-            let moment = Moment { times, random: &mut self.random, truth: &truth, disk: &machine.disk };
+            let moment =
+                Moment { times, random: &mut self.random, truth: &truth, disk: &machine.disk, before: machine.before };
             role.drive(moment)
         };
         if let Some(client) = client_of(node) {

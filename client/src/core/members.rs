@@ -35,6 +35,16 @@ struct Health {
     avoid_until: Moment,
 }
 
+impl NodePlace {
+    fn has_failed(&self, disk: DiskId) -> bool {
+        self.failed_disks.contains(&disk.0)
+    }
+
+    fn is_full(&self, disk: DiskId) -> bool {
+        self.full_disks.contains(&disk.0)
+    }
+}
+
 /// Place of a shard: slot, disk, and the address to send to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
@@ -143,8 +153,7 @@ impl Members {
 
     fn member(&self, slot: u8, disk: DiskId, node: NodeId) -> Option<Member> {
         let place = self.nodes.get(&node)?;
-        let alive = place.alive && !place.failed_disks.contains(&disk.0);
-        let full = place.full_disks.contains(&disk.0);
+        let (alive, full) = (place.alive && !place.has_failed(disk), place.is_full(disk));
         (disk.0 != 0).then_some(Member { slot, disk, node, address: place.address, alive, full })
     }
 
@@ -181,11 +190,10 @@ impl Members {
     pub(crate) fn have_room(&self, wanted: usize, full: &BTreeSet<DiskId>, now: Moment) -> bool {
         let was_full = |disk| full.contains(&disk) || self.full_until.get(&disk).is_some_and(|until| now < *until);
         let has_room = |slot: &&GroupSlot| {
+            let disk = DiskId(slot.disk);
             // A node whose address is yet to be learnt may have room.
             let place = self.nodes.get(&NodeId(slot.node));
-            let is_out =
-                place.is_some_and(|p| p.failed_disks.contains(&slot.disk) || p.full_disks.contains(&slot.disk));
-            slot.disk != 0 && !is_out && !was_full(DiskId(slot.disk))
+            disk.0 != 0 && !was_full(disk) && !place.is_some_and(|place| place.has_failed(disk) || place.is_full(disk))
         };
         let groups = self.open.iter().filter_map(|id| self.groups.get(id));
         groups.map(|group| group.slots.iter().filter(has_room).count()).any(|count| count >= wanted)

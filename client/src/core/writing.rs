@@ -362,8 +362,7 @@ impl Core {
         let code = self.settings.code;
         let Some(mut stripe) = writes::choose_stripe(&self.members, code, chunk, length_bytes, self.now) else {
             self.ask_groups();
-            self.writes.paused.insert((self.now + MEMBERS_PAUSE, id));
-            return;
+            return self.pause_write(id);
         };
         let mut parity_shards = u32::from(stripe.geometry.parity_shards());
         if self.settings.sabotage == Sabotage::ParityNarrowed {
@@ -404,6 +403,11 @@ impl Core {
         }
     }
 
+    /// The next attempt waits: for members, or for room.
+    fn pause_write(&mut self, id: WriteId) {
+        self.writes.paused.insert((self.now + MEMBERS_PAUSE, id));
+    }
+
     /// Goes on with a write whose attempt met a full disk. What is out of reach is waited for, not taken for full.
     fn go_on_without_full(&mut self, id: WriteId, job: JobId) {
         let least = 1 + usize::from(self.settings.code.m());
@@ -411,7 +415,7 @@ impl Core {
         let is_ignored = self.settings.sabotage == Sabotage::RoomElsewhereIgnored;
         match self.writes.after_full(id, |full| !is_ignored && members.have_room(least, full, now)) {
             AfterFull::Again => self.attempt(id),
-            AfterFull::Later => drop(self.writes.paused.insert((self.now + MEMBERS_PAUSE, id))),
+            AfterFull::Later => self.pause_write(id),
             AfterFull::Lost => self.lose_job(job, &Error::NoSpace),
         }
     }
@@ -458,9 +462,7 @@ impl Core {
             None => {}
             Some(Ended::Written(record)) => self.chunk_written(job, index, record),
             Some(Ended::Burnt(Put::Full)) => self.go_on_without_full(id, job),
-            Some(Ended::Burnt(Put::Busy | Put::Misplaced)) => {
-                self.writes.paused.insert((self.now + MEMBERS_PAUSE, id));
-            }
+            Some(Ended::Burnt(Put::Busy | Put::Misplaced)) => self.pause_write(id),
             Some(Ended::Burnt(Put::Stored | Put::Failed | Put::BelowFloor)) => {
                 if self.settings.sabotage == Sabotage::BurntChunkUsedAgain {
                     self.session.use_again(chunk);

@@ -18,7 +18,7 @@ struct Known {
 /// The finding that is known of a broken rule; none of those that are beyond these replicas, and that whole clusters find.
 fn known(sabotage: Sabotage) -> Option<Known> {
     let (seed, seeds_max) = match sabotage {
-        // What is carried forward here fits one batch, nobody serves on new disks, and nobody deletes on a full one.
+        // These replicas carry no more than one batch forward, never serve on new disks, and delete nothing on full ones.
         Sabotage::None | Sabotage::CarryCountedInParts | Sabotage::MissingLogMade | Sabotage::FreeingRefused => {
             return None;
         }

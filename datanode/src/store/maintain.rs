@@ -261,10 +261,10 @@ impl Store {
     /// A checkpoint that is due, to be written by [`Frozen::write`] on any thread, and then handed to
     /// [`Store::end_checkpoint`]. `None` while there is none to write or one is being written.
     pub(crate) fn plan_checkpoint(&mut self) -> Option<Frozen> {
-        if self.is_failed() || self.checkpoint_runs || self.pauses() || !std::mem::take(&mut self.checkpoint_wanted) {
+        if !self.checkpoint_wanted || self.is_failed() || self.checkpoint_runs || self.pauses() {
             return None;
         }
-        self.checkpoint_runs = true;
+        (self.checkpoint_wanted, self.checkpoint_runs) = (false, true);
         Some(self.freeze())
     }
 
